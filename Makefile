@@ -1,0 +1,30 @@
+# `make demo` and `make test` need nothing but Python (3.10 to 3.13), pip and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# The folders themselves stand here: the links of a strict editable install are made anew when a file comes or goes.
+INSTALLED := .venv/.installed
+
+.PHONY: demo test check format clean
+
+demo: $(INSTALLED)
+	$(BIN)/xopt optimize demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(INSTALLED): pyproject.toml constraints.txt cli optimize runtime models/demo
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=strict -e '.[demo,dev]'
+	touch $@

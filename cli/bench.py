@@ -1,0 +1,62 @@
+"""`xopt bench`"""
+
+from __future__ import annotations
+
+import itertools
+
+import click
+
+from xopt.cli.options import data_option, folder_argument, threads_option, variant_option
+from xopt.cli.output import Output, json_option
+from xopt.cli.tables import print_bench
+
+__all__ = ["bench"]
+
+
+@click.command()
+@folder_argument
+@variant_option
+@click.option(
+    "--strategy",
+    "strategies",
+    multiple=True,
+    help="row (a pair a call), default (sentence-transformers' defaults), batch (64), concurrent (batch 64, "
+    "max_concurrency 4) or planned (xopt's plan); repeat for more.  [default: all]",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@data_option
+@click.option(
+    "--pairs", type=click.IntRange(min=1), default=500, show_default=True, help="Score the first so many pairs."
+)
+@threads_option
+@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved rounds.")
+@json_option
+def bench(
+    folder: str,
+    variants: tuple[str, ...],
+    strategies: tuple[str, ...],
+    device: str,
+    data: str,
+    pairs: int,
+    threads: int | None,
+    repeat: int,
+    json_file: str | None,
+) -> None:
+    """Time variants inside a Daft batch UDF.
+
+    Each variant under each strategy runs in fresh processes, interleaved round by round, beside the
+    baseline torch-fp32/default. Speed is the ratio to it. CPU is that of the whole process tree; the
+    column beside it shows what a monitor of the parent process alone would see.
+    """
+    from xopt.runtime.bench import Case
+    from xopt.runtime.bench import bench as run
+    from xopt.runtime.candidates import read_candidates
+    from xopt.runtime.folder import ModelFolder
+    from xopt.runtime.strategy import STRATEGIES
+
+    model = ModelFolder.open(folder)
+    cases = [Case(v, s) for v, s in itertools.product(variants or model.manifest.variants, strategies or STRATEGIES)]
+    result = run(model, read_candidates(data).head(pairs), cases, threads=threads, repeat=repeat, device=device)
+    output = Output(json_file)
+    print_bench(output, result)
+    output.json(result)

@@ -1,0 +1,51 @@
+"""`xopt export`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xopt.cli.output import Output, json_option
+
+__all__ = ["export"]
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
+)
+@click.option("--force", is_flag=True, help="Replace DIR if it exists, once the new one is complete.")
+@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read weights from pickles, which can run code, where there are no safetensors.",
+)
+@json_option
+def export(
+    model: str, out: Path | None, force: bool, trust_remote_code: bool, allow_pickle: bool, json_file: str | None
+) -> None:
+    """Export MODEL to ONNX, in a self-contained model folder.
+
+    MODEL is a hub id, a folder, or `demo`. The folder loads in sentence-transformers as it is, and
+    appears only after its ONNX logits have been checked against torch (at most 1e-4 apart).
+    """
+    from xopt.optimize.export import export as run
+    from xopt.optimize.source import default_out
+
+    folder = run(
+        model, out or default_out(model), force=force, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
+    output = Output(json_file)
+    rows = [
+        [v.name, v.file, f"{(folder.path / v.file).stat().st_size / 1e6:.1f}"]
+        for v in folder.manifest.variants.values()
+    ]
+    output.table(
+        f"{folder.path}: max_length {folder.manifest.max_length}, labels {folder.manifest.labels}",
+        ["variant", "file", "MB"],
+        rows,
+    )
+    output.json({"folder": folder.path, "manifest": folder.manifest})

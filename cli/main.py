@@ -1,0 +1,69 @@
+"""The `xopt` command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import click
+
+from xopt.cli.bench import bench
+from xopt.cli.export import export
+from xopt.cli.optimize import optimize
+from xopt.cli.quantize import quantize
+from xopt.cli.tune import tune
+from xopt.cli.validate import validate
+from xopt.runtime.errors import BadInput, GateFailed
+
+__all__ = ["cli", "main"]
+
+
+class _Group(click.Group):
+    """Turns the errors that a user can do something about into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BadInput, GateFailed) as error:
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            raise SystemExit(2 if isinstance(error, BadInput) else 1) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted: nothing half-written was left.", err=True)
+            raise SystemExit(128 + signal.SIGINT) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="xopt-rerank", prog_name="xopt")
+@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
+def cli(quiet: bool) -> None:
+    """Make a CrossEncoder several times faster, and prove that it still ranks the same.
+
+    `xopt optimize MODEL` does it all; the other commands do one step each on the model folder that
+    the step before left on disk. MODEL is a hub id, a folder, or `demo`.
+
+    Exit codes: 0 done, 1 a gate failed, 2 bad input.
+    """
+    logger = logging.getLogger("xopt")
+    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+for command in (optimize, export, quantize, tune, validate, bench):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; a termination request cleans up as Ctrl-C does."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+    signal.signal(signal.SIGTERM, _terminate)
+    cli()
+
+
+def _terminate(signum: int, _frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

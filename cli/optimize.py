@@ -1,0 +1,45 @@
+"""`xopt optimize`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from xopt.cli.options import data_option
+from xopt.cli.output import Output, json_option
+from xopt.cli.tables import print_bench, print_tuning, print_validation
+
+__all__ = ["optimize"]
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
+)
+@data_option
+@click.option("--pairs", type=click.IntRange(min=1), default=200, show_default=True, help="Pairs in the bench.")
+@click.option("--repeat", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds of the bench.")
+@json_option
+def optimize(model: str, out: Path | None, data: str, pairs: int, repeat: int, json_file: str | None) -> None:
+    """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
+
+    MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
+    variant that fails a gate is shown as failing and never recommended.
+    """
+    from xopt.optimize.pipeline import optimize as run
+    from xopt.optimize.source import default_out
+    from xopt.runtime.candidates import read_candidates
+
+    result = run(model, out or default_out(model), read_candidates(data), pairs, repeat)
+    output = Output(json_file)
+    for tuning in result.tunings:
+        print_tuning(output, tuning)
+    print_validation(output, result.validation)
+    print_bench(output, result.bench)
+    advice = result.recommendation
+    output.line(f"Recommended: {advice.variant}, {advice.ratio:.1f} times torch-fp32/default. In Python:")
+    output.line("    from xopt.runtime import open_scorer")
+    output.line(f"    {advice.python}")
+    output.json(result)

@@ -1,0 +1,34 @@
+"""`xopt tune`"""
+
+from __future__ import annotations
+
+import click
+
+from xopt.cli.options import data_option, folder_argument, threads_option, variant_option
+from xopt.cli.output import Output, json_option
+from xopt.cli.tables import print_tuning
+
+__all__ = ["tune"]
+
+
+@click.command()
+@folder_argument
+@variant_option
+@data_option
+@threads_option
+@json_option
+def tune(folder: str, variants: tuple[str, ...], data: str, threads: int | None, json_file: str | None) -> None:
+    """Find the fastest plan for this machine: callers x threads x tokens a forward.
+
+    Writes it into the manifest of the model folder DIR, where every scorer on this machine finds it.
+    """
+    from xopt.optimize.tune import tune as run
+    from xopt.runtime.candidates import read_candidates
+    from xopt.runtime.folder import ModelFolder
+
+    model = ModelFolder.open(folder)
+    _, tunings = run(model, variants or list(model.manifest.variants), read_candidates(data), threads)
+    output = Output(json_file)
+    for tuning in tunings:
+        print_tuning(output, tuning)
+    output.json(tunings)

@@ -1,0 +1,1 @@
+"""Makes variants and judges them: export, quantize, tune, validate."""

@@ -1,0 +1,82 @@
+"""The main job: export, quantise, tune, validate, bench, recommend."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from xopt.optimize.export import export
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.optimize.tune import Tuning, tune
+from xopt.optimize.validate import Validation, validate
+from xopt.runtime.bench import BASELINE, Bench, Case, Measured, bench
+from xopt.runtime.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import MANIFEST, ModelFolder
+from xopt.runtime.machine import machine_name
+from xopt.runtime.strategy import STRATEGIES
+
+__all__ = ["Outcome", "Recommendation", "optimize", "recommend"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The fastest variant that passed its gates, how much faster than the baseline it is, and how to use it."""
+
+    variant: str
+    ratio: float
+    python: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the main job made and found. `tunings` is empty where the plans were found before."""
+
+    folder: str
+    tunings: tuple[Tuning, ...]
+    validation: Validation
+    bench: Bench
+    recommendation: Recommendation
+
+
+def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, repeat: int) -> Outcome:
+    """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again."""
+    folder = _exported(model, out)
+    if "onnx-int8" not in folder.manifest.variants:
+        log.info("quantize: %s", detect_target())
+        folder = quantize(folder, recipe_for(detect_target()))
+    variants = list(folder.manifest.variants)
+    untuned = [v for v in variants if v not in folder.manifest.plans.get(machine_name(), {})]
+    folder, tunings = tune(folder, untuned, candidates)
+    validation = validate(folder, variants, candidates)
+    cases = [Case(BASELINE.variant, strategy) for strategy in STRATEGIES]
+    cases += [Case(variant, strategy) for variant in variants for strategy in ("default", "planned")]
+    measured = bench(folder, candidates.head(bench_pairs), cases, repeat=repeat)
+    return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))
+
+
+def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> Recommendation:
+    """The fastest variant under the plan among those that passed their gates; the reference always does."""
+    passed = {result.variant for result in validation.variants if result.passed}
+    planned: list[Measured] = [
+        m for m in measured.measured if m.case.strategy == "planned" and m.case.variant in passed
+    ]
+    best = max(planned, key=lambda m: m.pairs_per_s)
+    python = f'scores = open_scorer("{folder.path}", "{best.case.variant}").score(pairs)'
+    return Recommendation(best.case.variant, best.ratio, python)
+
+
+def _exported(model: str, out: Path) -> ModelFolder:
+    if not (out / MANIFEST).is_file():
+        log.info("export: %s to %s", model, out)
+        return export(model, out)
+    folder = ModelFolder.open(out)
+    if folder.manifest.source["model"] != model:
+        raise BadInput(
+            f"{out}: holds {folder.manifest.source['model']!r}, not {model!r}; choose another folder with -o"
+        )
+    log.info("export: %s is there already; `xopt export %s -o %s --force` makes it again", out, model, out)
+    return folder

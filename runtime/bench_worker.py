@@ -1,0 +1,58 @@
+"""One case of a bench in a fresh process: `python -m xopt.runtime.bench_worker`, driven by `xopt.runtime.bench`.
+
+Reads one JSON line from standard input (the scorer's spec and a file of pairs), says "ready" on
+standard output when its model is open and warm, waits for a line, runs, and writes the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+from xopt.runtime.errors import BadInput
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the case; a BadInput goes to the parent as such."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no result
+    try:
+        _run(json.loads(sys.stdin.readline()), out)
+    except BadInput as error:
+        _say(out, event="bad_input", message=str(error))
+
+
+def _run(case: dict[str, Any], out: TextIO) -> None:
+    from xopt.runtime.daft_udf import run_strategy
+    from xopt.runtime.folder import Plan
+    from xopt.runtime.strategy import ScorerSpec
+
+    pairs = [(q, t) for q, t in json.loads(Path(case["pairs_file"]).read_text(encoding="utf-8"))]
+    plan = Plan(**case["spec"].pop("plan")) if case["spec"].get("plan") else None
+    run = run_strategy(ScorerSpec(**{**case["spec"], "plan": plan}), pairs)
+    _say(out, event="ready")
+    sys.stdin.readline()
+    done = run()
+    calls = [[call.pid, call.start_s, call.end_s, call.pairs] for call in done.calls]
+    _say(
+        out,
+        event="done",
+        scores=done.scores.tolist(),
+        calls=calls,
+        load_s=done.load_s,
+        start_s=done.start_s,
+        end_s=done.end_s,
+    )
+
+
+def _say(out: TextIO, **message: Any) -> None:
+    out.write(json.dumps(message) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,13 @@
+"""The errors that a user can do something about."""
+
+from __future__ import annotations
+
+__all__ = ["BadInput", "GateFailed"]
+
+
+class BadInput(Exception):
+    """What was given can't be used. One line: the file, the value and the way out. Exit code 2."""
+
+
+class GateFailed(Exception):
+    """What was made does not meet its bound. One line: by how much. Exit code 1."""

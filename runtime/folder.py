@@ -1,0 +1,128 @@
+"""The model folder: a Hugging Face layout and `xopt.json`, the manifest that says how it was made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.files import sha256_of, write_text
+
+__all__ = ["MANIFEST", "Manifest", "ModelFolder", "Plan", "Variant"]
+
+MANIFEST = "xopt.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One runnable form of a model: backend, precision, the file with its weights, and how that was made."""
+
+    name: str
+    backend: str
+    precision: str
+    file: str
+    recipe: dict[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a scorer uses the machine: concurrent callers, threads of each, padded tokens a forward."""
+
+    callers: int
+    threads: int
+    tokens: int
+
+    def __post_init__(self) -> None:
+        if min(self.callers, self.threads, self.tokens) < 1:
+            raise BadInput(f"{self}: callers, threads and tokens must each be at least 1")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What was made from what. `files` maps each file to its sha256, `plans` a machine and a variant to a plan."""
+
+    source: dict[str, str]
+    versions: dict[str, str]
+    max_length: int
+    labels: int
+    activation: str
+    prompt: str
+    pad_id: int
+    truncation_side: str
+    inputs: list[str]  # what the tokenizer gives the model
+    files: dict[str, str]
+    variants: dict[str, Variant]
+    plans: dict[str, dict[str, Plan]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Manifest:
+        values = json.loads(text)
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        values["variants"] = {name: Variant(**v) for name, v in values["variants"].items()}
+        values["plans"] = {m: {v: Plan(**p) for v, p in plans.items()} for m, plans in values["plans"].items()}
+        return Manifest(**values)
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder on disk, as its manifest describes it."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(path: str | Path) -> ModelFolder:
+        """Read a model folder's manifest. Raises BadInput where there is none that this version can read."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: no such folder; make it with `xopt export MODEL -o {folder}`")
+        file = folder / MANIFEST
+        if not file.is_file():
+            raise BadInput(f"{folder}: no {MANIFEST} in it; make a model folder with `xopt export {folder} -o NEW`")
+        try:
+            return ModelFolder(folder, Manifest.from_json(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"{file}: not a manifest that this xopt reads ({error}); export the model again") from error
+
+    def variant(self, name: str) -> Variant:
+        """The variant of this name. Raises BadInput with the names there are."""
+        try:
+            return self.manifest.variants[name]
+        except KeyError:
+            there = ", ".join(self.manifest.variants)
+            make = f"; make it with `xopt quantize {self.path} --int8`" if name.endswith("int8") else ""
+            raise BadInput(f"{self.path}: no variant {name!r}, only {there}{make}") from None
+
+    def checked(self, file: str) -> Path:
+        """The path of a file in this folder. Raises BadInput where it is not the file that the manifest names."""
+        path = self.path / file
+        if not path.is_file():
+            raise BadInput(f"{path}: missing; export the model again with --force")
+        if sha256_of(path) != self.manifest.files.get(file):
+            raise BadInput(
+                f"{path}: sha256 differs from {MANIFEST}: damaged or changed; export the model again with --force"
+            )
+        return path
+
+    def write(self, **changes: Any) -> ModelFolder:
+        """Write the manifest with these fields changed, whole or not at all, and return the new folder value."""
+        changed = ModelFolder(self.path, replace(self.manifest, **changes))
+        write_text(self.path / MANIFEST, changed.manifest.to_json())
+        return changed
+
+    def with_variant(self, variant: Variant) -> ModelFolder:
+        """Add or replace a variant whose file is in place; plans found for another file of that name go."""
+        return self.write(
+            files={**self.manifest.files, variant.file: sha256_of(self.path / variant.file)},
+            variants={**self.manifest.variants, variant.name: variant},
+            plans={
+                m: {v: p for v, p in plans.items() if v != variant.name} for m, plans in self.manifest.plans.items()
+            },
+        )

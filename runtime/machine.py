@@ -1,0 +1,59 @@
+"""The machine that xopt runs on: what a plan was found for and what a result was measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+
+import psutil
+
+from xopt.runtime.errors import BadInput
+
+__all__ = ["check_device", "cores", "cpu_flags", "cpu_name", "machine_name", "memory_bytes"]
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name as the operating system gives it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets that Linux reports; empty where it does not (macOS, Windows)."""
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
+def machine_name() -> str:
+    """The name under which plans for this machine are kept: processor and usable cores."""
+    return f"{cpu_name()} x {cores()}"
+
+
+def memory_bytes() -> int:
+    """The machine's memory in bytes."""
+    return int(psutil.virtual_memory().total)
+
+
+def _cpuinfo(key: str) -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key), "")
+
+
+def check_device(device: str) -> None:
+    """Raises BadInput where `device` is not "cpu" or a GPU that is there, before a model loads."""
+    if device == "cpu":
+        return
+    import torch
+
+    if device != "cuda" or not torch.cuda.is_available():
+        raise BadInput(f"device {device!r}: torch sees no CUDA GPU here; use --device cpu")

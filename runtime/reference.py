@@ -1,0 +1,55 @@
+"""sentence-transformers itself: the reference for scores, and what the strategies of a bench compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder
+
+from xopt.runtime.encode import Pair
+from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.torch_backend import DTYPES
+
+__all__ = ["REFERENCE", "ReferenceScorer"]
+
+REFERENCE = "torch-fp32"  # the variant that every other is judged against
+
+
+class ReferenceScorer:
+    """Runs a variant as sentence-transformers does: padded batches of `batch_size` pairs, sorted by characters."""
+
+    def __init__(
+        self, folder: ModelFolder, variant: Variant, threads: int, batch_size: int = 32, device: str = "cpu"
+    ) -> None:
+        folder.checked(variant.file)
+        self.threads, self.batch_size = threads, batch_size
+        torch.set_num_threads(threads)
+        self.model = CrossEncoder(
+            str(folder.path),
+            device=device,
+            backend=variant.backend,
+            local_files_only=True,
+            model_kwargs=_model_kwargs(variant, threads, device),
+        )
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given; see `xopt.runtime.scorer.Scorer`."""
+        torch.set_num_threads(self.threads)  # kept by thread, and Daft calls from several
+        scores = self.model.predict(
+            list(pairs), batch_size=self.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+        )
+        return np.asarray(scores, np.float32)
+
+
+def _model_kwargs(variant: Variant, threads: int, device: str) -> dict[str, Any]:
+    if variant.backend == "torch":
+        return {"dtype": DTYPES[variant.precision], "use_safetensors": True}
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return {"file_name": variant.file, "provider": f"{device.upper()}ExecutionProvider", "session_options": options}

@@ -1,0 +1,117 @@
+"""Scorers: a variant, a plan, and `score(pairs)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.runtime.encode import Encoder, Pair, Tokens
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan, Variant
+from xopt.runtime.machine import cores, machine_name
+from xopt.runtime.plan import Forward, default_plan, plan_forwards
+
+__all__ = ["PlannedScorer", "Scorer", "open_scorer"]
+
+Backend = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
+
+
+class Scorer(Protocol):
+    """Anything that scores pairs."""
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels."""
+
+
+class PlannedScorer:
+    """Scores pairs in three steps: encode, forward, finish."""
+
+    def __init__(self, encoder: Encoder, backend: Backend, plan: Plan, labels: int) -> None:
+        self.encoder, self.backend, self.plan, self.labels = encoder, backend, plan, labels
+        self.truncated = 0  # pairs cut to the model's length so far
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
+
+        Raises BadInput where a pair is not two texts. Pairs longer than the model are cut as the
+        reference cuts them and counted in `truncated`.
+        """
+        tokens = self.encoder.encode(pairs)
+        self.truncated += tokens.truncated
+        return self.score_tokens(tokens)
+
+    def with_plan(self, plan: Plan) -> PlannedScorer:
+        """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""
+        return PlannedScorer(self.encoder, self.backend, plan, self.labels)
+
+    def score_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits of pairs that are tokenised already; see `score`."""
+        logits = np.empty((len(tokens.ids), self.labels), np.float32)
+
+        def run(forward: Forward) -> None:
+            logits[forward.rows] = self.backend(pad(tokens, forward, self.encoder.pad_id))
+
+        forwards = plan_forwards(tokens.lengths, self.plan.tokens, self.encoder.max_length)
+        if self.plan.callers == 1 or len(forwards) == 1:
+            for forward in forwards:
+                run(forward)
+        else:
+            with ThreadPoolExecutor(self.plan.callers) as callers:
+                for _ in callers.map(run, forwards):
+                    pass
+        return logits[:, 0] if self.labels == 1 else logits
+
+
+def pad(tokens: Tokens, forward: Forward, pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids."""
+    shape = (len(forward.rows), forward.width)
+    ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for i, row in enumerate(forward.rows):
+        length = int(tokens.lengths[row])
+        ids[i, :length], mask[i, :length], types[i, :length] = tokens.ids[row], 1, tokens.type_ids[row]
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+
+
+def open_scorer(
+    folder: str | Path,
+    variant: str = "onnx-fp32",
+    *,
+    plan: Plan | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+) -> PlannedScorer:
+    """Open a variant of a model folder.
+
+    Without `plan`, the plan that `xopt tune` found for this machine is used, else a default for
+    `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor transformers.
+    Raises BadInput where the folder, the variant or the device is not there, or a file is damaged.
+    """
+    model = ModelFolder.open(folder)
+    chosen = model.variant(variant)
+    plan = plan or find_plan(model, chosen, threads)
+    return PlannedScorer(Encoder(model), _open_backend(model, chosen, plan, device), plan, model.manifest.labels)
+
+
+def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None) -> Plan:
+    """The tuned plan for this machine, or the default one; a tuned plan serves only the threads it was found for."""
+    tuned = model.manifest.plans.get(machine_name(), {}).get(variant.name)
+    if tuned is not None and threads in (None, tuned.callers * tuned.threads):
+        return tuned
+    return default_plan(variant.backend, threads or cores())
+
+
+def _open_backend(model: ModelFolder, variant: Variant, plan: Plan, device: str) -> Backend:
+    if variant.backend == "onnx":
+        from xopt.runtime.onnx_backend import OnnxBackend
+
+        return OnnxBackend(model, variant, plan.threads, device)
+    if variant.backend == "torch":
+        from xopt.runtime.torch_backend import TorchBackend
+
+        return TorchBackend(model, variant, plan.threads, device)
+    raise BadInput(f"{model.path}: variant {variant.name!r} has an unknown backend {variant.backend!r}")

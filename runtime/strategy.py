@@ -1,0 +1,71 @@
+"""Strategies: how Daft calls a scorer, and which scorer it calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.scorer import Scorer, open_scorer
+
+__all__ = ["PLANNED_ROWS", "STRATEGIES", "ScorerSpec", "Strategy"]
+
+
+PLANNED_ROWS = 1024  # many forwards long: the window within which pairs are sorted by length
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How Daft calls a scorer.
+
+    rows_a_call: rows that Daft gives the UDF at once, None for all that it has. batch_size: pairs
+    that sentence-transformers pads together; None for xopt's planned forwards. workers: processes,
+    each with its own model (Daft's max_concurrency); None for one instance within Daft's process.
+    """
+
+    name: str
+    rows_a_call: int | None
+    batch_size: int | None
+    workers: int | None = None
+
+
+STRATEGIES = {
+    strategy.name: strategy
+    for strategy in (
+        Strategy("row", rows_a_call=1, batch_size=1),
+        Strategy("default", rows_a_call=None, batch_size=32),
+        Strategy("batch", rows_a_call=64, batch_size=64),
+        Strategy("concurrent", rows_a_call=64, batch_size=64, workers=4),
+        Strategy("planned", rows_a_call=PLANNED_ROWS, batch_size=None),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ScorerSpec:
+    """What a worker needs to open a scorer: a picklable value."""
+
+    folder: str
+    variant: str
+    strategy: str
+    threads: int
+    device: str = "cpu"
+    plan: Plan | None = None
+
+    def open(self) -> Scorer:
+        """Open the scorer that the strategy calls. Raises BadInput; see `open_scorer`."""
+        strategy = STRATEGIES[self.strategy]
+        if strategy.batch_size is None:
+            return open_scorer(self.folder, self.variant, plan=self.plan, threads=self.threads, device=self.device)
+        from xopt.runtime.reference import ReferenceScorer
+
+        model = ModelFolder.open(Path(self.folder))
+        return ReferenceScorer(model, model.variant(self.variant), self.threads, strategy.batch_size, self.device)
+
+
+def strategy_named(name: str) -> Strategy:
+    """The strategy of this name. Raises BadInput with the names there are."""
+    if name not in STRATEGIES:
+        raise BadInput(f"strategy {name!r}: unknown; one of {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]

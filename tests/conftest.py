@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tiny import make_tiny
+
+from xopt.cli.main import cli
+from xopt.optimize.export import export
+from xopt.optimize.quantize import quantize, recipe_for
+from xopt.runtime.candidates import Candidates, demo_candidates
+from xopt.runtime.folder import ModelFolder
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """The demo model, exported and quantised: trained weights, for where behaviour is at stake. Not to be changed."""
+    out = tmp_path_factory.mktemp("demo") / "demo-xopt"
+    return quantize(export("demo", out), recipe_for("avx512_vnni"))
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A tiny random BERT, exported and quantised. Not to be changed."""
+    root = tmp_path_factory.mktemp("tiny")
+    return quantize(export(str(make_tiny(root / "bert")), root / "bert-xopt"), recipe_for("avx512_vnni"))
+
+
+@pytest.fixture
+def tiny_copy(tiny: ModelFolder, tmp_path: Path) -> ModelFolder:
+    """A tiny model folder of the test's own, to change and to damage."""
+    return ModelFolder.open(shutil.copytree(tiny.path, tmp_path / "tiny-xopt"))
+
+
+@pytest.fixture(scope="session")
+def docs() -> Candidates:
+    """A few queries of the demo data."""
+    return demo_candidates(queries=8, depth=12)
+
+
+@pytest.fixture
+def xopt() -> Callable[..., Result]:
+    """Run the command line in this process."""
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+    return run

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from xopt.runtime.agreement import first_stage_scores, quality
+from xopt.runtime.candidates import demo_candidates, read_candidates
+from xopt.runtime.errors import BadInput
+
+ROWS = [
+    {"query_id": "1", "query": "a query", "doc_id": "x", "text": "first", "relevance": 1},
+    {"query_id": "2", "query": "another", "doc_id": "y", "text": "second", "relevance": 0},
+    {"query_id": "1", "query": "a query", "doc_id": "z", "text": "", "relevance": None},
+]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".csv":
+        lines = [",".join("" if v is None else str(v) for v in row.values()) for row in rows]
+        path.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+def test_files_give_candidates_by_query(tmp_path: Path, suffix: str) -> None:
+    found = read_candidates(str(write(tmp_path / f"rows{suffix}", ROWS)))
+    assert [(row.query_id, row.doc_id) for row in found.rows] == [("1", "x"), ("1", "z"), ("2", "y")]
+    assert found.groups() == {"1": slice(0, 2), "2": slice(2, 3)}
+    assert found.qrels == {"1": {"x": 1}, "2": {"y": 0}}
+    assert len(read_candidates(str(tmp_path / f"rows{suffix}"), queries=1).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"query_id": "1", "query": "a", "doc_id": "x"}', r"rows.jsonl:2: text is None"),
+        ('{"query_id": "1", "query": "a", "doc_id": "x", "text": null}', r"rows.jsonl:2: text is None"),
+        ('{"query_id": "1", "query": " ", "doc_id": "x", "text": "b"}', r"rows.jsonl:2: query is ' '"),
+        ('{"query_id": "1", "query": "a", "doc_id": "x", "text": "b", "relevance": "yes"}', r"relevance is 'yes'"),
+        ("[1, 2]", r"rows.jsonl:2: not a JSON object"),
+        ("{oops", r"rows.jsonl:2: not JSON"),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
+    with pytest.raises(BadInput, match=message):
+        read_candidates(str(path))
+
+
+def test_missing_empty_and_unknown_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such file"):
+        read_candidates(str(tmp_path / "none.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(BadInput, match=r"empty.jsonl: no candidates in it"):
+        read_candidates(str(tmp_path / "empty.jsonl"))
+    (tmp_path / "rows.xls").touch()
+    with pytest.raises(BadInput, match="unknown kind"):
+        read_candidates(str(tmp_path / "rows.xls"))
+    (tmp_path / "rows.parquet").write_text("not parquet")
+    with pytest.raises(BadInput, match="not a Parquet file"):
+        read_candidates(str(tmp_path / "rows.parquet"))
+
+
+def make_beir(folder: Path) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [
+        {"_id": f"d{i}", "title": f"title {word}", "text": f"about {word}s"}
+        for i, word in enumerate(("cat", "dog", "bird"))
+    ]
+    with gzip.open(folder / "corpus.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in corpus)
+    queries = [{"_id": "q1", "text": "a dog"}, {"_id": "q2", "text": "unjudged"}, {"_id": "q3", "text": "???"}]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq3\td0\t1\n")
+    return folder
+
+
+def test_a_beir_folder_gives_bm25_candidates_of_its_judged_queries(tmp_path: Path) -> None:
+    found = read_candidates(str(make_beir(tmp_path / "beir")))
+    assert list(found.groups()) == ["q1", "q3"]
+    assert (found.rows[0].doc_id, found.rows[0].text) == ("d1", "title dog\nabout dogs")
+    assert found.qrels == {"q1": {"d1": 1}, "q3": {"d0": 1}}
+
+
+def test_a_broken_beir_folder_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no corpus.jsonl or corpus.jsonl.gz"):
+        read_candidates(str(tmp_path))
+    folder = make_beir(tmp_path / "beir")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\thigh\n")
+    with pytest.raises(BadInput, match=r"test.tsv:2: expected query-id"):
+        read_candidates(str(folder))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n")
+    with pytest.raises(BadInput, match=r"judge query 'q9'"):
+        read_candidates(str(folder))
+
+
+def test_demo_data_is_deterministic_and_holds_the_relevant_text() -> None:
+    first, second = demo_candidates(queries=10, depth=6), demo_candidates(queries=10, depth=6)
+    assert first == second
+    assert len(first.groups()) == 10
+    for query_id, rows in first.groups().items():
+        doc_ids = [row.doc_id for row in first.rows[rows]]
+        assert len(set(doc_ids)) == 6
+        assert query_id in doc_ids
+        assert first.qrels[query_id] == {query_id: 1}
+    assert 0 < quality(first, first_stage_scores(first))["ndcg10"] < 1

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from tiny import make_tiny
+
+from xopt.cli.main import cli
+from xopt.runtime.folder import ModelFolder
+
+ROOT = Path(__file__).parents[1]
+Xopt = Callable[..., Result]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    texts = ["search engine", "ranking models", "a query and a document", "text in brackets", "data index shard"]
+    lines = [
+        {"query_id": q, "query": f"{q} of data", "doc_id": str(i), "text": text, "relevance": int(i == 0)}
+        for q in ("ranking", "search")
+        for i, text in enumerate(texts)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize("command", cli.commands)
+def test_every_command_has_help_and_a_page(xopt: Xopt, command: str) -> None:
+    result = xopt(command, "--help")
+    assert result.exit_code == 0
+    assert "--json" in result.output
+    pages = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert f"## xopt {command}" in pages
+    for option in set(re.findall(r"--[a-z][a-z0-9-]+", result.output)) - {"--help"}:
+        assert option in pages, f"docs/commands.md does not name {option} of {command}"
+
+
+def test_the_steps_run_one_after_the_other(xopt: Xopt, tmp_path: Path, rows: Path) -> None:
+    out, result_file = tmp_path / "out", tmp_path / "result.json"
+    model = make_tiny(tmp_path / "model")
+    exported = xopt("export", model, "-o", out, "--json", result_file)
+    assert exported.exit_code == 0, exported.output
+    assert "onnx/model.onnx" in exported.stdout
+    assert json.loads(result_file.read_text())["manifest"]["labels"] == 1
+    again = xopt("export", model, "-o", out)
+    assert (again.exit_code, "exists already" in again.stderr) == (2, True)
+    assert xopt("export", model, "-o", out, "--force").exit_code == 0
+    quantised = xopt("quantize", out, "--int8", "--target", "avx512_vnni")
+    assert quantised.exit_code == 0
+    assert "model_qint8_avx512_vnni.onnx" in quantised.stdout
+    tuned = xopt("tune", out, "--variant", "onnx-int8", "--data", rows, "--threads", 1)
+    assert tuned.exit_code == 0, tuned.output
+    assert "callers x threads" in tuned.stdout
+    checked = xopt("validate", out, "--data", rows, "--queries", 1, "--json", "-")
+    result = json.loads(checked.stdout)
+    assert checked.exit_code == (0 if result["passed"] else 1)
+    assert (result["queries"], result["pairs"]) == (1, 5)
+    assert "tau-b" in checked.stderr
+
+
+def test_a_failed_gate_is_exit_code_1_and_is_shown(xopt: Xopt, tiny: ModelFolder, rows: Path) -> None:
+    result = xopt("validate", tiny.path, "--variant", "onnx-fp32", "--data", rows, "--max-ndcg-drop", "-0.5")
+    assert result.exit_code == 1
+    assert "FAIL: ndcg10_drop" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "./none"], "./none: no such folder; give a hub id, a folder or `demo`"),
+        (["quantize", "none", "--int8"], "none: no such folder; make it with `xopt export MODEL -o none`"),
+        (["tune", "TINY", "--variant", "onnx-int4"], "no variant 'onnx-int4'"),
+        (["validate", "TINY", "--data", "none.jsonl"], "none.jsonl: no such file or folder"),
+        (["bench", "TINY", "--strategy", "hasty"], "strategy 'hasty': unknown"),
+        (["bench", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
+        (["quantize", "TINY"], "Missing option '--int8'"),
+        (["export", "TINY", "--json", "/none/of/this.json", "-o", "TINY"], "exists already"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    xopt: Xopt, tiny: ModelFolder, arguments: list[str], message: str
+) -> None:
+    result = xopt(*(str(tiny.path) if a == "TINY" else a for a in arguments))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stdout == ""
+    if "Usage" not in result.stderr:
+        assert len([line for line in result.stderr.splitlines() if line.startswith("Error")]) == 1
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from xopt.cli.main import cli; "
+        "print(sorted({'torch', 'transformers', 'onnxruntime', 'daft', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_main_job_runs_twice_on_a_users_own_data(xopt: Xopt, tmp_path: Path, rows: Path) -> None:
+    model, out = make_tiny(tmp_path / "model"), tmp_path / "out"
+    arguments = ["optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1]
+    first = xopt(*arguments)
+    assert first.exit_code == 0, first.output
+    assert "Recommended: " in first.stdout
+    assert "open_scorer" in first.stdout
+    second = xopt(*arguments, "--json", "-")
+    assert json.loads(second.stdout)["tunings"] == []
+    assert "is there already" in second.stderr
+    other = xopt("optimize", make_tiny(tmp_path / "other"), "-o", out, "--data", rows)
+    assert (other.exit_code, "choose another folder" in other.stderr) == (2, True)

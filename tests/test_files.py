@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.files import new_file, new_folder, write_text
+
+DEAD_PID = 2**22 + 1  # above the kernel's largest
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(ZeroDivisionError), new_file(tmp_path / "a") as temporary:
+        temporary.write_text("half")
+        _ = 1 / 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a") as temporary:
+        (temporary / "file").write_text("half")
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path / "a") as temporary:
+        (temporary / "file").write_text("whole")
+    assert (tmp_path / "a" / "file").read_text() == "whole"
+
+
+def test_a_folder_is_replaced_only_on_request_and_only_by_a_whole_one(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("old")
+    with pytest.raises(BadInput, match="exists already"), new_folder(tmp_path / "a"):
+        raise AssertionError("not reached")
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "a", replace=True):
+        _ = 1 / 0
+    assert (tmp_path / "a" / "file").read_text() == "old"
+    with new_folder(tmp_path / "a", replace=True) as temporary:
+        (temporary / "file").write_text("new")
+    assert (tmp_path / "a" / "file").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / f".a.new-{DEAD_PID}").mkdir()
+    old = tmp_path / f".b.old-{DEAD_PID}"
+    old.mkdir()
+    (old / "file").write_text("rescued")
+    with new_folder(tmp_path / "a"):
+        pass
+    with new_folder(tmp_path / "b", replace=True):
+        assert (tmp_path / "b" / "file").read_text() == "rescued"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BadInput, match="cannot be written"):
+        write_text(tmp_path / "file" / "below", "text")

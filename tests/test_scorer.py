@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from sentence_transformers import CrossEncoder
+
+from xopt.runtime import open_scorer
+from xopt.runtime.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.machine import machine_name
+from xopt.runtime.reference import ReferenceScorer
+
+EXACT = ["onnx-fp32", "torch-fp32"]
+NOISE = 1e-4  # float noise of a trained model's logits
+
+
+def reference(folder: ModelFolder, pairs: list[tuple[str, str]], variant: str = "torch-fp32") -> np.ndarray:
+    return ReferenceScorer(folder, folder.variant(variant), threads=2).score(pairs)
+
+
+@pytest.mark.parametrize("variant", EXACT)
+def test_exact_variants_give_the_reference_scores(demo: ModelFolder, docs: Candidates, variant: str) -> None:
+    scores = open_scorer(demo.path, variant).score(docs.pairs)
+    assert scores.dtype == np.float32
+    assert scores.shape == (len(docs.pairs),)
+    assert np.abs(scores - reference(demo, docs.pairs)).max() < NOISE
+
+
+@pytest.mark.parametrize("variant", EXACT)
+@pytest.mark.parametrize("plan", [Plan(1, 1, 64), Plan(2, 1, 512), Plan(3, 1, 100_000)])
+def test_scores_do_not_depend_on_plan_order_or_company(
+    tiny: ModelFolder, docs: Candidates, variant: str, plan: Plan
+) -> None:
+    scorer = open_scorer(tiny.path, variant, plan=plan)
+    pairs = docs.pairs[:30]
+    expected = np.concatenate([scorer.score([pair]) for pair in pairs])
+    assert np.abs(scorer.score(pairs) - expected).max() < NOISE
+    assert np.abs(scorer.score(pairs[::-1])[::-1] - expected).max() < NOISE
+
+
+def test_sentence_transformers_loads_the_folder_and_gives_our_scores(demo: ModelFolder, docs: Candidates) -> None:
+    pairs = docs.pairs[:16]
+    file = demo.variant("onnx-int8").file
+    arguments = {"file_name": file, "provider": "CPUExecutionProvider"}
+    theirs = CrossEncoder(str(demo.path), backend="onnx", model_kwargs=arguments)
+    ours = open_scorer(demo.path, "onnx-int8")
+    for pair in pairs:  # alone: stock INT8 scores a pair by its batch
+        width_step_noise = 0.05  # our padding to a multiple of 8 is company too
+        assert abs(theirs.predict([pair])[0] - ours.score([pair])[0]) < width_step_noise
+    assert np.abs(CrossEncoder(str(demo.path)).predict(pairs) - reference(demo, pairs)).max() < NOISE
+
+
+def test_bf16_is_close(demo: ModelFolder, docs: Candidates) -> None:
+    if "torch-bf16" not in demo.manifest.variants:
+        pytest.skip("this processor has no bfloat16 products")
+    assert np.abs(open_scorer(demo.path, "torch-bf16").score(docs.pairs) - reference(demo, docs.pairs)).mean() < 0.1
+
+
+def test_the_onnx_scorer_imports_neither_torch_nor_transformers(tiny: ModelFolder) -> None:
+    code = (
+        "import sys; from xopt.runtime import open_scorer; "
+        f"open_scorer({str(tiny.path)!r}, 'onnx-int8').score([('a', 'b')]); "
+        "print(sorted({'torch', 'transformers', 'daft', 'scipy', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_empty_texts_score_as_the_reference_does_and_long_ones_are_cut_and_counted(demo: ModelFolder) -> None:
+    pairs = [
+        ("", ""),
+        ("a query", ""),
+        ("", "a text"),
+        ("a query", "very long " * 1000),
+        ("long " * 600, "long " * 600),
+    ]
+    scorer = open_scorer(demo.path, "onnx-fp32")
+    assert np.abs(scorer.score(pairs) - reference(demo, pairs)).max() < NOISE
+    assert scorer.truncated == 2
+
+
+def test_no_pairs_give_no_scores(tiny: ModelFolder) -> None:
+    assert open_scorer(tiny.path).score([]).shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [("a", None), (None, "b"), "ab", ("a",), ("a", 1), ["a", "b", "c"]])
+def test_what_is_no_pair_of_texts_is_named(tiny: ModelFolder, bad: object) -> None:
+    with pytest.raises(BadInput, match="pair 1: expected a query and a document"):
+        open_scorer(tiny.path).score([("a", "b"), bad])  # type: ignore[list-item]
+
+
+def test_a_tuned_plan_is_used_on_its_machine_and_for_its_threads(tiny_copy: ModelFolder) -> None:
+    tuned = Plan(callers=3, threads=2, tokens=777)
+    tiny_copy.write(plans={machine_name(): {"onnx-fp32": tuned}, "another machine": {"onnx-int8": tuned}})
+    assert open_scorer(tiny_copy.path, "onnx-fp32").plan == tuned
+    assert open_scorer(tiny_copy.path, "onnx-fp32", threads=1).plan != tuned
+    assert open_scorer(tiny_copy.path, "onnx-int8").plan != tuned
+
+
+def test_what_is_not_there_is_named_with_the_way_out(tiny_copy: ModelFolder) -> None:
+    with pytest.raises(BadInput, match="no such folder; make it with `xopt export"):
+        open_scorer(tiny_copy.path / "none")
+    with pytest.raises(BadInput, match="no variant 'onnx-fp4', only torch-fp32"):
+        open_scorer(tiny_copy.path, "onnx-fp4")
+    with pytest.raises(BadInput, match="device 'cuda'"):
+        open_scorer(tiny_copy.path, device="cuda")
+    (tiny_copy.path / "xopt.json").write_text("{}")
+    with pytest.raises(BadInput, match="not a manifest"):
+        open_scorer(tiny_copy.path)
+    (tiny_copy.path / "xopt.json").unlink()
+    with pytest.raises(BadInput, match=r"no xopt.json in it"):
+        open_scorer(tiny_copy.path)
+
+
+@pytest.mark.parametrize(("variant", "file"), [("onnx-fp32", "onnx/model.onnx"), ("torch-fp32", "model.safetensors")])
+def test_a_damaged_file_is_refused_by_its_sha256(tiny_copy: ModelFolder, variant: str, file: str) -> None:
+    path = tiny_copy.path / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=f"{file}: sha256 differs"):
+        open_scorer(tiny_copy.path, variant)
+    path.unlink()
+    with pytest.raises(BadInput, match=f"{file}: missing"):
+        open_scorer(tiny_copy.path, variant)
