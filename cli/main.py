@@ -49,6 +49,7 @@ def cli(quiet: bool) -> None:
     """
     logger = logging.getLogger("xopt")
     logger.handlers = [logging.StreamHandler(sys.stderr)]
+    logger.propagate = False  # some libraries give the root logger a handler of its own
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 

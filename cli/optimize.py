@@ -19,7 +19,7 @@ __all__ = ["optimize"]
     "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
 )
 @data_option
-@click.option("--pairs", type=click.IntRange(min=1), default=200, show_default=True, help="Pairs in the bench.")
+@click.option("--pairs", type=click.IntRange(min=1), default=160, show_default=True, help="Pairs in the bench.")
 @click.option("--repeat", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds of the bench.")
 @json_option
 def optimize(model: str, out: Path | None, data: str, pairs: int, repeat: int, json_file: str | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from xopt.cli.options import folder_argument
+from xopt.cli.options import data_option, folder_argument
 from xopt.cli.output import Output, json_option
 
 __all__ = ["quantize"]
@@ -12,27 +12,38 @@ __all__ = ["quantize"]
 
 @click.command()
 @folder_argument
-@click.option("--int8", is_flag=True, required=True, expose_value=False, help="Dynamic INT8: the variant onnx-int8.")
+@click.option("--int8", is_flag=True, required=True, expose_value=False, help="INT8 matrix products.")
+@click.option(
+    "--scheme",
+    type=click.Choice(["per-token", "stock"]),
+    default="per-token",
+    show_default=True,
+    help="per-token: the variant onnx-int8, a scale for every token, scores that depend on the pair alone. "
+    "stock: the variant onnx-int8-stock, onnxruntime's own, a scale for a whole batch; for comparison.",
+)
 @click.option(
     "--target",
     metavar="NAME",
     help="Instruction set: avx512_vnni, avx_vnni, avx512, avx2 or arm64.  [default: this processor's]",
 )
+@data_option
 @json_option
-def quantize(folder: str, target: str | None, json_file: str | None) -> None:
+def quantize(folder: str, scheme: str, target: str | None, data: str, json_file: str | None) -> None:
     """Quantise the model folder DIR to INT8.
 
-    Adds the variant onnx-int8 to DIR, or replaces it. `xopt validate DIR` then tells whether it
-    still ranks the same.
+    Adds a variant to DIR, or replaces it. DATA calibrates the per-token scheme; any text of the kind
+    that you rank will do. `xopt validate DIR` then tells whether the variant still ranks the same.
     """
-    from xopt.optimize.quantize import detect_target, recipe_for
+    from xopt.optimize.quantize import SCHEMES, detect_target, recipe_for
     from xopt.optimize.quantize import quantize as run
+    from xopt.runtime.candidates import read_candidates
     from xopt.runtime.folder import ModelFolder
 
-    made = run(ModelFolder.open(folder), recipe_for(target or detect_target()))
-    variant = made.manifest.variants["onnx-int8"]
+    model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)
+    made = run(model, recipe, read_candidates(data))
+    variant = made.manifest.variants[SCHEMES[scheme]]
     output = Output(json_file)
     size = f"{(made.path / variant.file).stat().st_size / 1e6:.1f}"
-    recipe = ", ".join(f"{key} {value}" for key, value in variant.recipe.items())
-    output.table(str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, recipe]])
+    how = ", ".join(f"{key} {value}" for key, value in variant.recipe.items())
+    output.table(str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, how]])
     output.json({"folder": made.path, "variant": variant})

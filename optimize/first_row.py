@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 from xopt.optimize.shapes import Dim, tensor_shapes
 
-__all__ = ["keep_first_row"]
+__all__ = ["ELEMENTWISE", "keep_first_row"]
 
 ELEMENTWISE = (
     "Abs Add Cast Clip Div Elu Equal Erf Exp Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsNaN "

@@ -47,7 +47,7 @@ def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, re
     folder = _exported(model, out)
     if "onnx-int8" not in folder.manifest.variants:
         log.info("quantize: %s", detect_target())
-        folder = quantize(folder, recipe_for(detect_target()))
+        folder = quantize(folder, recipe_for(detect_target()), candidates)
     variants = list(folder.manifest.variants)
     untuned = [v for v in variants if v not in folder.manifest.plans.get(machine_name(), {})]
     folder, tunings = tune(folder, untuned, candidates)

@@ -8,18 +8,28 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from xopt.optimize.calibrate import calibrate
+from xopt.optimize.neurons import find_blocks, split_neurons
+from xopt.optimize.per_token import quantize_tokens
 from xopt.optimize.shapes import Dim, tensor_shapes
+from xopt.runtime.candidates import Candidates, demo_candidates
+from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
 
-__all__ = ["TARGETS", "Recipe", "Target", "detect_target", "quantize", "recipe_for", "token_matmuls"]
+__all__ = ["SCHEMES", "TARGETS", "Recipe", "Target", "detect_target", "quantize", "recipe_for", "token_matmuls"]
+
+log = logging.getLogger(__name__)
 
 FP32_FILE = "onnx/model.onnx"
+CALIBRATION_PAIRS = 96  # drawn from the data; twice as many gave the same agreement
+SCHEMES = {"per-token": "onnx-int8", "stock": "onnx-int8-stock"}  # and the variant that each one makes
 
 
 @dataclass(frozen=True)
@@ -45,23 +55,35 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an INT8 variant is made. A value: what the manifest keeps is enough to make the file again.
+    """How an INT8 variant is made. A value: with the calibration data, what the manifest keeps makes the file again.
 
-    `scheme` "dynamic" is onnxruntime's: int8 weights, uint8 activations with one scale and zero
-    point for a whole padded batch, taken at run time, so that a pair's score depends on its batch.
+    `scheme` "per-token" has a scale for every token's row, so that a pair's score depends on the pair
+    alone; see `xopt.optimize.per_token` and `xopt.optimize.neurons`. `smoothing` is the exponent of
+    the activations in its smoothing factors and `hot` the share of a block's neurons with a scale of
+    their own. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at
+    run time, so that a score depends on the batch; it takes no calibration.
     """
 
     scheme: str
     target: str
     weight_bits: int  # 7 keeps U8 x S8 sums of two within 16 bits where the processor adds them there
-    per_channel: bool = True
+    smoothing: float = 0.0
+    hot: float = 0.0
+
+    @property
+    def file(self) -> str:
+        """The file within the model folder, named as sentence-transformers names it."""
+        return f"onnx/model_qint8_{self.target}{'_stock' if self.scheme == 'stock' else ''}.onnx"
 
 
-def recipe_for(target: str) -> Recipe:
+def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
     """The recipe for an instruction set. Raises BadInput with the names there are."""
     if target not in TARGETS:
         raise BadInput(f"target {target!r}: unknown; one of {', '.join(TARGETS)}")
-    return Recipe(scheme="dynamic", target=target, weight_bits=7 if TARGETS[target].saturates else 8)
+    bits = 7 if TARGETS[target].saturates else 8
+    return (
+        Recipe(scheme, target, bits) if scheme == "stock" else Recipe(scheme, target, bits, smoothing=0.5, hot=1 / 16)
+    )
 
 
 def detect_target() -> str:
@@ -72,40 +94,62 @@ def detect_target() -> str:
     raise BadInput(f"this processor shows none of {', '.join(TARGETS)}; name one with --target")
 
 
-def quantize(folder: ModelFolder, recipe: Recipe) -> ModelFolder:
-    """Add the variant `onnx-int8`, made by `recipe` from `onnx/model.onnx`, in place of one that was there.
+def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None = None) -> ModelFolder:
+    """Add a variant of `SCHEMES`, made by `recipe` from `onnx/model.onnx`, in place of one that was there.
 
     MatMuls of tokens with constant weights become INT8; attention, embeddings and the head stay in
-    float. Raises BadInput where the FP32 graph is missing or damaged.
+    float. The per-token scheme is calibrated on pairs of `candidates`, the demo data unless given.
+    Raises BadInput where the FP32 graph is missing or damaged.
     """
     source = folder.checked(FP32_FILE)
-    file = f"onnx/model_qint8_{recipe.target}.onnx"
-    with new_file(folder.path / file) as temporary:
-        _quantize_dynamic(source, temporary, recipe)
-    return folder.with_variant(Variant("onnx-int8", "onnx", "int8", file, asdict(recipe)))
+    with new_file(folder.path / recipe.file) as temporary:
+        if recipe.scheme == "stock":
+            _quantize_dynamic(source, temporary, recipe)
+        else:
+            pairs = _calibration_pairs(candidates or demo_candidates())
+            onnx.save(_quantize_per_token(folder, source, recipe, pairs), temporary)
+    return folder.with_variant(Variant(SCHEMES[recipe.scheme], "onnx", "int8", recipe.file, asdict(recipe)))
+
+
+def _calibration_pairs(candidates: Candidates) -> list[Pair]:
+    pairs = candidates.pairs
+    rows = np.random.default_rng(0).permutation(len(pairs))[:CALIBRATION_PAIRS]
+    log.info("quantize: calibrating on %d pairs of %s", len(rows), candidates.name)
+    return [pairs[row] for row in rows]
+
+
+def _quantize_per_token(folder: ModelFolder, source: Path, recipe: Recipe, pairs: Sequence[Pair]) -> onnx.ModelProto:
+    model = onnx.load(source)
+    products = token_matmuls(model)
+    read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
+    seen = calibrate(folder, model, read, pairs)
+    blocks = find_blocks(model, products)
+    model, parts = split_neurons(model, blocks, {name: value.peak for name, value in seen.items()}, recipe.hot)
+    seen |= {part: seen[whole].of(channels) for part, (whole, channels) in parts.items()}
+    return quantize_tokens(model, token_matmuls(model), seen, recipe.weight_bits, recipe.smoothing)
 
 
 def _quantize_dynamic(source: Path, out: Path, recipe: Recipe) -> None:
+    model = onnx.load(source)  # given a path, onnxruntime would write a scratch file beside it
     with _quiet_logging():
         quantize_dynamic(
-            onnx.load(source),  # given a path, onnxruntime would write a scratch file beside it
+            model,
             out,
             op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=token_matmuls(source),
-            per_channel=recipe.per_channel,
+            nodes_to_quantize=token_matmuls(model),
+            per_channel=True,
             reduce_range=recipe.weight_bits == 7,
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
 
 
-def token_matmuls(file: Path) -> list[str]:
+def token_matmuls(model: onnx.ModelProto) -> list[str]:
     """The MatMuls that multiply every token's row by a constant weight: not attention's, not the head's.
 
     What sees one row a pair, the head and what the first-row rewrite narrowed, has rank 2 or a
     second dimension of 1; in INT8 it would gain no time.
     """
-    model = onnx.load(file, load_external_data=False)
     weights = {tensor.name for tensor in model.graph.initializer}
     shapes = tensor_shapes(model)
     return [

@@ -20,7 +20,7 @@ __all__ = ["Trial", "Tuning", "plans_for", "tune"]
 log = logging.getLogger(__name__)
 
 TOKENS = (256, 512, 1024, 2048, 4096)
-FIRST_PAIRS = 48  # pairs of the first rung; each further rung has half the plans and twice the pairs
+FIRST_PAIRS = 24  # pairs of the first rung; each further rung has half the plans and twice the pairs
 
 
 @dataclass(frozen=True)

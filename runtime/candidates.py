@@ -17,7 +17,7 @@ from xopt.runtime.errors import BadInput
 
 __all__ = ["Candidates", "Row", "demo_candidates", "read_candidates"]
 
-DEMO_QUERIES, DEMO_DEPTH = 80, 25
+DEMO_QUERIES, DEMO_DEPTH = 64, 25
 BEIR_DEPTH = 100
 # Parts that some distributions leave out, and what is no documentation:
 NOT_EVERYWHERE = frozenset(

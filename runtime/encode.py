@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
-__all__ = ["Encoder", "Pair", "Tokens"]
+__all__ = ["Encoder", "Pair", "Tokens", "check_pairs"]
 
 Pair = tuple[str, str]
 
@@ -40,9 +40,8 @@ class Encoder:
         self.prompt, self.pad_id, self.max_length = manifest.prompt, manifest.pad_id, manifest.max_length
 
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
-        """Tokenise (query, document) pairs. Raises BadInput where one is not two texts."""
-        checked = [(self.prompt + query, text) for query, text in _check(pairs)]
-        encodings = self.tokenizer.encode_batch_fast(checked)
+        """Tokenise (query, document) pairs."""
+        encodings = self.tokenizer.encode_batch_fast([(self.prompt + query, text) for query, text in pairs])
         ids = [np.array(e.ids, np.int64) for e in encodings]
         return Tokens(
             ids,
@@ -52,8 +51,8 @@ class Encoder:
         )
 
 
-def _check(pairs: Sequence[Pair]) -> Sequence[Pair]:
+def check_pairs(pairs: Sequence[Pair]) -> None:
+    """Raises BadInput where one of `pairs` is not two texts."""
     for row, pair in enumerate(pairs):
-        if isinstance(pair, str) or len(pair) != 2 or not (isinstance(pair[0], str) and isinstance(pair[1], str)):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise BadInput(f"pair {row}: expected a query and a document, two texts, got {pair!r:.80}")
-    return pairs

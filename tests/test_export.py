@@ -16,8 +16,9 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from xopt.optimize import export as export_module
 from xopt.optimize.export import MAX_DIFFERENCE, export, parity_pairs
-from xopt.optimize.quantize import quantize, recipe_for
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
+from xopt.runtime.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import sha256_of
 
@@ -27,7 +28,7 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 @pytest.mark.parametrize("labels", [1, 3])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_exports_and_agrees_with_sentence_transformers(
-    tmp_path: Path, architecture: str, labels: int
+    tmp_path: Path, docs: Candidates, architecture: str, labels: int
 ) -> None:
     made = export(str(make_tiny(tmp_path / "model", architecture, labels)), tmp_path / "out")
     pairs = parity_pairs(MAX_LENGTH)
@@ -37,7 +38,7 @@ def test_every_architecture_exports_and_agrees_with_sentence_transformers(
         assert scores.shape == ((len(pairs),) if labels == 1 else (len(pairs), labels))
         assert np.abs(scores - expected).max() < MAX_DIFFERENCE
     assert np.ptp(expected) > 0.1  # the scores spread, so that agreement means something
-    int8 = open_scorer(quantize(made, recipe_for("avx512_vnni")).path, "onnx-int8").score(pairs)
+    int8 = open_scorer(quantize(made, recipe_for(detect_target()), docs).path, "onnx-int8").score(pairs)
     assert 0 < np.abs(int8 - expected).max() < 0.5
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 
-from xopt.optimize.quantize import FP32_FILE, TARGETS, detect_target, quantize, recipe_for, token_matmuls
+from xopt.optimize.quantize import FP32_FILE, SCHEMES, TARGETS, detect_target, quantize, recipe_for, token_matmuls
 from xopt.runtime import open_scorer
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.errors import BadInput
@@ -13,50 +16,68 @@ from xopt.runtime.machine import cpu_flags, machine_name
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_each_target_names_its_file_and_keeps_its_recipe(tiny_copy: ModelFolder, target: str) -> None:
-    made = quantize(tiny_copy, recipe_for(target))
+def test_each_target_names_its_file_and_keeps_its_recipe(tiny_copy: ModelFolder, docs: Candidates, target: str) -> None:
+    made = quantize(tiny_copy, recipe_for(target), docs)
     variant = ModelFolder.open(tiny_copy.path).variant("onnx-int8")
     assert variant == made.variant("onnx-int8")
     assert variant.file == f"onnx/model_qint8_{target}.onnx"
     assert variant.recipe == {
-        "scheme": "dynamic",
+        "scheme": "per-token",
         "target": target,
         "weight_bits": 7 if target in {"avx2", "avx512"} else 8,
-        "per_channel": True,
+        "smoothing": 0.5,
+        "hot": 1 / 16,
     }
     assert np.isfinite(open_scorer(made.path, "onnx-int8").score([("a query", "a text")])).all()
 
 
-def weights_of(made: ModelFolder) -> list[np.ndarray]:
-    graph = onnx.load(made.path / made.variant("onnx-int8").file).graph
-    return [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and t.dims]
-
-
-def test_seven_bits_where_eight_would_saturate(tiny_copy: ModelFolder) -> None:
-    assert max(np.abs(w.astype(int)).max() for w in weights_of(quantize(tiny_copy, recipe_for("avx512_vnni")))) > 64
-    assert max(np.abs(w.astype(int)).max() for w in weights_of(quantize(tiny_copy, recipe_for("avx2")))) <= 64
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("target", "largest"), [("avx512_vnni", 127), ("avx2", 64)])
+def test_seven_bits_where_eight_would_saturate(
+    tiny_copy: ModelFolder, docs: Candidates, scheme: str, target: str, largest: int
+) -> None:
+    made = quantize(tiny_copy, recipe_for(target, scheme), docs)
+    graph = onnx.load(made.path / made.variant(SCHEMES[scheme]).file).graph
+    arrays = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert largest - 1 <= max(np.abs(array.astype(int)).max() for array in arrays) <= largest
 
 
 def test_tokens_are_multiplied_in_int8_and_the_rest_in_float(tiny: ModelFolder) -> None:
-    chosen = token_matmuls(tiny.path / FP32_FILE)
-    assert len(chosen) == 6 + 2  # query, key, value, attention output, up and down; of the last layer key and value
+    assert len(token_matmuls(onnx.load(tiny.path / FP32_FILE))) == 6 + 2  # of the last layer, key and value
     graph = onnx.load(tiny.path / tiny.variant("onnx-int8").file).graph
     kinds = [node.op_type for node in graph.node]
-    assert kinds.count("MatMulInteger") == 8
+    assert kinds.count("MatMulIntegerToFloat") == 8 + 2  # one block's neurons are in two parts
+    assert kinds.count("QuantizeLinear") == 5 + 1  # what query, key and value read is quantised once
     # Attention's scores and mean of values in two layers, what sees one row in the last, pooler and classifier:
     assert kinds.count("MatMul") + kinds.count("Gemm") == 2 * 2 + 4 + 2
 
 
-def test_stock_int8_scores_a_pair_by_its_batch(demo: ModelFolder, docs: Candidates) -> None:
-    alone = open_scorer(demo.path, "onnx-int8", plan=Plan(1, 1, 1)).score(docs.pairs)
-    together = open_scorer(demo.path, "onnx-int8", plan=Plan(1, 1, 4096)).score(docs.pairs)
-    assert np.abs(alone - together).max() > 1e-3  # what `validate` reports as noise
+def test_per_token_int8_agrees_far_better_than_stock_int8(demo: ModelFolder, docs: Candidates, tmp_path: Path) -> None:
+    both = ModelFolder.open(shutil.copytree(demo.path, tmp_path / "both"))
+    both = quantize(both, recipe_for(detect_target(), "stock"))
+    expected = open_scorer(both.path, "onnx-fp32").score(docs.pairs)
+    stock, ours = (
+        np.abs(open_scorer(both.path, variant).score(docs.pairs) - expected).mean()
+        for variant in ("onnx-int8-stock", "onnx-int8")
+    )
+    assert ours < 0.7 * stock
 
 
-def test_quantising_again_replaces_the_variant_and_its_plans(tiny_copy: ModelFolder) -> None:
+def test_only_stock_int8_scores_a_pair_by_its_batch(tiny_copy: ModelFolder, docs: Candidates) -> None:
+    made = quantize(tiny_copy, recipe_for(detect_target(), "stock"))
+    differences = {}
+    for variant in ("onnx-int8-stock", "onnx-int8"):
+        alone = open_scorer(made.path, variant, plan=Plan(1, 1, 1)).score(docs.pairs)
+        together = open_scorer(made.path, variant, plan=Plan(1, 1, 4096)).score(docs.pairs)
+        differences[variant] = np.abs(alone - together).max()
+    assert differences["onnx-int8-stock"] > 1e-3  # what `validate` reports as noise
+    assert differences["onnx-int8"] < 1e-4
+
+
+def test_quantising_again_replaces_the_variant_and_its_plans(tiny_copy: ModelFolder, docs: Candidates) -> None:
     plan = Plan(1, 1, 512)
     tiny_copy.write(plans={machine_name(): {"onnx-int8": plan, "onnx-fp32": plan}})
-    made = quantize(ModelFolder.open(tiny_copy.path), recipe_for("avx2"))
+    made = quantize(ModelFolder.open(tiny_copy.path), recipe_for("avx2"), docs)
     assert made.manifest.plans == {machine_name(): {"onnx-fp32": plan}}
     assert list(made.manifest.variants).count("onnx-int8") == 1
 

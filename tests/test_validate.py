@@ -23,7 +23,8 @@ def test_trained_variants_pass_and_their_noise_is_shown(demo: ModelFolder, docs:
     assert exact.agreement.tau > 0.99
     assert exact.agreement.max_difference < 1e-4
     assert exact.noise.max_difference < 1e-4
-    assert int8.noise.max_difference > 1e-3
+    assert 0.8 < int8.agreement.tau < 1
+    assert int8.noise.max_difference < 1e-4
     assert set(result.first_stage) == set(reference.quality) == {"ndcg10", "mrr10"}
     assert (result.queries, result.pairs) == (8, 96)
 

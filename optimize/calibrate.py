@@ -1,0 +1,86 @@
+"""Calibration: what the inputs of a graph's matrix products hold on real pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper
+
+from xopt.runtime.encode import Encoder, Pair
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.plan import plan_forwards
+from xopt.runtime.scorer import pad
+
+__all__ = ["Activations", "calibrate"]
+
+TOKENS = 512  # padded tokens a forward
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a tensor of token rows held: a tensor [pairs, width, channels], padding left out.
+
+    peak: the largest magnitude of each channel. low, high: the least and the largest entry of a row,
+    medians over tokens. gram: the mean of x x^T over tokens, float64[channels, channels].
+    """
+
+    peak: NDArray[np.float64]
+    low: float
+    high: float
+    gram: NDArray[np.float64]
+
+    def of(self, channels: NDArray[np.intp]) -> Activations:
+        """The same for some of the channels; `low` and `high` stay, as bounds."""
+        return Activations(self.peak[channels], self.low, self.high, self.gram[np.ix_(channels, channels)])
+
+
+@dataclass
+class _Sums:
+    peak: NDArray[np.float64]
+    gram: NDArray[np.float64]
+    tokens: int = 0
+    lows: list[NDArray[np.float32]] = field(default_factory=list)
+    highs: list[NDArray[np.float32]] = field(default_factory=list)
+
+    def add(self, rows: NDArray[np.float32]) -> None:
+        self.peak = np.maximum(self.peak, np.abs(rows).max(0))
+        self.gram += rows.T @ rows
+        self.tokens += len(rows)
+        self.lows.append(rows.min(1))
+        self.highs.append(rows.max(1))
+
+    def activations(self) -> Activations:
+        low, high = (float(np.median(np.concatenate(rows))) for rows in (self.lows, self.highs))
+        return Activations(self.peak, low, high, self.gram / self.tokens)
+
+
+def calibrate(
+    folder: ModelFolder, model: onnx.ModelProto, tensors: Sequence[str], pairs: Sequence[Pair]
+) -> dict[str, Activations]:
+    """Run `model`, the folder's FP32 graph, over `pairs` and describe `tensors` by name."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    del probe.graph.output[:]
+    probe.graph.output.extend(helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors)
+    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = {node.name for node in session.get_inputs()}
+    encoder = Encoder(folder)
+    tokens = encoder.encode(pairs)
+    sums: dict[str, _Sums] = {}
+    for forward in plan_forwards(tokens.lengths, TOKENS, encoder.max_length):
+        arrays = pad(tokens, forward, encoder.pad_id)
+        mask = arrays["attention_mask"].astype(bool)
+        held = session.run(list(tensors), {k: v for k, v in arrays.items() if k in inputs})
+        for name, value in zip(tensors, held, strict=True):
+            # What has no row for each token, DeBERTa's relative positions say, is described by all of its rows.
+            rows = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
+            if name not in sums:
+                channels = rows.shape[1]
+                sums[name] = _Sums(np.zeros(channels), np.zeros((channels, channels)))
+            sums[name].add(rows)
+    return {name: total.activations() for name, total in sums.items()}
