@@ -35,9 +35,8 @@ class Output:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a table; the first column is left-aligned, the others, figures, to the right."""
-        table = Table(
-            title=Text(title), title_justify="left", box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0)
-        )
+        self.line(title)
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
         for i, column in enumerate(columns):
             table.add_column(Text(column), justify="right" if i else "left", no_wrap=not i)
         for row in rows:

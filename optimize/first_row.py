@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from xopt.optimize.shapes import Dim, tensor_shapes
+from xopt.optimize.shapes import Dim, shapes_from_inputs, tensor_shapes
 
 __all__ = ["ELEMENTWISE", "keep_first_row"]
 
@@ -55,6 +55,7 @@ def keep_first_row(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     Outputs are equal but for the order of floating-point sums. Where the head reads more than a
     first entry (mean pooling), nothing changes and the count is 0.
     """
+    given, model = model, shapes_from_inputs(model)
     graph = _facts(model)
     wishes: dict[str, set[int | None]] = defaultdict(set)  # by tensor: what its readers want of it
     for output in model.graph.output:
@@ -76,7 +77,7 @@ def keep_first_row(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         for name in _outer_reads(node):
             wishes[name].add(None)
     products = sum(model.graph.node[i].op_type == "MatMul" for i in narrow)
-    return (_rewrite(model, graph, reads, set(narrow)), products) if products else (model, 0)
+    return (_rewrite(model, graph, reads, set(narrow)), products) if products else (given, 0)
 
 
 def _outer_reads(node: onnx.NodeProto) -> set[str]:

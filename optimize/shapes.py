@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-__all__ = ["Dim", "tensor_shapes"]
+__all__ = ["Dim", "shapes_from_inputs", "tensor_shapes"]
 
 Dim = int | str | None  # a number, a name for one that is the same wherever it stands, or unknown
 
@@ -19,3 +21,34 @@ def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[Dim]]:
             dims = value.type.tensor_type.shape.dim
             shapes[value.name] = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
     return shapes
+
+
+def shapes_from_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, where the shape of a tensor is put together from the inputs' shapes as far as it is known.
+
+    A tensor whose shape was read could not be narrowed without changing what is read.
+    """
+    shapes = tensor_shapes(model)
+    inputs = [value.name for value in model.graph.input]
+    origin = {dim: (name, axis) for name in inputs for axis, dim in enumerate(shapes[name]) if isinstance(dim, str)}
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    del made.graph.node[:]
+    sizes: dict[str, onnx.NodeProto] = {}
+    for node in model.graph.node:
+        dims = shapes.get(node.input[0], [None]) if node.op_type == "Shape" and not node.attribute else [None]
+        if len(dims) < 3 or not all(isinstance(dim, int) or dim in origin for dim in dims):
+            made.graph.node.append(node)
+            continue
+        for dim in {dim for dim in dims if isinstance(dim, str)} - set(sizes):
+            name, axis = origin[dim]
+            sizes[dim] = helper.make_node("Shape", [name], [f"size_{dim}"], f"size_{dim}", start=axis, end=axis + 1)
+        made.graph.node.append(helper.make_node("Concat", [f"size_{d}" for d in dims], node.output, node.name, axis=0))
+    numbers = {name for node in made.graph.node for name in node.input if name.removeprefix("size_").isdigit()}
+    made.graph.initializer.extend(
+        numpy_helper.from_array(np.array([int(name.removeprefix("size_"))], np.int64), name) for name in numbers
+    )
+    nodes = [*sizes.values(), *made.graph.node]
+    del made.graph.node[:]
+    made.graph.node.extend(nodes)
+    return made
