@@ -34,10 +34,6 @@ class Activations:
     high: float
     gram: NDArray[np.float64]
 
-    def of(self, channels: NDArray[np.intp]) -> Activations:
-        """The same for some of the channels; `low` and `high` stay, as bounds."""
-        return Activations(self.peak[channels], self.low, self.high, self.gram[np.ix_(channels, channels)])
-
 
 @dataclass
 class _Sums:
@@ -56,7 +52,8 @@ class _Sums:
 
     def activations(self) -> Activations:
         low, high = (float(np.median(np.concatenate(rows))) for rows in (self.lows, self.highs))
-        return Activations(self.peak, low, high, self.gram / self.tokens)
+        self.gram /= self.tokens
+        return Activations(self.peak, low, high, self.gram)
 
 
 def calibrate(

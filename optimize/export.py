@@ -43,6 +43,7 @@ TEXT = (
     "über naïve 東京 Zürich e-mail 3.14 Python function returns None data index shard"
 )
 ONNX_FILE = "onnx/model.onnx"
+UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 
 
@@ -88,6 +89,8 @@ def _save_reference(
         encoder = CrossEncoder(source, device="cpu", trust_remote_code=trust_remote_code, model_kwargs=loading)
     except SafetensorError as error:
         raise BadInput(f"{given}: its model.safetensors is damaged ({error}); get it again") from error
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise BadInput(f"{given}: cannot be loaded ({str(error).splitlines()[0]})") from error
     except OSError as error:
         if not allow_pickle and "safetensors" in str(error):
             raise BadInput(
@@ -115,7 +118,8 @@ def _max_length(encoder: Any, given: str) -> int:
     """The length that the reference cuts pairs to, or what its positions reach where that is less."""
     positions = getattr(getattr(encoder.model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(positions, "padding_idx", None)  # RoBERTa's positions start behind the padding id
-    reach = encoder.config.max_position_embeddings - (0 if padding is None else padding + 1)
+    positions_there = getattr(encoder.config, "max_position_embeddings", None) or UNLIMITED
+    reach = positions_there - (0 if padding is None else padding + 1)
     if encoder.max_seq_length is None or encoder.max_seq_length > reach:
         encoder.max_seq_length = reach
     if encoder.max_seq_length < 1:
@@ -130,7 +134,13 @@ def _write_onnx(network: Any, folder: Path) -> None:
     out = folder / "onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of each Python branch; the parity check judges the result
-        onnx_export_from_model(network, out, opset=OPSET, task="text-classification", do_validation=False)
+        try:
+            onnx_export_from_model(network, out, opset=OPSET, task="text-classification", do_validation=False)
+        except (ValueError, RuntimeError, ImportError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(
+                f"{network.config.model_type}: optimum cannot export this architecture ({reason})"
+            ) from error
     for file in out.iterdir():
         if not file.name.startswith("model.onnx"):
             file.unlink()
@@ -146,7 +156,7 @@ def _rewrite(file: Path) -> int:
 
 
 def _write_manifest(folder: Path, source: dict[str, str], narrowed: int, facts: dict[str, Any]) -> ModelFolder:
-    files = {str(f.relative_to(folder)): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    files = {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
     fp32 = {"exporter": "optimum", "opset": OPSET, "first_row_matmuls": narrowed}
     variants = [
         Variant("torch-fp32", "torch", "fp32", "model.safetensors"),

@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 from xopt.optimize.shapes import Dim, shapes_from_inputs, tensor_shapes
 
-__all__ = ["ELEMENTWISE", "keep_first_row"]
+__all__ = ["ELEMENTWISE", "keep_first_row", "outer_reads"]
 
 ELEMENTWISE = (
     "Abs Add Cast Clip Div Elu Equal Erf Exp Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsNaN "
@@ -74,18 +74,18 @@ def keep_first_row(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         for name, wish in zip(node.input, reads[i], strict=True):
             if not isinstance(wish, str):
                 wishes[name].add(wish)
-        for name in _outer_reads(node):
+        for name in outer_reads(node):
             wishes[name].add(None)
     products = sum(model.graph.node[i].op_type == "MatMul" for i in narrow)
     return (_rewrite(model, graph, reads, set(narrow)), products) if products else (given, 0)
 
 
-def _outer_reads(node: onnx.NodeProto) -> set[str]:
+def outer_reads(node: onnx.NodeProto) -> set[str]:
     """Names that the branches of an If or the body of a Loop read, some of them from the graph around."""
     bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
     inner = [n for body in bodies for n in body.node]
     results = [output.name for body in bodies for output in body.output]
-    return {*results, *(name for n in inner for name in n.input), *(name for n in inner for name in _outer_reads(n))}
+    return {*results, *(name for n in inner for name in n.input), *(name for n in inner for name in outer_reads(n))}
 
 
 def _facts(model: onnx.ModelProto) -> _Graph:
@@ -109,7 +109,7 @@ def _pass_on(graph: _Graph, node: onnx.NodeProto, wanted: set[int | None]) -> Wi
         (axis,) = wanted
         rule = RULES.get(node.op_type)
         return rule(graph, node, axis) if rule and axis is not None else None
-    except (KeyError, ValueError):  # a rank, a constant or an attribute is not known, or the wishes differ
+    except (KeyError, ValueError, IndexError):  # a rank, a constant or an attribute is not known, or the wishes differ
         return None
 
 

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from xopt.optimize.first_row import ELEMENTWISE
+from xopt.optimize.first_row import ELEMENTWISE, outer_reads
 
 __all__ = ["Split", "find_blocks", "split_neurons"]
 
@@ -84,16 +84,15 @@ def _chain(
 
 def split_neurons(
     model: onnx.ModelProto, blocks: Sequence[Split], peaks: dict[str, NDArray[np.float64]], share: float
-) -> tuple[onnx.ModelProto, dict[str, tuple[str, NDArray[np.intp]]]]:
+) -> onnx.ModelProto:
     """Cut each block into the `share` of its neurons with the largest of `peaks`, by activation tensor, and the rest.
 
-    Returns the new model and, for each new activation tensor, the one that it is part of and its channels.
+    The new tensors are named after the old ones, with /hot and /cold behind.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     replaced: dict[str, list[onnx.NodeProto]] = {}
     gone: set[str] = set()
     made: dict[str, NDArray[Any]] = {}
-    parts: dict[str, tuple[str, NDArray[np.intp]]] = {}
     for block in blocks:
         peak = peaks[block.activation]
         order = np.argsort(-peak, kind="stable")
@@ -101,7 +100,6 @@ def split_neurons(
         nodes: list[onnx.NodeProto] = []
         for part, channels in (("hot", np.sort(order[:hot])), ("cold", np.sort(order[hot:]))):
             nodes += _part(block, part, channels, len(peak), weights, made)
-            parts[f"{block.activation}/{part}"] = block.activation, channels
         outputs = [f"{block.second.output[0]}/{part}" for part in ("hot", "cold")]
         nodes.append(helper.make_node("Add", outputs, block.second.output, f"{block.second.name}/parts"))
         replaced[block.second.name] = nodes
@@ -112,10 +110,10 @@ def split_neurons(
     for node in model.graph.node:
         if node.name not in gone:
             result.graph.node.extend(replaced.get(node.name, [node]))
-    read = {name for node in result.graph.node for name in node.input}
+    read = {name for node in result.graph.node for name in (*node.input, *outer_reads(node))}
     result.graph.initializer.extend(tensor for tensor in weights.values() if tensor.name in read)
     result.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
-    return result, parts
+    return result
 
 
 def _part(

@@ -117,7 +117,7 @@ def _quantise_rows(write: _Writer, x: str, seen: Activations, factors: NDArray[n
     reach = []
     for end, operator, steps in (("high", "ReduceMax", LEVELS - zero), ("low", "ReduceMin", -zero)):
         extreme = write.node(operator, [rows, last], f"{p}/{end}", keepdims=1)
-        step = write.constant(f"int8/{steps}", np.float32(1 / steps))
+        step = write.constant(f"int8/{end}_{steps}", np.float32(1 / steps))
         reach.append(write.node("Mul", [extreme, step], f"{p}/{end}_scale"))
     scales = write.node("Max", [*reach, write.constant("int8/tiny", np.float32(TINY))], f"{p}/scales")
     flat_scales = write.node("Reshape", [scales, last], f"{p}/row_scales")

@@ -14,7 +14,7 @@ from xopt.runtime.bench import BASELINE, Bench, Case, Measured, bench
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import MANIFEST, ModelFolder
-from xopt.runtime.machine import machine_name
+from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.strategy import STRATEGIES
 
 __all__ = ["Outcome", "Recommendation", "optimize", "recommend"]
@@ -49,7 +49,8 @@ def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, re
         log.info("quantize: %s", detect_target())
         folder = quantize(folder, recipe_for(detect_target()), candidates)
     variants = list(folder.manifest.variants)
-    untuned = [v for v in variants if v not in folder.manifest.plans.get(machine_name(), {})]
+    plans = folder.manifest.plans.get(machine_name(), {})
+    untuned = [v for v in variants if v not in plans or plans[v].callers * plans[v].threads != cores()]
     folder, tunings = tune(folder, untuned, candidates)
     validation = validate(folder, variants, candidates)
     cases = [Case(BASELINE.variant, strategy) for strategy in STRATEGIES]

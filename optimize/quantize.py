@@ -120,13 +120,14 @@ def _calibration_pairs(candidates: Candidates) -> list[Pair]:
 
 def _quantize_per_token(folder: ModelFolder, source: Path, recipe: Recipe, pairs: Sequence[Pair]) -> onnx.ModelProto:
     model = onnx.load(source)
+    blocks = find_blocks(model, token_matmuls(model))
+    if recipe.hot and blocks:
+        whole = calibrate(folder, model, [block.activation for block in blocks], pairs)
+        model = split_neurons(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
     products = token_matmuls(model)
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
     seen = calibrate(folder, model, read, pairs)
-    blocks = find_blocks(model, products)
-    model, parts = split_neurons(model, blocks, {name: value.peak for name, value in seen.items()}, recipe.hot)
-    seen |= {part: seen[whole].of(channels) for part, (whole, channels) in parts.items()}
-    return quantize_tokens(model, token_matmuls(model), seen, recipe.weight_bits, recipe.smoothing)
+    return quantize_tokens(model, products, seen, recipe.weight_bits, recipe.smoothing)
 
 
 def _quantize_dynamic(source: Path, out: Path, recipe: Recipe) -> None:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
@@ -14,13 +20,36 @@ Dim = int | str | None  # a number, a name for one that is the same wherever it 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[Dim]]:
     """The shape of each tensor whose rank is known, by name."""
-    inferred = SymbolicShapeInference.infer_shapes(model, auto_merge=True).graph
+    inferred = _infer(model).graph
     shapes: dict[str, list[Dim]] = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for value in [*inferred.value_info, *inferred.input, *inferred.output]:
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
             shapes[value.name] = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
     return shapes
+
+
+def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        with (
+            TemporaryDirectory() as scratch,
+            _chdir(scratch),
+        ):  # where it fails it leaves a file in the working directory
+            inferred: onnx.ModelProto = SymbolicShapeInference.infer_shapes(model, auto_merge=True)
+        return inferred
+    except Exception:  # it raises nothing more special; what depends on a shape that is not known is left alone
+        return model
+
+
+@contextlib.contextmanager
+def _chdir(folder: str) -> Iterator[None]:
+    """contextlib.chdir, which Python 3.10 lacks."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 def shapes_from_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -35,18 +64,19 @@ def shapes_from_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     made.CopyFrom(model)
     del made.graph.node[:]
     sizes: dict[str, onnx.NodeProto] = {}
+    numbers: set[int] = set()
     for node in model.graph.node:
         dims = shapes.get(node.input[0], [None]) if node.op_type == "Shape" and not node.attribute else [None]
         if len(dims) < 3 or not all(isinstance(dim, int) or dim in origin for dim in dims):
             made.graph.node.append(node)
             continue
+        numbers |= {dim for dim in dims if isinstance(dim, int)}
         for dim in {dim for dim in dims if isinstance(dim, str)} - set(sizes):
             name, axis = origin[dim]
             sizes[dim] = helper.make_node("Shape", [name], [f"size_{dim}"], f"size_{dim}", start=axis, end=axis + 1)
         made.graph.node.append(helper.make_node("Concat", [f"size_{d}" for d in dims], node.output, node.name, axis=0))
-    numbers = {name for node in made.graph.node for name in node.input if name.removeprefix("size_").isdigit()}
     made.graph.initializer.extend(
-        numpy_helper.from_array(np.array([int(name.removeprefix("size_"))], np.int64), name) for name in numbers
+        numpy_helper.from_array(np.array([number], np.int64), f"size_{number}") for number in sorted(numbers)
     )
     nodes = [*sizes.values(), *made.graph.node]
     del made.graph.node[:]

@@ -65,7 +65,8 @@ def tune(
 
 def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, threads: int) -> Tuning:
     plans = plans_for(threads)
-    scorers = {p.threads: open_scorer(folder.path, variant, plan=p) for p in plans}
+    by_threads = {plan.threads: plan for plan in plans}
+    scorers = {n: open_scorer(folder.path, variant, plan=plan) for n, plan in by_threads.items()}
     tokens = next(iter(scorers.values())).encoder.encode(candidates.pairs)
     rates: dict[Plan, list[float]] = {plan: [] for plan in plans}
     alive, pairs = plans, FIRST_PAIRS

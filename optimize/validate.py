@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.agreement import Agreement, agreement, first_stage_scores, quality
 from xopt.runtime.candidates import Candidates
-from xopt.runtime.encode import Pair
+from xopt.runtime.encode import Encoder, Pair
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
@@ -107,14 +107,12 @@ def validate(
     results = [
         _judge(REFERENCE, agreement(candidates, expected, expected), expected_quality, expected_quality, noise, gates)
     ]
-    truncated = 0
     for variant in dict.fromkeys(variants):
         if variant == REFERENCE:
             continue
         log.info("validate: %s", variant)
         scorer = open_scorer(folder.path, variant, threads=threads)
         scores = scorer.score(pairs)
-        truncated = scorer.truncated
         other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
         noise = agreement(few, scores[: len(few.rows)], _shuffled(other.score, few.pairs))
         agreed = agreement(candidates, expected, scores)
@@ -123,7 +121,7 @@ def validate(
         data=candidates.name,
         queries=len(candidates.groups()),
         pairs=len(pairs),
-        truncated=truncated,
+        truncated=Encoder(folder).encode(pairs).truncated,
         empty=sum(not text.strip() for _, text in pairs),
         first_stage=quality(candidates, first_stage_scores(candidates)),
         variants=tuple(results),

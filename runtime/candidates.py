@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import sysconfig
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,8 +72,10 @@ class Candidates:
         return groups
 
     def head(self, pairs: int) -> Candidates:
-        """The first `pairs` rows."""
-        return Candidates(self.name, self.rows[:pairs], self.qrels)
+        """The first `pairs` rows, with the qrels of their queries."""
+        rows = self.rows[:pairs]
+        kept = {row.query_id for row in rows}
+        return Candidates(self.name, rows, {q: judged for q, judged in self.qrels.items() if q in kept})
 
 
 def read_candidates(data: str, queries: int | None = None) -> Candidates:
@@ -84,10 +87,11 @@ def read_candidates(data: str, queries: int | None = None) -> Candidates:
     path = Path(data)
     if data == "demo" and not path.exists():
         found = demo_candidates()
-    elif path.is_dir():
-        found = _beir_candidates(path, queries)
-    elif path.is_file():
-        found = _read_file(path)
+    elif path.exists():
+        try:
+            found = _beir_candidates(path, queries) if path.is_dir() else _read_file(path)
+        except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+            raise BadInput(f"{data}: cannot be read ({error}); files are text in UTF-8, or gzipped") from error
     else:
         raise BadInput(
             f"{data}: no such file or folder; give `demo`, a BEIR folder, or a .jsonl, .csv or .parquet file"
@@ -143,8 +147,12 @@ def _read_file(path: Path) -> Candidates:
         raise BadInput(f"{path}: unknown kind {path.suffix!r}; give a .jsonl, .csv or .parquet file")
     by_query: dict[str, list[Row]] = {}
     qrels: Qrels = {}
+    seen: set[tuple[str, str]] = set()
     for where, values in readers[path.suffix](path):
         row = Row(**{name: _text(values, name, where) for name in FIELDS})
+        if (row.query_id, row.doc_id) in seen:
+            raise BadInput(f"{where}: document {row.doc_id!r} stands twice among the candidates of {row.query_id!r}")
+        seen.add((row.query_id, row.doc_id))
         by_query.setdefault(row.query_id, []).append(row)
         relevance = values.get("relevance")
         if relevance not in (None, ""):
@@ -163,13 +171,16 @@ def _text(values: dict[str, Any], name: str, where: str) -> str:
 
 def _grade(value: Any, where: str) -> int:
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise BadInput(f"{where}: relevance is {value!r}, not a whole number") from None
+        if float(value) == int(float(value)):
+            return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadInput(f"{where}: relevance is {value!r}, not a whole number")
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8", newline="") as lines:
+    csv.field_size_limit(1 << 30)  # a document may be long
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         reader = csv.DictReader(lines)
         for values in reader:
             yield f"{path}:{reader.line_num}", values

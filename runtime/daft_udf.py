@@ -176,4 +176,4 @@ def _udf(spec: ScorerSpec, warm_up: Sequence[Pair]) -> Any:
     if strategy.workers is not None:
         return daft.cls(RerankUDF, max_concurrency=strategy.workers, gpus=gpus)(spec, warm_up)
     # All of the machine's cores for a call: exactly one instance in this process, one call at a time.
-    return daft.cls(RerankUDF, cpus=os.cpu_count(), gpus=gpus)(spec, warm_up)
+    return daft.cls(RerankUDF, cpus=cores(), gpus=gpus)(spec, warm_up)

@@ -54,7 +54,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             old = _name_beside(path, "old")
             path.replace(old)
             temporary.replace(path)
-            shutil.rmtree(old)
+            _remove(old)
         else:
             temporary.replace(path)
 

@@ -15,10 +15,15 @@ __all__ = ["check_device", "cores", "cpu_flags", "cpu_name", "machine_name", "me
 
 
 def cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The cores that this process may use: by its affinity, and by its container's share of CPU time."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota()))
+
+
+def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Whole cores that the control group may keep busy; very many where there is no limit."""
+    quota, _, period = (file.read_text(encoding="ascii") if file.is_file() else "max").strip().partition(" ")
+    return 1 << 20 if quota == "max" else int(quota) // int(period)
 
 
 @cache

@@ -41,6 +41,7 @@ class PlannedScorer:
         Identical pairs are scored once. Raises BadInput where a pair is not two texts. Pairs longer
         than the model are cut as the reference cuts them and counted in `truncated`.
         """
+        pairs = list(pairs)  # an iterator can be read once
         check_pairs(pairs)
         place: dict[Pair, int] = {}
         places = [place.setdefault((query, text), len(place)) for query, text in pairs]

@@ -36,7 +36,8 @@ def test_files_give_candidates_by_query(tmp_path: Path, suffix: str) -> None:
     assert [(row.query_id, row.doc_id) for row in found.rows] == [("1", "x"), ("1", "z"), ("2", "y")]
     assert found.groups() == {"1": slice(0, 2), "2": slice(2, 3)}
     assert found.qrels == {"1": {"x": 1}, "2": {"y": 0}}
-    assert len(read_candidates(str(tmp_path / f"rows{suffix}"), queries=1).rows) == 2
+    first = read_candidates(str(tmp_path / f"rows{suffix}"), queries=1)
+    assert (len(first.rows), first.qrels) == (2, {"1": {"x": 1}})  # quality is over the queries that are there
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_files_give_candidates_by_query(tmp_path: Path, suffix: str) -> None:
         ('{"query_id": "1", "query": "a", "doc_id": "x"}', r"rows.jsonl:2: text is None"),
         ('{"query_id": "1", "query": "a", "doc_id": "x", "text": null}', r"rows.jsonl:2: text is None"),
         ('{"query_id": "1", "query": " ", "doc_id": "x", "text": "b"}', r"rows.jsonl:2: query is ' '"),
-        ('{"query_id": "1", "query": "a", "doc_id": "x", "text": "b", "relevance": "yes"}', r"relevance is 'yes'"),
+        ('{"query_id": "1", "query": "a", "doc_id": "y", "text": "b", "relevance": "yes"}', r"relevance is 'yes'"),
         ("[1, 2]", r"rows.jsonl:2: not a JSON object"),
         ("{oops", r"rows.jsonl:2: not JSON"),
     ],
@@ -55,6 +56,22 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, line: str, message:
     path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
     with pytest.raises(BadInput, match=message):
         read_candidates(str(path))
+
+
+def test_odd_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    excel = tmp_path / "excel.csv"
+    excel.write_text("query_id,query,doc_id,text\n1,a query,x," + "long " * 50_000 + "\n", encoding="utf-8-sig")
+    assert len(read_candidates(str(excel)).rows[0].text) > 131_072
+    latin = tmp_path / "latin.csv"
+    latin.write_text("query_id,query,doc_id,text\n1,Zürich,x,text\n", encoding="latin-1")
+    with pytest.raises(BadInput, match=r"latin.csv: cannot be read .* UTF-8"):
+        read_candidates(str(latin))
+    twice = write(tmp_path / "twice.jsonl", [ROWS[0], ROWS[0]])
+    with pytest.raises(BadInput, match=r"twice.jsonl:2: document 'x' stands twice among the candidates of '1'"):
+        read_candidates(str(twice))
+    for grade in (0.5, float("inf"), "yes"):
+        with pytest.raises(BadInput, match="not a whole number"):
+            read_candidates(str(write(tmp_path / "graded.jsonl", [{**ROWS[0], "relevance": grade}])))
 
 
 def test_missing_empty_and_unknown_files_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tiny import make_tiny
 
+from xopt.optimize.export import export
 from xopt.optimize.quantize import FP32_FILE, SCHEMES, TARGETS, detect_target, quantize, recipe_for, token_matmuls
 from xopt.runtime import open_scorer
 from xopt.runtime.candidates import Candidates
@@ -72,6 +74,15 @@ def test_only_stock_int8_scores_a_pair_by_its_batch(tiny_copy: ModelFolder, docs
         differences[variant] = np.abs(alone - together).max()
     assert differences["onnx-int8-stock"] > 1e-3  # what `validate` reports as noise
     assert differences["onnx-int8"] < 1e-4
+
+
+def test_an_activation_that_is_never_negative_has_all_its_steps_above_zero(tmp_path: Path, docs: Candidates) -> None:
+    made = export(str(make_tiny(tmp_path / "model", hidden_act="relu")), tmp_path / "out")
+    made = quantize(made, recipe_for(detect_target()), docs)
+    names = {t.name for t in onnx.load(made.path / made.variant("onnx-int8").file).graph.initializer}
+    assert "int8/zero_1" in names
+    expected, scores = (open_scorer(made.path, v).score(docs.pairs) for v in ("onnx-fp32", "onnx-int8"))
+    assert 0 < np.abs(scores - expected).mean() < 0.2
 
 
 def test_quantising_again_replaces_the_variant_and_its_plans(tiny_copy: ModelFolder, docs: Candidates) -> None:
