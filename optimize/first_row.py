@@ -165,9 +165,9 @@ def _reshape(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes | None:
     """Where the axis survives as it is, with the same entries behind it: the new shape names one entry there."""
     before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
     tail = after[axis + 1 :]
-    if not all(isinstance(dim, int) for dim in tail):
+    size = _product(tail)
+    if size is None:
         return None
-    size = math.prod(tail)  # type: ignore[arg-type]
     own = next((i for i in range(len(before)) if before[i] == after[axis] and _product(before[i + 1 :]) == size), None)
     lead = after[:axis]
     unknown = sum(not isinstance(dim, int) for dim in lead)
@@ -180,7 +180,8 @@ def _reshape(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes | None:
 
 
 def _product(dims: list[Dim]) -> int | None:
-    return math.prod(dims) if all(isinstance(dim, int) for dim in dims) else None  # type: ignore[arg-type]
+    numbers = [dim for dim in dims if isinstance(dim, int)]
+    return math.prod(numbers) if len(numbers) == len(dims) else None
 
 
 def _squeeze(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes:

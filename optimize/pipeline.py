@@ -15,7 +15,6 @@ from xopt.runtime.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import MANIFEST, ModelFolder
 from xopt.runtime.machine import cores, machine_name
-from xopt.runtime.strategy import STRATEGIES
 
 __all__ = ["Outcome", "Recommendation", "optimize", "recommend"]
 
@@ -53,7 +52,7 @@ def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, re
     untuned = [v for v in variants if v not in plans or plans[v].callers * plans[v].threads != cores()]
     folder, tunings = tune(folder, untuned, candidates)
     validation = validate(folder, variants, candidates)
-    cases = [Case(BASELINE.variant, strategy) for strategy in STRATEGIES]
+    cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
     cases += [Case(variant, strategy) for variant in variants for strategy in ("default", "planned")]
     measured = bench(folder, candidates.head(bench_pairs), cases, repeat=repeat)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))

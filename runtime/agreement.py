@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -55,12 +57,12 @@ def agreement(candidates: Candidates, reference: Scores, scores: Scores) -> Agre
     )
 
 
-def _correlation(measure: object, expected: Scores, got: Scores) -> float:
+def _correlation(measure: Callable[..., Any], expected: Scores, got: Scores) -> float:
     if not np.isfinite(got).all():
         return 0.0
     if np.ptp(expected) == 0 or np.ptp(got) == 0:
         return float(np.ptp(expected) == np.ptp(got))
-    return float(measure(expected, got).statistic)  # type: ignore[operator]
+    return float(measure(expected, got).statistic)
 
 
 def top_overlap(expected: Scores, got: Scores, k: int) -> float:

@@ -29,7 +29,7 @@ def tau_b(a: np.ndarray, b: np.ndarray) -> float:
 
 @given(SCORES, st.randoms(use_true_random=False))
 def test_tau_and_spearman_treat_ties_as_ties(scores: np.ndarray, random: object) -> None:
-    other = np.array(random.sample(list(scores), len(scores)), np.float32)  # type: ignore[attr-defined]
+    other = np.array(random.sample(list(scores), len(scores)), np.float32)
     result = agreement(one_query(len(scores)), scores, other)
     if np.ptp(scores) > 0:
         assert result.tau == pytest.approx(tau_b(scores, other), abs=1e-6)

@@ -77,7 +77,7 @@ def test_a_tokenizer_without_a_length_gets_the_one_that_positions_reach(tmp_path
 
 
 def test_the_manifest_holds_the_sha256_of_every_file(tiny_copy: object) -> None:
-    folder = tiny_copy.path  # type: ignore[attr-defined]
+    folder = tiny_copy.path
     files = {
         str(p.relative_to(folder)): sha256_of(p) for p in folder.rglob("*") if p.is_file() and p.name != "xopt.json"
     }
@@ -138,7 +138,7 @@ def empty(folder: Path) -> str:
 
 @pytest.mark.parametrize("make", [bi_encoder, causal, headless, damaged, pickled, remote, empty])
 def test_what_is_no_cross_encoder_is_refused_and_leaves_nothing(tmp_path: Path, make: object) -> None:
-    message = make(tmp_path / "model")  # type: ignore[operator]
+    message = make(tmp_path / "model")
     with pytest.raises(BadInput, match=message):
         export(str(tmp_path / "model"), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

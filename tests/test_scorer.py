@@ -98,7 +98,7 @@ def test_no_pairs_give_no_scores(tiny: ModelFolder) -> None:
 @pytest.mark.parametrize("bad", [("a", None), (None, "b"), "ab", ("a",), ("a", 1), ["a", "b", "c"], 5])
 def test_what_is_no_pair_of_texts_is_named(tiny: ModelFolder, bad: object) -> None:
     with pytest.raises(BadInput, match="pair 1: expected a query and a document"):
-        open_scorer(tiny.path).score([("a", "b"), bad])  # type: ignore[list-item]
+        open_scorer(tiny.path).score([("a", "b"), bad])
 
 
 def test_a_tuned_plan_is_used_on_its_machine_and_for_its_threads(tiny_copy: ModelFolder) -> None:
