@@ -25,26 +25,34 @@ TOKENS = 512  # padded tokens a forward
 class Activations:
     """What a tensor of token rows held: a tensor [pairs, width, channels], padding left out.
 
-    peak: the largest magnitude of each channel. low, high: the least and the largest entry of a row,
-    medians over tokens. gram: the mean of x x^T over tokens, float64[channels, channels].
+    lowest, highest: the least and the largest entry of each channel. low, high: the least and the largest
+    entry of a row, medians over tokens. gram: the mean of x x^T over tokens, float64[channels, channels].
     """
 
-    peak: NDArray[np.float64]
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
     low: float
     high: float
     gram: NDArray[np.float64]
 
+    @property
+    def peak(self) -> NDArray[np.float64]:
+        """The largest magnitude of each channel."""
+        return np.maximum(-self.lowest, self.highest)
+
 
 @dataclass
 class _Sums:
-    peak: NDArray[np.float64]
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
     gram: NDArray[np.float64]
     tokens: int = 0
     lows: list[NDArray[np.float32]] = field(default_factory=list)
     highs: list[NDArray[np.float32]] = field(default_factory=list)
 
     def add(self, rows: NDArray[np.float32]) -> None:
-        self.peak = np.maximum(self.peak, np.abs(rows).max(0))
+        self.lowest = np.minimum(self.lowest, rows.min(0))
+        self.highest = np.maximum(self.highest, rows.max(0))
         self.gram += rows.T @ rows
         self.tokens += len(rows)
         self.lows.append(rows.min(1))
@@ -53,7 +61,7 @@ class _Sums:
     def activations(self) -> Activations:
         low, high = (float(np.median(np.concatenate(rows))) for rows in (self.lows, self.highs))
         self.gram /= self.tokens
-        return Activations(self.peak, low, high, self.gram)
+        return Activations(self.lowest, self.highest, low, high, self.gram)
 
 
 def calibrate(
@@ -78,6 +86,6 @@ def calibrate(
             rows = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
             if name not in sums:
                 channels = rows.shape[1]
-                sums[name] = _Sums(np.zeros(channels), np.zeros((channels, channels)))
+                sums[name] = _Sums(np.zeros(channels), np.zeros(channels), np.zeros((channels, channels)))
             sums[name].add(rows)
     return {name: total.activations() for name, total in sums.items()}

@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from xopt.optimize.calibrate import calibrate
 from xopt.optimize.neurons import find_blocks, split_neurons
-from xopt.optimize.per_token import quantize_tokens
+from xopt.optimize.products import quantize_products
 from xopt.optimize.shapes import Dim, tensor_shapes
 from xopt.runtime.candidates import Candidates, demo_candidates
 from xopt.runtime.encode import Pair
@@ -29,7 +29,11 @@ log = logging.getLogger(__name__)
 
 FP32_FILE = "onnx/model.onnx"
 CALIBRATION_PAIRS = 96  # drawn from the data; twice as many gave the same agreement
-SCHEMES = {"per-token": "onnx-int8", "stock": "onnx-int8-stock"}  # and the variant that each one makes
+SCHEMES = {  # and the variant that each one makes
+    "per-token": "onnx-int8",
+    "static": "openvino-int8",
+    "stock": "onnx-int8-stock",
+}
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,10 @@ class Recipe:
     """How an INT8 variant is made. A value: with the calibration data, what the manifest keeps makes the file again.
 
     `scheme` "per-token" has a scale for every token's row, so that a pair's score depends on the pair
-    alone; see `xopt.optimize.per_token` and `xopt.optimize.neurons`. `smoothing` is the exponent of
+    alone; see `xopt.optimize.products` and `xopt.optimize.neurons`. `smoothing` is the exponent of
     the activations in its smoothing factors and `hot` the share of a block's neurons with a scale of
-    their own. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at
+    their own. "static" takes the scales from calibration, for OpenVINO, and multiplies what the hot
+    neurons give in float. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at
     run time, so that a score depends on the batch; it takes no calibration.
     """
 
@@ -73,7 +78,7 @@ class Recipe:
     @property
     def file(self) -> str:
         """The file within the model folder, named as sentence-transformers names it."""
-        return f"onnx/model_qint8_{self.target}{'_stock' if self.scheme == 'stock' else ''}.onnx"
+        return f"onnx/model_qint8_{self.target}{'' if self.scheme == 'per-token' else '_' + self.scheme}.onnx"
 
 
 def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
@@ -82,7 +87,7 @@ def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
         raise BadInput(f"target {target!r}: unknown; one of {', '.join(TARGETS)}")
     bits = 7 if TARGETS[target].saturates else 8
     return (
-        Recipe(scheme, target, bits) if scheme == "stock" else Recipe(scheme, target, bits, smoothing=0.5, hot=1 / 16)
+        Recipe(scheme, target, bits) if scheme == "stock" else Recipe(scheme, target, bits, smoothing=0.65, hot=1 / 16)
     )
 
 
@@ -98,7 +103,7 @@ def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None 
     """Add a variant of `SCHEMES`, made by `recipe` from `onnx/model.onnx`, in place of one that was there.
 
     MatMuls of tokens with constant weights become INT8; attention, embeddings and the head stay in
-    float. The per-token scheme is calibrated on pairs of `candidates`, the demo data unless given.
+    float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data unless given.
     Raises BadInput where the FP32 graph is missing or damaged.
     """
     source = folder.checked(FP32_FILE)
@@ -107,8 +112,9 @@ def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None 
             _quantize_dynamic(source, temporary, recipe)
         else:
             pairs = _calibration_pairs(candidates or demo_candidates())
-            onnx.save(_quantize_per_token(folder, source, recipe, pairs), temporary)
-    return folder.with_variant(Variant(SCHEMES[recipe.scheme], "onnx", "int8", recipe.file, asdict(recipe)))
+            onnx.save(_quantize_calibrated(folder, source, recipe, pairs), temporary)
+    name = SCHEMES[recipe.scheme]
+    return folder.with_variant(Variant(name, name.partition("-")[0], "int8", recipe.file, asdict(recipe)))
 
 
 def _calibration_pairs(candidates: Candidates) -> list[Pair]:
@@ -118,16 +124,18 @@ def _calibration_pairs(candidates: Candidates) -> list[Pair]:
     return [pairs[row] for row in rows]
 
 
-def _quantize_per_token(folder: ModelFolder, source: Path, recipe: Recipe, pairs: Sequence[Pair]) -> onnx.ModelProto:
+def _quantize_calibrated(folder: ModelFolder, source: Path, recipe: Recipe, pairs: Sequence[Pair]) -> onnx.ModelProto:
     model = onnx.load(source)
     blocks = find_blocks(model, token_matmuls(model))
     if recipe.hot and blocks:
         whole = calibrate(folder, model, [block.activation for block in blocks], pairs)
         model = split_neurons(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
-    products = token_matmuls(model)
+    static = recipe.scheme == "static"
+    hot = {f"{block.second.name}/hot" for block in blocks}
+    products = [name for name in token_matmuls(model) if not (static and name in hot)]
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
     seen = calibrate(folder, model, read, pairs)
-    return quantize_tokens(model, products, seen, recipe.weight_bits, recipe.smoothing)
+    return quantize_products(model, products, seen, bits=recipe.weight_bits, smoothing=recipe.smoothing, static=static)
 
 
 def _quantize_dynamic(source: Path, out: Path, recipe: Recipe) -> None:

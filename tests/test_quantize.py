@@ -27,7 +27,7 @@ def test_each_target_names_its_file_and_keeps_its_recipe(tiny_copy: ModelFolder,
         "scheme": "per-token",
         "target": target,
         "weight_bits": 7 if target in {"avx2", "avx512"} else 8,
-        "smoothing": 0.5,
+        "smoothing": 0.65,
         "hot": 1 / 16,
     }
     assert np.isfinite(open_scorer(made.path, "onnx-int8").score([("a query", "a text")])).all()
