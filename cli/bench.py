@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
+from pathlib import Path
 
 import click
 
@@ -30,6 +32,12 @@ __all__ = ["bench"]
 )
 @threads_option
 @click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--peers",
+    is_flag=True,
+    help="Also what you would run instead: sentence-transformers' ONNX export, its INT8, its bfloat16 where the "
+    "processor has it, and OpenVINO's INT8 where openvino and nncf are installed.",
+)
 @json_option
 def bench(
     folder: str,
@@ -40,6 +48,7 @@ def bench(
     pairs: int,
     threads: int | None,
     repeat: int,
+    peers: bool,
     json_file: str | None,
 ) -> None:
     """Time variants inside a Daft batch UDF.
@@ -54,9 +63,17 @@ def bench(
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.strategy import STRATEGIES
 
-    model = ModelFolder.open(folder)
+    model, candidates = ModelFolder.open(folder), read_candidates(data)
     cases = [Case(v, s) for v, s in itertools.product(variants or model.manifest.variants, strategies or STRATEGIES)]
-    result = run(model, read_candidates(data).head(pairs), cases, threads=threads, repeat=repeat, device=device)
+    with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
+        made = None
+        if peers:
+            from xopt.optimize.peers import make_peers
+            from xopt.optimize.quantize import detect_target
+
+            made = make_peers(model, candidates, detect_target(), Path(scratch) / "model")
+            cases += [Case(v, "default") for v in model.manifest.variants if v == "torch-bf16"]
+        result = run(model, candidates.head(pairs), cases, threads=threads, repeat=repeat, device=device, peers=made)
     output = Output(json_file)
     print_bench(output, result)
     output.json(result)

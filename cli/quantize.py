@@ -15,10 +15,11 @@ __all__ = ["quantize"]
 @click.option("--int8", is_flag=True, required=True, expose_value=False, help="INT8 matrix products.")
 @click.option(
     "--scheme",
-    type=click.Choice(["per-token", "stock"]),
+    type=click.Choice(["per-token", "static", "stock"]),
     default="per-token",
     show_default=True,
     help="per-token: the variant onnx-int8, a scale for every token, scores that depend on the pair alone. "
+    "static: the variant openvino-int8, calibrated scales, for OpenVINO (pip install 'xopt-rerank[openvino]'). "
     "stock: the variant onnx-int8-stock, onnxruntime's own, a scale for a whole batch; for comparison.",
 )
 @click.option(
@@ -31,7 +32,7 @@ __all__ = ["quantize"]
 def quantize(folder: str, scheme: str, target: str | None, data: str, json_file: str | None) -> None:
     """Quantise the model folder DIR to INT8.
 
-    Adds a variant to DIR, or replaces it. DATA calibrates the per-token scheme; any text of the kind
+    Adds a variant to DIR, or replaces it. DATA calibrates all schemes but stock; any text of the kind
     that you rank will do. `xopt validate DIR` then tells whether the variant still ranks the same.
     """
     from xopt.optimize.quantize import SCHEMES, detect_target, recipe_for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,14 +12,18 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
+from xopt.runtime.candidates import Candidates
 from xopt.runtime.encode import Encoder, Pair
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.plan import plan_forwards
 from xopt.runtime.scorer import pad
 
-__all__ = ["Activations", "calibrate"]
+__all__ = ["Activations", "calibrate", "calibration_pairs"]
+
+log = logging.getLogger(__name__)
 
 TOKENS = 512  # padded tokens a forward
+CALIBRATION_PAIRS = 96  # drawn from the data; twice as many gave the same agreement
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,14 @@ class _Sums:
         low, high = (float(np.median(np.concatenate(rows))) for rows in (self.lows, self.highs))
         self.gram /= self.tokens
         return Activations(self.lowest, self.highest, low, high, self.gram)
+
+
+def calibration_pairs(candidates: Candidates) -> list[Pair]:
+    """Pairs drawn from `candidates`, always the same ones."""
+    pairs = candidates.pairs
+    rows = np.random.default_rng(0).permutation(len(pairs))[:CALIBRATION_PAIRS]
+    log.info("calibrating on %d pairs of %s", len(rows), candidates.name)
+    return [pairs[row] for row in rows]
 
 
 def calibrate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import logging
 import warnings
 from pathlib import Path
@@ -162,6 +163,7 @@ def _write_manifest(folder: Path, source: dict[str, str], narrowed: int, facts: 
         Variant("torch-fp32", "torch", "fp32", "model.safetensors"),
         *([Variant("torch-bf16", "torch", "bf16", "model.safetensors")] if has_bf16() else []),
         Variant("onnx-fp32", "onnx", "fp32", ONNX_FILE, fp32),
+        *([Variant("openvino-bf16", "openvino", "bf16", ONNX_FILE, fp32)] if has_bf16() and has_openvino() else []),
     ]
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     manifest = Manifest(source=source, versions=versions, files=files, variants={v.name: v for v in variants}, **facts)
@@ -172,6 +174,11 @@ def _write_manifest(folder: Path, source: dict[str, str], narrowed: int, facts: 
 def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 natively; elsewhere torch emulates it, slower than FP32."""
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def has_openvino() -> bool:
+    """Whether the extra `openvino` is installed."""
+    return importlib.util.find_spec("openvino") is not None
 
 
 def _check_parity(folder: ModelFolder) -> None:

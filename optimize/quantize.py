@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from xopt.optimize.calibrate import calibrate
+from xopt.optimize.calibrate import calibrate, calibration_pairs
 from xopt.optimize.neurons import find_blocks, split_neurons
 from xopt.optimize.products import quantize_products
 from xopt.optimize.shapes import Dim, tensor_shapes
@@ -28,7 +27,6 @@ __all__ = ["SCHEMES", "TARGETS", "Recipe", "Target", "detect_target", "quantize"
 log = logging.getLogger(__name__)
 
 FP32_FILE = "onnx/model.onnx"
-CALIBRATION_PAIRS = 96  # drawn from the data; twice as many gave the same agreement
 SCHEMES = {  # and the variant that each one makes
     "per-token": "onnx-int8",
     "static": "openvino-int8",
@@ -111,17 +109,10 @@ def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None 
         if recipe.scheme == "stock":
             _quantize_dynamic(source, temporary, recipe)
         else:
-            pairs = _calibration_pairs(candidates or demo_candidates())
+            pairs = calibration_pairs(candidates or demo_candidates())
             onnx.save(_quantize_calibrated(folder, source, recipe, pairs), temporary)
     name = SCHEMES[recipe.scheme]
     return folder.with_variant(Variant(name, name.partition("-")[0], "int8", recipe.file, asdict(recipe)))
-
-
-def _calibration_pairs(candidates: Candidates) -> list[Pair]:
-    pairs = candidates.pairs
-    rows = np.random.default_rng(0).permutation(len(pairs))[:CALIBRATION_PAIRS]
-    log.info("quantize: calibrating on %d pairs of %s", len(rows), candidates.name)
-    return [pairs[row] for row in rows]
 
 
 def _quantize_calibrated(folder: ModelFolder, source: Path, recipe: Recipe, pairs: Sequence[Pair]) -> onnx.ModelProto:

@@ -106,16 +106,19 @@ def bench(
     threads: int | None = None,
     repeat: int = 3,
     device: str = "cpu",
+    peers: ModelFolder | None = None,
 ) -> Bench:
     """Measure `cases` and the baseline on all candidates, `repeat` rounds, a fresh process a case and round.
 
-    `threads` is what each scorer may use, all usable cores unless given. Raises BadInput where a
+    `threads` is what each scorer may use, all usable cores unless given. The variants of `peers`, the
+    same model made by other tools, run as sentence-transformers' defaults have it. Raises BadInput where a
     variant or strategy is unknown or the device is not there, before anything is measured.
     """
     threads = threads or cores()
-    cases = list(dict.fromkeys([BASELINE, *cases]))
+    others = list(peers.manifest.variants) if peers else []
+    cases = list(dict.fromkeys([BASELINE, *cases, *(Case(variant, BASELINE.strategy) for variant in others)]))
     for case in cases:
-        folder.variant(case.variant)
+        _home(case, folder, peers).variant(case.variant)
         strategy_named(case.strategy)
     check_device(device)
     tokens = Encoder(folder).encode(candidates.pairs)
@@ -126,12 +129,16 @@ def bench(
         pairs_file.write_text(json.dumps(candidates.pairs), encoding="utf-8")
         for number, case in itertools.product(range(repeat), cases):
             log.info("round %d of %d: %s", number + 1, repeat, case)
-            measured, scores[case] = _run(folder, case, pairs_file, threads, device)
+            measured, scores[case] = _run(_home(case, folder, peers), case, pairs_file, threads, device)
             rounds[case].append(measured)
     totals = len(candidates.rows), int(tokens.lengths.sum())
     judged = {case: _judge(folder, candidates, scores[BASELINE], scores[case]) for case in cases}
     summaries = tuple(_summarise(case, rounds[case], rounds[BASELINE], *totals, judged[case]) for case in cases)
     return Bench(candidates.name, *totals, tokens.truncated, threads, cores(), device, summaries)
+
+
+def _home(case: Case, folder: ModelFolder, peers: ModelFolder | None) -> ModelFolder:
+    return peers if peers and case.variant in peers.manifest.variants else folder
 
 
 def _judge(folder: ModelFolder, candidates: Candidates, expected: Any, scores: Any) -> Agreement | None:

@@ -42,6 +42,6 @@ def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int) -> 
 
 def default_plan(backend: str, threads: int) -> Plan:
     """A plan for a machine that has not been tuned: measured to be near the best on small machines."""
-    if backend == "onnx":
-        return Plan(callers=threads, threads=1, tokens=512)
-    return Plan(callers=1, threads=threads, tokens=1024)
+    if backend == "torch":
+        return Plan(callers=1, threads=threads, tokens=1024)
+    return Plan(callers=threads, threads=1, tokens=512)

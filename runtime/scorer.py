@@ -16,7 +16,7 @@ from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.plan import Forward, default_plan, plan_forwards
 
-__all__ = ["PlannedScorer", "Scorer", "open_scorer"]
+__all__ = ["BatchScorer", "PlannedScorer", "Scorer", "open_scorer"]
 
 Backend = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
 
@@ -71,6 +71,24 @@ class PlannedScorer:
         return logits[:, 0] if self.labels == 1 else logits
 
 
+class BatchScorer:
+    """Scores pairs as sentence-transformers batches them, for backends that it does not run here: no plan."""
+
+    def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
+        self.scorer, self.batch_size = scorer, batch_size
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given; see `Scorer`."""
+        tokens = self.scorer.encoder.encode(pairs)
+        logits = np.empty((len(pairs), self.scorer.labels), np.float32)
+        order = np.argsort([-len(query) - len(text) for query, text in pairs], kind="stable")
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            forward = Forward(rows, int(tokens.lengths[rows].max()))
+            logits[rows] = self.scorer.backend(pad(tokens, forward, self.scorer.encoder.pad_id))
+        return logits[:, 0] if self.scorer.labels == 1 else logits
+
+
 def pad(tokens: Tokens, forward: Forward, pad_id: int) -> dict[str, NDArray[np.int64]]:
     """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids."""
     shape = (len(forward.rows), forward.width)
@@ -114,6 +132,10 @@ def _open_backend(model: ModelFolder, variant: Variant, plan: Plan, device: str)
         from xopt.runtime.onnx_backend import OnnxBackend
 
         return OnnxBackend(model, variant, plan.threads, device)
+    if variant.backend == "openvino":
+        from xopt.runtime.openvino_backend import OpenVinoBackend
+
+        return OpenVinoBackend(model, variant, plan, device)
     if variant.backend == "torch":
         from xopt.runtime.torch_backend import TorchBackend
 

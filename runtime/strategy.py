@@ -7,7 +7,7 @@ from pathlib import Path
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.scorer import Scorer, open_scorer
+from xopt.runtime.scorer import BatchScorer, Scorer, open_scorer
 
 __all__ = ["PLANNED_ROWS", "STRATEGIES", "ScorerSpec", "Strategy"]
 
@@ -58,10 +58,14 @@ class ScorerSpec:
         strategy = STRATEGIES[self.strategy]
         if strategy.batch_size is None:
             return open_scorer(self.folder, self.variant, plan=self.plan, threads=self.threads, device=self.device)
+        model = ModelFolder.open(Path(self.folder))
+        variant = model.variant(self.variant)
+        if variant.backend == "openvino":  # sentence-transformers runs it with optimum-intel, which bars optimum-onnx
+            plan = Plan(callers=1, threads=self.threads, tokens=1)
+            return BatchScorer(open_scorer(self.folder, self.variant, plan=plan), strategy.batch_size)
         from xopt.runtime.reference import ReferenceScorer
 
-        model = ModelFolder.open(Path(self.folder))
-        return ReferenceScorer(model, model.variant(self.variant), self.threads, strategy.batch_size, self.device)
+        return ReferenceScorer(model, variant, self.threads, strategy.batch_size, self.device)
 
 
 def strategy_named(name: str) -> Strategy:

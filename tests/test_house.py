@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = ["runtime", "optimize", "cli"]  # each may import those before it
 OWNERS = {  # in runtime, one module a library
     "daft": {"daft_udf.py"},
+    "openvino": {"openvino_backend.py"},
     "onnxruntime": {"onnx_backend.py", "reference.py"},  # the reference sets threads through onnxruntime's options
     "sentence_transformers": {"reference.py"},
     "transformers": {"torch_backend.py"},

@@ -1,0 +1,83 @@
+"""Peers: what a user would run instead, made as sentence-transformers' documentation says, to be timed beside xopt.
+
+Source: https://sbert.net/docs/cross_encoder/usage/efficiency.html
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import warnings
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
+
+from xopt.optimize.calibrate import calibration_pairs
+from xopt.optimize.export import has_openvino
+from xopt.runtime.candidates import Candidates
+from xopt.runtime.encode import Encoder
+from xopt.runtime.files import sha256_of
+from xopt.runtime.folder import MANIFEST, ModelFolder, Variant
+from xopt.runtime.plan import Forward
+from xopt.runtime.scorer import pad
+
+__all__ = ["make_peers"]
+
+log = logging.getLogger(__name__)
+
+CONFIGS = {"avx_vnni": "avx2"}  # sentence-transformers has none for this target; of the others it has the names
+ONNX, OPENVINO = "onnx/model.onnx", "openvino/openvino_model_qint8_quantized.xml"
+
+
+def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Path) -> ModelFolder:
+    """Make sentence-transformers' own variants of a model in the new folder `out`, which holds nothing else to run.
+
+    st-onnx: its ONNX export. st-onnx-qint8: its dynamic INT8 for `target`. st-openvino-qint8, where
+    openvino and nncf are installed: static INT8 by NNCF with its settings, calibrated on pairs of `candidates`.
+    """
+    shutil.copytree(folder.path, out, ignore=shutil.ignore_patterns("onnx", MANIFEST))
+    log.info("peers: exporting with sentence-transformers")
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # a result's JSON may go to standard output
+        warnings.simplefilter("ignore")  # the tracer warns of each Python branch
+        model = CrossEncoder(
+            str(out), backend="onnx", local_files_only=True, model_kwargs={"provider": "CPUExecutionProvider"}
+        )
+        model.save_pretrained(str(out), create_model_card=False)
+        export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))
+        if has_openvino():
+            _quantize_openvino(folder, candidates, out)
+    (int8,) = (out / "onnx").glob("model_q*.onnx")  # quint8 or qint8, by target
+    variants = [
+        Variant("st-onnx", "onnx", "fp32", ONNX),
+        Variant("st-onnx-qint8", "onnx", "int8", f"onnx/{int8.name}"),
+    ]
+    if has_openvino():
+        variants.append(Variant("st-openvino-qint8", "openvino", "int8", OPENVINO))
+    files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
+    return ModelFolder(out, folder.manifest).write(files=files, variants={v.name: v for v in variants}, plans={})
+
+
+def _quantize_openvino(folder: ModelFolder, candidates: Candidates, out: Path) -> None:
+    import nncf
+    import openvino
+
+    encoder = Encoder(folder)
+    tokens = encoder.encode(calibration_pairs(candidates))
+    forwards = [Forward(np.array([row]), int(length)) for row, length in enumerate(tokens.lengths)]
+    inputs = [
+        {k: v for k, v in pad(tokens, forward, encoder.pad_id).items() if k in folder.manifest.inputs}
+        for forward in forwards
+    ]
+    log.info("peers: quantising with NNCF on %d pairs", len(inputs))
+    nncf.set_log_level(logging.ERROR)
+    quantised = nncf.quantize(
+        openvino.Core().read_model(out / ONNX),
+        nncf.Dataset(inputs),
+        subset_size=len(inputs),
+        model_type=nncf.ModelType.TRANSFORMER,
+    )
+    (out / OPENVINO).parent.mkdir()
+    openvino.save_model(quantised, out / OPENVINO)
