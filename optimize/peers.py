@@ -5,6 +5,7 @@ Source: https://sbert.net/docs/cross_encoder/usage/efficiency.html
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import sys
@@ -49,6 +50,8 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
         export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))
         if has_openvino():
             _quantize_openvino(folder, candidates, out)
+        del model  # and the scratch folder that it exported to, with a warning
+        gc.collect()
     (int8,) = (out / "onnx").glob("model_q*.onnx")  # quint8 or qint8, by target
     variants = [
         Variant("st-onnx", "onnx", "fp32", ONNX),

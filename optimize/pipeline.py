@@ -6,8 +6,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from xopt.optimize.export import export
-from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.optimize.export import export, has_openvino
+from xopt.optimize.quantize import SCHEMES, TARGETS, detect_target, quantize, recipe_for
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench import BASELINE, Bench, Case, Measured, bench
@@ -44,16 +44,23 @@ class Outcome:
 def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, repeat: int) -> Outcome:
     """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again."""
     folder = _exported(model, out)
-    if "onnx-int8" not in folder.manifest.variants:
-        log.info("quantize: %s", detect_target())
-        folder = quantize(folder, recipe_for(detect_target()), candidates)
+    target = detect_target()
+    schemes = ["per-token"]
+    if has_openvino() and not TARGETS[target].saturates:  # elsewhere its INT8 is slower than FP32
+        schemes.append("static")
+    for scheme in schemes:
+        if SCHEMES[scheme] not in folder.manifest.variants:
+            log.info("quantize: %s, %s", scheme, target)
+            folder = quantize(folder, recipe_for(target, scheme), candidates)
     variants = list(folder.manifest.variants)
     plans = folder.manifest.plans.get(machine_name(), {})
     untuned = [v for v in variants if v not in plans or plans[v].callers * plans[v].threads != cores()]
     folder, tunings = tune(folder, untuned, candidates)
     validation = validate(folder, variants, candidates)
     cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
-    cases += [Case(variant, strategy) for variant in variants for strategy in ("default", "planned")]
+    for variant in folder.manifest.variants.values():
+        strategies = ("planned",) if variant.backend == "openvino" else ("default", "planned")
+        cases += [Case(variant.name, strategy) for strategy in strategies]
     measured = bench(folder, candidates.head(bench_pairs), cases, repeat=repeat)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))
 
