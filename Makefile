@@ -3,28 +3,31 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The folders themselves stand here: the links of a strict editable install are made anew when a file comes or goes.
 INSTALLED := .venv/.installed
+DEVELOPED := .venv/.developed
 
 .PHONY: demo test check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/xopt optimize demo
 
-test: $(INSTALLED)
+test: $(DEVELOPED)
 	$(BIN)/python -m pytest
 
-check: $(INSTALLED)
+check: $(DEVELOPED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(INSTALLED)
+format: $(DEVELOPED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(INSTALLED): pyproject.toml constraints.txt cli optimize runtime models/demo
+$(INSTALLED): EXTRAS := demo
+$(DEVELOPED): EXTRAS := demo,dev
+$(INSTALLED) $(DEVELOPED): pyproject.toml constraints.txt cli optimize runtime models/demo
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=strict -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=strict -e '.[$(EXTRAS)]'
 	touch $@

@@ -12,6 +12,7 @@ from click.testing import Result
 from tiny import make_tiny
 
 from xopt.cli.main import cli
+from xopt.optimize.export import has_openvino
 from xopt.runtime.folder import ModelFolder
 
 ROOT = Path(__file__).parents[1]
@@ -104,13 +105,17 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_main_job_runs_twice_on_a_users_own_data(xopt: Xopt, tmp_path: Path, rows: Path) -> None:
+def test_the_main_job_runs_twice_on_a_users_own_data(
+    xopt: Xopt, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xopt.optimize.pipeline.detect_target", lambda: "avx512_vnni")  # where OpenVINO takes part
     model, out = make_tiny(tmp_path / "model"), tmp_path / "out"
     arguments = ["optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1]
     first = xopt(*arguments)
     assert first.exit_code == 0, first.output
     assert "Recommended: " in first.stdout
     assert "open_scorer" in first.stdout
+    assert ("openvino-int8/planned" in first.stdout) == has_openvino()
     second = xopt(*arguments, "--json", "-")
     assert json.loads(second.stdout)["tunings"] == []
     assert "is there already" in second.stderr
