@@ -59,7 +59,7 @@ def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, re
     validation = validate(folder, variants, candidates)
     cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
     for variant in folder.manifest.variants.values():
-        strategies = ("planned",) if variant.backend == "openvino" else ("default", "planned")
+        strategies = ("default", "planned") if variant.precision == "fp32" else ("planned",)
         cases += [Case(variant.name, strategy) for strategy in strategies]
     measured = bench(folder, candidates.head(bench_pairs), cases, repeat=repeat)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))
