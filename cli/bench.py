@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_option, folder_argument, threads_option, variant_option
+from xopt.cli.options import data_options, folder_argument, threads_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_bench
+
+if TYPE_CHECKING:
+    from xopt.runtime.candidates import Candidates
 
 __all__ = ["bench"]
 
@@ -26,7 +31,7 @@ __all__ = ["bench"]
     "max_concurrency 4) or planned (xopt's plan); repeat for more.  [default: all]",
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@data_option
+@data_options
 @click.option(
     "--pairs", type=click.IntRange(min=1), default=500, show_default=True, help="Score the first so many pairs."
 )
@@ -44,7 +49,7 @@ def bench(
     variants: tuple[str, ...],
     strategies: tuple[str, ...],
     device: str,
-    data: str,
+    read: Callable[[], Candidates],
     pairs: int,
     threads: int | None,
     repeat: int,
@@ -59,11 +64,10 @@ def bench(
     """
     from xopt.runtime.bench import Case
     from xopt.runtime.bench import bench as run
-    from xopt.runtime.candidates import read_candidates
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.strategy import STRATEGIES
 
-    model, candidates = ModelFolder.open(folder), read_candidates(data)
+    model, candidates = ModelFolder.open(folder), read()
     cases = [Case(v, s) for v, s in itertools.product(variants or model.manifest.variants, strategies or STRATEGIES)]
     with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
         made = None

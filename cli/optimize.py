@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_option
+from xopt.cli.options import data_options, gate_options
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_bench, print_tuning, print_validation
+
+if TYPE_CHECKING:
+    from xopt.runtime.candidates import Candidates
 
 __all__ = ["optimize"]
 
@@ -18,21 +23,30 @@ __all__ = ["optimize"]
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
 )
-@data_option
+@data_options
+@gate_options
 @click.option("--pairs", type=click.IntRange(min=1), default=160, show_default=True, help="Pairs in the bench.")
 @click.option("--repeat", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds of the bench.")
 @json_option
-def optimize(model: str, out: Path | None, data: str, pairs: int, repeat: int, json_file: str | None) -> None:
+def optimize(
+    model: str,
+    out: Path | None,
+    read: Callable[[], Candidates],
+    bounds: dict[str, float],
+    pairs: int,
+    repeat: int,
+    json_file: str | None,
+) -> None:
     """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
 
     MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
-    variant that fails a gate is shown as failing and never recommended.
+    variant that fails a gate, or that the queries are too few for, is shown as such and not recommended.
     """
     from xopt.optimize.pipeline import optimize as run
     from xopt.optimize.source import default_out
-    from xopt.runtime.candidates import read_candidates
+    from xopt.optimize.validate import gates_with
 
-    result = run(model, out or default_out(model), read_candidates(data), pairs, repeat)
+    result = run(model, out or default_out(model), read(), gates_with(bounds), pairs, repeat)
     output = Output(json_file)
     for tuning in result.tunings:
         print_tuning(output, tuning)
@@ -42,4 +56,6 @@ def optimize(model: str, out: Path | None, data: str, pairs: int, repeat: int, j
     output.line(f"Recommended: {advice.variant}, {advice.ratio:.1f} times torch-fp32/default. In Python:")
     output.line("    from xopt.runtime import open_scorer")
     output.line(f"    {advice.python}")
+    for variant, ratio in advice.undecided.items():
+        output.line(f"{variant} is faster, {ratio:.1f} times, and undecided: give --data with more queries.")
     output.json(result)

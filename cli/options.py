@@ -2,21 +2,73 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import click
 
-__all__ = ["data_option", "folder_argument", "threads_option", "variant_option"]
+if TYPE_CHECKING:
+    from xopt.runtime.candidates import Candidates
+
+__all__ = ["data_options", "folder_argument", "gate_options", "threads_option", "variant_option"]
 
 folder_argument = click.argument("folder", metavar="DIR")
-data_option = click.option(
-    "--data",
-    default="demo",
-    show_default=True,
-    help="Candidates: `demo`, a BEIR folder, or a .jsonl, .csv or .parquet file with the columns "
-    "query_id, query, doc_id, text[, relevance].",
-)
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that a scorer may use.  [default: all cores]"
 )
 variant_option = click.option(
     "--variant", "variants", multiple=True, help="A variant; repeat for more.  [default: all in DIR]"
 )
+DATA = (
+    click.option(
+        "--data",
+        default="demo",
+        show_default=True,
+        help="Candidates: `demo`, a BEIR folder, irds:ID (ir_datasets), hf:ID[:CONFIG] (datasets), or a .jsonl, .csv, "
+        ".tsv or .parquet file with the columns query, text[, query_id, doc_id, relevance].",
+    ),
+    click.option("--run", metavar="FILE", help="A TREC run with the candidates of a BEIR folder.  [default: BM25]"),
+    click.option("--split", default="test", show_default=True, help="The split of a BEIR folder or an hf: dataset."),
+    click.option("--depth", type=click.IntRange(min=1), help="Candidates a query.  [default: 100 by --run or BM25]"),
+    click.option("--queries", type=click.IntRange(min=1), help="Draw so many queries.  [default: all]"),
+)
+GATES = (
+    click.option("--min-tau", type=click.FloatRange(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.93]"),
+    click.option(
+        "--min-top10", type=click.FloatRange(0, 1), help="Gate: mean top-10 overlap at least.  [default: 0.90]"
+    ),
+    click.option(
+        "--max-ndcg-drop", type=float, help="Gate: loss of nDCG@10 at most, where there are qrels.  [default: 0.005]"
+    ),
+    click.option(
+        "--min-labels", type=click.FloatRange(0, 1), help="Gate: same labels at least, of several.  [default: 0.98]"
+    ),
+)
+BOUNDS = {"min_tau": "tau", "min_top10": "top10", "max_ndcg_drop": "ndcg10_drop", "min_labels": "labels"}
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--data and what goes with it; the command gets `read`, which reads the candidates."""
+
+    @functools.wraps(command)
+    def with_data(data: str, run: str | None, split: str, depth: int | None, queries: int | None, **rest: Any) -> Any:
+        def read() -> Candidates:
+            from xopt.runtime.candidates import read_candidates
+
+            return read_candidates(data, run=run, split=split, depth=depth, queries=queries)
+
+        return command(read=read, **rest)
+
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(DATA), with_data)
+
+
+def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The gates' bounds; the command gets `bounds`, those that were given, by measure."""
+
+    @functools.wraps(command)
+    def with_bounds(**given: Any) -> Any:
+        bounds = {measure: given.pop(option) for option, measure in BOUNDS.items()}
+        return command(bounds={measure: bound for measure, bound in bounds.items() if bound is not None}, **given)
+
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(GATES), with_bounds)

@@ -34,12 +34,14 @@ class Output:
         stream = sys.stderr if json_file == "-" else sys.stdout
         self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else PIPED_WIDTH)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a table; the first column is left-aligned, the others, figures, to the right."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()
+    ) -> None:
+        """Print a table; the first column and those in `left` are left-aligned, the others, figures, to the right."""
         self.line(title)
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
         for i, column in enumerate(columns):
-            table.add_column(Text(column), justify="right" if i else "left", no_wrap=not i)
+            table.add_column(Text(column), justify="left" if column in left or not i else "right", no_wrap=not i)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from xopt.cli.output import Output
 
 if TYPE_CHECKING:
+    from xopt.optimize.losses import Loss
+    from xopt.optimize.statistics import Interval
+    from xopt.optimize.steer import Steered
     from xopt.optimize.tune import Tuning
-    from xopt.optimize.validate import GateResult, Validation
+    from xopt.optimize.validate import Judged, Validation
     from xopt.runtime.bench import Bench
 
-__all__ = ["print_bench", "print_tuning", "print_validation"]
+__all__ = ["print_bench", "print_steering", "print_tuning", "print_validation"]
 
 MIB = 1 << 20
+TEXT_WIDTH = 60
+MEASURES = {  # of a validation, as the table heads them; the JSON has all
+    "tau": "tau-b",
+    "rbo": "RBO",
+    "top1": "top-1",
+    "top10": "top-10",
+    "inversions": "inversions",
+    "ndcg10": "nDCG@10",
+    "ndcg10_drop": "its loss",
+    "mrr10": "MRR@10",
+    "labels": "same label",
+}
 
 
 def print_tuning(out: Output, tuning: Tuning) -> None:
@@ -32,31 +48,88 @@ def print_tuning(out: Output, tuning: Tuning) -> None:
 
 
 def print_validation(out: Output, validation: Validation) -> None:
-    """Agreement, quality, noise and gates of each variant."""
+    """Agreement, quality, noise and gates of each variant, then the query on which each one lost most."""
     graded = bool(validation.first_stage)
+    measures = {
+        name: column
+        for name, column in MEASURES.items()
+        if any(name in judged.measures for judged in validation.judged)
+    }
     rows = []
-    for result in validation.variants:
-        a = result.agreement
-        quality = [f"{result.quality['ndcg10']:.4f}", f"{result.quality['mrr10']:.4f}"] if graded else []
-        noise = f"{result.noise.max_difference:.1g} / {result.noise.tau:.3f}"
-        verdict = "pass" if result.passed else "FAIL: " + ", ".join(_gate(g) for g in result.gates if not g.passed)
-        figures = [f"{v:.3f}" for v in (a.tau, a.spearman, a.top1, a.top10)]
-        rows.append(
-            [result.variant, *figures, f"{a.mean_difference:.2g}", f"{a.max_difference:.2g}", *quality, noise, verdict]
-        )
+    for judged in validation.judged:
+        figures = [_interval(judged.measures[name]) for name in measures]
+        noise = "" if judged.noise is None else f"{judged.noise:.1g}"
+        difference = f"{judged.mean_difference:.2g} / {judged.max_difference:.2g}"
+        rows.append([judged.name, *figures, difference, noise, judged.verdict])
     if graded:
         first = validation.first_stage
-        rows.append(["first stage", *[""] * 6, f"{first['ndcg10']:.4f}", f"{first['mrr10']:.4f}", "", ""])
-    columns = ["variant", "tau-b", "Spearman", "top-1", "top-10", "mean |Δ|", "max |Δ|"]
-    columns += ["nDCG@10", "MRR@10"] if graded else []
-    title = f"agreement with torch-fp32 on {validation.data}: {validation.queries} queries, {validation.pairs} pairs"
+        rows.append(["first stage", *(_interval(first[n]) if n in first else "" for n in measures), "", "", ""])
+    title = f"agreement with the reference on {validation.data}: {validation.queries} queries, {validation.pairs} pairs"
     title += f" ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
-    out.table(title, [*columns, "noise max |Δ| / tau", "gates"], rows)
+    if validation.missing or validation.beyond:
+        title += f"; the run lacks {validation.missing} of them and has {validation.beyond} others"
+    out.table(title, ["variant", *measures.values(), "mean / max |Δ|", "noise", "verdict"], rows)
+    for judged in validation.judged:
+        for reason in _reasons(judged):
+            out.line(f"{judged.name}: {reason}")
+    for judged in validation.judged:
+        if judged.losses:
+            _print_loss(out, judged.name, judged.losses[0])
 
 
-def _gate(result: GateResult) -> str:
-    sign = ">" if result.gate.at_most else "<"
-    return f"{result.gate.measure} {result.value:.3f} {sign} {result.gate.bound:g}"
+def _interval(found: Interval) -> str:
+    spread = f" [{found.low:.3f}, {found.high:.3f}]" if found.low < found.high else ""
+    return f"{found.mean:.3f}{spread}"
+
+
+def _reasons(judged: Judged) -> list[str]:
+    """Why a variant has not passed, in words."""
+    reasons = [f"FAIL: its scores are {judged.broken}"] if judged.broken else []
+    for result in judged.gates:
+        side = "at most" if result.gate.at_most else "at least"
+        asked = f"{result.gate.measure} {_interval(result.interval)}, asked {side} {result.gate.bound:g}"
+        if result.verdict == "fail":
+            reasons.append(f"FAIL: {asked}")
+        elif result.verdict == "undecided":
+            enough = f"; about {result.queries_needed:,} would do" if result.queries_needed else ""
+            reasons.append(f"undecided: {asked}; {result.interval.queries} queries are too few{enough}")
+    return reasons
+
+
+def _print_loss(out: Output, name: str, loss: Loss) -> None:
+    rows = [
+        [
+            str(document.reference_rank),
+            str(document.rank),
+            f"{document.reference_score:.3f}",
+            f"{document.score:.3f}",
+            "" if document.grade is None else str(document.grade),
+            document.doc_id,
+            textwrap.shorten(document.text, TEXT_WIDTH, placeholder=" …"),
+        ]
+        for document in loss.documents
+    ]
+    lost = f"nDCG@10 {-loss.ndcg10_drop:+.3f}, " if loss.ndcg10_drop else ""
+    query = textwrap.shorten(loss.query, TEXT_WIDTH, placeholder=" …")
+    title = f"where {name} differs most: query {loss.query_id} ({lost}rank-biased overlap {loss.rbo:.3f}) {query}"
+    columns = ["rank in the reference", "rank", "score in the reference", "score", "grade", "document", "text"]
+    out.table(title, columns, rows, left=("document", "text"))
+
+
+def print_steering(out: Output, steered: Steered) -> None:
+    """Speed against agreement of each recipe that was tried, and what each product does to the scores alone."""
+    rows = []
+    for step in steered.steps:
+        gates = [_interval(result.interval) for result in step.judged.gates]
+        chosen = "chosen" if step.recipe == steered.recipe else ""
+        floats = str(len(step.recipe.floats))
+        rows.append([f"{step.recipe.smoothing:g}", floats, *gates, f"{step.speed:.2f} x", step.judged.verdict, chosen])
+    measures = [result.gate.measure for result in steered.steps[0].judged.gates]
+    out.table("INT8 steered by agreement", ["smoothing", "in float", *measures, "of onnx-fp32", "verdict", ""], rows)
+    if steered.harms:
+        alone = [[", ".join(h.products), f"{h.spread:.4f}", f"{100 * h.work:.1f} %"] for h in steered.harms]
+        title = "each product alone in INT8: the first ones stay in float first"
+        out.table(title, ["products that read the same tensor", "spread of the change of logits", "work"], alone)
 
 
 def print_bench(out: Output, bench: Bench) -> None:

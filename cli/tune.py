@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import click
 
-from xopt.cli.options import data_option, folder_argument, threads_option, variant_option
+from xopt.cli.options import data_options, folder_argument, threads_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_tuning
+
+if TYPE_CHECKING:
+    from xopt.runtime.candidates import Candidates
 
 __all__ = ["tune"]
 
@@ -14,20 +20,21 @@ __all__ = ["tune"]
 @click.command()
 @folder_argument
 @variant_option
-@data_option
+@data_options
 @threads_option
 @json_option
-def tune(folder: str, variants: tuple[str, ...], data: str, threads: int | None, json_file: str | None) -> None:
+def tune(
+    folder: str, variants: tuple[str, ...], read: Callable[[], Candidates], threads: int | None, json_file: str | None
+) -> None:
     """Find the fastest plan for this machine: callers x threads x tokens a forward.
 
     Writes it into the manifest of the model folder DIR, where every scorer on this machine finds it.
     """
     from xopt.optimize.tune import tune as run
-    from xopt.runtime.candidates import read_candidates
     from xopt.runtime.folder import ModelFolder
 
     model = ModelFolder.open(folder)
-    _, tunings = run(model, variants or list(model.manifest.variants), read_candidates(data), threads)
+    _, tunings = run(model, variants or list(model.manifest.variants), read(), threads)
     output = Output(json_file)
     for tuning in tunings:
         print_tuning(output, tuning)

@@ -2,54 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
-from xopt.cli.options import data_option, folder_argument, threads_option, variant_option
+from xopt.cli.options import data_options, gate_options, threads_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_validation
+
+if TYPE_CHECKING:
+    from xopt.runtime.candidates import Candidates
 
 __all__ = ["validate"]
 
 
 @click.command()
-@folder_argument
+@click.argument("folder", metavar="[DIR]", required=False)
 @variant_option
-@data_option
-@click.option("--queries", type=click.IntRange(min=1), help="Use the first so many queries.  [default: all]")
-@click.option("--min-tau", type=click.FloatRange(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.80]")
-@click.option("--min-top10", type=click.FloatRange(0, 1), help="Gate: mean top-10 overlap at least.  [default: 0.85]")
-@click.option(
-    "--max-ndcg-drop", type=float, help="Gate: loss of nDCG@10 at most, where there are qrels.  [default: 0.01]"
-)
+@data_options
+@click.option("--scores", metavar="FILE", help="Judge this TREC run, of any engine, in place of variants of DIR.")
+@click.option("--reference", metavar="FILE", help="The TREC run that --scores is held against.")
+@click.option("--qrels", metavar="FILE", help="With --scores: TREC qrels, for quality.")
+@gate_options
 @threads_option
 @json_option
 def validate(
-    folder: str,
+    folder: str | None,
     variants: tuple[str, ...],
-    data: str,
-    queries: int | None,
-    min_tau: float | None,
-    min_top10: float | None,
-    max_ndcg_drop: float | None,
+    read: Callable[[], Candidates],
+    scores: str | None,
+    reference: str | None,
+    qrels: str | None,
+    bounds: dict[str, float],
     threads: int | None,
     json_file: str | None,
 ) -> None:
-    """Compare the ranking of variants with the FP32 model's.
+    """Compare the ranking of variants with the FP32 model's, or of a run with another one.
 
-    Scores the same candidates with the reference (sentence-transformers, torch, FP32) and each
-    variant. Exits with 1 where a variant fails a gate.
+    Scores the same candidates with the reference (torch, FP32, as sentence-transformers runs it) and each
+    variant of DIR. Exits with 1 where a gate fails, or where the queries are too few to decide.
     """
-    from dataclasses import replace
-
-    from xopt.optimize.validate import GATES
+    from xopt.optimize.validate import gates_with, validate_runs
     from xopt.optimize.validate import validate as run
-    from xopt.runtime.candidates import read_candidates
     from xopt.runtime.folder import ModelFolder
 
-    bounds = {"tau": min_tau, "top10": min_top10, "ndcg10_drop": max_ndcg_drop}
-    gates = [gate if (bound := bounds[gate.measure]) is None else replace(gate, bound=bound) for gate in GATES]
-    model = ModelFolder.open(folder)
-    result = run(model, variants or list(model.manifest.variants), read_candidates(data, queries), gates, threads)
+    if (scores is None) == (folder is None) or (scores is None) != (reference is None) or (qrels and not scores):
+        raise click.UsageError(
+            "give a model folder, or two runs with --scores FILE and --reference FILE [--qrels FILE]"
+        )
+    gates = gates_with(bounds)
+    if scores and reference:
+        result = validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
+    else:
+        model = ModelFolder.open(str(folder))
+        result = run(model, variants or list(model.manifest.variants), read(), gates, threads)
     output = Output(json_file)
     print_validation(output, result)
     output.json(result)

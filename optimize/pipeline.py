@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xopt.optimize.export import export, has_openvino
 from xopt.optimize.quantize import SCHEMES, TARGETS, detect_target, quantize, recipe_for
+from xopt.optimize.statistics import PASSED, UNDECIDED, Gate
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
-from xopt.runtime.bench import BASELINE, Bench, Case, Measured, bench
+from xopt.runtime.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import MANIFEST, ModelFolder
@@ -23,11 +25,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The fastest variant that passed its gates, how much faster than the baseline it is, and how to use it."""
+    """The fastest variant that passed its gates, how much faster than the baseline it is, and how to use it.
+
+    `undecided` are faster still, with their ratios; the queries were too few to tell whether they pass.
+    """
 
     variant: str
     ratio: float
     python: str
+    undecided: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Outcome:
     recommendation: Recommendation
 
 
-def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, repeat: int) -> Outcome:
+def optimize(
+    model: str, out: Path, candidates: Candidates, gates: Sequence[Gate], bench_pairs: int, repeat: int
+) -> Outcome:
     """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again."""
     folder = _exported(model, out)
     target = detect_target()
@@ -56,7 +64,7 @@ def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, re
     plans = folder.manifest.plans.get(machine_name(), {})
     untuned = [v for v in variants if v not in plans or plans[v].callers * plans[v].threads != cores()]
     folder, tunings = tune(folder, untuned, candidates)
-    validation = validate(folder, variants, candidates)
+    validation = validate(folder, variants, candidates, gates)
     cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
     for variant in folder.manifest.variants.values():
         strategies = ("default", "planned") if variant.precision == "fp32" else ("planned",)
@@ -67,13 +75,13 @@ def optimize(model: str, out: Path, candidates: Candidates, bench_pairs: int, re
 
 def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> Recommendation:
     """The fastest variant under the plan among those that passed their gates; the reference always does."""
-    passed = {result.variant for result in validation.variants if result.passed}
-    planned: list[Measured] = [
-        m for m in measured.measured if m.case.strategy == "planned" and m.case.variant in passed
-    ]
-    best = max(planned, key=lambda m: m.pairs_per_s)
+    verdicts = {judged.name: judged.verdict for judged in validation.judged}
+    planned = sorted((m for m in measured.measured if m.case.strategy == "planned"), key=lambda m: -m.pairs_per_s)
+    best = next(m for m in planned if verdicts[m.case.variant] == PASSED)
+    faster = planned[: planned.index(best)]
     python = f'scores = open_scorer("{folder.path}", "{best.case.variant}").score(pairs)'
-    return Recommendation(best.case.variant, best.ratio, python)
+    undecided = {m.case.variant: m.ratio for m in faster if verdicts[m.case.variant] == UNDECIDED}
+    return Recommendation(best.case.variant, best.ratio, python, undecided)
 
 
 def _exported(model: str, out: Path) -> ModelFolder:

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from xopt.optimize.calibrate import calibrate, calibration_pairs
+from xopt.optimize.calibrate import Activations, calibrate, calibration_pairs
 from xopt.optimize.neurons import find_blocks, split_neurons
 from xopt.optimize.products import quantize_products
 from xopt.optimize.shapes import Dim, tensor_shapes
@@ -22,7 +22,19 @@ from xopt.runtime.files import new_file
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
 
-__all__ = ["SCHEMES", "TARGETS", "Recipe", "Target", "detect_target", "quantize", "recipe_for", "token_matmuls"]
+__all__ = [
+    "SCHEMES",
+    "TARGETS",
+    "Prepared",
+    "Recipe",
+    "Target",
+    "detect_target",
+    "prepare",
+    "quantize",
+    "quantized",
+    "recipe_for",
+    "token_matmuls",
+]
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +76,8 @@ class Recipe:
     the activations in its smoothing factors and `hot` the share of a block's neurons with a scale of
     their own. "static" takes the scales from calibration, for OpenVINO, and multiplies what the hot
     neurons give in float. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at
-    run time, so that a score depends on the batch; it takes no calibration.
+    run time, so that a score depends on the batch; it takes no calibration. `floats` names MatMuls of the
+    FP32 graph that are left as they are.
     """
 
     scheme: str
@@ -72,11 +85,21 @@ class Recipe:
     weight_bits: int  # 7 keeps U8 x S8 sums of two within 16 bits where the processor adds them there
     smoothing: float = 0.0
     hot: float = 0.0
+    floats: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
         """The file within the model folder, named as sentence-transformers names it."""
         return f"onnx/model_qint8_{self.target}{'' if self.scheme == 'per-token' else '_' + self.scheme}.onnx"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A graph ready to be quantised: its products with the FP32 graph's name of each, and what they read."""
+
+    model: onnx.ModelProto
+    products: dict[str, str]
+    seen: dict[str, Activations]
 
 
 def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
@@ -110,23 +133,37 @@ def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None 
             _quantize_dynamic(source, temporary, recipe)
         else:
             pairs = calibration_pairs(candidates or demo_candidates())
-            onnx.save(_quantize_calibrated(folder, source, recipe, pairs), temporary)
+            onnx.save(quantized(prepare(folder, recipe, pairs), recipe), temporary)
     name = SCHEMES[recipe.scheme]
     return folder.with_variant(Variant(name, name.partition("-")[0], "int8", recipe.file, asdict(recipe)))
 
 
-def _quantize_calibrated(folder: ModelFolder, source: Path, recipe: Recipe, pairs: Sequence[Pair]) -> onnx.ModelProto:
-    model = onnx.load(source)
+def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:
+    """Calibrate on `pairs`, and split feed-forward blocks, as `recipe` says, whatever it leaves in float."""
+    model = onnx.load(folder.checked(FP32_FILE))
     blocks = find_blocks(model, token_matmuls(model))
     if recipe.hot and blocks:
         whole = calibrate(folder, model, [block.activation for block in blocks], pairs)
         model = split_neurons(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
-    static = recipe.scheme == "static"
-    hot = {f"{block.second.name}/hot" for block in blocks}
-    products = [name for name in token_matmuls(model) if not (static and name in hot)]
+    products = {name: name.removesuffix("/hot").removesuffix("/cold") for name in token_matmuls(model)}
+    if recipe.scheme == "static":
+        products = {
+            name: whole for name, whole in products.items() if name not in {f"{b.second.name}/hot" for b in blocks}
+        }
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
-    seen = calibrate(folder, model, read, pairs)
-    return quantize_products(model, products, seen, bits=recipe.weight_bits, smoothing=recipe.smoothing, static=static)
+    return Prepared(model, products, calibrate(folder, model, read, pairs))
+
+
+def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
+    """The graph of `recipe`."""
+    return quantize_products(
+        prepared.model,
+        [name for name, whole in prepared.products.items() if whole not in recipe.floats],
+        prepared.seen,
+        bits=recipe.weight_bits,
+        smoothing=recipe.smoothing,
+        static=recipe.scheme == "static",
+    )
 
 
 def _quantize_dynamic(source: Path, out: Path, recipe: Recipe) -> None:

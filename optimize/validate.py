@@ -1,81 +1,83 @@
-"""Validate: does a variant still rank as the reference does? Agreement, quality, noise and gates."""
+"""Validate: do scores still rank as the reference's do? Agreement, quality, noise and gates."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.agreement import Agreement, agreement, first_stage_scores, quality
-from xopt.runtime.candidates import Candidates
+from xopt.optimize.losses import Loss, largest_losses
+from xopt.optimize.statistics import FAILED, PASSED, UNDECIDED, Gate, GateResult, Interval, hold, interval
+from xopt.runtime.agreement import agreement_by_query, broken, differences, first_stage_scores, quality_by_query
+from xopt.runtime.candidates import Candidates, Row
 from xopt.runtime.encode import Encoder, Pair
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.reference import REFERENCE, ReferenceScorer
 from xopt.runtime.scorer import open_scorer
+from xopt.runtime.trec import read_qrels, read_run
 
-__all__ = ["GATES", "Gate", "GateResult", "Validated", "Validation", "validate"]
+__all__ = ["GATES", "SAME", "Judged", "Validation", "gates_with", "judge", "validate", "validate_runs"]
 
 log = logging.getLogger(__name__)
 
 NOISE_QUERIES = 10  # the noise floor is taken on so many queries
 REFERENCE_BATCH = 8  # scores do not depend on it, and 8 is the fastest on small machines
+SAME = 1e-4  # scores that differ by so little of the reference's standard deviation differ by rounding alone
+SWAP = 1 - 1 / np.log2(3)  # of nDCG: what the only relevant document loses between the first rank and the second
 
 Scores = NDArray[np.float32]
 
-
-@dataclass(frozen=True)
-class Gate:
-    """A bound on a measure: at least `bound`, or at most `bound` where `at_most`."""
-
-    measure: str
-    bound: float
-    at_most: bool = False
-
-
 GATES = (
-    Gate("tau", 0.80),
-    Gate("top10", 0.85),
-    Gate("ndcg10_drop", 0.01, at_most=True),
+    Gate("tau", 0.93),  # INT8 that works has 0.95 and more, onnxruntime's own 0.84 to 0.89
+    Gate("top10", 0.90),
+    Gate("ndcg10_drop", 0.005, at_most=True, unseen=SWAP),
+    Gate("labels", 0.98),
 )
 
 
 @dataclass(frozen=True)
-class GateResult:
-    """A gate and the value that it was held against."""
+class Judged:
+    """One variant, or run, against the reference.
 
-    gate: Gate
-    value: float
-    passed: bool
+    `measures` by name, with intervals: tau, spearman, rbo, top1 to top10 and inversions; ndcg10, mrr10,
+    recall10 and ndcg10_drop where there are qrels; labels alone for several labels. `noise` is the
+    largest difference of logits of the variant to itself in other batches and another order, None for
+    runs. `broken` says why the scores rank nothing, if they do not.
+    """
 
-
-@dataclass(frozen=True)
-class Validated:
-    """One variant against the reference. `noise` is the variant against itself, in other batches and another order."""
-
-    variant: str
-    agreement: Agreement
-    quality: dict[str, float]
-    noise: Agreement
+    name: str
+    verdict: str
+    measures: dict[str, Interval]
+    mean_difference: float
+    max_difference: float
+    noise: float | None
+    broken: str
     gates: tuple[GateResult, ...]
-    passed: bool
+    losses: tuple[Loss, ...]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """All variants on the same candidates. Quality is empty where there are no qrels."""
+    """All variants, or the run, on the same candidates. `first_stage` is empty where there are no qrels.
+
+    `missing` and `beyond` count documents of the reference that a run lacks, and a run's that the reference lacks.
+    """
 
     data: str
     queries: int
     pairs: int
     truncated: int
     empty: int
-    first_stage: dict[str, float]
-    variants: tuple[Validated, ...]
+    missing: int
+    beyond: int
+    first_stage: dict[str, Interval]
+    judged: tuple[Judged, ...]
     passed: bool
 
 
@@ -88,25 +90,21 @@ def validate(
 ) -> Validation:
     """Score `candidates` with the reference and each variant, compare, and hold the gates against it.
 
-    The reference is the FP32 torch model as sentence-transformers runs it. Raises BadInput where a
-    variant is missing or the model has several labels, which do not rank.
+    The reference is the FP32 torch model; on the first queries its scores are held against
+    sentence-transformers' own. Models of several labels are judged by the label with the largest
+    logit. Raises BadInput where a variant is missing, GateFailed where the reference is not to be trusted.
     """
-    if folder.manifest.labels != 1:
-        raise BadInput(
-            f"{folder.path}: {folder.manifest.labels} labels; xopt validates rankings, by models of one label"
-        )
     for variant in variants:
         folder.variant(variant)
     pairs, few = candidates.pairs, candidates.head(list(candidates.groups().values())[:NOISE_QUERIES][-1].stop)
     threads = threads or cores()
-    reference = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH)
     log.info("validate: the reference scores %d pairs", len(pairs))
-    expected = reference.score(pairs)
-    expected_quality = quality(candidates, expected)
-    noise = agreement(few, expected[: len(few.rows)], _shuffled(reference.score, few.pairs))
-    results = [
-        _judge(REFERENCE, agreement(candidates, expected, expected), expected_quality, expected_quality, noise, gates)
-    ]
+    expected = open_scorer(folder.path, REFERENCE, threads=threads).score(pairs)
+    itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH)
+    noise = _noise(expected, itself.score, few.pairs)
+    if not noise <= SAME * float(np.std(expected)):
+        raise GateFailed(f"{folder.path}: torch and sentence-transformers differ by {noise:.2g}; no reference to trust")
+    judged = [judge(candidates, expected, expected, gates, name=REFERENCE, noise=noise, floor=noise)]
     for variant in dict.fromkeys(variants):
         if variant == REFERENCE:
             continue
@@ -114,46 +112,112 @@ def validate(
         scorer = open_scorer(folder.path, variant, threads=threads)
         scores = scorer.score(pairs)
         other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
-        noise = agreement(few, scores[: len(few.rows)], _shuffled(other.score, few.pairs))
-        agreed = agreement(candidates, expected, scores)
-        results.append(_judge(variant, agreed, quality(candidates, scores), expected_quality, noise, gates))
+        own = _noise(scores, other.score, few.pairs)
+        judged.append(judge(candidates, expected, scores, gates, name=variant, noise=own, floor=noise))
     return Validation(
         data=candidates.name,
         queries=len(candidates.groups()),
         pairs=len(pairs),
         truncated=Encoder(folder).encode(pairs).truncated,
         empty=sum(not text.strip() for _, text in pairs),
-        first_stage=quality(candidates, first_stage_scores(candidates)),
-        variants=tuple(results),
-        passed=all(result.passed for result in results),
+        missing=0,
+        beyond=0,
+        first_stage=_quality(candidates, first_stage_scores(candidates)),
+        judged=tuple(judged),
+        passed=all(each.verdict == PASSED for each in judged),
     )
 
 
-def _shuffled(score: Callable[[Sequence[Pair]], Scores], pairs: Sequence[Pair]) -> Scores:
-    """Scores of every other pair first, so that each pair meets other company, in the order given."""
-    order = np.concatenate([np.arange(0, len(pairs), 2), np.arange(1, len(pairs), 2)])
-    half = len(pairs[::2])
-    scores = np.empty(len(pairs), np.float32)
-    scores[order[:half]] = score([pairs[i] for i in order[:half]])
-    if half < len(pairs):
-        scores[order[half:]] = score([pairs[i] for i in order[half:]])
-    return scores
+def gates_with(bounds: dict[str, float]) -> tuple[Gate, ...]:
+    """The default gates, with other bounds for some measures."""
+    return tuple(replace(gate, bound=bounds.get(gate.measure, gate.bound)) for gate in GATES)
 
 
-def _judge(
-    variant: str,
-    agreed: Agreement,
-    measured: dict[str, float],
-    expected: dict[str, float],
-    noise: Agreement,
-    gates: Sequence[Gate],
-) -> Validated:
-    values = {"tau": agreed.tau, "spearman": agreed.spearman, "top1": agreed.top1, "top10": agreed.top10}
-    if measured:
-        values["ndcg10_drop"] = expected["ndcg10"] - measured["ndcg10"]
-    results = tuple(_hold(gate, values[gate.measure]) for gate in gates if gate.measure in values)
-    return Validated(variant, agreed, measured, noise, results, all(result.passed for result in results))
+def validate_runs(reference: Path, scores: Path, qrels: Path | None, gates: Sequence[Gate] = GATES) -> Validation:
+    """Hold a TREC run, of any engine, against another one. Raises BadInput where a file is none.
+
+    The documents are the reference's. Those that the run lacks come last in it, tied.
+    """
+    expected, got = read_run(reference), read_run(scores)
+    rows = tuple(Row(query_id, "", doc_id, "") for query_id, ranking in expected.items() for doc_id in ranking)
+    judgements = {q: j for q, j in read_qrels(qrels).items() if q in expected} if qrels else {}
+    candidates = Candidates(reference.name, rows, judgements)
+    first = np.array([expected[row.query_id][row.doc_id] for row in rows], np.float32)
+    second = np.array([got.get(row.query_id, {}).get(row.doc_id, -np.inf) for row in rows], np.float32)
+    judged = judge(candidates, first, second, gates, name=scores.name)
+    common = sum(row.doc_id in got.get(row.query_id, {}) for row in rows)
+    return Validation(
+        data=candidates.name,
+        queries=len(expected),
+        pairs=len(rows),
+        truncated=0,
+        empty=0,
+        missing=len(rows) - common,
+        beyond=sum(map(len, got.values())) - common,
+        first_stage=_quality(candidates, first),
+        judged=(judged,),
+        passed=judged.verdict == PASSED,
+    )
 
 
-def _hold(gate: Gate, value: float) -> GateResult:
-    return GateResult(gate, value, bool(value <= gate.bound if gate.at_most else value >= gate.bound))
+def judge(
+    candidates: Candidates,
+    expected: Scores,
+    scores: Scores,
+    gates: Sequence[Gate] = GATES,
+    *,
+    name: str,
+    noise: float | None = None,
+    floor: float = 0.0,
+) -> Judged:
+    """Hold scores against the expected ones; `floor` is the noise of the latter."""
+    if expected.ndim > 1:
+        values = {"labels": _same_labels(candidates, expected, scores)}
+        why = "" if np.isfinite(scores).all() else "not finite"
+    else:
+        values = agreement_by_query(candidates, expected, scores, noise=2 * floor)
+        measured = quality_by_query(candidates, scores)
+        values |= measured
+        if measured:
+            values["ndcg10_drop"] = quality_by_query(candidates, expected)["ndcg10"] - measured["ndcg10"]
+        why = broken(candidates, expected, scores)
+    difference = differences(expected, scores)
+    same = difference["max_difference"] <= SAME * float(np.std(expected)) and not why
+    results = tuple(
+        hold(gate, values[gate.measure], same) for gate in gates if np.isfinite(values.get(gate.measure, np.nan)).any()
+    )
+    unseen = {result.gate.measure: result.interval for result in results}
+    return Judged(
+        name=name,
+        verdict=_verdict([result.verdict for result in results], why),
+        measures={measure: unseen.get(measure) or interval(by_query) for measure, by_query in values.items()},
+        **difference,
+        noise=noise,
+        broken=why,
+        gates=results,
+        losses=() if same or expected.ndim > 1 else largest_losses(candidates, expected, scores, values),
+    )
+
+
+def _verdict(verdicts: Sequence[str], why: str) -> str:
+    if why or FAILED in verdicts:
+        return FAILED
+    return UNDECIDED if UNDECIDED in verdicts else PASSED
+
+
+def _same_labels(candidates: Candidates, expected: Scores, scores: Scores) -> NDArray[np.float64]:
+    same = expected.argmax(1) == np.where(np.isnan(scores), -np.inf, scores).argmax(1)
+    return np.array([same[rows].mean() for rows in candidates.groups().values()])
+
+
+def _quality(candidates: Candidates, scores: Scores) -> dict[str, Interval]:
+    return {name: interval(values) for name, values in quality_by_query(candidates, scores).items()}
+
+
+def _noise(scores: Scores, score: Callable[[Sequence[Pair]], Scores], pairs: Sequence[Pair]) -> float:
+    """The largest difference of the first scores to those that `score` gives in other company and order."""
+    again = np.empty_like(scores[: len(pairs)])
+    for part in (slice(0, None, 2), slice(1, None, 2)):
+        if pairs[part]:
+            again[part] = score(pairs[part])
+    return float(np.abs(scores[: len(pairs)].astype(np.float64) - again).max())

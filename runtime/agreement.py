@@ -1,88 +1,191 @@
-"""Agreement: how far a variant's ranking equals the reference's. Quality: how good a ranking is by qrels."""
+"""Agreement: how far a variant's ranking equals the reference's. Quality: how good a ranking is by qrels.
+
+Each measure is computed query by query, so that means have intervals; see `xopt.optimize.statistics`.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ir_measures
 import numpy as np
-from ir_measures import RR, nDCG
+from ir_measures import RR, R, nDCG
 from numpy.typing import NDArray
 from scipy import stats
 
 from xopt.runtime.candidates import Candidates
 
-__all__ = ["Agreement", "agreement", "first_stage_scores", "quality", "top_overlap"]
+__all__ = [
+    "TOPS",
+    "Agreement",
+    "agreement",
+    "agreement_by_query",
+    "broken",
+    "differences",
+    "first_stage_scores",
+    "quality_by_query",
+    "rank_biased_overlap",
+    "top_overlap",
+]
 
 Scores = NDArray[np.float32]
+ByQuery = dict[str, NDArray[np.float64]]  # a value a query, in the candidates' order; NaN where it has none
+
+TOPS = (1, 3, 5, 10)
+PERSISTENCE = 0.9  # of rank-biased overlap: 86 % of the weight is on the first ten ranks (Webber et al. 2010)
+QUALITIES = {"ndcg10": nDCG @ 10, "mrr10": RR @ 10, "recall10": R @ 10}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two rankings of the same candidates, compared query by query; means over queries, differences over pairs.
+    """Two rankings of the same candidates: means over queries, differences of logits over pairs.
 
-    tau: Kendall's tau-b (Kendall 1945), spearman: Spearman's rho, both with ties as ties and over
-    queries with at least two candidates; a query whose scores are constant on one side only, or not
-    finite, counts 0. top1, top10: the share of the reference's best k that the variant's best k hold.
+    tau: Kendall's tau-b (Kendall 1945). spearman: Spearman's rho. rbo: rank-biased overlap, p = 0.9.
+    top1 to top10: the share of the reference's best k among the variant's. inversions: the share of
+    pairs of documents that the reference tells apart and the variant puts the other way round. Ties
+    are ties in all of them. tau, spearman and inversions are over queries with at least two candidates.
     """
 
     tau: float
     spearman: float
+    rbo: float
     top1: float
+    top3: float
+    top5: float
     top10: float
+    inversions: float
     mean_difference: float
     max_difference: float
 
 
-def agreement(candidates: Candidates, reference: Scores, scores: Scores) -> Agreement:
-    """Compare float32[n] logits of the candidates' rows with the reference's."""
-    taus, rhos, top1, top10 = [], [], [], []
-    for rows in candidates.groups().values():
-        expected, got = reference[rows], scores[rows]
-        if len(got) > 1:
-            taus.append(_correlation(stats.kendalltau, expected, got))
-            rhos.append(_correlation(stats.spearmanr, expected, got))
-        top1.append(top_overlap(expected, got, 1))
-        top10.append(top_overlap(expected, got, 10))
+def agreement(candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0) -> Agreement:
+    """Compare float32[n] logits of the candidates' rows with the reference's; see `agreement_by_query`."""
+    means = {
+        name: float(np.nanmean(values)) if np.isfinite(values).any() else float(name != "inversions")
+        for name, values in agreement_by_query(candidates, reference, scores, noise).items()
+    }
+    return Agreement(**means, **differences(reference, scores))
+
+
+def differences(reference: Scores, scores: Scores) -> dict[str, float]:
+    """The mean and the largest absolute difference of logits, of what is finite in both."""
     difference = np.abs(reference.astype(np.float64) - scores)
-    return Agreement(
-        float(np.mean(taus)) if taus else 1.0,
-        float(np.mean(rhos)) if rhos else 1.0,
-        float(np.mean(top1)),
-        float(np.mean(top10)),
-        float(difference.mean()),
-        float(difference.max()),
-    )
+    difference = difference[np.isfinite(difference)]
+    mean, largest = (float(difference.mean()), float(difference.max())) if difference.size else (np.nan, np.nan)
+    return {"mean_difference": mean, "max_difference": largest}
+
+
+def agreement_by_query(candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0) -> ByQuery:
+    """The measures of `Agreement` by name, float64[queries] each.
+
+    The reference tells documents apart whose logits differ by more than `noise`. A query with a NaN
+    among its scores, or with constant scores on one side only, has tau and spearman 0.
+    """
+    rows: list[tuple[float, ...]] = []
+    for group in candidates.groups().values():
+        expected, got = reference[group], scores[group]
+        tau, rho = (_correlation(measure, expected, got) for measure in (stats.kendalltau, stats.spearmanr))
+        shares = _overlaps(expected, got)
+        tops = [shares[min(k, len(expected)) - 1] for k in TOPS]
+        rows.append((tau, rho, _rank_biased(shares), *tops, _inversions(expected, got, noise)))
+    columns = np.array(rows, np.float64).T
+    names = ("tau", "spearman", "rbo", *(f"top{k}" for k in TOPS), "inversions")
+    return dict(zip(names, columns, strict=True))
 
 
 def _correlation(measure: Callable[..., Any], expected: Scores, got: Scores) -> float:
-    if not np.isfinite(got).all():
+    if len(got) < 2:
+        return np.nan
+    if np.isnan(got).any():
         return 0.0
-    if np.ptp(expected) == 0 or np.ptp(got) == 0:
-        return float(np.ptp(expected) == np.ptp(got))
-    return float(measure(expected, got).statistic)
+    ranks = stats.rankdata(expected), stats.rankdata(got)  # what has no score, -inf, is last and tied
+    constant = [np.ptp(rank) == 0 for rank in ranks]
+    return float(all(constant)) if any(constant) else float(measure(*ranks).statistic)
+
+
+def _overlaps(expected: Scores, got: Scores) -> NDArray[np.float64]:
+    """The agreement of the best d of both, for each depth d.
+
+    A document counts by its chance to be among the best d when ties are broken at random; the sum of
+    products is divided by what each ranking reaches with itself, as tau-b is: RBO^b's agreement in
+    Corsi and Urbano 2024, arXiv:2406.07121. Without ties it is the share of common documents.
+    """
+    chances = [_chances(scores) for scores in (expected, got)]
+    common, first, second = (np.einsum("id,id->d", a, b) for a, b in (chances, chances[:1] * 2, chances[1:] * 2))
+    shares: NDArray[np.float64] = common / np.sqrt(first * second)
+    return shares
+
+
+def _chances(scores: Scores) -> NDArray[np.float64]:
+    """float64[documents, depths]: the chance to be among the best d, ties broken at random."""
+    places = -np.where(np.isnan(scores), -np.inf, scores)  # what has no score comes last
+    above = stats.rankdata(places, "min")[:, None] - 1
+    tied = stats.rankdata(places, "max")[:, None] - above
+    chances: NDArray[np.float64] = np.clip((np.arange(1, len(scores) + 1) - above) / tied, 0, 1)
+    return chances
+
+
+def _rank_biased(shares: NDArray[np.float64]) -> float:
+    weights = (1 - PERSISTENCE) * PERSISTENCE ** np.arange(len(shares))
+    return float(weights @ shares + PERSISTENCE ** len(shares) * shares[-1])
+
+
+def rank_biased_overlap(expected: Scores, got: Scores) -> float:
+    """Rank-biased overlap of two rankings of the same documents, extrapolated (Webber et al. 2010, equation 32)."""
+    return _rank_biased(_overlaps(expected, got))
 
 
 def top_overlap(expected: Scores, got: Scores, k: int) -> float:
-    """The share of the k best by `expected` that are among the k best by `got`; ties go to the earlier row."""
-    k = min(k, len(expected))
-    best, found = (set(np.argsort(-s, kind="stable")[:k].tolist()) for s in (expected, got))
-    return len(best & found) / k
+    """The share of the k best by `expected` that are among the k best by `got`; see `_overlaps` for ties."""
+    return float(_overlaps(expected, got)[min(k, len(expected)) - 1])
 
 
-def quality(candidates: Candidates, scores: Scores) -> dict[str, float]:
-    """nDCG@10 and MRR@10 of the ranking by `scores`, mean over judged queries; empty without qrels."""
+def _inversions(expected: Scores, got: Scores, noise: float) -> float:
+    """The share of pairs that `expected` tells apart by more than `noise` and `got` reverses; a tie is half of one."""
+    first, second = np.triu_indices(len(expected), 1)
+    gap = expected[first].astype(np.float64) - expected[second]
+    apart = np.abs(gap) > noise
+    if not apart.any():
+        return np.nan
+    order = (got[first] > got[second]).astype(int) - (got[first] < got[second])
+    return float(np.mean((1 - np.sign(gap[apart]) * order[apart]) / 2))
+
+
+def broken(candidates: Candidates, reference: Scores, scores: Scores) -> str:
+    """Why these scores rank nothing: "NaN" or "constant" where they are so; empty where they are sound."""
+    if not np.isfinite(scores).all():
+        return "not finite"
+    groups = [g for g in candidates.groups().values() if np.ptp(reference[g]) > 0]
+    if groups and all(np.ptp(scores[g]) == 0 for g in groups):
+        return "constant"
+    return ""
+
+
+def quality_by_query(candidates: Candidates, scores: Scores) -> ByQuery:
+    """nDCG@10, MRR@10 and recall@10 of the ranking by `scores`, by ir_measures; empty without qrels.
+
+    NaN for queries that are not judged. What has no finite score comes last.
+    """
     if not candidates.qrels:
         return {}
+    finite = np.nan_to_num(scores.astype(np.float64), nan=-1e30, posinf=1e30, neginf=-1e30)
     run = [
         ir_measures.ScoredDoc(row.query_id, row.doc_id, float(score))
-        for row, score in zip(candidates.rows, scores, strict=True)
+        for row, score in zip(candidates.rows, finite, strict=True)
     ]
     qrels = [ir_measures.Qrel(q, d, grade) for q, judged in candidates.qrels.items() for d, grade in judged.items()]
-    measured = ir_measures.calc_aggregate([nDCG @ 10, RR @ 10], qrels, run)
-    return {"ndcg10": float(measured[nDCG @ 10]), "mrr10": float(measured[RR @ 10])}
+    at = {query_id: i for i, query_id in enumerate(candidates.groups())}
+    found = {name: np.full(len(at), np.nan) for name in QUALITIES}
+    names = {str(measure): name for name, measure in QUALITIES.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ir_measures divides 0 by 0 where no document is relevant
+        for metric in ir_measures.iter_calc(list(QUALITIES.values()), qrels, run):
+            if metric.query_id in at:
+                found[names[str(metric.measure)]][at[metric.query_id]] = metric.value
+    return found
 
 
 def first_stage_scores(candidates: Candidates) -> Scores:

@@ -6,20 +6,24 @@ import csv
 import hashlib
 import sysconfig
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from xopt.runtime.beir import read_beir, read_jsonl
+import numpy as np
+
+from xopt.runtime.collection import Collection, read_beir, read_irds
 from xopt.runtime.docstrings import read_docstrings
 from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput
+from xopt.runtime.rows import FILES, Values, read_hf, read_rows
+from xopt.runtime.trec import Qrels, read_run
 
 __all__ = ["Candidates", "Row", "demo_candidates", "read_candidates"]
 
 DEMO_QUERIES, DEMO_DEPTH = 64, 25
-BEIR_DEPTH = 100
+COLLECTION_DEPTH = 100
 # Parts that some distributions leave out, and what is no documentation:
 NOT_EVERYWHERE = frozenset(
     {
@@ -35,9 +39,7 @@ NOT_EVERYWHERE = frozenset(
         "ensurepip",
     }
 )
-FIELDS = ("query_id", "query", "doc_id", "text")
-
-Qrels = dict[str, dict[str, int]]
+TEXTS = ("query", "text")  # the columns that each row needs
 
 
 @dataclass(frozen=True)
@@ -74,32 +76,65 @@ class Candidates:
     def head(self, pairs: int) -> Candidates:
         """The first `pairs` rows, with the qrels of their queries."""
         rows = self.rows[:pairs]
+        return self._only(rows)
+
+    def cut(self, depth: int | None) -> Candidates:
+        """The first `depth` candidates of each query, or all."""
+        groups = self.groups().values()
+        return self._only(tuple(row for rows in groups for row in self.rows[rows][:depth]))
+
+    def draw(self, queries: int | None) -> Candidates:
+        """So many queries, drawn at random and always the same, in the order given; or all."""
+        groups = list(self.groups().values())
+        if queries is None or queries >= len(groups):
+            return self
+        drawn = np.sort(np.random.default_rng(0).permutation(len(groups))[:queries])
+        return self._only(tuple(row for i in drawn for row in self.rows[groups[i]]))
+
+    def _only(self, rows: tuple[Row, ...]) -> Candidates:
         kept = {row.query_id for row in rows}
         return Candidates(self.name, rows, {q: judged for q, judged in self.qrels.items() if q in kept})
 
 
-def read_candidates(data: str, queries: int | None = None) -> Candidates:
-    """Read candidates: `demo`, a BEIR folder (test qrels, BM25's first 100), or a JSONL, CSV or Parquet file.
+def read_candidates(
+    data: str = "demo",
+    *,
+    run: str | None = None,
+    split: str = "test",
+    depth: int | None = None,
+    queries: int | None = None,
+) -> Candidates:
+    """Read candidates from `data`.
 
-    A file has columns query_id, query, doc_id, text and, optionally, relevance. `queries` keeps the
-    first so many queries. Raises BadInput where the data is missing, empty or has a bad row.
+    `demo`, see `demo_candidates`. A BEIR folder or `irds:ID`, a dataset of ir_datasets: the best `depth`
+    (100) documents of each query by `run`, a TREC run file, or by BM25 for each query that the qrels
+    of `split` judge. A .jsonl, .csv, .tsv or .parquet file or `hf:ID[:CONFIG]`, a Hugging Face dataset
+    with a split: a pair a row in the columns query and text and, where there are any, query_id, doc_id and
+    relevance, cut to `depth` a query where it is given. `queries` draws so many queries, always the same.
+    Raises BadInput where the data is missing, empty or has a bad row.
     """
     path = Path(data)
-    if data == "demo" and not path.exists():
-        found = demo_candidates()
-    elif path.exists():
-        try:
-            found = _beir_candidates(path, queries) if path.is_dir() else _read_file(path)
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-            raise BadInput(f"{data}: cannot be read ({error}); files are text in UTF-8, or gzipped") from error
-    else:
-        raise BadInput(
-            f"{data}: no such file or folder; give `demo`, a BEIR folder, or a .jsonl, .csv or .parquet file"
-        )
+    try:
+        if path.is_dir() or data.startswith("irds:"):
+            found = _first_stage(_collection(data, run, split), depth or COLLECTION_DEPTH, run)
+        elif run is not None:
+            raise BadInput(f"{data}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
+        elif data == "demo" and not path.exists():
+            found = demo_candidates()
+        elif data.startswith("hf:"):
+            found = _from_rows(data, read_hf(data.removeprefix("hf:"), split))
+        elif path.exists():
+            found = _from_rows(path.name, read_rows(path))
+        else:
+            raise BadInput(
+                f"{data}: no such file or folder; give `demo`, a BEIR folder, irds:ID, hf:ID, "
+                f"or a {', '.join(FILES)} file"
+            )
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
+        raise BadInput(f"{data}: cannot be read ({error}); files are text in UTF-8, or gzipped") from error
     if not found.rows:
-        raise BadInput(f"{data}: no candidates in it; each row needs {', '.join(FIELDS)}")
-    groups = list(found.groups().values())
-    return found.head(groups[min(queries or len(groups), len(groups)) - 1].stop)
+        raise BadInput(f"{data}: no candidates in it; each row needs {', '.join(TEXTS)}")
+    return found.cut(depth).draw(queries)
 
 
 def demo_candidates(queries: int = DEMO_QUERIES, depth: int = DEMO_DEPTH) -> Candidates:
@@ -123,33 +158,51 @@ def demo_candidates(queries: int = DEMO_QUERIES, depth: int = DEMO_DEPTH) -> Can
     return Candidates("demo", tuple(rows), {docs[i].where: {docs[i].where: 1} for i in chosen})
 
 
-def _beir_candidates(folder: Path, queries: int | None) -> Candidates:
+def _collection(data: str, run: str | None, split: str) -> Collection:
+    given = read_run(Path(run)) if run is not None else None
+    if data.startswith("irds:"):
+        return read_irds(data.removeprefix("irds:"), given)
+    return replace(read_beir(Path(data), split), run=given)
+
+
+def _first_stage(collection: Collection, depth: int, run: str | None) -> Candidates:
+    """The first stage's best documents of each query: by the run, or by BM25 where there is none."""
+    if collection.run is None:
+        rankings = _bm25(collection, depth)
+    else:
+        rankings = {
+            query_id: sorted(scores, key=lambda doc_id: -scores[doc_id])[:depth]
+            for query_id, scores in collection.run.items()
+        }
+    rows = []
+    for query_id, ranking in rankings.items():
+        for doc_id in ranking:
+            if query_id not in collection.queries or doc_id not in collection.corpus:
+                kind, missing = ("query", query_id) if query_id not in collection.queries else ("document", doc_id)
+                raise BadInput(f"{run or collection.name}: {kind} {missing!r} is not in {collection.name}")
+            rows.append(Row(query_id, collection.queries[query_id], doc_id, collection.corpus[doc_id]))
+    return Candidates(collection.name, tuple(rows), {q: j for q, j in collection.qrels.items() if q in rankings})
+
+
+def _bm25(collection: Collection, depth: int) -> dict[str, list[str]]:
     from xopt.runtime.bm25 import bm25_ranking
 
-    beir = read_beir(folder)
-    doc_ids, passages = list(beir.corpus), list(beir.corpus.values())
-    judged = list(beir.qrels)[:queries]
-    unknown = next((q for q in judged if q not in beir.queries), None)
+    judged, doc_ids = list(collection.qrels), list(collection.corpus)
+    unknown = next((q for q in judged if q not in collection.queries), None)
     if unknown is not None:
-        raise BadInput(f"{folder}: the qrels judge query {unknown!r}, which queries.jsonl lacks")
-    rankings = bm25_ranking(passages, [beir.queries[q] for q in judged], BEIR_DEPTH)
-    rows = (
-        Row(query_id, beir.queries[query_id], doc_ids[i], passages[i])
-        for query_id, ranking in zip(judged, rankings, strict=True)
-        for i in ranking
-    )
-    return Candidates(folder.resolve().name, tuple(rows), {q: beir.qrels[q] for q in judged})
+        raise BadInput(f"{collection.name}: the qrels judge query {unknown!r}, which the queries lack")
+    texts = [collection.queries[query_id] for query_id in judged]
+    ranked = bm25_ranking(list(collection.corpus.values()), texts, depth)
+    return {q: [doc_ids[i] for i in ranking] for q, ranking in zip(judged, ranked, strict=True)}
 
 
-def _read_file(path: Path) -> Candidates:
-    readers = {".jsonl": read_jsonl, ".csv": _csv, ".parquet": _parquet}
-    if path.suffix not in readers:
-        raise BadInput(f"{path}: unknown kind {path.suffix!r}; give a .jsonl, .csv or .parquet file")
+def _from_rows(name: str, rows: Iterable[Values]) -> Candidates:
     by_query: dict[str, list[Row]] = {}
     qrels: Qrels = {}
     seen: set[tuple[str, str]] = set()
-    for where, values in readers[path.suffix](path):
-        row = Row(**{name: _text(values, name, where) for name in FIELDS})
+    for number, (where, values) in enumerate(rows, start=1):
+        query, text = (_text(values, name, where) for name in TEXTS)
+        row = Row(_id(values, "query_id", query, where), query, _id(values, "doc_id", f"row {number}", where), text)
         if (row.query_id, row.doc_id) in seen:
             raise BadInput(f"{where}: document {row.doc_id!r} stands twice among the candidates of {row.query_id!r}")
         seen.add((row.query_id, row.doc_id))
@@ -157,15 +210,24 @@ def _read_file(path: Path) -> Candidates:
         relevance = values.get("relevance")
         if relevance not in (None, ""):
             qrels.setdefault(row.query_id, {})[row.doc_id] = _grade(relevance, where)
-    return Candidates(path.name, tuple(row for rows in by_query.values() for row in rows), qrels)
+    return Candidates(name, tuple(row for rows in by_query.values() for row in rows), qrels)
 
 
 def _text(values: dict[str, Any], name: str, where: str) -> str:
     value = values.get(name)
-    if name.endswith("_id") and isinstance(value, int):
-        value = str(value)
-    if not isinstance(value, str) or (not value.strip() and name != "text"):
-        raise BadInput(f"{where}: {name} is {value!r}; each row needs a text in {', '.join(FIELDS)}")
+    if not isinstance(value, str) or (name == "query" and not value.strip()):
+        raise BadInput(f"{where}: {name} is {value!r}; each row needs {' and '.join(TEXTS)}")
+    return value
+
+
+def _id(values: dict[str, Any], name: str, default: str, where: str) -> str:
+    """The id in a column, or `default` where the data has no such column."""
+    if name not in values:
+        return default
+    value = values[name]
+    value = str(value) if isinstance(value, int) else value
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(f"{where}: {name} is {value!r}, not an id; leave the whole column out where you have none")
     return value
 
 
@@ -176,22 +238,3 @@ def _grade(value: Any, where: str) -> int:
     except (TypeError, ValueError, OverflowError):
         pass
     raise BadInput(f"{where}: relevance is {value!r}, not a whole number")
-
-
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(1 << 30)  # a document may be long
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        for values in reader:
-            yield f"{path}:{reader.line_num}", values
-
-
-def _parquet(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise BadInput(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
-    return ((f"{path}: row {i}", values) for i, values in enumerate(table.to_pylist()))

@@ -22,6 +22,12 @@ def demo(tmp_path_factory: pytest.TempPathFactory, docs: Candidates) -> ModelFol
     return quantize(export("demo", out), recipe_for(detect_target()), docs)
 
 
+@pytest.fixture
+def demo_copy(demo: ModelFolder, tmp_path: Path) -> ModelFolder:
+    """The demo model in a folder of the test's own, to change and to damage."""
+    return ModelFolder.open(shutil.copytree(demo.path, tmp_path / "demo-xopt"))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, docs: Candidates) -> ModelFolder:
     """A tiny random BERT, exported and quantised. Not to be changed."""

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from xopt.runtime.agreement import first_stage_scores, quality
+from xopt.runtime.agreement import first_stage_scores, quality_by_query
 from xopt.runtime.candidates import demo_candidates, read_candidates
 from xopt.runtime.errors import BadInput
 
@@ -22,22 +23,33 @@ ROWS = [
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    elif path.suffix == ".csv":
-        lines = [",".join("" if v is None else str(v) for v in row.values()) for row in rows]
-        path.write_text("\n".join([",".join(rows[0]), *lines]) + "\n")
+    elif path.suffix in {".csv", ".tsv"}:
+        mark = "," if path.suffix == ".csv" else "\t"
+        lines = [mark.join("" if v is None else str(v) for v in row.values()) for row in rows]
+        path.write_text("\n".join([mark.join(rows[0]), *lines]) + "\n")
     else:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     return path
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
 def test_files_give_candidates_by_query(tmp_path: Path, suffix: str) -> None:
     found = read_candidates(str(write(tmp_path / f"rows{suffix}", ROWS)))
     assert [(row.query_id, row.doc_id) for row in found.rows] == [("1", "x"), ("1", "z"), ("2", "y")]
     assert found.groups() == {"1": slice(0, 2), "2": slice(2, 3)}
     assert found.qrels == {"1": {"x": 1}, "2": {"y": 0}}
-    first = read_candidates(str(tmp_path / f"rows{suffix}"), queries=1)
-    assert (len(first.rows), first.qrels) == (2, {"1": {"x": 1}})  # quality is over the queries that are there
+    drawn = read_candidates(str(tmp_path / f"rows{suffix}"), queries=1)
+    assert set(drawn.qrels) == {row.query_id for row in drawn.rows} == set(drawn.groups())
+    assert len(drawn.groups()) == 1
+    assert len(read_candidates(str(tmp_path / f"rows{suffix}"), depth=1).rows) == 2
+
+
+def test_pairs_without_ids_are_grouped_by_their_query(tmp_path: Path) -> None:
+    plain = write(tmp_path / "pairs.jsonl", [{"query": row["query"], "text": row["text"]} for row in ROWS])
+    found = read_candidates(str(plain))
+    assert found.groups() == {"a query": slice(0, 2), "another": slice(2, 3)}
+    assert [row.doc_id for row in found.rows] == ["row 1", "row 3", "row 2"]
+    assert found.qrels == {}
 
 
 @pytest.mark.parametrize(
@@ -47,6 +59,7 @@ def test_files_give_candidates_by_query(tmp_path: Path, suffix: str) -> None:
         ('{"query_id": "1", "query": "a", "doc_id": "x", "text": null}', r"rows.jsonl:2: text is None"),
         ('{"query_id": "1", "query": " ", "doc_id": "x", "text": "b"}', r"rows.jsonl:2: query is ' '"),
         ('{"query_id": "1", "query": "a", "doc_id": "y", "text": "b", "relevance": "yes"}', r"relevance is 'yes'"),
+        ('{"query_id": null, "query": "a", "doc_id": "y", "text": "b"}', r"rows.jsonl:2: query_id is None, not an id"),
         ("[1, 2]", r"rows.jsonl:2: not a JSON object"),
         ("{oops", r"rows.jsonl:2: not JSON"),
     ],
@@ -109,12 +122,43 @@ def test_a_beir_folder_gives_bm25_candidates_of_its_judged_queries(tmp_path: Pat
     assert found.qrels == {"q1": {"d1": 1}, "q3": {"d0": 1}}
 
 
+def test_a_run_gives_the_candidates_of_a_beir_folder(tmp_path: Path) -> None:
+    folder, run = make_beir(tmp_path / "beir"), tmp_path / "first.run"
+    run.write_text("q2 Q0 d2 1 0.5 t\nq1 Q0 d2 2 1.0 t\nq1 Q0 d0 1 3.0 t\nq1 Q0 d1 3 0.5 t\n")
+    found = read_candidates(str(folder), run=str(run), depth=2)
+    assert [(row.query_id, row.doc_id) for row in found.rows] == [("q2", "d2"), ("q1", "d0"), ("q1", "d2")]
+    assert found.qrels == {"q1": {"d1": 1}}
+    run.write_text("q1 Q0 d9 1 0.5 t\n")
+    with pytest.raises(BadInput, match=r"first.run: document 'd9' is not in beir"):
+        read_candidates(str(folder), run=str(run))
+    with pytest.raises(BadInput, match=r"--run names documents of a BEIR folder"):
+        read_candidates("demo", run=str(run))
+
+
+def test_datasets_by_id_need_their_package_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, data in (("ir_datasets", "irds:beir/scifact/test"), ("datasets", "hf:org/name")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(BadInput, match=rf"{data}: needs the package {package} \(pip install {package}\)"):
+            read_candidates(data)
+
+
+def test_a_hugging_face_dataset_gives_its_rows(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    write(folder / "test.jsonl", ROWS)
+    found = read_candidates(f"hf:{folder}")
+    assert [(row.query_id, row.doc_id) for row in found.rows] == [("1", "x"), ("1", "z"), ("2", "y")]
+    with pytest.raises(BadInput, match=r"split 'dev' cannot be loaded"):
+        read_candidates(f"hf:{folder}", split="dev")
+
+
 def test_a_broken_beir_folder_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"no corpus.jsonl or corpus.jsonl.gz"):
         read_candidates(str(tmp_path))
     folder = make_beir(tmp_path / "beir")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\thigh\n")
-    with pytest.raises(BadInput, match=r"test.tsv:2: expected query-id"):
+    with pytest.raises(BadInput, match=r"test.tsv:2: expected query, 0, document and a whole grade"):
         read_candidates(str(folder))
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n")
     with pytest.raises(BadInput, match=r"judge query 'q9'"):
@@ -130,4 +174,4 @@ def test_demo_data_is_deterministic_and_holds_the_relevant_text() -> None:
         assert len(set(doc_ids)) == 6
         assert query_id in doc_ids
         assert first.qrels[query_id] == {query_id: 1}
-    assert 0 < quality(first, first_stage_scores(first))["ndcg10"] < 1
+    assert 0 < quality_by_query(first, first_stage_scores(first))["ndcg10"].mean() < 1

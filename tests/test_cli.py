@@ -72,6 +72,25 @@ def test_a_failed_gate_is_exit_code_1_and_is_shown(xopt: Xopt, tiny: ModelFolder
     assert "FAIL: ndcg10_drop" in result.stdout
 
 
+def test_runs_of_any_engine_are_held_against_each_other(xopt: Xopt, tmp_path: Path) -> None:
+    reference, scores, qrels = (tmp_path / name for name in ("reference.run", "scores.run", "qrels"))
+    reference.write_text("".join(f"q{q} Q0 d{d} 0 {-d} any\n" for q in range(12) for d in range(5)))
+    scores.write_text("".join(f"q{q} Q0 d{d} 0 {d} any\n" for q in range(12) for d in range(5)))
+    qrels.write_text("".join(f"q{q} 0 d0 1\n" for q in range(12)))
+    assert xopt("validate", "--scores", reference, "--reference", reference).exit_code == 0
+    result = xopt("validate", "--scores", scores, "--reference", reference, "--qrels", qrels)
+    assert result.exit_code == 1
+    assert "scores.run: FAIL: tau -1.000" in result.stdout
+    assert "where scores.run differs most: query q0" in result.stdout
+
+
+def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, tiny_copy: ModelFolder) -> None:
+    before = (tiny_copy.path / "xopt.json").read_bytes()
+    result = xopt("quantize", tiny_copy.path, "--int8", "--queries", 4, "--depth", 6, "--min-tau", 1)
+    assert (result.exit_code, "no INT8 passes" in result.stderr) == (1, True)
+    assert (tiny_copy.path / "xopt.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +101,13 @@ def test_a_failed_gate_is_exit_code_1_and_is_shown(xopt: Xopt, tiny: ModelFolder
         (["bench", "TINY", "--strategy", "hasty"], "strategy 'hasty': unknown"),
         (["bench", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
         (["quantize", "TINY"], "Missing option '--int8'"),
+        (["validate"], "give a model folder, or two runs"),
+        (["validate", "TINY", "--scores", "a.run", "--reference", "b.run"], "give a model folder, or two runs"),
+        (["validate", "--scores", "a.run", "--reference", "b.run"], "b.run: cannot be read"),
+        (
+            ["quantize", "TINY", "--int8", "--scheme", "stock", "--min-tau", "0.9"],
+            "--scheme stock has nothing to steer",
+        ),
         (["export", "TINY", "--json", "/none/of/this.json", "-o", "TINY"], "exists already"),
     ],
 )

@@ -1,73 +1,188 @@
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from tiny import make_tiny
 
 from xopt.optimize.export import export
-from xopt.optimize.validate import Gate, validate
-from xopt.runtime.candidates import Candidates
+from xopt.optimize.statistics import FAILED, PASSED, UNDECIDED, Gate
+from xopt.optimize.validate import GATES, gates_with, judge, validate, validate_runs
+from xopt.runtime import open_scorer
+from xopt.runtime.candidates import Candidates, demo_candidates
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder
+from xopt.runtime.folder import ModelFolder, Plan
 
 
-def test_trained_variants_pass_and_their_noise_is_shown(demo: ModelFolder, docs: Candidates) -> None:
+def test_trained_variants_are_judged_and_their_noise_is_shown(demo: ModelFolder, docs: Candidates) -> None:
     result = validate(demo, ["torch-fp32", "onnx-fp32", "onnx-int8"], docs)
-    reference, exact, int8 = result.variants
-    assert result.passed
-    assert (reference.variant, exact.variant, int8.variant) == ("torch-fp32", "onnx-fp32", "onnx-int8")
-    assert reference.agreement.max_difference == 0
-    assert exact.agreement.tau > 0.99
-    assert exact.agreement.max_difference < 1e-4
-    assert exact.noise.max_difference < 1e-4
-    assert 0.8 < int8.agreement.tau < 1
-    assert int8.noise.max_difference < 1e-4
-    assert set(result.first_stage) == set(reference.quality) == {"ndcg10", "mrr10"}
-    assert (result.queries, result.pairs) == (8, 96)
+    reference, exact, int8 = result.judged
+    assert [judged.name for judged in result.judged] == ["torch-fp32", "onnx-fp32", "onnx-int8"]
+    assert reference.max_difference == 0
+    assert reference.noise is not None
+    assert exact.noise is not None
+    assert int8.noise is not None
+    assert max(exact.max_difference, reference.noise, exact.noise, int8.noise) < 1e-4
+    assert (reference.verdict, exact.verdict) == (PASSED, PASSED)
+    assert exact.measures["tau"].mean > 0.99
+    assert exact.losses == ()
+    assert 0.8 < int8.measures["tau"].low < int8.measures["tau"].mean < 1
+    assert int8.verdict == UNDECIDED  # eight queries are too few
+    assert set(result.first_stage) == {"ndcg10", "mrr10", "recall10"}
+    assert (result.queries, result.pairs, result.passed) == (8, 96, False)
+    loss = int8.losses[0]
+    assert loss.query == next(row.query for row in docs.rows if row.query_id == loss.query_id)
+    assert sorted(document.reference_rank for document in loss.documents)[:10] == list(range(1, 11))
+    assert sum(document.grade or 0 for document in loss.documents) <= 1
+    assert {(document.doc_id, document.text) for document in loss.documents} <= {(r.doc_id, r.text) for r in docs.rows}
 
 
-def damage(folder: ModelFolder, file: str) -> ModelFolder:
-    """Invert the head, and write the file into the manifest as if it were meant."""
-    path = folder.path / file
+def scaled(graph: onnx.GraphProto) -> None:
+    _change(graph, "layer.3/intermediate", "column_scales", change=lambda scales: scales / 8)
+
+
+def shuffled(graph: onnx.GraphProto) -> None:
+    def shuffle(table: np.ndarray) -> np.ndarray:
+        table = table.copy()
+        table[102] = np.random.default_rng(0).permutation(table[102])  # [SEP], which every pair has
+        return table
+
+    _change(graph, "word_embeddings", "weight", change=shuffle)
+
+
+def untyped(graph: onnx.GraphProto) -> None:
+    _change(graph, "token_type_embeddings", "weight", change=lambda table: table[[0, 0]])
+
+
+def inverted(graph: onnx.GraphProto) -> None:
+    _change(graph, "classifier", "weight", change=np.negative)
+
+
+def _change(graph: onnx.GraphProto, *parts: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+    found = [tensor for tensor in graph.initializer if all(part in tensor.name for part in parts)]
+    assert found, parts
+    for tensor in found:
+        tensor.CopyFrom(numpy_helper.from_array(change(numpy_helper.to_array(tensor)), tensor.name))
+
+
+@pytest.fixture(scope="module")
+def queries() -> Candidates:
+    return demo_candidates(queries=24, depth=20)
+
+
+@pytest.fixture(scope="module")
+def expected(demo: ModelFolder, queries: Candidates) -> np.ndarray:
+    return open_scorer(demo.path, "onnx-fp32").score(queries.pairs)
+
+
+def test_int8_as_it_should_be_fails_no_gate(demo: ModelFolder, queries: Candidates, expected: np.ndarray) -> None:
+    judged = judge(queries, expected, open_scorer(demo.path, "onnx-int8").score(queries.pairs), name="onnx-int8")
+    verdicts = {result.gate.measure: result.verdict for result in judged.gates}
+    assert verdicts == {"tau": PASSED, "top10": PASSED, "ndcg10_drop": UNDECIDED}
+
+
+@pytest.mark.parametrize("damage", [scaled, shuffled, untyped, inverted])
+def test_a_damaged_variant_fails(
+    demo_copy: ModelFolder, queries: Candidates, expected: np.ndarray, damage: Callable[[onnx.GraphProto], None]
+) -> None:
+    path = demo_copy.path / demo_copy.variant("onnx-int8").file
     model = onnx.load(path)
-    weights = [t for t in model.graph.initializer if t.name.startswith("classifier.weight")]
-    weights[0].CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weights[0]), weights[0].name))
+    damage(model.graph)
     onnx.save(model, path)
-    return folder.with_variant(folder.variant("onnx-int8"))
+    damaged = demo_copy.with_variant(demo_copy.variant("onnx-int8"))  # as if it were meant
+    scores = open_scorer(damaged.path, "onnx-int8").score(queries.pairs)
+    assert judge(queries, expected, scores, name="onnx-int8").verdict == FAILED
 
 
-def test_a_broken_variant_fails_its_gates(tiny_copy: ModelFolder, docs: Candidates) -> None:
-    broken = damage(tiny_copy, tiny_copy.variant("onnx-int8").file)
-    result = validate(broken, ["onnx-int8"], docs)
-    reference, int8 = result.variants
-    assert reference.passed
-    assert not int8.passed
-    assert not result.passed
-    assert int8.agreement.tau < 0
-    assert {g.gate.measure for g in int8.gates if not g.passed} >= {"tau"}
+def test_the_reference_against_itself_passes_whatever_the_batches(demo: ModelFolder, docs: Candidates) -> None:
+    few = docs.cut(4).head(12)
+    expected = open_scorer(demo.path, "onnx-fp32").score(few.pairs)
+    for seed in range(50):
+        random = np.random.default_rng(seed)
+        scorer = open_scorer(demo.path, "onnx-fp32", plan=Plan(1, 2, int(random.integers(1, 2048))))
+        order = random.permutation(len(few.rows))
+        scores = np.empty_like(expected)
+        scores[order] = scorer.score([few.pairs[i] for i in order])
+        assert judge(few, expected, scores, name="itself").verdict == PASSED
 
 
-@pytest.mark.parametrize(("bound", "passed"), [(0.0, True), (1.0, False)])
-def test_gates_are_bounds(tiny: ModelFolder, docs: Candidates, bound: float, passed: bool) -> None:
+@pytest.mark.parametrize(("bad", "why"), [(np.nan, "not finite"), (0.0, "constant")])
+def test_scores_that_rank_nothing_fail_even_without_gates(docs: Candidates, bad: float, why: str) -> None:
+    expected = np.random.default_rng(0).normal(size=len(docs.rows)).astype(np.float32)
+    judged = judge(docs, expected, np.full_like(expected, bad), [], name="broken")
+    assert (judged.verdict, judged.broken) == (FAILED, why)
+
+
+@pytest.mark.parametrize(("bound", "verdict"), [(0.0, UNDECIDED), (1.0, FAILED)])
+def test_gates_are_bounds(tiny: ModelFolder, docs: Candidates, bound: float, verdict: str) -> None:
     result = validate(tiny, ["onnx-int8"], docs, [Gate("tau", bound)])
-    assert result.variants[1].passed is passed
+    assert result.judged[1].verdict == verdict
+
+
+def test_bounds_replace_those_of_the_default_gates() -> None:
+    gates = gates_with({"tau": 0.97})
+    assert {gate.measure: gate.bound for gate in gates} == {g.measure: g.bound for g in GATES} | {"tau": 0.97}
 
 
 def test_without_qrels_there_is_agreement_and_no_quality(tiny: ModelFolder, docs: Candidates) -> None:
     result = validate(tiny, ["onnx-fp32"], Candidates("plain", docs.rows[:24]))
-    assert result.first_stage == result.variants[1].quality == {}
-    assert [g.gate.measure for g in result.variants[1].gates] == ["tau", "top10"]
-    assert math.isclose(result.variants[1].agreement.top10, 1.0)
+    assert result.first_stage == {}
+    assert [g.gate.measure for g in result.judged[1].gates] == ["tau", "top10"]
+    assert "ndcg10" not in result.judged[1].measures
+    assert result.passed
 
 
-def test_models_of_several_labels_and_missing_variants_are_refused(
-    tmp_path: Path, tiny: ModelFolder, docs: Candidates
-) -> None:
+def test_models_of_several_labels_are_judged_by_label(tmp_path: Path, docs: Candidates) -> None:
+    labels = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out")
+    result = validate(labels, ["onnx-fp32"], docs.head(36))
+    exact = result.judged[1]
+    assert (exact.verdict, set(exact.measures), exact.measures["labels"].mean) == (PASSED, {"labels"}, 1.0)
+    assert exact.max_difference < 1e-4
+    expected = open_scorer(labels.path, "onnx-fp32").score(docs.pairs)
+    mixed = np.roll(expected, 1, axis=1)
+    assert judge(docs, expected, mixed, name="mixed").verdict == FAILED
+
+
+def test_missing_variants_are_refused(tiny: ModelFolder, docs: Candidates) -> None:
     with pytest.raises(BadInput, match="no variant 'onnx-int4'"):
         validate(tiny, ["onnx-int4"], docs)
-    labels = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out")
-    with pytest.raises(BadInput, match="3 labels"):
-        validate(labels, ["onnx-fp32"], docs)
+
+
+def write_run(file: Path, scores: np.ndarray) -> Path:
+    lines = [f"q{q} Q0 d{d} 0 {score} any" for q, row in enumerate(scores) for d, score in enumerate(row)]
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+def test_runs_of_any_engine_are_judged(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    scores = random.normal(size=(40, 30))
+    reference = write_run(tmp_path / "reference.run", scores)
+    close = write_run(tmp_path / "close.run", scores + random.normal(0, 0.02, scores.shape))
+    far = write_run(tmp_path / "far.run", random.permuted(scores, axis=1))
+    qrels = tmp_path / "qrels"
+    qrels.write_text("".join(f"q{q} 0 d{row.argmax()} 1\n" for q, row in enumerate(scores)))
+    assert validate_runs(reference, reference, qrels).passed
+    agreed = validate_runs(reference, close, None)
+    assert agreed.passed
+    assert (agreed.queries, agreed.pairs, agreed.missing, agreed.beyond) == (40, 1200, 0, 0)
+    assert validate_runs(reference, far, None).judged[0].verdict == FAILED
+    judged = validate_runs(reference, far, qrels).judged[0]
+    assert judged.measures["ndcg10_drop"].mean > 0.5
+    assert judged.losses[0].ndcg10_drop == pytest.approx(1.0)
+
+
+def test_what_a_run_lacks_comes_last_and_is_counted(tmp_path: Path) -> None:
+    scores = np.arange(60, dtype=float).reshape(2, 30)
+    reference = write_run(tmp_path / "reference.run", scores)
+    cut = write_run(tmp_path / "cut.run", scores[:1, :25])
+    with cut.open("a") as lines:
+        lines.write("q0 Q0 unknown 1 99 any\n")
+    result = validate_runs(reference, cut, None)
+    assert (result.missing, result.beyond) == (35, 1)
+    assert result.judged[0].verdict == FAILED
+    assert result.judged[0].measures["tau"].queries == 2
