@@ -12,7 +12,7 @@ import click
 
 from xopt.cli.options import data_options, folder_argument, threads_option, variant_option
 from xopt.cli.output import Output, json_option
-from xopt.cli.tables import print_bench
+from xopt.cli.tables import print_bench, print_explained
 
 if TYPE_CHECKING:
     from xopt.runtime.candidates import Candidates
@@ -43,6 +43,7 @@ __all__ = ["bench"]
     help="Also what you would run instead: sentence-transformers' ONNX export, its INT8, its bfloat16 where the "
     "processor has it, and OpenVINO's INT8 where openvino and nncf are installed.",
 )
+@click.option("--explain", is_flag=True, help="Also where the time went, what held each case back, and what to change.")
 @json_option
 def bench(
     folder: str,
@@ -54,6 +55,7 @@ def bench(
     threads: int | None,
     repeat: int,
     peers: bool,
+    explain: bool,
     json_file: str | None,
 ) -> None:
     """Time variants inside a Daft batch UDF.
@@ -80,4 +82,6 @@ def bench(
         result = run(model, candidates.head(pairs), cases, threads=threads, repeat=repeat, device=device, peers=made)
     output = Output(json_file)
     print_bench(output, result)
+    if explain:
+        print_explained(output, result)
     output.json(result)

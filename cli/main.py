@@ -15,6 +15,7 @@ from xopt.cli.bench import bench
 from xopt.cli.export import export
 from xopt.cli.optimize import optimize
 from xopt.cli.quantize import quantize
+from xopt.cli.report import report
 from xopt.cli.tune import tune
 from xopt.cli.validate import validate
 from xopt.runtime.errors import BadInput, GateFailed
@@ -53,7 +54,7 @@ def cli(quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (optimize, export, quantize, tune, validate, bench):
+for command in (optimize, export, quantize, tune, validate, bench, report):
     cli.add_command(command)
 
 

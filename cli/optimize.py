@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xopt.cli.options import data_options, gate_options
-from xopt.cli.output import Output, json_option
+from xopt.cli.output import Output, json_option, plain
 from xopt.cli.tables import print_bench, print_tuning, print_validation
 
 if TYPE_CHECKING:
@@ -41,10 +41,13 @@ def optimize(
 
     MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
     variant that fails a gate, or that the queries are too few for, is shown as such and not recommended.
+    DIR/report.html has it all.
     """
     from xopt.optimize.pipeline import optimize as run
+    from xopt.optimize.report import gather, render
     from xopt.optimize.source import default_out
     from xopt.optimize.validate import gates_with
+    from xopt.runtime.files import write_text
 
     result = run(model, out or default_out(model), read(), gates_with(bounds), pairs, repeat)
     output = Output(json_file)
@@ -58,4 +61,7 @@ def optimize(
     output.line(f"    {advice.python}")
     for variant, ratio in advice.undecided.items():
         output.line(f"{variant} is faster, {ratio:.1f} times, and undecided: give --data with more queries.")
+    page = Path(result.folder) / "report.html"
+    write_text(page, render(gather([plain(result)]), None, markdown=False))
+    output.line(f"Report: {page}")
     output.json(result)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from xopt.runtime.files import write_text
 
-__all__ = ["Output", "json_option"]
+__all__ = ["Output", "json_option", "plain"]
 
 PIPED_WIDTH = 160  # columns, where standard output is no terminal
 
@@ -55,20 +55,21 @@ class Output:
         """Write the JSON that was asked for, if any."""
         if self.json_file is None:
             return
-        text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if self.json_file == "-":
             sys.stdout.write(text)
         else:
             write_text(Path(self.json_file), text)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as JSON has it."""
     if is_dataclass(value) and not isinstance(value, type):
-        return _plain(asdict(value))
+        return plain(asdict(value))
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no NaN
     return str(value) if isinstance(value, Path) else value

@@ -72,6 +72,6 @@ def quantize(
     made = run(model, recipe, candidates)
     variant = made.manifest.variants[SCHEMES[scheme]]
     size = f"{(made.path / variant.file).stat().st_size / 1e6:.1f}"
-    how = ", ".join(f"{key} {value}" for key, value in variant.recipe.items() if value != ())
+    how = ", ".join(f"{key} {value}" for key, value in {**variant.recipe, "floats": len(recipe.floats)}.items())
     output.table(str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, how]])
     output.json({"folder": made.path, "variant": variant, "steered": steered})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import textwrap
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from xopt.cli.output import Output
@@ -15,10 +18,19 @@ if TYPE_CHECKING:
     from xopt.optimize.validate import Judged, Validation
     from xopt.runtime.bench import Bench
 
-__all__ = ["print_bench", "print_steering", "print_tuning", "print_validation"]
+__all__ = ["print_bench", "print_explained", "print_steering", "print_tuning", "print_validation"]
 
 MIB = 1 << 20
 TEXT_WIDTH = 60
+STAGES = {  # of `xopt.runtime.explain.Split`, as the table heads them
+    "start_up_s": "start-up",
+    "daft_s": "Daft",
+    "tokenise_s": "tokenise",
+    "forward_s": "forward",
+    "padding_s": "padding",
+    "waiting_s": "waiting",
+    "other_s": "other",
+}
 MEASURES = {  # of a validation, as the table heads them; the JSON has all
     "tau": "tau-b",
     "rbo": "RBO",
@@ -127,9 +139,19 @@ def print_steering(out: Output, steered: Steered) -> None:
     measures = [result.gate.measure for result in steered.steps[0].judged.gates]
     out.table("INT8 steered by agreement", ["smoothing", "in float", *measures, "of onnx-fp32", "verdict", ""], rows)
     if steered.harms:
-        alone = [[", ".join(h.products), f"{h.spread:.4f}", f"{100 * h.work:.1f} %"] for h in steered.harms]
-        title = "each product alone in INT8: the first ones stay in float first"
-        out.table(title, ["products that read the same tensor", "spread of the change of logits", "work"], alone)
+        names = _short([harm.products for harm in steered.harms])
+        alone = [[n, f"{h.spread:.4f}", f"{100 * h.work:.1f} %"] for n, h in zip(names, steered.harms, strict=True)]
+        title = "each product alone in INT8, the first to stay in float first; spread: standard deviation of the change"
+        out.table(title, ["products that read the same tensor", "spread", "work"], alone)
+
+
+def _short(groups: Sequence[tuple[str, ...]]) -> list[str]:
+    """Names of graph nodes without what all of them share: `layer.0/attention/self/query, key, value`."""
+    paths = [[PurePosixPath(name.strip("/")) for name in group] for group in groups]
+    shared = len(PurePosixPath(os.path.commonpath([path for group in paths for path in group])).parts)
+    parts = [[path.parts[shared:] for path in group] for group in paths]
+    kept = [[p[:-1] if len(p) > 1 else p for p in group] for group in parts]  # the operator's own name comes last
+    return ["/".join(group[0]) + "".join(f", {p[-1]}" for p in group[1:]) for group in kept]
 
 
 def print_bench(out: Output, bench: Bench) -> None:
@@ -160,3 +182,25 @@ def print_bench(out: Output, bench: Bench) -> None:
     )
     title += f" tokens, {bench.threads} threads each, {len(bench.measured[0].rounds)} interleaved rounds"
     out.table(title, columns, rows)
+
+
+def print_explained(out: Output, bench: Bench) -> None:
+    """Where each case's time went, how near its forwards come to the machine's ceilings, and what to change."""
+    rows = []
+    for m in bench.measured:
+        split, found = m.explained.split, m.explained.bottleneck
+        total = split.total_s
+        shares = [getattr(split, stage) / total for stage in STAGES]
+        achieved = ["", ""]
+        if m.explained.gflops is not None and m.explained.of_ceiling is not None:
+            achieved = [f"{m.explained.gflops:.0f}", f"{m.explained.of_ceiling:.0%}"]
+        rows.append([str(m.case), f"{total:.1f}", *(f"{share:.0%}" for share in shares), *achieved, found.verdict])
+    c = bench.ceilings
+    bf16 = f", BF16 {c.bf16_gflops:.0f}" if c.bf16_gflops else ""
+    title = f"where the time went; ceilings of {c.threads} threads: FP32 {c.fp32_gflops:.0f} GFLOP/s{bf16}, "
+    title += f"INT8 {c.int8_gflops:.0f} GOP/s, memory {c.memory_gbs:.0f} GB/s"
+    out.table(title, ["variant/strategy", "s", *STAGES.values(), "GFLOP/s", "of ceiling", "held back by"], rows)
+    for m in bench.measured:
+        found = m.explained.bottleneck
+        gain = f" Expected: up to {found.gain:.1f} times the speed." if found.gain > 1 else ""
+        out.line(f"{m.case}: {found.advice}{gain}")

@@ -20,7 +20,7 @@ from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, Manifest, ModelFolder, Plan, Variant
-from xopt.runtime.machine import cores, cpu_flags
+from xopt.runtime.machine import cores, has_bf16
 from xopt.runtime.scorer import open_scorer
 
 __all__ = ["MAX_DIFFERENCE", "export", "parity_pairs"]
@@ -169,11 +169,6 @@ def _write_manifest(folder: Path, source: dict[str, str], narrowed: int, facts: 
     manifest = Manifest(source=source, versions=versions, files=files, variants={v.name: v for v in variants}, **facts)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ModelFolder(folder, manifest)
-
-
-def has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; elsewhere torch emulates it, slower than FP32."""
-    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def has_openvino() -> bool:

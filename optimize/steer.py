@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 FP32 = "onnx-fp32"
 SMOOTHING = (0.5, 0.8)  # besides the recipe's own
 HARM_PAIRS = 96  # scored with each product quantised alone
-SPEED_PAIRS, SPEED_ROUNDS = 48, 3
+SPEED_PAIRS, SPEED_ROUNDS = 48, 5
 
 Scores = NDArray[np.float32]
 

@@ -26,7 +26,7 @@ __all__ = ["GATES", "SAME", "Judged", "Validation", "gates_with", "judge", "vali
 
 log = logging.getLogger(__name__)
 
-NOISE_QUERIES = 10  # the noise floor is taken on so many queries
+NOISE_PAIRS = 128  # the noise floor is taken on the first ones
 REFERENCE_BATCH = 8  # scores do not depend on it, and 8 is the fastest on small machines
 SAME = 1e-4  # scores that differ by so little of the reference's standard deviation differ by rounding alone
 SWAP = 1 - 1 / np.log2(3)  # of nDCG: what the only relevant document loses between the first rank and the second
@@ -90,18 +90,18 @@ def validate(
 ) -> Validation:
     """Score `candidates` with the reference and each variant, compare, and hold the gates against it.
 
-    The reference is the FP32 torch model; on the first queries its scores are held against
+    The reference is the FP32 torch model; on the first pairs its scores are held against
     sentence-transformers' own. Models of several labels are judged by the label with the largest
     logit. Raises BadInput where a variant is missing, GateFailed where the reference is not to be trusted.
     """
     for variant in variants:
         folder.variant(variant)
-    pairs, few = candidates.pairs, candidates.head(list(candidates.groups().values())[:NOISE_QUERIES][-1].stop)
+    pairs, few = candidates.pairs, candidates.pairs[:NOISE_PAIRS]
     threads = threads or cores()
     log.info("validate: the reference scores %d pairs", len(pairs))
     expected = open_scorer(folder.path, REFERENCE, threads=threads).score(pairs)
     itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH)
-    noise = _noise(expected, itself.score, few.pairs)
+    noise = _noise(expected, itself.score, few)
     if not noise <= SAME * float(np.std(expected)):
         raise GateFailed(f"{folder.path}: torch and sentence-transformers differ by {noise:.2g}; no reference to trust")
     judged = [judge(candidates, expected, expected, gates, name=REFERENCE, noise=noise, floor=noise)]
@@ -112,7 +112,7 @@ def validate(
         scorer = open_scorer(folder.path, variant, threads=threads)
         scores = scorer.score(pairs)
         other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
-        own = _noise(scores, other.score, few.pairs)
+        own = _noise(scores, other.score, few)
         judged.append(judge(candidates, expected, scores, gates, name=variant, noise=own, floor=noise))
     return Validation(
         data=candidates.name,

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
-import os
+import math
 import statistics
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
 from xopt.runtime.agreement import Agreement, agreement
 from xopt.runtime.candidates import Candidates
+from xopt.runtime.ceilings import Ceilings, measure_ceilings
 from xopt.runtime.encode import Encoder
-from xopt.runtime.errors import BadInput
+from xopt.runtime.explain import Explained, ModelShape, Observed, explain
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.machine import check_device, cores
+from xopt.runtime.machine import check_device, cores, cpu_name, memory_bytes
 from xopt.runtime.monitor import TreeMonitor, Usage
 from xopt.runtime.scorer import find_plan
+from xopt.runtime.stages import Call, Stages
 from xopt.runtime.strategy import STRATEGIES, ScorerSpec, strategy_named
+from xopt.runtime.worker import started
 
 __all__ = ["BASELINE", "Bench", "Case", "Measured", "Round", "bench"]
 
@@ -54,14 +53,17 @@ class Round:
     """One run of a case in a fresh process, all pairs once, after a warm-up.
 
     wall_s is the time of all pairs. For strategies with worker processes, which live for one query,
-    it starts with their first call; query_s holds their start-up and loading too.
+    it starts with their first call; query_s holds their start-up and loading too. within_calls_s is the part
+    of wall_s in which a call ran.
     """
 
     wall_s: float
     query_s: float
     load_s: float
     calls_s: tuple[float, ...]
+    within_calls_s: float
     processes: int
+    stages: Stages
     usage: Usage
 
 
@@ -81,6 +83,7 @@ class Measured:
     peak_cores: float
     root_mean_cores: float
     agreement: Agreement | None  # with the baseline's scores of the same run; None for several labels
+    explained: Explained  # of the round with the median time
     rounds: tuple[Round, ...]
 
 
@@ -95,6 +98,10 @@ class Bench:
     threads: int
     cores: int
     device: str
+    machine: str
+    memory_bytes: int
+    versions: dict[str, str]
+    ceilings: Ceilings
     measured: tuple[Measured, ...]
 
 
@@ -122,6 +129,7 @@ def bench(
         strategy_named(case.strategy)
     check_device(device)
     tokens = Encoder(folder).encode(candidates.pairs)
+    ceilings = measure_ceilings(threads)
     rounds: dict[Case, list[Round]] = {case: [] for case in cases}
     scores: dict[Case, NDArray[np.float32]] = {}
     with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
@@ -132,21 +140,38 @@ def bench(
             measured, scores[case] = _run(_home(case, folder, peers), case, pairs_file, threads, device)
             rounds[case].append(measured)
     totals = len(candidates.rows), int(tokens.lengths.sum())
-    judged = {case: _judge(folder, candidates, scores[BASELINE], scores[case]) for case in cases}
-    summaries = tuple(_summarise(case, rounds[case], rounds[BASELINE], *totals, judged[case]) for case in cases)
-    return Bench(candidates.name, *totals, tokens.truncated, threads, cores(), device, summaries)
+    summaries = []
+    for case in cases:
+        agreed = agreement(candidates, scores[BASELINE], scores[case]) if folder.manifest.labels == 1 else None
+        explained = _explain(_home(case, folder, peers), case, rounds[case], threads, ceilings)
+        summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, explained))
+    return Bench(
+        candidates.name,
+        *totals,
+        tokens.truncated,
+        threads,
+        cores(),
+        device,
+        cpu_name(),
+        memory_bytes(),
+        folder.manifest.versions,
+        ceilings,
+        tuple(summaries),
+    )
 
 
 def _home(case: Case, folder: ModelFolder, peers: ModelFolder | None) -> ModelFolder:
     return peers if peers and case.variant in peers.manifest.variants else folder
 
 
-def _judge(folder: ModelFolder, candidates: Candidates, expected: Any, scores: Any) -> Agreement | None:
-    return agreement(candidates, expected, scores) if folder.manifest.labels == 1 else None
-
-
 def _summarise(
-    case: Case, rounds: list[Round], baseline: list[Round], pairs: int, tokens: int, agreed: Agreement | None
+    case: Case,
+    rounds: list[Round],
+    baseline: list[Round],
+    pairs: int,
+    tokens: int,
+    agreed: Agreement | None,
+    explained: Explained,
 ) -> Measured:
     walls = [r.wall_s for r in rounds]
     calls = [call for r in rounds for call in r.calls_s]
@@ -163,8 +188,30 @@ def _summarise(
         peak_cores=max(r.usage.peak_cores for r in rounds),
         root_mean_cores=statistics.median(r.usage.root_mean_cores for r in rounds),
         agreement=agreed,
+        explained=explained,
         rounds=tuple(rounds),
     )
+
+
+def _explain(folder: ModelFolder, case: Case, rounds: list[Round], threads: int, ceilings: Ceilings) -> Explained:
+    median = sorted(rounds, key=lambda r: r.wall_s)[len(rounds) // 2]
+    variant, strategy = folder.variant(case.variant), STRATEGIES[case.strategy]
+    reopened = strategy.workers is not None
+    observed = Observed(
+        variant=variant,
+        planned=strategy.batch_size is None,
+        start_up_s=median.query_s - median.wall_s if reopened else median.load_s,
+        reopened=reopened,
+        window_s=median.wall_s,
+        calls_s=median.within_calls_s,
+        calls_sum_s=sum(median.calls_s),
+        stages=median.stages,
+        processes=median.processes,
+        threads=threads,
+        cores=cores(),
+        mean_cores=median.usage.mean_cores,
+    )
+    return explain(observed, ModelShape.of(folder, variant), ceilings)
 
 
 def _run(
@@ -174,81 +221,33 @@ def _run(
     if STRATEGIES[case.strategy].batch_size is None:
         plan = find_plan(folder, folder.variant(case.variant), threads)
     spec = ScorerSpec(str(folder.path.resolve()), case.variant, case.strategy, threads, device, plan)
-    with _worker(threads) as worker, TreeMonitor(worker.process.pid) as monitor:
+    with started(threads) as worker, TreeMonitor(worker.process.pid) as monitor:
         worker.say({"spec": asdict(spec), "pairs_file": str(pairs_file)})
         worker.hear("ready")
         worker.say({})
         done = worker.hear("done")
-    calls = done["calls"]
+    calls = [Call(**{**call, "stages": Stages(**call["stages"])}) for call in done["calls"]]
     start_s, end_s = done["start_s"], done["end_s"]
     query_s = end_s - start_s
     if STRATEGIES[case.strategy].workers is not None:
-        start_s, end_s = min(start for _, start, _, _ in calls), max(end for _, _, end, _ in calls)
+        start_s, end_s = min(call.start_s for call in calls), max(call.end_s for call in calls)
     measured = Round(
         wall_s=end_s - start_s,
         query_s=query_s,
         load_s=done["load_s"],
-        calls_s=tuple(end - start for _, start, end, _ in calls),
-        processes=len({pid for pid, *_ in calls}),
+        calls_s=tuple(call.end_s - call.start_s for call in calls),
+        within_calls_s=_covered([(call.start_s, call.end_s) for call in calls]),
+        processes=len({call.pid for call in calls}),
+        stages=functools.reduce(Stages.plus, (call.stages for call in calls)),
         usage=monitor.usage(start_s, end_s),
     )
     return measured, np.array(done["scores"], np.float32)
 
 
-@dataclass(frozen=True)
-class _Worker:
-    """A bench worker and its end of the conversation."""
-
-    process: subprocess.Popen[str]
-    errors: Path
-
-    def say(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-
-    def hear(self, event: str) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        message: dict[str, Any] = json.loads(line) if line else {"event": "died"}
-        if message["event"] == "bad_input":
-            raise BadInput(message["message"])
-        if message["event"] != event:
-            tail = "\n".join(self.errors.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-            raise RuntimeError(f"the bench's worker stopped before it was {event}:\n{tail}")
-        return message
-
-
-@contextmanager
-def _worker(threads: int) -> Iterator[_Worker]:
-    quiet = {"DAFT_PROGRESS_BAR": "0", "DO_NOT_TRACK": "1", "RAYON_NUM_THREADS": str(threads)}
-    with tempfile.NamedTemporaryFile("w", prefix="xopt-bench-", suffix=".err") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "xopt.runtime.bench_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={**os.environ, **quiet},
-        )
-        try:
-            yield _Worker(process, Path(errors.name))
-        finally:
-            _end(process)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End the worker and all that it started."""
-    try:
-        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        tree = []
-    for member in tree:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """How long at least one of the spans lasts."""
+    total, reached = 0.0, -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,12 +39,11 @@ def _run(case: dict[str, Any], out: TextIO) -> None:
     _say(out, event="ready")
     sys.stdin.readline()
     done = run()
-    calls = [[call.pid, call.start_s, call.end_s, call.pairs] for call in done.calls]
     _say(
         out,
         event="done",
         scores=done.scores.tolist(),
-        calls=calls,
+        calls=[asdict(call) for call in done.calls],
         load_s=done.load_s,
         start_s=done.start_s,
         end_s=done.end_s,

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # read by daft as it is imported
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from xopt.runtime.encode import Pair
 from xopt.runtime.folder import Plan
 from xopt.runtime.machine import cores
+from xopt.runtime.stages import Call, Stages
 from xopt.runtime.strategy import PLANNED_ROWS, STRATEGIES, ScorerSpec
 
-__all__ = ["Call", "DaftRun", "pairs_frame", "rerank", "run_strategy"]
+__all__ = ["DaftRun", "pairs_frame", "rerank", "run_strategy"]
 
 RESULT = DataType.struct(
     {
@@ -31,6 +32,7 @@ RESULT = DataType.struct(
         "start_s": DataType.float64(),
         "end_s": DataType.float64(),
         "load_s": DataType.float64(),
+        "stages": DataType.struct({field.name: DataType.float64() for field in fields(Stages)}),
     }
 )
 WARM_UP_PAIRS = 8
@@ -66,8 +68,8 @@ class RerankUDF:
 
     @daft.method.batch(return_dtype=RESULT)
     def timed(self, query: daft.Series, text: daft.Series) -> list[dict[str, Any]]:
-        """Logits with the call that they came from and its time on the system-wide monotonic clock."""
-        start = time.monotonic()
+        """Logits with the call that they came from, its time on the system-wide monotonic clock and where that went."""
+        start, before = time.monotonic(), self.scorer.stages
         scores = self._score(query, text)
         stamp = {
             "call": self.calls,
@@ -75,6 +77,7 @@ class RerankUDF:
             "start_s": start,
             "end_s": time.monotonic(),
             "load_s": self.load_s,
+            "stages": asdict(self.scorer.stages.minus(before)),
         }
         self.calls += 1
         return [{"logits": np.atleast_1d(row).tolist(), **stamp} for row in scores]
@@ -109,16 +112,6 @@ def rerank(
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of the UDF: the process it ran in, when, and over how many rows."""
-
-    pid: int
-    start_s: float
-    end_s: float
-    pairs: int
-
-
-@dataclass(frozen=True)
 class DaftRun:
     """One query over all pairs: logits in the order given, the calls, and times on the monotonic clock."""
 
@@ -129,8 +122,8 @@ class DaftRun:
     end_s: float
 
 
-def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair]) -> Callable[[], DaftRun]:
-    """Make ready a query that scores `pairs` as the strategy says; call the result to run it.
+def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame | None = None) -> Callable[[], DaftRun]:
+    """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
 
     An instance within this process is opened and warmed up here. Daft's worker processes live for
     one query only, so theirs open within it; each warms up before its first call.
@@ -139,8 +132,7 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair]) -> Callable[[], DaftRu
     warm_up = list(pairs[:WARM_UP_PAIRS])
     udf = _udf(spec, warm_up)
 
-    def query(pairs: Sequence[Pair]) -> DaftRun:
-        frame = pairs_frame(pairs)
+    def query(frame: daft.DataFrame) -> DaftRun:
         if strategy.rows_a_call is not None:
             frame = frame.into_batches(strategy.rows_a_call)
         start = time.monotonic()
@@ -148,16 +140,20 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair]) -> Callable[[], DaftRu
         return _collect(rows["timed"], start, time.monotonic())
 
     if strategy.workers is None:
-        query(warm_up)
-    return lambda: query(pairs)
+        query(pairs_frame(warm_up))
+    return lambda: query(frame if frame is not None else pairs_frame(pairs))
 
 
 def _collect(rows: list[dict[str, Any]], start_s: float, end_s: float) -> DaftRun:
     logits = np.array([row["logits"] for row in rows], np.float32)
-    calls = Counter((row["pid"], row["call"], row["start_s"], row["end_s"]) for row in rows)
+    pairs = Counter((row["pid"], row["call"]) for row in rows)
+    calls = {(row["pid"], row["call"]): row for row in rows}
     return DaftRun(
         logits[:, 0] if logits.shape[1] == 1 else logits,
-        tuple(Call(pid, start, end, pairs) for (pid, _, start, end), pairs in calls.items()),
+        tuple(
+            Call(row["pid"], row["start_s"], row["end_s"], pairs[call], Stages(**row["stages"]))
+            for call, row in calls.items()
+        ),
         max(row["load_s"] for row in rows),
         start_s,
         end_s,

@@ -11,7 +11,7 @@ import psutil
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["check_device", "cores", "cpu_flags", "cpu_name", "machine_name", "memory_bytes"]
+__all__ = ["check_device", "cores", "cpu_flags", "cpu_name", "has_bf16", "machine_name", "memory_bytes"]
 
 
 def cores() -> int:
@@ -36,6 +36,11 @@ def cpu_name() -> str:
 def cpu_flags() -> frozenset[str]:
     """The instruction sets that Linux reports; empty where it does not (macOS, Windows)."""
     return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
+def has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 natively; elsewhere torch emulates it, slower than FP32."""
+    return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def machine_name() -> str:

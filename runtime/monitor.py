@@ -2,48 +2,105 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
-__all__ = ["TreeMonitor", "Usage"]
+from xopt.runtime.gpu import Gpu, GpuSample
 
-INTERVAL_S = 0.1
-PEAK_SAMPLES = 5  # the peak is over half a second: the operating system counts CPU time in hundredths
+__all__ = ["Moment", "TreeMonitor", "Usage"]
+
+INTERVAL_S = 0.2
+PEAK_S = 0.5  # the peak is over half a second: the operating system counts CPU time in hundredths
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of the timeline: seconds since the window began, cores busy since the point before, bytes resident."""
+
+    at_s: float
+    cores: float
+    root_cores: float
+    resident_bytes: int
 
 
 @dataclass(frozen=True)
 class Usage:
-    """CPU of a process tree in cores (1.0 is one core busy), of its root alone, and the tree's peak memory."""
+    """What a process tree used in a window of time; CPU in cores (1.0 is one core busy).
+
+    mean_cores is exact: CPU seconds by the operating system's accounting over wall seconds. root_* is the
+    tree's root alone, per_core each core of the machine, whoever used it. Peak memory sums over processes, so
+    pages that they share count once for each. Switches, faults and disk bytes are the tree's, network
+    bytes the machine's. gpu is None where there is none.
+    """
 
     mean_cores: float
     peak_cores: float
     root_mean_cores: float
     peak_bytes: int
+    per_core: tuple[float, ...]
+    threads: int
+    voluntary_switches: int
+    involuntary_switches: int
+    minor_faults: int
+    major_faults: int
+    read_bytes: int
+    written_bytes: int
+    received_bytes: int
+    sent_bytes: int
+    monitor_cores: float
+    timeline: tuple[Moment, ...]
+    gpu: GpuSample | None
 
 
-@dataclass(frozen=True)
+COUNTERS = (
+    "cpu",
+    "root_cpu",
+    "voluntary",
+    "involuntary",
+    "minor",
+    "major",
+    "read",
+    "written",
+    "received",
+    "sent",
+    "own_cpu",
+)
+
+
+@dataclass
 class _Sample:
+    """Totals so far, by counter, and what holds at the moment."""
+
     at_s: float
-    tree_cpu_s: float
-    root_cpu_s: float
-    resident_bytes: int
+    totals: dict[str, float]
+    per_core: list[float]
+    resident_bytes: int = 0
+    threads: int = 0
+    gpu: GpuSample | None = None
 
 
 class TreeMonitor:
-    """Samples the CPU seconds and the resident memory of a process and its descendants, the dead included.
+    """Samples a process and its descendants, five times a second.
 
-    A child's CPU seconds stay counted after it has gone, up to its last sample. Resident memory is
-    the sum over processes, so pages that they share count once for each.
+    A child that came and went between two samples is counted: the operating system adds what it used
+    to its parent's account.
     """
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
-        self._cpu_s: dict[tuple[int, float], float] = {}
+        self._highest: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self._samples: list[_Sample] = []
+        self._gpu = Gpu.first()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -56,43 +113,123 @@ class TreeMonitor:
         self._thread.join()
 
     def usage(self, start_s: float, end_s: float) -> Usage:
-        """Usage between two times on `time.monotonic`; peak memory is that of the whole watch."""
-        at = np.array([s.at_s for s in self._samples])
-        tree = np.array([s.tree_cpu_s for s in self._samples])
-        root = np.array([s.root_cpu_s for s in self._samples])
+        """Usage between two times on `time.monotonic`; peak memory and threads are those of the whole watch."""
+        at = np.array([sample.at_s for sample in self._samples])
+        spent = {name: self._spent(name, at, start_s, end_s) for name in COUNTERS}
         window = end_s - start_s
-        inside = np.flatnonzero((at >= start_s) & (at <= end_s))
-        step = min(PEAK_SAMPLES, max(1, len(inside) - 1))
-        first, last = inside[:-step], inside[step:]
-        mean = float(np.diff(np.interp([start_s, end_s], at, tree))[0] / window)
-        peaks = (tree[last] - tree[first]) / (at[last] - at[first])
+        timeline = self._timeline(start_s, end_s)
+        mean = spent["cpu"] / window
         return Usage(
-            mean,
-            max(mean, float(peaks.max())) if len(peaks) else mean,
-            float(np.diff(np.interp([start_s, end_s], at, root))[0] / window),
-            max(s.resident_bytes for s in self._samples),
+            mean_cores=mean,
+            peak_cores=max([mean, *_peaks(timeline)]),
+            root_mean_cores=spent["root_cpu"] / window,
+            peak_bytes=max(sample.resident_bytes for sample in self._samples),
+            per_core=self._per_core(at, start_s, end_s),
+            threads=max(sample.threads for sample in self._samples),
+            voluntary_switches=round(spent["voluntary"]),
+            involuntary_switches=round(spent["involuntary"]),
+            minor_faults=round(spent["minor"]),
+            major_faults=round(spent["major"]),
+            read_bytes=round(spent["read"]),
+            written_bytes=round(spent["written"]),
+            received_bytes=round(spent["received"]),
+            sent_bytes=round(spent["sent"]),
+            monitor_cores=spent["own_cpu"] / window,
+            timeline=timeline,
+            gpu=GpuSample.over([s.gpu for s in self._samples if s.gpu and start_s <= s.at_s <= end_s]),
+        )
+
+    def _spent(self, name: str, at: NDArray[np.float64], start_s: float, end_s: float) -> float:
+        totals = [sample.totals[name] for sample in self._samples]
+        return float(np.diff(np.interp([start_s, end_s], at, totals))[0])
+
+    def _per_core(self, at: NDArray[np.float64], start_s: float, end_s: float) -> tuple[float, ...]:
+        busy = np.array([sample.per_core for sample in self._samples]).T
+        return tuple(float(np.diff(np.interp([start_s, end_s], at, core))[0]) / (end_s - start_s) for core in busy)
+
+    def _timeline(self, start_s: float, end_s: float) -> tuple[Moment, ...]:
+        inside = [sample for sample in self._samples if start_s <= sample.at_s <= end_s]
+        return tuple(
+            Moment(
+                b.at_s - start_s,
+                (b.totals["cpu"] - a.totals["cpu"]) / (b.at_s - a.at_s),
+                (b.totals["root_cpu"] - a.totals["root_cpu"]) / (b.at_s - a.at_s),
+                b.resident_bytes,
+            )
+            for a, b in itertools.pairwise(inside)
         )
 
     def _watch(self) -> None:
-        while True:
+        last = False
+        while not last:
+            last = self._stop.wait(INTERVAL_S if self._samples else 0)
             self._sample()
-            if self._stop.wait(INTERVAL_S):
-                self._sample()
-                return
 
     def _sample(self) -> None:
-        resident = 0
-        try:
-            processes = [self._root, *self._root.children(recursive=True)]
-        except psutil.NoSuchProcess:
+        begin = time.thread_time()
+        totals = dict.fromkeys(COUNTERS, 0.0)
+        sample = _Sample(time.monotonic(), totals, [t.user + t.system for t in psutil.cpu_times(percpu=True)])
+        for process in _tree(self._root):
+            with suppress(psutil.Error, OSError):
+                self._add(process, sample)
+        network = psutil.net_io_counters()
+        totals["received"], totals["sent"] = float(network.bytes_recv), float(network.bytes_sent)
+        sample.gpu = self._gpu.sample() if self._gpu else None
+        totals["own_cpu"] = self._highest["own_cpu"] + time.thread_time() - begin
+        # What a process that nobody waited for had used is gone with it; a total never falls for that.
+        self._highest = {name: max(total, self._highest[name]) for name, total in totals.items()}
+        sample.totals = self._highest
+        self._samples.append(sample)
+
+    def _add(self, process: psutil.Process, sample: _Sample) -> None:
+        with process.oneshot():
+            times, memory = process.cpu_times(), process.memory_info()
+            own = times.user + times.system
+            reaped = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+            sample.resident_bytes += memory.rss
+            sample.threads += process.num_threads()
+        sample.totals["cpu"] += own + reaped
+        if process.pid == self._root.pid:
+            sample.totals["root_cpu"] += own
+        for name, value in _linux_counters(process.pid):
+            sample.totals[name] += value
+
+
+def _peaks(timeline: tuple[Moment, ...]) -> list[float]:
+    """Mean cores over every stretch of `PEAK_S`."""
+    steps = max(1, round(PEAK_S / INTERVAL_S))
+    cores = [moment.cores for moment in timeline]
+    return [float(np.mean(cores[i : i + steps])) for i in range(len(cores) - steps + 1)]
+
+
+def _tree(root: psutil.Process) -> Iterator[psutil.Process]:
+    """A process and its descendants, on Linux by each thread's list of children: a scan of all processes costs more."""
+    yield root
+    tasks = PROC / str(root.pid) / "task"
+    with suppress(psutil.Error, OSError):
+        if not (tasks / str(root.pid) / "children").is_file():
+            yield from root.children(recursive=True)
             return
-        for process in processes:
-            try:
-                with process.oneshot():
-                    times = process.cpu_times()
-                    self._cpu_s[process.pid, process.create_time()] = times.user + times.system
-                    resident += process.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-        root_cpu_s = self._cpu_s.get((self._root.pid, self._root.create_time()), 0.0)
-        self._samples.append(_Sample(time.monotonic(), sum(self._cpu_s.values()), root_cpu_s, resident))
+        for task in list(tasks.iterdir()):
+            for pid in (task / "children").read_text().split():
+                with suppress(psutil.Error):
+                    yield from _tree(psutil.Process(int(pid)))
+
+
+def _linux_counters(pid: int) -> Iterator[tuple[str, float]]:
+    """Page faults and disk bytes of a process and what it waited for, and its threads' context switches."""
+    home = PROC / str(pid)
+    if not home.is_dir():
+        return
+    fields = (home / "stat").read_text().rpartition(")")[2].split()
+    yield "minor", float(fields[7]) + float(fields[8])
+    yield "major", float(fields[9]) + float(fields[10])
+    with suppress(OSError):
+        io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
+        yield "read", float(io["read_bytes"])
+        yield "written", float(io["write_bytes"])
+    for task in list((home / "task").iterdir()):
+        with suppress(OSError):
+            for line in (task / "status").read_text().splitlines()[-2:]:
+                kind, _, count = line.partition("_ctxt_switches:")
+                yield {"voluntary": "voluntary", "nonvoluntary": "involuntary"}[kind], float(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from sentence_transformers import CrossEncoder
 
 from xopt.runtime.encode import Pair
 from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.stages import Stages, Stopwatch
 from xopt.runtime.torch_backend import DTYPES
 
 __all__ = ["REFERENCE", "ReferenceScorer"]
@@ -35,6 +37,30 @@ class ReferenceScorer:
             local_files_only=True,
             model_kwargs=_model_kwargs(variant, threads, device),
         )
+        self._watch = Stopwatch(callers=1)
+        self._preprocess = self.model.preprocess
+        self.model.preprocess = self._encode
+        self.model.register_forward_pre_hook(self._before, with_kwargs=True)
+        self.model.register_forward_hook(self._after, with_kwargs=True)
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time of all calls so far went."""
+        return self._watch.stages
+
+    def _encode(self, *arguments: Any, **named: Any) -> Any:
+        start = time.monotonic()
+        features = self._preprocess(*arguments, **named)
+        self._watch.encoded(time.monotonic() - start)
+        return features
+
+    def _before(self, *_: Any) -> None:
+        self._start = time.monotonic()
+
+    def _after(self, _: Any, arguments: tuple[Any, ...], *__: Any) -> None:
+        took, mask = time.monotonic() - self._start, arguments[0]["attention_mask"]
+        self._watch.forwarded(took, mask.shape[0], mask.shape[1], int(mask.sum()))
+        self._watch.ran(took)
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given; see `xopt.runtime.scorer.Scorer`."""

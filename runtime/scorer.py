@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.plan import Forward, default_plan, plan_forwards
+from xopt.runtime.stages import Stages, Stopwatch
 
 __all__ = ["BatchScorer", "PlannedScorer", "Scorer", "open_scorer"]
 
@@ -22,7 +24,11 @@ Backend = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
 
 
 class Scorer(Protocol):
-    """Anything that scores pairs."""
+    """Anything that scores pairs, and knows where its time went."""
+
+    @property
+    def stages(self) -> Stages:
+        """What it has done so far."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels."""
@@ -34,6 +40,12 @@ class PlannedScorer:
     def __init__(self, encoder: Encoder, backend: Backend, plan: Plan, labels: int) -> None:
         self.encoder, self.backend, self.plan, self.labels = encoder, backend, plan, labels
         self.truncated = 0  # pairs cut to the model's length so far
+        self._watch = Stopwatch(plan.callers)
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time of all calls so far went."""
+        return self._watch.stages
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
@@ -45,7 +57,9 @@ class PlannedScorer:
         check_pairs(pairs)
         place: dict[Pair, int] = {}
         places = [place.setdefault((query, text), len(place)) for query, text in pairs]
+        start = time.monotonic()
         tokens = self.encoder.encode(list(place))
+        self._watch.encoded(time.monotonic() - start)
         self.truncated += tokens.truncated
         return self.score_tokens(tokens)[places]
 
@@ -58,8 +72,12 @@ class PlannedScorer:
         logits = np.empty((len(tokens.ids), self.labels), np.float32)
 
         def run(forward: Forward) -> None:
-            logits[forward.rows] = self.backend(pad(tokens, forward, self.encoder.pad_id))
+            arrays, start = pad(tokens, forward, self.encoder.pad_id), time.monotonic()
+            logits[forward.rows] = self.backend(arrays)
+            text = int(tokens.lengths[forward.rows].sum())
+            self._watch.forwarded(time.monotonic() - start, len(forward.rows), forward.width, text)
 
+        start = time.monotonic()
         forwards = plan_forwards(tokens.lengths, self.plan.tokens, self.encoder.max_length)
         if self.plan.callers == 1 or len(forwards) == 1:
             for forward in forwards:
@@ -68,6 +86,7 @@ class PlannedScorer:
             with ThreadPoolExecutor(self.plan.callers) as callers:
                 for _ in callers.map(run, forwards):
                     pass
+        self._watch.ran(time.monotonic() - start)
         return logits[:, 0] if self.labels == 1 else logits
 
 
@@ -76,16 +95,27 @@ class BatchScorer:
 
     def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
         self.scorer, self.batch_size = scorer, batch_size
+        self._watch = Stopwatch(callers=1)
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time of all calls so far went."""
+        return self._watch.stages
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given; see `Scorer`."""
+        start = time.monotonic()
         tokens = self.scorer.encoder.encode(pairs)
+        self._watch.encoded(time.monotonic() - start)
         logits = np.empty((len(pairs), self.scorer.labels), np.float32)
         order = np.argsort([-len(query) - len(text) for query, text in pairs], kind="stable")
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
+        for first in range(0, len(order), self.batch_size):
+            rows, start = order[first : first + self.batch_size], time.monotonic()
             forward = Forward(rows, int(tokens.lengths[rows].max()))
             logits[rows] = self.scorer.backend(pad(tokens, forward, self.scorer.encoder.pad_id))
+            took = time.monotonic() - start
+            self._watch.forwarded(took, len(rows), forward.width, int(tokens.lengths[rows].sum()))
+            self._watch.ran(took)
         return logits[:, 0] if self.scorer.labels == 1 else logits
 
 

@@ -175,3 +175,20 @@ def test_demo_data_is_deterministic_and_holds_the_relevant_text() -> None:
         assert query_id in doc_ids
         assert first.qrels[query_id] == {query_id: 1}
     assert 0 < quality_by_query(first, first_stage_scores(first))["ndcg10"].mean() < 1
+
+
+def test_an_ir_dataset_gives_bm25_candidates_or_a_runs(tmp_path: Path) -> None:
+    ir_datasets = pytest.importorskip("ir_datasets", reason="the package ir_datasets is not installed")
+    docs, queries, qrels, run = (tmp_path / name for name in ("docs.tsv", "queries.tsv", "qrels", "first.run"))
+    docs.write_text("d0\tabout cats\nd1\tabout dogs\nd2\tabout birds\n")
+    queries.write_text("q1\ta dogs\nq2\tunjudged\n")
+    qrels.write_text("q1 0 d1 1\n")
+    dataset = ir_datasets.create_dataset(docs_tsv=str(docs), queries_tsv=str(queries), qrels_trec=str(qrels))
+    if "xopt-test" not in ir_datasets.registry:
+        ir_datasets.registry.register("xopt-test", dataset)
+    found = read_candidates("irds:xopt-test")
+    assert (found.rows[0].doc_id, found.rows[0].text, found.qrels) == ("d1", "about dogs", {"q1": {"d1": 1}})
+    run.write_text("q2 Q0 d2 1 0.5 t\n")
+    assert [row.text for row in read_candidates("irds:xopt-test", run=str(run)).rows] == ["about birds"]
+    with pytest.raises(BadInput, match=r"irds:none/at-all: ir_datasets cannot read it"):
+        read_candidates("irds:none/at-all")
