@@ -39,7 +39,6 @@ MEASURES = {  # of a validation, as the table heads them; the JSON has all
     "inversions": "inversions",
     "ndcg10": "nDCG@10",
     "ndcg10_drop": "its loss",
-    "mrr10": "MRR@10",
     "labels": "same label",
 }
 
@@ -69,13 +68,14 @@ def print_validation(out: Output, validation: Validation) -> None:
     }
     rows = []
     for judged in validation.judged:
-        figures = [_interval(judged.measures[name]) for name in measures]
+        figures = [_interval(judged.measures[name]).replace(" [", "\n[") for name in measures]
         noise = "" if judged.noise is None else f"{judged.noise:.1g}"
         difference = f"{judged.mean_difference:.2g} / {judged.max_difference:.2g}"
         rows.append([judged.name, *figures, difference, noise, judged.verdict])
     if graded:
         first = validation.first_stage
-        rows.append(["first stage", *(_interval(first[n]) if n in first else "" for n in measures), "", "", ""])
+        figures = [_interval(first[name]).replace(" [", "\n[") if name in first else "" for name in measures]
+        rows.append(["first stage", *figures, "", "", ""])
     title = f"agreement with the reference on {validation.data}: {validation.queries} queries, {validation.pairs} pairs"
     title += f" ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
     if validation.missing or validation.beyond:

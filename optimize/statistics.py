@@ -95,7 +95,8 @@ def hold(gate: Gate, values: NDArray[np.float64], same: bool) -> GateResult:
         return GateResult(gate, found, FAILED)
     if worst >= 0 and (same or found.queries >= FEWEST_QUERIES):
         return GateResult(gate, found, PASSED)
-    return GateResult(gate, found, UNDECIDED, _queries_needed(values, room, gate.unseen))
+    needed = _queries_needed(values, room, gate.unseen)
+    return GateResult(gate, found, UNDECIDED, needed and max(needed, found.queries + 1))
 
 
 def _queries_needed(values: NDArray[np.float64], room: float, unseen: float) -> int | None:

@@ -19,6 +19,7 @@ from xopt.runtime.gpu import Gpu, GpuSample
 __all__ = ["Moment", "TreeMonitor", "Usage"]
 
 INTERVAL_S = 0.2
+THREADS_EVERY = 8  # samples: a file for each thread has to be read
 PEAK_S = 0.5  # the peak is over half a second: the operating system counts CPU time in hundredths
 PROC = Path("/proc")
 
@@ -163,15 +164,15 @@ class TreeMonitor:
         last = False
         while not last:
             last = self._stop.wait(INTERVAL_S if self._samples else 0)
-            self._sample()
+            self._sample(threads=last or len(self._samples) % THREADS_EVERY == 0)
 
-    def _sample(self) -> None:
+    def _sample(self, threads: bool) -> None:
         begin = time.thread_time()
         totals = dict.fromkeys(COUNTERS, 0.0)
         sample = _Sample(time.monotonic(), totals, [t.user + t.system for t in psutil.cpu_times(percpu=True)])
         for process in _tree(self._root):
             with suppress(psutil.Error, OSError):
-                self._add(process, sample)
+                self._add(process, sample, threads)
         network = psutil.net_io_counters()
         totals["received"], totals["sent"] = float(network.bytes_recv), float(network.bytes_sent)
         sample.gpu = self._gpu.sample() if self._gpu else None
@@ -181,7 +182,7 @@ class TreeMonitor:
         sample.totals = self._highest
         self._samples.append(sample)
 
-    def _add(self, process: psutil.Process, sample: _Sample) -> None:
+    def _add(self, process: psutil.Process, sample: _Sample, threads: bool) -> None:
         with process.oneshot():
             times, memory = process.cpu_times(), process.memory_info()
             own = times.user + times.system
@@ -191,7 +192,7 @@ class TreeMonitor:
         sample.totals["cpu"] += own + reaped
         if process.pid == self._root.pid:
             sample.totals["root_cpu"] += own
-        for name, value in _linux_counters(process.pid):
+        for name, value in (*_faults_and_bytes(process.pid), *(_switches(process.pid) if threads else ())):
             sample.totals[name] += value
 
 
@@ -216,19 +217,23 @@ def _tree(root: psutil.Process) -> Iterator[psutil.Process]:
                     yield from _tree(psutil.Process(int(pid)))
 
 
-def _linux_counters(pid: int) -> Iterator[tuple[str, float]]:
-    """Page faults and disk bytes of a process and what it waited for, and its threads' context switches."""
+def _faults_and_bytes(pid: int) -> Iterator[tuple[str, float]]:
+    """Page faults and disk bytes of a process and of what it waited for; nothing but on Linux."""
     home = PROC / str(pid)
-    if not home.is_dir():
-        return
-    fields = (home / "stat").read_text().rpartition(")")[2].split()
-    yield "minor", float(fields[7]) + float(fields[8])
-    yield "major", float(fields[9]) + float(fields[10])
-    with suppress(OSError):
-        io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
-        yield "read", float(io["read_bytes"])
-        yield "written", float(io["write_bytes"])
-    for task in list((home / "task").iterdir()):
+    if home.is_dir():
+        fields = (home / "stat").read_text().rpartition(")")[2].split()
+        yield "minor", float(fields[7]) + float(fields[8])
+        yield "major", float(fields[9]) + float(fields[10])
+        with suppress(OSError):
+            io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
+            yield "read", float(io["read_bytes"])
+            yield "written", float(io["write_bytes"])
+
+
+def _switches(pid: int) -> Iterator[tuple[str, float]]:
+    """Context switches of a process's threads; nothing but on Linux."""
+    tasks = PROC / str(pid) / "task"
+    for task in list(tasks.iterdir()) if tasks.is_dir() else ():
         with suppress(OSError):
             for line in (task / "status").read_text().splitlines()[-2:]:
                 kind, _, count = line.partition("_ctxt_switches:")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 
 import daft
@@ -16,6 +17,8 @@ from xopt.runtime.machine import cores
 from xopt.runtime.monitor import TreeMonitor
 from xopt.runtime.strategy import STRATEGIES, ScorerSpec
 
+# Daft leaves the pipes of its worker processes to the garbage collector.
+LEAKY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 pytestmark = pytest.mark.skipif(cores() < 2, reason="one core: no threads to idle or to oversubscribe")
 
 
@@ -42,7 +45,7 @@ def observe(
     """Run a case in this process's Daft and explain it, as the bench does with its worker."""
     spec = ScorerSpec(str(folder.path), variant, strategy, threads or cores())
     run = run_strategy(spec, pairs, frame)
-    with TreeMonitor(__import__("os").getpid()) as monitor:
+    with TreeMonitor(os.getpid()) as monitor:
         time.sleep(0.3)
         done = run()
         time.sleep(0.3)
@@ -102,6 +105,7 @@ def test_a_slow_reader_keeps_the_model_waiting(demo: ModelFolder, docs: Candidat
     assert found.bottleneck.verdict == "reading"
 
 
+@LEAKY
 def test_workers_that_open_the_model_for_each_query_spend_their_time_loading(
     demo: ModelFolder, docs: Candidates, ceilings: Ceilings
 ) -> None:
@@ -129,6 +133,7 @@ def test_the_work_of_a_forward_follows_from_the_models_shape(demo: ModelFolder) 
     assert whole.operations(0, 10_000) == 4 * 6 * 384 * 10_000
 
 
+@LEAKY
 def test_four_workers_with_all_threads_each_are_in_each_others_way(
     demo: ModelFolder, mixed: list[Pair], ceilings: Ceilings
 ) -> None:

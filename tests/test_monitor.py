@@ -36,3 +36,23 @@ def test_an_idle_process_uses_no_cpu() -> None:
     process.kill()
     process.wait()
     assert monitor.usage(start, end).mean_cores < 0.1
+
+
+def test_children_that_live_shorter_than_a_sample_are_in_the_account() -> None:
+    spin = "import time\nend = time.process_time() + 0.05\nwhile time.process_time() < end: pass"
+    many = f"import subprocess, sys\nfor _ in range(12): subprocess.run([sys.executable, '-c', {spin!r}])"
+    process = subprocess.Popen([sys.executable, "-c", many])
+    with TreeMonitor(process.pid) as monitor:
+        start = time.monotonic()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it stays to be looked at
+        time.sleep(0.3)
+        end = time.monotonic()
+    _, _, spent = os.wait4(process.pid, 0)  # the operating system's word, as /usr/bin/time gives it
+    process.returncode = 0
+    usage = monitor.usage(start, end)
+    assert abs(usage.mean_cores - (spent.ru_utime + spent.ru_stime) / (end - start)) < 0.03
+    assert usage.root_mean_cores < 0.5 * usage.mean_cores
+    assert len(usage.per_core) == os.cpu_count()
+    assert usage.minor_faults > 1000
+    assert usage.voluntary_switches > 0
+    assert usage.timeline[-1].at_s <= end - start
