@@ -49,8 +49,9 @@ def optimize(
     from xopt.optimize.validate import gates_with
     from xopt.runtime.files import write_text
 
-    result = run(model, out or default_out(model), read(), gates_with(bounds), pairs, repeat)
-    output = Output(json_file)
+    candidates, output = read(), Output(json_file)
+    gates = gates_with(bounds, bool(candidates.qrels))
+    result = run(model, out or default_out(model), candidates, gates, pairs, repeat)
     for tuning in result.tunings:
         print_tuning(output, tuning)
     print_validation(output, result.validation)

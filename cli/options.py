@@ -28,7 +28,11 @@ DATA = (
         help="Candidates: `demo`, a BEIR folder, irds:ID (ir_datasets), hf:ID[:CONFIG] (datasets), or a .jsonl, .csv, "
         ".tsv or .parquet file with the columns query, text[, query_id, doc_id, relevance].",
     ),
-    click.option("--run", metavar="FILE", help="A TREC run with the candidates of a BEIR folder.  [default: BM25]"),
+    click.option(
+        "--run",
+        metavar="FILE",
+        help="A TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
+    ),
     click.option("--split", default="test", show_default=True, help="The split of a BEIR folder or an hf: dataset."),
     click.option("--depth", type=click.IntRange(min=1), help="Candidates a query.  [default: 100 by --run or BM25]"),
     click.option("--queries", type=click.IntRange(min=1), help="Draw so many queries.  [default: all]"),

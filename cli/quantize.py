@@ -65,7 +65,9 @@ def quantize(
     model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)
     candidates, output, steered = read(), Output(json_file), None
     if bounds:
-        gates = [gate for gate in gates_with(bounds) if gate.measure in bounds]
+        gates = [
+            gate for gate in gates_with(bounds, bool(candidates.qrels), model.manifest.labels) if gate.measure in bounds
+        ]
         steered = steer(model, recipe, candidates, gates)
         print_steering(output, steered)
         recipe = steered.recipe

@@ -22,15 +22,6 @@ __all__ = ["print_bench", "print_explained", "print_steering", "print_tuning", "
 
 MIB = 1 << 20
 TEXT_WIDTH = 60
-STAGES = {  # of `xopt.runtime.explain.Split`, as the table heads them
-    "start_up_s": "start-up",
-    "daft_s": "Daft",
-    "tokenise_s": "tokenise",
-    "forward_s": "forward",
-    "padding_s": "padding",
-    "waiting_s": "waiting",
-    "other_s": "other",
-}
 MEASURES = {  # of a validation, as the table heads them; the JSON has all
     "tau": "tau-b",
     "rbo": "RBO",
@@ -78,8 +69,8 @@ def print_validation(out: Output, validation: Validation) -> None:
         rows.append(["first stage", *figures, "", "", ""])
     title = f"agreement with the reference on {validation.data}: {validation.queries} queries, {validation.pairs} pairs"
     title += f" ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
-    if validation.missing or validation.beyond:
-        title += f"; the run lacks {validation.missing} of them and has {validation.beyond} others"
+    if validation.missing or validation.extra:
+        title += f"; the run lacks {validation.missing} of them and has {validation.extra} others"
     out.table(title, ["variant", *measures.values(), "mean / max |Δ|", "noise", "verdict"], rows)
     for judged in validation.judged:
         for reason in _reasons(judged):
@@ -97,6 +88,8 @@ def _interval(found: Interval) -> str:
 def _reasons(judged: Judged) -> list[str]:
     """Why a variant has not passed, in words."""
     reasons = [f"FAIL: its scores are {judged.broken}"] if judged.broken else []
+    if not judged.gates and judged.verdict == "undecided":
+        reasons.append("undecided: no gate can be measured on this data, a candidate or a few for each query")
     for result in judged.gates:
         side = "at most" if result.gate.at_most else "at least"
         asked = f"{result.gate.measure} {_interval(result.interval)}, asked {side} {result.gate.bound:g}"
@@ -186,21 +179,26 @@ def print_bench(out: Output, bench: Bench) -> None:
 
 def print_explained(out: Output, bench: Bench) -> None:
     """Where each case's time went, how near its forwards come to the machine's ceilings, and what to change."""
-    rows = []
-    for m in bench.measured:
-        split, found = m.explained.split, m.explained.bottleneck
+    from xopt.runtime.explain import STAGES
+
+    c, rows = bench.ceilings, []
+    explained = [(m.case, m.explained) for m in bench.measured if m.explained]
+    if c is None:
+        out.line("Where the time went is known for the CPU only.")
+        return
+    for case, each in explained:
+        split, found = each.split, each.bottleneck
         total = split.total_s
         shares = [getattr(split, stage) / total for stage in STAGES]
         achieved = ["", ""]
-        if m.explained.gflops is not None and m.explained.of_ceiling is not None:
-            achieved = [f"{m.explained.gflops:.0f}", f"{m.explained.of_ceiling:.0%}"]
-        rows.append([str(m.case), f"{total:.1f}", *(f"{share:.0%}" for share in shares), *achieved, found.verdict])
-    c = bench.ceilings
+        if each.gflops is not None and each.of_ceiling is not None:
+            achieved = [f"{each.gflops:.0f}", f"{each.of_ceiling:.0%}"]
+        rows.append([str(case), f"{total:.1f}", *(f"{share:.0%}" for share in shares), *achieved, found.name])
     bf16 = f", BF16 {c.bf16_gflops:.0f}" if c.bf16_gflops else ""
     title = f"where the time went; ceilings of {c.threads} threads: FP32 {c.fp32_gflops:.0f} GFLOP/s{bf16}, "
     title += f"INT8 {c.int8_gflops:.0f} GOP/s, memory {c.memory_gbs:.0f} GB/s"
     out.table(title, ["variant/strategy", "s", *STAGES.values(), "GFLOP/s", "of ceiling", "held back by"], rows)
-    for m in bench.measured:
-        found = m.explained.bottleneck
+    for case, each in explained:
+        found = each.bottleneck
         gain = f" Expected: up to {found.gain:.1f} times the speed." if found.gain > 1 else ""
-        out.line(f"{m.case}: {found.advice}{gain}")
+        out.line(f"{case}: {found.advice}{gain}")

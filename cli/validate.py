@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from xopt.cli.options import data_options, gate_options, threads_option, variant_option
 from xopt.cli.output import Output, json_option
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from xopt.runtime.candidates import Candidates
 
 __all__ = ["validate"]
+
+WITH_DIR = ("data", "run", "split", "depth", "queries", "threads")  # options
 
 
 @click.command()
@@ -48,16 +51,26 @@ def validate(
     from xopt.optimize.validate import validate as run
     from xopt.runtime.folder import ModelFolder
 
-    if (scores is None) == (folder is None) or (scores is None) != (reference is None) or (qrels and not scores):
+    if (
+        (scores is None) == (folder is None)
+        or (scores and variants)
+        or (scores is None) != (reference is None)
+        or (qrels and not scores)
+    ):
         raise click.UsageError(
             "give a model folder, or two runs with --scores FILE and --reference FILE [--qrels FILE]"
         )
-    gates = gates_with(bounds)
     if scores and reference:
+        source = click.get_current_context().get_parameter_source
+        idle = [name for name in WITH_DIR if source(name) is ParameterSource.COMMANDLINE]
+        if idle:
+            raise click.UsageError(f"--{idle[0]} goes with a model folder, not with --scores")
+        gates = gates_with(bounds, graded=qrels is not None)
         result = validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
     else:
-        model = ModelFolder.open(str(folder))
-        result = run(model, variants or list(model.manifest.variants), read(), gates, threads)
+        model, candidates = ModelFolder.open(str(folder)), read()
+        gates = gates_with(bounds, bool(candidates.qrels), model.manifest.labels)
+        result = run(model, variants or list(model.manifest.variants), candidates, gates, threads)
     output = Output(json_file)
     print_validation(output, result)
     output.json(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from xopt.runtime.candidates import Candidates
 __all__ = ["Loss", "Placed", "largest_losses"]
 
 QUERIES = 5  # of a variant
+SAME = 1 - 1e-9  # of rank-biased overlap, whose weights are rounded
 RANKS = 10  # documents that either ranking has among so many are shown
 
-Scores = NDArray[np.float32]
+Scores = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def largest_losses(
     losses = []
     for i in worst:
         query_id, rows = groups[i]
-        if values["rbo"][i] < 1:
+        if values["rbo"][i] < SAME:
             placed = _placed(candidates, rows, expected[rows], scores[rows])
             drop = float(drops[i]) if query_id in candidates.qrels else None
             losses.append(Loss(query_id, candidates.rows[rows.start].query, drop, float(values["rbo"][i]), placed))

@@ -14,7 +14,7 @@ from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.candidates import Candidates
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import MANIFEST, ModelFolder
 from xopt.runtime.machine import cores, machine_name
 
@@ -77,7 +77,9 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
     """The fastest variant under the plan among those that passed their gates; the reference always does."""
     verdicts = {judged.name: judged.verdict for judged in validation.judged}
     planned = sorted((m for m in measured.measured if m.case.strategy == "planned"), key=lambda m: -m.pairs_per_s)
-    best = next(m for m in planned if verdicts[m.case.variant] == PASSED)
+    best = next((m for m in planned if verdicts[m.case.variant] == PASSED), None)
+    if best is None:
+        raise GateFailed(f"{folder.path}: not even {BASELINE.variant} passes these gates against itself")
     faster = planned[: planned.index(best)]
     python = f'scores = open_scorer("{folder.path}", "{best.case.variant}").score(pairs)'
     undecided = {m.case.variant: m.ratio for m in faster if verdicts[m.case.variant] == UNDECIDED}

@@ -11,23 +11,16 @@ from typing import Any
 import jinja2
 
 from xopt.optimize.charts import frontier, scatter, sparkline
-from xopt.optimize.statistics import PASSED, UNDECIDED
+from xopt.optimize.statistics import FAILED, PASSED, UNDECIDED
 from xopt.runtime.errors import BadInput
+from xopt.runtime.explain import STAGES
 
 __all__ = ["Change", "compare", "gather", "read_results", "render"]
 
 Json = dict[str, Any]
 
+WORST_FIRST = (FAILED, UNDECIDED, PASSED)
 NOISE = 0.10  # what machines that do nothing else differ by from one run to the next
-STAGES = {  # of `xopt.runtime.explain.Split`
-    "start_up_s": "start-up",
-    "daft_s": "Daft",
-    "tokenise_s": "tokenising",
-    "forward_s": "forward, text",
-    "padding_s": "forward, padding",
-    "waiting_s": "waiting callers",
-    "other_s": "other",
-}
 
 
 @dataclass(frozen=True)
@@ -123,7 +116,7 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
     best = frontier(points)
     template = environment.get_template("report.md" if markdown else "report.html")
     return template.render(
-        finding=_finding(results, cases),
+        headline=_headline(results, cases),
         benches=results["benches"],
         validations=results["validations"],
         cases=cases,
@@ -140,48 +133,60 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
 def _case(bench: Json, measured: Json) -> Json:
     """A measured case as the page shows it."""
     explained, usage = measured["explained"], measured["rounds"][-1]["usage"]
-    split = explained["split"]
-    total = sum(split.values())
     agreed = measured["agreement"]
     cores = [moment["cores"] / bench["cores"] for moment in usage["timeline"]]
     parents = [moment["root_cores"] / bench["cores"] for moment in usage["timeline"]]
+    split = explained["split"] if explained else {}
     return {
         **measured,
         "name": _name(measured),
         "top10": agreed["top10"] if agreed else None,
         "cpu": measured["mean_cores"] / bench["cores"],
         "parent_cpu": measured["root_mean_cores"] / bench["cores"],
-        "shares": {stage: split[stage] / total for stage in STAGES},
-        "total_s": total,
-        "finding": explained["findings"][0],
+        "shares": {stage: seconds / sum(split.values()) for stage, seconds in split.items()},
+        "held_back": explained["findings"][0] if explained else None,
         "timeline": sparkline(cores, parents),
         "usage": usage,
     }
 
 
-def _finding(results: Json, cases: Sequence[Json]) -> Json:
-    """What the page opens with: the fastest case of a variant that passed, or of all where none was judged."""
-    judged = {j["name"]: j for validation in results["validations"] for j in validation["judged"]}
-    passed = [c for c in cases if judged.get(c["case"]["variant"], {}).get("verdict") == PASSED]
-    undecided = [c for c in cases if judged.get(c["case"]["variant"], {}).get("verdict") == UNDECIDED]
-    best = max(passed or ([] if judged else cases), key=lambda c: c["ratio"], default=None)
+def _headline(results: Json, cases: Sequence[Json]) -> Json:
+    """What the page opens with.
+
+    `best` is the recommended variant's case, or the fastest of a variant that passed everywhere; `fastest`
+    the fastest case where nothing was judged.
+    """
+    verdicts = _verdicts(results)
+    advice = results["recommendation"] or {}
+    passed = [c for c in cases if verdicts.get(c["case"]["variant"]) == PASSED]
+    chosen = [c for c in passed if c["name"] == f"{advice.get('variant')}/planned"] or passed
+    best = max(chosen, key=lambda c: c["ratio"], default=None)
+    undecided = [c for c in cases if verdicts.get(c["case"]["variant"]) == UNDECIDED]
     faster = [c for c in undecided if best is None or c["ratio"] > best["ratio"]]
+    judged = [j for v in results["validations"] for j in v["judged"] if best and j["name"] == best["case"]["variant"]]
     return {
         "best": best,
-        "measures": judged.get(best["case"]["variant"], {}).get("measures") if best else None,
+        "measures": judged[0]["measures"] if judged else {},
         "faster": max(faster, key=lambda c: c["ratio"], default=None),
-        "failed": sorted(name for name, j in judged.items() if j["verdict"] not in (PASSED, UNDECIDED)),
-        "judged": bool(judged),
-        "python": (results["recommendation"] or {}).get("python"),
+        "fastest": None if verdicts else max(cases, key=lambda c: c["ratio"], default=None),
+        "python": advice.get("python"),
+        **{verdict: [name for name, held in verdicts.items() if held == verdict] for verdict in WORST_FIRST},
     }
+
+
+def _verdicts(results: Json) -> dict[str, str]:
+    """The worst verdict on each variant."""
+    verdicts: dict[str, str] = {}
+    for validation in results["validations"]:
+        for judged in validation["judged"]:
+            both = [judged["verdict"], verdicts.get(judged["name"], PASSED)]
+            verdicts[judged["name"]] = min(both, key=WORST_FIRST.index)
+    return verdicts
 
 
 def _verdict_changes(before: Json, after: Json) -> list[tuple[str, str, str]]:
     """Variants whose verdict is another one now."""
-    old, new = (
-        {j["name"]: j["verdict"] for validation in result["validations"] for j in validation["judged"]}
-        for result in (before, after)
-    )
+    old, new = _verdicts(before), _verdicts(after)
     return [(name, old[name], verdict) for name, verdict in new.items() if name in old and old[name] != verdict]
 
 

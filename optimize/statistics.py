@@ -22,6 +22,7 @@ RESAMPLES = 4999
 Z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
 FEWEST_QUERIES = 10  # fewer say nothing about the spread, so that no gate passes
 MOST_QUERIES = 1_000_000
+ROUNDING = 1e-9  # the tau-b of a ranking with itself can miss 1 by so much
 PASSED, FAILED, UNDECIDED = "pass", "fail", "undecided"
 
 
@@ -91,9 +92,9 @@ def hold(gate: Gate, values: NDArray[np.float64], same: bool) -> GateResult:
     sign = -1 if gate.at_most else 1
     room = sign * (found.mean - gate.bound)  # how far within the bound the mean is
     worst, best = sorted((sign * (found.low - gate.bound), sign * (found.high - gate.bound)))
-    if best < 0:
+    if best < -ROUNDING:
         return GateResult(gate, found, FAILED)
-    if worst >= 0 and (same or found.queries >= FEWEST_QUERIES):
+    if worst >= -ROUNDING and (same or found.queries >= FEWEST_QUERIES):
         return GateResult(gate, found, PASSED)
     needed = _queries_needed(values, room, gate.unseen)
     return GateResult(gate, found, UNDECIDED, needed and max(needed, found.queries + 1))
@@ -102,6 +103,7 @@ def hold(gate: Gate, values: NDArray[np.float64], same: bool) -> GateResult:
 def _queries_needed(values: NDArray[np.float64], room: float, unseen: float) -> int | None:
     """How many such queries have an interval within `room` of their mean; None where even very many have not."""
     queries = np.arange(FEWEST_QUERIES, MOST_QUERIES)
-    reach = Z * np.sqrt(queries * np.nanvar(values) + 2 * unseen**2) / (queries + 2)
+    added = 2 if unseen else 0
+    reach = Z * np.sqrt(queries * np.nanvar(values) + added * unseen**2) / (queries + added)
     enough = queries[reach <= abs(room)]
     return int(enough[0]) if len(enough) else None

@@ -84,13 +84,13 @@ def steer(folder: ModelFolder, recipe: Recipe, candidates: Candidates, gates: Se
         trial = _Trial(ModelFolder.open(copy), prepared, candidates, gates)
         steps = [trial.step(recipe)]
         harms: tuple[Harm, ...] = ()
-        if not _good(steps):
+        if not _passing(steps):
             steps += [trial.step(replace(recipe, smoothing=strength)) for strength in SMOOTHING]
-        if not _good(steps):
-            start = max(steps, key=lambda step: step.judged.measures[gates[0].measure].mean).recipe
+        if not _passing(steps):
+            start = max(steps, key=_room).recipe
             harms = _harms(trial, start)
             _bisect(trial, start, harms, steps)
-    good = _good(steps)
+    good = _passing(steps)
     if not good:
         raise GateFailed(_short_of(folder, steps))
     return Steered(tuple(steps), harms, max(good, key=lambda step: step.speed).recipe)
@@ -109,7 +109,7 @@ class _Trial:
         onnx.save(quantized(self.prepared, recipe), self.folder.path / recipe.file)
         name = SCHEMES[recipe.scheme]
         made = self.folder.with_variant(Variant(name, name.partition("-")[0], "int8", recipe.file, asdict(recipe)))
-        return open_scorer(made.path, name)
+        return open_scorer(made.path, name, plan=self.fp32.plan)
 
     def step(self, recipe: Recipe) -> Step:
         scorer = self.scorer(recipe)
@@ -179,7 +179,13 @@ def _bisect(trial: _Trial, recipe: Recipe, harms: Sequence[Harm], steps: list[St
             low = count + 1
 
 
-def _good(steps: Sequence[Step]) -> list[Step]:
+def _room(step: Step) -> float:
+    """How far within the first gate's bound a step's mean is."""
+    held = step.judged.gates[0]
+    return (held.interval.mean - held.gate.bound) * (-1 if held.gate.at_most else 1)
+
+
+def _passing(steps: Sequence[Step]) -> list[Step]:
     return [step for step in steps if step.judged.verdict == PASSED and step.speed > 1]
 
 
@@ -188,7 +194,7 @@ def _short_of(folder: ModelFolder, steps: Sequence[Step]) -> str:
     if passed:
         best = max(passed, key=lambda step: step.speed)
         return f"{folder.path}: INT8 that passes the gates is no faster than {FP32} ({best.speed:.2f} x)"
-    closest = max(steps, key=lambda step: step.judged.measures["tau"].mean if "tau" in step.judged.measures else 0)
+    closest = max(steps, key=_room)
     held = "; ".join(
         f"{result.gate.measure} {result.interval.mean:.4f} [{result.interval.low:.4f}, {result.interval.high:.4f}] "
         f"{result.verdict}, asked {result.gate.bound:g}"

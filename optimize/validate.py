@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from xopt.optimize.statistics import FAILED, PASSED, UNDECIDED, Gate, GateResult
 from xopt.runtime.agreement import agreement_by_query, broken, differences, first_stage_scores, quality_by_query
 from xopt.runtime.candidates import Candidates, Row
 from xopt.runtime.encode import Encoder, Pair
-from xopt.runtime.errors import GateFailed
+from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.reference import REFERENCE, ReferenceScorer
@@ -29,9 +30,10 @@ log = logging.getLogger(__name__)
 NOISE_PAIRS = 128  # the noise floor is taken on the first ones
 REFERENCE_BATCH = 8  # scores do not depend on it, and 8 is the fastest on small machines
 SAME = 1e-4  # scores that differ by so little of the reference's standard deviation differ by rounding alone
+FLOAT_NOISE = 1e-5  # of logits; what data with a single pair, which has no deviation, is held to
 SWAP = 1 - 1 / np.log2(3)  # of nDCG: what the only relevant document loses between the first rank and the second
 
-Scores = NDArray[np.float32]
+Scores = NDArray[np.floating[Any]]
 
 GATES = (
     Gate("tau", 0.93),  # INT8 that works has 0.95 and more, onnxruntime's own 0.84 to 0.89
@@ -66,7 +68,7 @@ class Judged:
 class Validation:
     """All variants, or the run, on the same candidates. `first_stage` is empty where there are no qrels.
 
-    `missing` and `beyond` count documents of the reference that a run lacks, and a run's that the reference lacks.
+    `missing` and `extra` count documents of the reference that a run lacks, and a run's that the reference lacks.
     """
 
     data: str
@@ -75,7 +77,7 @@ class Validation:
     truncated: int
     empty: int
     missing: int
-    beyond: int
+    extra: int
     first_stage: dict[str, Interval]
     judged: tuple[Judged, ...]
     passed: bool
@@ -102,7 +104,7 @@ def validate(
     expected = open_scorer(folder.path, REFERENCE, threads=threads).score(pairs)
     itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH)
     noise = _noise(expected, itself.score, few)
-    if not noise <= SAME * float(np.std(expected)):
+    if not noise <= max(SAME * float(np.std(expected)), FLOAT_NOISE):
         raise GateFailed(f"{folder.path}: torch and sentence-transformers differ by {noise:.2g}; no reference to trust")
     judged = [judge(candidates, expected, expected, gates, name=REFERENCE, noise=noise, floor=noise)]
     for variant in dict.fromkeys(variants):
@@ -121,15 +123,25 @@ def validate(
         truncated=Encoder(folder).encode(pairs).truncated,
         empty=sum(not text.strip() for _, text in pairs),
         missing=0,
-        beyond=0,
+        extra=0,
         first_stage=_quality(candidates, first_stage_scores(candidates)),
         judged=tuple(judged),
         passed=all(each.verdict == PASSED for each in judged),
     )
 
 
-def gates_with(bounds: dict[str, float]) -> tuple[Gate, ...]:
-    """The default gates, with other bounds for some measures."""
+def gates_with(bounds: dict[str, float], graded: bool, labels: int = 1) -> tuple[Gate, ...]:
+    """The default gates, with other bounds for some measures.
+
+    Raises BadInput where a bound is given for what cannot be measured: there are no qrels (`graded`), or
+    the model has one label or several.
+    """
+    for measure in bounds:
+        if measure == "ndcg10_drop" and not graded:
+            raise BadInput("--max-ndcg-drop: there are no qrels, so no nDCG; give data with relevance, or --qrels")
+        if (measure == "labels") != (labels > 1):
+            kind = "labels are compared" if labels > 1 else "rankings are compared"
+            raise BadInput(f"--min-{measure.partition('_')[0]}: the model has {labels} labels; {kind}")
     return tuple(replace(gate, bound=bounds.get(gate.measure, gate.bound)) for gate in GATES)
 
 
@@ -141,10 +153,15 @@ def validate_runs(reference: Path, scores: Path, qrels: Path | None, gates: Sequ
     expected, got = read_run(reference), read_run(scores)
     rows = tuple(Row(query_id, "", doc_id, "") for query_id, ranking in expected.items() for doc_id in ranking)
     judgements = {q: j for q, j in read_qrels(qrels).items() if q in expected} if qrels else {}
+    if qrels and not judgements:
+        raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
     candidates = Candidates(reference.name, rows, judgements)
-    first = np.array([expected[row.query_id][row.doc_id] for row in rows], np.float32)
-    second = np.array([got.get(row.query_id, {}).get(row.doc_id, -np.inf) for row in rows], np.float32)
-    judged = judge(candidates, first, second, gates, name=scores.name)
+    first = np.array([expected[row.query_id][row.doc_id] for row in rows])
+    second = np.array([got.get(row.query_id, {}).get(row.doc_id, -np.inf) for row in rows])
+    judged = (
+        judge(candidates, first, first, gates, name=reference.name),
+        judge(candidates, first, second, gates, name=scores.name),
+    )
     common = sum(row.doc_id in got.get(row.query_id, {}) for row in rows)
     return Validation(
         data=candidates.name,
@@ -153,10 +170,10 @@ def validate_runs(reference: Path, scores: Path, qrels: Path | None, gates: Sequ
         truncated=0,
         empty=0,
         missing=len(rows) - common,
-        beyond=sum(map(len, got.values())) - common,
-        first_stage=_quality(candidates, first),
-        judged=(judged,),
-        passed=judged.verdict == PASSED,
+        extra=sum(map(len, got.values())) - common,
+        first_stage={},
+        judged=judged,
+        passed=all(each.verdict == PASSED for each in judged),
     )
 
 
@@ -186,11 +203,11 @@ def judge(
     results = tuple(
         hold(gate, values[gate.measure], same) for gate in gates if np.isfinite(values.get(gate.measure, np.nan)).any()
     )
-    unseen = {result.gate.measure: result.interval for result in results}
+    intervals = {result.gate.measure: result.interval for result in results}
     return Judged(
         name=name,
-        verdict=_verdict([result.verdict for result in results], why),
-        measures={measure: unseen.get(measure) or interval(by_query) for measure, by_query in values.items()},
+        verdict=_verdict([result.verdict for result in results] or [PASSED if same else UNDECIDED], why),
+        measures={measure: intervals.get(measure) or interval(by_query) for measure, by_query in values.items()},
         **difference,
         noise=noise,
         broken=why,

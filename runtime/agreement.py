@@ -27,11 +27,10 @@ __all__ = [
     "differences",
     "first_stage_scores",
     "quality_by_query",
-    "rank_biased_overlap",
-    "top_overlap",
+    "overlaps",
 ]
 
-Scores = NDArray[np.float32]
+Scores = NDArray[np.floating[Any]]
 ByQuery = dict[str, NDArray[np.float64]]  # a value a query, in the candidates' order; NaN where it has none
 
 TOPS = (1, 3, 5, 10)
@@ -46,7 +45,8 @@ class Agreement:
     tau: Kendall's tau-b (Kendall 1945). spearman: Spearman's rho. rbo: rank-biased overlap, p = 0.9.
     top1 to top10: the share of the reference's best k among the variant's. inversions: the share of
     pairs of documents that the reference tells apart and the variant puts the other way round. Ties
-    are ties in all of them. tau, spearman and inversions are over queries with at least two candidates.
+    are ties in all of them. tau, spearman and inversions are over queries with at least two candidates, top k
+    over those with more than k: of k or fewer there is nothing to choose.
     """
 
     tau: float
@@ -88,8 +88,8 @@ def agreement_by_query(candidates: Candidates, reference: Scores, scores: Scores
     for group in candidates.groups().values():
         expected, got = reference[group], scores[group]
         tau, rho = (_correlation(measure, expected, got) for measure in (stats.kendalltau, stats.spearmanr))
-        shares = _overlaps(expected, got)
-        tops = [shares[min(k, len(expected)) - 1] for k in TOPS]
+        shares = overlaps(expected, got)
+        tops = [shares[k - 1] if k < len(expected) else np.nan for k in TOPS]
         rows.append((tau, rho, _rank_biased(shares), *tops, _inversions(expected, got, noise)))
     columns = np.array(rows, np.float64).T
     names = ("tau", "spearman", "rbo", *(f"top{k}" for k in TOPS), "inversions")
@@ -106,8 +106,8 @@ def _correlation(measure: Callable[..., Any], expected: Scores, got: Scores) -> 
     return float(all(constant)) if any(constant) else float(measure(*ranks).statistic)
 
 
-def _overlaps(expected: Scores, got: Scores) -> NDArray[np.float64]:
-    """The agreement of the best d of both, for each depth d.
+def overlaps(expected: Scores, got: Scores) -> NDArray[np.float64]:
+    """The agreement of the best d of both, for each depth d: float64[documents].
 
     A document counts by its chance to be among the best d when ties are broken at random; the sum of
     products is divided by what each ranking reaches with itself, as tau-b is: RBO^b's agreement in
@@ -129,18 +129,9 @@ def _chances(scores: Scores) -> NDArray[np.float64]:
 
 
 def _rank_biased(shares: NDArray[np.float64]) -> float:
+    """Rank-biased overlap, extrapolated (Webber et al. 2010, equation 32)."""
     weights = (1 - PERSISTENCE) * PERSISTENCE ** np.arange(len(shares))
     return float(weights @ shares + PERSISTENCE ** len(shares) * shares[-1])
-
-
-def rank_biased_overlap(expected: Scores, got: Scores) -> float:
-    """Rank-biased overlap of two rankings of the same documents, extrapolated (Webber et al. 2010, equation 32)."""
-    return _rank_biased(_overlaps(expected, got))
-
-
-def top_overlap(expected: Scores, got: Scores, k: int) -> float:
-    """The share of the k best by `expected` that are among the k best by `got`; see `_overlaps` for ties."""
-    return float(_overlaps(expected, got)[min(k, len(expected)) - 1])
 
 
 def _inversions(expected: Scores, got: Scores, noise: float) -> float:
@@ -155,13 +146,14 @@ def _inversions(expected: Scores, got: Scores, noise: float) -> float:
 
 
 def broken(candidates: Candidates, reference: Scores, scores: Scores) -> str:
-    """Why these scores rank nothing: "NaN" or "constant" where they are so; empty where they are sound."""
-    if not np.isfinite(scores).all():
+    """Why these scores rank nothing: "not finite" or "constant"; empty where they are sound.
+
+    Minus infinity stands for a document that has no score.
+    """
+    if np.isnan(scores).any() or np.isposinf(scores).any():
         return "not finite"
     groups = [g for g in candidates.groups().values() if np.ptp(reference[g]) > 0]
-    if groups and all(np.ptp(scores[g]) == 0 for g in groups):
-        return "constant"
-    return ""
+    return "constant" if groups and all(scores[g].min() == scores[g].max() for g in groups) else ""
 
 
 def quality_by_query(candidates: Candidates, scores: Scores) -> ByQuery:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.runtime.agreement import Agreement, agreement
+from xopt.runtime.bench_process import started
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.ceilings import Ceilings, measure_ceilings
 from xopt.runtime.encode import Encoder
@@ -27,7 +28,6 @@ from xopt.runtime.monitor import TreeMonitor, Usage
 from xopt.runtime.scorer import find_plan
 from xopt.runtime.stages import Call, Stages
 from xopt.runtime.strategy import STRATEGIES, ScorerSpec, strategy_named
-from xopt.runtime.worker import started
 
 __all__ = ["BASELINE", "Bench", "Case", "Measured", "Round", "bench"]
 
@@ -54,7 +54,7 @@ class Round:
 
     wall_s is the time of all pairs. For strategies with worker processes, which live for one query,
     it starts with their first call; query_s holds their start-up and loading too. within_calls_s is the part
-    of wall_s in which a call ran.
+    of wall_s in which a call ran. The switches are of the whole query.
     """
 
     wall_s: float
@@ -64,6 +64,8 @@ class Round:
     within_calls_s: float
     processes: int
     stages: Stages
+    voluntary_switches: int
+    involuntary_switches: int
     usage: Usage
 
 
@@ -83,7 +85,7 @@ class Measured:
     peak_cores: float
     root_mean_cores: float
     agreement: Agreement | None  # with the baseline's scores of the same run; None for several labels
-    explained: Explained  # of the round with the median time
+    explained: Explained | None  # of the round with the median time; None on a GPU
     rounds: tuple[Round, ...]
 
 
@@ -101,7 +103,7 @@ class Bench:
     machine: str
     memory_bytes: int
     versions: dict[str, str]
-    ceilings: Ceilings
+    ceilings: Ceilings | None  # None on a GPU
     measured: tuple[Measured, ...]
 
 
@@ -129,7 +131,7 @@ def bench(
         strategy_named(case.strategy)
     check_device(device)
     tokens = Encoder(folder).encode(candidates.pairs)
-    ceilings = measure_ceilings(threads)
+    ceilings = measure_ceilings(threads) if device == "cpu" else None
     rounds: dict[Case, list[Round]] = {case: [] for case in cases}
     scores: dict[Case, NDArray[np.float32]] = {}
     with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
@@ -143,7 +145,7 @@ def bench(
     summaries = []
     for case in cases:
         agreed = agreement(candidates, scores[BASELINE], scores[case]) if folder.manifest.labels == 1 else None
-        explained = _explain(_home(case, folder, peers), case, rounds[case], threads, ceilings)
+        explained = _explain(_home(case, folder, peers), case, rounds[case], threads, ceilings) if ceilings else None
         summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, explained))
     return Bench(
         candidates.name,
@@ -171,7 +173,7 @@ def _summarise(
     pairs: int,
     tokens: int,
     agreed: Agreement | None,
-    explained: Explained,
+    explained: Explained | None,
 ) -> Measured:
     walls = [r.wall_s for r in rounds]
     calls = [call for r in rounds for call in r.calls_s]
@@ -239,6 +241,8 @@ def _run(
         within_calls_s=_covered([(call.start_s, call.end_s) for call in calls]),
         processes=len({call.pid for call in calls}),
         stages=functools.reduce(Stages.plus, (call.stages for call in calls)),
+        voluntary_switches=done["switches"][0],
+        involuntary_switches=done["switches"][1],
         usage=monitor.usage(start_s, end_s),
     )
     return measured, np.array(done["scores"], np.float32)

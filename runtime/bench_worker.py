@@ -38,7 +38,9 @@ def _run(case: dict[str, Any], out: TextIO) -> None:
     run = run_strategy(ScorerSpec(**{**case["spec"], "plan": plan}), pairs)
     _say(out, event="ready")
     sys.stdin.readline()
+    before = _switches()
     done = run()
+    after = _switches()
     _say(
         out,
         event="done",
@@ -47,7 +49,18 @@ def _run(case: dict[str, Any], out: TextIO) -> None:
         load_s=done.load_s,
         start_s=done.start_s,
         end_s=done.end_s,
+        switches=[after[kind] - before[kind] for kind in (0, 1)],
     )
+
+
+def _switches() -> tuple[int, int]:
+    """Voluntary and involuntary context switches of this process and the children that it has waited for."""
+    try:
+        import resource
+    except ImportError:  # Windows does not count them
+        return 0, 0
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_nvcsw for u in used), sum(u.ru_nivcsw for u in used)
 
 
 def _say(out: TextIO, **message: Any) -> None:

@@ -188,6 +188,8 @@ def _bm25(collection: Collection, depth: int) -> dict[str, list[str]]:
     from xopt.runtime.bm25 import bm25_ranking
 
     judged, doc_ids = list(collection.qrels), list(collection.corpus)
+    if not judged or not doc_ids:
+        raise BadInput(f"{collection.name}: no judged queries to rank documents for; give a --run, or another --split")
     unknown = next((q for q in judged if q not in collection.queries), None)
     if unknown is not None:
         raise BadInput(f"{collection.name}: the qrels judge query {unknown!r}, which the queries lack")

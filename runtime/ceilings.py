@@ -17,7 +17,7 @@ from xopt.runtime.machine import has_bf16
 __all__ = ["Ceilings", "measure_ceilings"]
 
 SIZE = 1024  # of the square matrices
-COPIED_BYTES = 64 << 20  # a thread; more than a cache holds
+COPIED_BYTES = 256 << 20  # by all threads together; more than a cache holds
 SECONDS = 0.4  # for each, after a warm-up; the best run counts
 
 
@@ -67,10 +67,11 @@ def _bf16(threads: int) -> float:
 
 
 def _memory(threads: int) -> float:
-    arrays = [(np.ones(COPIED_BYTES, np.uint8), np.empty(COPIED_BYTES, np.uint8)) for _ in range(threads)]
+    each = COPIED_BYTES // threads
+    arrays = [(np.ones(each, np.uint8), np.empty(each, np.uint8)) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
         seconds = _best(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays)))
-    return 2 * threads * COPIED_BYTES / seconds / 1e9
+    return 2 * threads * each / seconds / 1e9
 
 
 def _best(run: Callable[[], object]) -> float:

@@ -7,17 +7,28 @@ and memory can do (a roofline: Williams, Waterman and Patterson 2009).
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from xopt.runtime.ceilings import Ceilings
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.stages import Stages
 
-__all__ = ["Explained", "Finding", "ModelShape", "Observed", "Split", "explain"]
+__all__ = ["STAGES", "Explained", "Finding", "ModelShape", "Observed", "Split", "explain"]
 
 WORTH = 1.15  # a change that gives less is not named
 IDLE = 0.8  # of the cores: busy below this, some idle
+EFFICIENT = 0.5  # of the ceiling: what planned forwards reach
+OVERSUBSCRIBED = 2.0  # threads that want to run, for each core
+STAGES = {  # of `Split`, in words
+    "start_up_s": "start-up",
+    "daft_s": "Daft",
+    "tokenise_s": "tokenising",
+    "forward_s": "forward",
+    "padding_s": "padding",
+    "waiting_s": "waiting",
+    "other_s": "other",
+}
 NAMES = {  # in config.json, by architecture
     "layers": ("num_hidden_layers", "n_layers"),
     "hidden": ("hidden_size", "dim"),
@@ -39,7 +50,7 @@ class ModelShape:
     @staticmethod
     def of(folder: ModelFolder, variant: Variant) -> ModelShape | None:
         """The shape of a variant; None where config.json does not tell."""
-        config = json.loads(Path(folder.path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
         found = {name: config[key] for name, keys in NAMES.items() for key in keys if isinstance(config.get(key), int)}
         if len(found) < len(NAMES):
             return None
@@ -108,7 +119,7 @@ class Finding:
     `gain` is a factor on the speed, at most; 1 where there is nothing to gain.
     """
 
-    verdict: str
+    name: str
     gain: float
     advice: str
 
@@ -173,40 +184,48 @@ def _findings(
 ) -> list[Finding]:
     """Everything that could be better, whatever it would give."""
     total = split.total_s if run.reopened else split.total_s - split.start_up_s  # what is opened once is paid once
+    busy = split.forward_s + split.padding_s
     asked = run.processes * run.threads / run.cores
     used = run.mean_cores * run.window_s / max(run.calls_s, 1e-9) / run.cores
+
+    def faster(part: float, factor: float = math.inf) -> float:
+        """How much faster the whole is where a part of its time takes that many times less (Amdahl 1967)."""
+        return total / max(total - part + part / factor, 1e-9)
+
     found = [
         Finding(
             "tokenising",
-            _without(total, split.tokenise_s),
-            "Tokenising takes most of the time: tokenise once and keep the tokens, or give it more threads.",
+            faster(split.tokenise_s),
+            f"Tokenising takes {split.tokenise_s / total:.0%} of the time: tokenise once and keep the tokens, or give "
+            "it more threads.",
         ),
         Finding(
-            "padding",
-            _without(total, split.padding_s),
-            f"{split.padding_s / max(split.padding_s + split.forward_s, 1e-9):.0%} of the tokens computed are padding: "
-            "sort pairs by length over many rows, as the strategy `planned` does.",
-        ),
-        Finding(
-            "reading",
-            _without(total, split.daft_s),
-            "The model waits for its input: read ahead, give Daft larger batches, or cache what the reader makes.",
+            "reading", faster(split.daft_s), "The model waits for its input: read ahead, or give Daft larger batches."
         ),
     ]
+    if not run.planned:
+        found.append(
+            Finding(
+                "padding",
+                faster(split.padding_s),
+                f"{split.padding_s / max(busy, 1e-9):.0%} of the tokens computed are padding: sort pairs by length "
+                "over many rows, as the strategy `planned` does.",
+            )
+        )
     if run.reopened:
         found.append(
             Finding(
                 "loading",
-                _without(total, split.start_up_s),
+                faster(split.start_up_s),
                 "Every query starts worker processes and opens the model again: keep one instance in Daft's process "
                 "(no max_concurrency), or put more pairs into a query.",
             )
         )
-    if asked >= 2:
+    if asked >= OVERSUBSCRIBED:
         found.append(
             Finding(
                 "oversubscribed threads",
-                min(asked, 1 / of_ceiling) if of_ceiling else asked,
+                faster(busy, min(asked, 1 / of_ceiling if of_ceiling else asked)),
                 f"{run.processes} processes with {run.threads} threads each share {run.cores} cores and wait for each "
                 "other: let processes x threads be the number of cores, or use `planned`.",
             )
@@ -215,7 +234,7 @@ def _findings(
         found.append(
             Finding(
                 "idle threads",
-                1 / max(used, 1e-9),
+                faster(run.calls_s, 1 / max(used, 1e-9)),
                 f"{used * run.cores:.1f} of {run.cores} cores work while the model runs: give it all of them "
                 "(`--threads`, or callers x threads by `xopt tune`).",
             )
@@ -224,24 +243,20 @@ def _findings(
         found.append(
             Finding(
                 "memory",
-                1 / (1 - min(memory / ceilings.memory_gbs, 0.9)),
+                faster(busy * min(memory / ceilings.memory_gbs, 1.0)),
                 "Forwards are so small that reading the weights takes the time: score more pairs in a call.",
             )
         )
-    if of_ceiling is not None and of_ceiling < 0.5 and not run.planned and asked < 2:
+    if of_ceiling is not None and of_ceiling < EFFICIENT and not run.planned and asked < OVERSUBSCRIBED:
         found.append(
             Finding(
                 "batching",
-                0.5 / of_ceiling * (split.forward_s + split.padding_s) / total,
+                faster(busy, EFFICIENT / of_ceiling),
                 f"The products reach {of_ceiling:.0%} of what the cores can do: large padded batches spill the caches "
                 "and wait at every operator. Use `planned`: forwards of some 512 tokens, a caller a core.",
             )
         )
     return found
-
-
-def _without(total: float, part: float) -> float:
-    return total / max(total - part, 1e-9)
 
 
 def _at_the_ceiling(run: Observed, of_ceiling: float | None, ceilings: Ceilings) -> Finding:

@@ -42,7 +42,9 @@ class Gpu:
             import pynvml
 
             pynvml.nvmlInit()
-            return Gpu(pynvml) if pynvml.nvmlDeviceGetCount() else None
+            gpu = Gpu(pynvml)
+            gpu.sample()  # a part of a GPU cannot tell all of it
+            return gpu
         except Exception:  # the package, the driver or the device is missing, each with its own error
             return None
 

@@ -19,8 +19,7 @@ from xopt.runtime.gpu import Gpu, GpuSample
 __all__ = ["Moment", "TreeMonitor", "Usage"]
 
 INTERVAL_S = 0.2
-THREADS_EVERY = 8  # samples: a file for each thread has to be read
-PEAK_S = 0.5  # the peak is over half a second: the operating system counts CPU time in hundredths
+PEAK_SAMPLES = 3  # the peak is over 0.6 s: the operating system counts CPU time in hundredths
 PROC = Path("/proc")
 
 
@@ -40,8 +39,8 @@ class Usage:
 
     mean_cores is exact: CPU seconds by the operating system's accounting over wall seconds. root_* is the
     tree's root alone, per_core each core of the machine, whoever used it. Peak memory sums over processes, so
-    pages that they share count once for each. Switches, faults and disk bytes are the tree's, network
-    bytes the machine's. gpu is None where there is none.
+    pages that they share count once for each. Faults and disk bytes are the tree's, network bytes
+    the machine's. gpu is None where there is none.
     """
 
     mean_cores: float
@@ -50,8 +49,6 @@ class Usage:
     peak_bytes: int
     per_core: tuple[float, ...]
     threads: int
-    voluntary_switches: int
-    involuntary_switches: int
     minor_faults: int
     major_faults: int
     read_bytes: int
@@ -66,8 +63,6 @@ class Usage:
 COUNTERS = (
     "cpu",
     "root_cpu",
-    "voluntary",
-    "involuntary",
     "minor",
     "major",
     "read",
@@ -94,7 +89,7 @@ class TreeMonitor:
     """Samples a process and its descendants, five times a second.
 
     A child that came and went between two samples is counted: the operating system adds what it used
-    to its parent's account.
+    to its parent's account (not on macOS).
     """
 
     def __init__(self, pid: int) -> None:
@@ -127,8 +122,6 @@ class TreeMonitor:
             peak_bytes=max(sample.resident_bytes for sample in self._samples),
             per_core=self._per_core(at, start_s, end_s),
             threads=max(sample.threads for sample in self._samples),
-            voluntary_switches=round(spent["voluntary"]),
-            involuntary_switches=round(spent["involuntary"]),
             minor_faults=round(spent["minor"]),
             major_faults=round(spent["major"]),
             read_bytes=round(spent["read"]),
@@ -164,17 +157,18 @@ class TreeMonitor:
         last = False
         while not last:
             last = self._stop.wait(INTERVAL_S if self._samples else 0)
-            self._sample(threads=last or len(self._samples) % THREADS_EVERY == 0)
+            self._sample()
 
-    def _sample(self, threads: bool) -> None:
+    def _sample(self) -> None:
         begin = time.thread_time()
         totals = dict.fromkeys(COUNTERS, 0.0)
         sample = _Sample(time.monotonic(), totals, [t.user + t.system for t in psutil.cpu_times(percpu=True)])
         for process in _tree(self._root):
             with suppress(psutil.Error, OSError):
-                self._add(process, sample, threads)
+                self._add(process, sample)
         network = psutil.net_io_counters()
-        totals["received"], totals["sent"] = float(network.bytes_recv), float(network.bytes_sent)
+        if network is not None:
+            totals["received"], totals["sent"] = float(network.bytes_recv), float(network.bytes_sent)
         sample.gpu = self._gpu.sample() if self._gpu else None
         totals["own_cpu"] = self._highest["own_cpu"] + time.thread_time() - begin
         # What a process that nobody waited for had used is gone with it; a total never falls for that.
@@ -182,7 +176,7 @@ class TreeMonitor:
         sample.totals = self._highest
         self._samples.append(sample)
 
-    def _add(self, process: psutil.Process, sample: _Sample, threads: bool) -> None:
+    def _add(self, process: psutil.Process, sample: _Sample) -> None:
         with process.oneshot():
             times, memory = process.cpu_times(), process.memory_info()
             own = times.user + times.system
@@ -192,15 +186,14 @@ class TreeMonitor:
         sample.totals["cpu"] += own + reaped
         if process.pid == self._root.pid:
             sample.totals["root_cpu"] += own
-        for name, value in (*_faults_and_bytes(process.pid), *(_switches(process.pid) if threads else ())):
+        for name, value in _faults_and_bytes(process.pid):
             sample.totals[name] += value
 
 
 def _peaks(timeline: tuple[Moment, ...]) -> list[float]:
-    """Mean cores over every stretch of `PEAK_S`."""
-    steps = max(1, round(PEAK_S / INTERVAL_S))
+    """Mean cores over every stretch of `PEAK_SAMPLES`."""
     cores = [moment.cores for moment in timeline]
-    return [float(np.mean(cores[i : i + steps])) for i in range(len(cores) - steps + 1)]
+    return [float(np.mean(cores[i : i + PEAK_SAMPLES])) for i in range(len(cores) - PEAK_SAMPLES + 1)]
 
 
 def _tree(root: psutil.Process) -> Iterator[psutil.Process]:
@@ -228,13 +221,3 @@ def _faults_and_bytes(pid: int) -> Iterator[tuple[str, float]]:
             io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
             yield "read", float(io["read_bytes"])
             yield "written", float(io["write_bytes"])
-
-
-def _switches(pid: int) -> Iterator[tuple[str, float]]:
-    """Context switches of a process's threads; nothing but on Linux."""
-    tasks = PROC / str(pid) / "task"
-    for task in list(tasks.iterdir()) if tasks.is_dir() else ():
-        with suppress(OSError):
-            for line in (task / "status").read_text().splitlines()[-2:]:
-                kind, _, count = line.partition("_ctxt_switches:")
-                yield {"voluntary": "voluntary", "nonvoluntary": "involuntary"}[kind], float(count)

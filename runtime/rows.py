@@ -58,7 +58,7 @@ def _parquet(path: Path) -> Iterator[Values]:
     try:
         table = pyarrow.parquet.read_table(path)
     except pyarrow.ArrowException as error:
-        raise BadInput(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"{path}: not a Parquet file ({str(error).partition(chr(10))[0]})") from error
     return ((f"{path}: row {i}", values) for i, values in enumerate(table.to_pylist()))
 
 
@@ -78,5 +78,5 @@ def read_hf(name: str, split: str) -> Iterator[Values]:
     try:
         loaded = datasets.load_dataset(dataset, config or None, split=split)
     except Exception as error:  # the hub, the file system and the format each raise their own
-        raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({str(error).partition(chr(10))[0]})") from error
     return ((f"hf:{name}: row {i}", values) for i, values in enumerate(loaded))

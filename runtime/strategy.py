@@ -62,7 +62,8 @@ class ScorerSpec:
         variant = model.variant(self.variant)
         if variant.backend == "openvino":  # sentence-transformers runs it with optimum-intel, which bars optimum-onnx
             plan = Plan(callers=1, threads=self.threads, tokens=1)
-            return BatchScorer(open_scorer(self.folder, self.variant, plan=plan), strategy.batch_size)
+            scorer = open_scorer(self.folder, self.variant, plan=plan, device=self.device)
+            return BatchScorer(scorer, strategy.batch_size)
         from xopt.runtime.reference import ReferenceScorer
 
         return ReferenceScorer(model, variant, self.threads, strategy.batch_size, self.device)

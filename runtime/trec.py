@@ -23,8 +23,8 @@ def read_run(path: Path) -> Run:
             value = float(score)
         except ValueError:
             raise BadInput(f"{where}: expected query, Q0, document, rank, score and tag, got {fields!r}") from None
-        if math.isnan(value):
-            raise BadInput(f"{where}: the score of document {doc_id!r} is not a number")
+        if not math.isfinite(value):
+            raise BadInput(f"{where}: the score of document {doc_id!r} is {score}, not a finite number")
         if doc_id in run.setdefault(query_id, {}):
             raise BadInput(f"{where}: document {doc_id!r} is ranked twice for query {query_id!r}")
         run[query_id][doc_id] = value

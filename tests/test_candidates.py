@@ -163,6 +163,9 @@ def test_a_broken_beir_folder_says_what_is_wrong(tmp_path: Path) -> None:
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n")
     with pytest.raises(BadInput, match=r"judge query 'q9'"):
         read_candidates(str(folder))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(BadInput, match=r"beir: no judged queries to rank documents for"):
+        read_candidates(str(folder))
 
 
 def test_demo_data_is_deterministic_and_holds_the_relevant_text() -> None:

@@ -54,5 +54,4 @@ def test_children_that_live_shorter_than_a_sample_are_in_the_account() -> None:
     assert usage.root_mean_cores < 0.5 * usage.mean_cores
     assert len(usage.per_core) == os.cpu_count()
     assert usage.minor_faults > 1000
-    assert usage.voluntary_switches > 0
     assert usage.timeline[-1].at_s <= end - start

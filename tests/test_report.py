@@ -106,6 +106,32 @@ def test_a_difference_within_the_noise_is_called_so(results: list[dict[str, Any]
     assert "was fail, now pass" in render(new, old, markdown=True)
 
 
+def test_what_was_not_validated_is_not_recommended(results: list[dict[str, Any]]) -> None:
+    alone = render(gather(results[:1]), None, markdown=False)
+    assert "no `xopt validate` has shown whether it ranks the same" in alone
+    assert "Recommended" not in alone
+    judged = render(gather(results[1:]), None, markdown=False)
+    assert "Passed: " in judged
+    twice = copy.deepcopy(results)
+    for judgement in twice[1]["judged"]:
+        judgement["verdict"] = "pass"
+    both = [*twice, copy.deepcopy(twice[1])]
+    both[-1]["judged"][-1]["verdict"] = "fail"
+    for order in (both, both[::-1]):  # the worst verdict counts, whichever file comes first
+        assert "Failed: onnx-int8." in render(gather(order), None, markdown=False)
+
+
+def test_a_model_of_several_labels_has_a_report(results: list[dict[str, Any]]) -> None:
+    labels = copy.deepcopy(results)
+    for judgement in labels[1]["judged"]:
+        judgement |= {"verdict": "pass", "losses": [], "gates": []}
+        judgement["measures"] = {"labels": judgement["measures"]["tau"]}
+    for measured in labels[0]["measured"]:
+        measured["agreement"] = None
+    assert "and gives the same labels" in render(gather(labels), None, markdown=False)
+    assert "and gives the same labels" in render(gather(labels), None, markdown=True)
+
+
 def test_the_frontier_holds_what_nothing_else_beats() -> None:
     points = [("slow", 1.0, 1.0), ("fast", 3.0, 0.95), ("beaten", 2.0, 0.9), ("twin", 3.0, 0.95)]
     assert [points[i][0] for i in frontier(points)] == ["slow", "fast", "twin"]

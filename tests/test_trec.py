@@ -19,7 +19,8 @@ def test_a_run_is_read_in_its_order(tmp_path: Path) -> None:
     [
         ("q1 Q0 d1", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0 d1 1 high tag", r"a.run:2: expected query"),
-        ("q1 Q0 d1 1 nan tag", r"a.run:2: the score of document 'd1' is not a number"),
+        ("q1 Q0 d1 1 nan tag", r"a.run:2: the score of document 'd1' is nan, not a finite"),
+        ("q1 Q0 d1 1 inf tag", r"a.run:2: the score of document 'd1' is inf, not a finite"),
         ("q1 Q0 d0 2 0.1 tag", r"a.run:2: document 'd0' is ranked twice for query 'q1'"),
     ],
 )

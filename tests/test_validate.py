@@ -13,7 +13,7 @@ from xopt.optimize.export import export
 from xopt.optimize.statistics import FAILED, PASSED, UNDECIDED, Gate
 from xopt.optimize.validate import GATES, gates_with, judge, validate, validate_runs
 from xopt.runtime import open_scorer
-from xopt.runtime.candidates import Candidates, demo_candidates
+from xopt.runtime.candidates import Candidates, Row, demo_candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 
@@ -124,7 +124,7 @@ def test_gates_are_bounds(tiny: ModelFolder, docs: Candidates, bound: float, ver
 
 
 def test_bounds_replace_those_of_the_default_gates() -> None:
-    gates = gates_with({"tau": 0.97})
+    gates = gates_with({"tau": 0.97}, graded=False)
     assert {gate.measure: gate.bound for gate in gates} == {g.measure: g.bound for g in GATES} | {"tau": 0.97}
 
 
@@ -170,19 +170,52 @@ def test_runs_of_any_engine_are_judged(tmp_path: Path) -> None:
     agreed = validate_runs(reference, close, None)
     assert agreed.passed
     assert (agreed.queries, agreed.pairs, agreed.missing, agreed.beyond) == (40, 1200, 0, 0)
-    assert validate_runs(reference, far, None).judged[0].verdict == FAILED
-    judged = validate_runs(reference, far, qrels).judged[0]
+    assert validate_runs(reference, far, None).judged[1].verdict == FAILED
+    judged = validate_runs(reference, far, qrels).judged[1]
     assert judged.measures["ndcg10_drop"].mean > 0.5
     assert judged.losses[0].ndcg10_drop == pytest.approx(1.0)
 
 
 def test_what_a_run_lacks_comes_last_and_is_counted(tmp_path: Path) -> None:
-    scores = np.arange(60, dtype=float).reshape(2, 30)
+    scores = np.random.default_rng(0).normal(size=(12, 30))
     reference = write_run(tmp_path / "reference.run", scores)
-    cut = write_run(tmp_path / "cut.run", scores[:1, :25])
-    with cut.open("a") as lines:
-        lines.write("q0 Q0 unknown 1 99 any\n")
+    last = [(q, int(row.argmin())) for q, row in enumerate(scores)]
+    lines = [f"q{q} Q0 d{d} 0 {s} any" for q, row in enumerate(scores) for d, s in enumerate(row) if (q, d) not in last]
+    cut = tmp_path / "cut.run"
+    cut.write_text("\n".join([*lines, "q0 Q0 unknown 1 99 any"]) + "\n")
     result = validate_runs(reference, cut, None)
-    assert (result.missing, result.beyond) == (35, 1)
-    assert result.judged[0].verdict == FAILED
-    assert result.judged[0].measures["tau"].queries == 2
+    assert (result.missing, result.extra, result.passed) == (12, 1, True)
+    assert result.judged[1].measures["tau"].mean == pytest.approx(1.0)
+    cut.write_text("\n".join(line for line in lines if line.startswith("q0 ")) + "\n")
+    assert validate_runs(reference, cut, None).judged[1].verdict == FAILED
+
+
+def test_qrels_of_other_queries_are_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a.run", np.eye(3))
+    (tmp_path / "qrels").write_text("other 0 d1 1\n")
+    with pytest.raises(BadInput, match=r"qrels: judges none of the 3 queries"):
+        validate_runs(run, run, tmp_path / "qrels")
+
+
+def test_a_bound_on_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(BadInput, match="--max-ndcg-drop: there are no qrels"):
+        gates_with({"ndcg10_drop": 0.01}, graded=False)
+    with pytest.raises(BadInput, match="--min-labels: the model has 1 labels"):
+        gates_with({"labels": 0.9}, graded=False)
+    with pytest.raises(BadInput, match="--min-tau: the model has 3 labels"):
+        gates_with({"tau": 0.9}, graded=False, labels=3)
+
+
+def test_a_candidate_a_query_shows_nothing() -> None:
+    rows = tuple(Row(f"q{q}", "query", "d", "text") for q in range(40))
+    random = np.random.default_rng(0)
+    judged = judge(Candidates("test", rows), random.normal(size=40), random.normal(size=40), name="random")
+    assert (judged.verdict, judged.gates) == (UNDECIDED, ())
+
+
+@pytest.mark.parametrize("candidates", range(2, 26))
+def test_the_strictest_gate_passes_a_ranking_that_is_the_same(candidates: int) -> None:
+    rows = tuple(Row(f"q{q}", "query", f"d{d}", "text") for q in range(10) for d in range(candidates))
+    scores = np.random.default_rng(0).normal(size=len(rows))
+    judged = judge(Candidates("test", rows), scores, scores, gates_with({"tau": 1.0}, graded=False), name="same")
+    assert (judged.verdict, judged.losses) == (PASSED, ())
