@@ -127,6 +127,7 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
         scatter=scatter(points, best) if points else "",
         changes=compare(baseline, results) if baseline else None,
         verdicts=_verdict_changes(baseline, results) if baseline else [],
+        moved=baseline is not None and _machines(baseline) != _machines(results),
     )
 
 
@@ -182,6 +183,10 @@ def _verdicts(results: Json) -> dict[str, str]:
             both = [judged["verdict"], verdicts.get(judged["name"], PASSED)]
             verdicts[judged["name"]] = min(both, key=WORST_FIRST.index)
     return verdicts
+
+
+def _machines(results: Json) -> set[tuple[str, int]]:
+    return {(bench["machine"], bench["threads"]) for bench in results["benches"]}
 
 
 def _verdict_changes(before: Json, after: Json) -> list[tuple[str, str, str]]:

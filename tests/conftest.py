@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import settings
 from tiny import make_tiny
 
 from xopt.cli.main import cli
@@ -13,6 +14,10 @@ from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime.candidates import Candidates, demo_candidates
 from xopt.runtime.folder import ModelFolder
+
+
+settings.register_profile("xopt", deadline=None)  # machines are slow at times: no test asserts a time
+settings.load_profile("xopt")
 
 
 @pytest.fixture(scope="session")

@@ -94,17 +94,17 @@ def orders(scores: np.ndarray) -> list[tuple[int, ...]]:
 
 
 @given(
-    arrays(np.float32, 5, elements=st.integers(0, 2).map(float)),
-    arrays(np.float32, 5, elements=st.integers(0, 2).map(float)),
+    arrays(np.float32, 4, elements=st.integers(0, 2).map(float)),
+    arrays(np.float32, 4, elements=st.integers(0, 2).map(float)),
 )
 def test_overlap_with_ties_is_the_mean_over_strict_rankings(first: np.ndarray, second: np.ndarray) -> None:
     def mean(a: np.ndarray, b: np.ndarray, k: int) -> float:
         return np.mean([len(set(x[:k]) & set(y[:k])) for x in orders(a) for y in orders(b)])
 
-    for k in (1, 3, 5):
+    for k in (1, 2, 4):
         of_each = np.sqrt(mean(first, first, k) * mean(second, second, k))
         assert overlaps(first, second)[k - 1] == pytest.approx(mean(first, second, k) / of_each)
-    assert agreement(one_query(5), first, first).rbo == pytest.approx(1.0)
+    assert agreement(one_query(4), first, first).rbo == pytest.approx(1.0)
 
 
 @given(st.permutations(range(12)))

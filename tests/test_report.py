@@ -101,9 +101,13 @@ def test_a_difference_within_the_noise_is_called_so(results: list[dict[str, Any]
         assert change.within_noise is within
         said = render(new, old, markdown=True)
         assert {1.05: "within the noise", 2.0: "| faster |", 0.5: "| slower |"}[factor] in said
+    assert "different machines" not in said
+    new["benches"][0]["machine"] = "another"
     new["validations"][0]["judged"][-1]["verdict"] = "pass"
     old["validations"][0]["judged"][-1]["verdict"] = "fail"
-    assert "was fail, now pass" in render(new, old, markdown=True)
+    said = render(new, old, markdown=True)
+    assert "was fail, now pass" in said
+    assert "different machines" in said
 
 
 def test_what_was_not_validated_is_not_recommended(results: list[dict[str, Any]]) -> None:
