@@ -15,7 +15,6 @@ from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime.candidates import Candidates, demo_candidates
 from xopt.runtime.folder import ModelFolder
 
-
 settings.register_profile("xopt", deadline=None)  # machines are slow at times: no test asserts a time
 settings.load_profile("xopt")
 

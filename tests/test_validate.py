@@ -169,7 +169,7 @@ def test_runs_of_any_engine_are_judged(tmp_path: Path) -> None:
     assert validate_runs(reference, reference, qrels).passed
     agreed = validate_runs(reference, close, None)
     assert agreed.passed
-    assert (agreed.queries, agreed.pairs, agreed.missing, agreed.beyond) == (40, 1200, 0, 0)
+    assert (agreed.queries, agreed.pairs, agreed.missing, agreed.extra) == (40, 1200, 0, 0)
     assert validate_runs(reference, far, None).judged[1].verdict == FAILED
     judged = validate_runs(reference, far, qrels).judged[1]
     assert judged.measures["ndcg10_drop"].mean > 0.5
