@@ -50,7 +50,7 @@ def optimize(
     from xopt.runtime.files import write_text
 
     candidates, output = read(), Output(json_file)
-    gates = gates_with(bounds, bool(candidates.qrels))
+    gates = gates_with(bounds, bool(candidates.qrels), labels=None)
     result = run(model, out or default_out(model), candidates, gates, pairs, repeat)
     for tuning in result.tunings:
         print_tuning(output, tuning)

@@ -201,4 +201,5 @@ def print_explained(out: Output, bench: Bench) -> None:
     for case, each in explained:
         found = each.bottleneck
         gain = f" Expected: up to {found.gain:.1f} times the speed." if found.gain > 1 else ""
-        out.line(f"{case}: {found.advice}{gain}")
+        others = ", ".join(f"{other.name} {other.gain:.1f} x" for other in each.findings[1:])
+        out.line(f"{case}: {found.advice}{gain}{' Also: ' + others + '.' if others else ''}")

@@ -146,6 +146,7 @@ def _case(bench: Json, measured: Json) -> Json:
         "parent_cpu": measured["root_mean_cores"] / bench["cores"],
         "shares": {stage: seconds / sum(split.values()) for stage, seconds in split.items()},
         "held_back": explained["findings"][0] if explained else None,
+        "also": explained["findings"][1:] if explained else [],
         "timeline": sparkline(cores, parents),
         "usage": usage,
     }

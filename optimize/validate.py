@@ -130,18 +130,19 @@ def validate(
     )
 
 
-def gates_with(bounds: dict[str, float], graded: bool, labels: int = 1) -> tuple[Gate, ...]:
+def gates_with(bounds: dict[str, float], graded: bool, labels: int | None = 1) -> tuple[Gate, ...]:
     """The default gates, with other bounds for some measures.
 
     Raises BadInput where a bound is given for what cannot be measured: there are no qrels (`graded`), or
-    the model has one label or several.
+    the model has one label or several; `labels` is None where that is not known yet.
     """
     for measure in bounds:
         if measure == "ndcg10_drop" and not graded:
             raise BadInput("--max-ndcg-drop: there are no qrels, so no nDCG; give data with relevance, or --qrels")
-        if (measure == "labels") != (labels > 1):
-            kind = "labels are compared" if labels > 1 else "rankings are compared"
-            raise BadInput(f"--min-{measure.partition('_')[0]}: the model has {labels} labels; {kind}")
+        if labels is not None and (measure == "labels") != (labels > 1):
+            raise BadInput(
+                f"the gate on {measure}: a model with {labels} label{'s' * (labels > 1)} has no such measure"
+            )
     return tuple(replace(gate, bound=bounds.get(gate.measure, gate.bound)) for gate in GATES)
 
 

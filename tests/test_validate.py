@@ -200,9 +200,9 @@ def test_qrels_of_other_queries_are_refused(tmp_path: Path) -> None:
 def test_a_bound_on_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(BadInput, match="--max-ndcg-drop: there are no qrels"):
         gates_with({"ndcg10_drop": 0.01}, graded=False)
-    with pytest.raises(BadInput, match="--min-labels: the model has 1 labels"):
+    with pytest.raises(BadInput, match="the gate on labels: a model with 1 label has"):
         gates_with({"labels": 0.9}, graded=False)
-    with pytest.raises(BadInput, match="--min-tau: the model has 3 labels"):
+    with pytest.raises(BadInput, match="the gate on tau: a model with 3 labels has"):
         gates_with({"tau": 0.9}, graded=False, labels=3)
 
 
