@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -81,6 +82,8 @@ def print_validation(out: Output, validation: Validation) -> None:
 
 
 def _interval(found: Interval) -> str:
+    if not found.queries:
+        return ""
     spread = f" [{found.low:.3f}, {found.high:.3f}]" if found.low < found.high else ""
     return f"{found.mean:.3f}{spread}"
 
@@ -107,7 +110,7 @@ def _print_loss(out: Output, name: str, loss: Loss) -> None:
             str(document.reference_rank),
             str(document.rank),
             f"{document.reference_score:.3f}",
-            f"{document.score:.3f}",
+            f"{document.score:.3f}" if math.isfinite(document.score) else "",
             "" if document.grade is None else str(document.grade),
             document.doc_id,
             textwrap.shorten(document.text, TEXT_WIDTH, placeholder=" …"),
