@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -19,8 +20,10 @@ from xopt.runtime.gpu import Gpu, GpuSample
 __all__ = ["Moment", "TreeMonitor", "Usage"]
 
 INTERVAL_S = 0.2
+TREE_EVERY = 5  # samples: children are looked for once a second
 PEAK_SAMPLES = 3  # the peak is over 0.6 s: the operating system counts CPU time in hundredths
 PROC = Path("/proc")
+TICKS, PAGE_BYTES = (os.sysconf(n) if hasattr(os, "sysconf") else 1 for n in ("SC_CLK_TCK", "SC_PAGE_SIZE"))
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class TreeMonitor:
         self._root = psutil.Process(pid)
         self._highest: dict[str, float] = dict.fromkeys(COUNTERS, 0.0)
         self._samples: list[_Sample] = []
+        self._pids = [pid]
         self._gpu = Gpu.first()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -163,9 +167,11 @@ class TreeMonitor:
         begin = time.thread_time()
         totals = dict.fromkeys(COUNTERS, 0.0)
         sample = _Sample(time.monotonic(), totals, [t.user + t.system for t in psutil.cpu_times(percpu=True)])
-        for process in _tree(self._root):
+        if len(self._samples) % TREE_EVERY == 0:
+            self._pids = list(_tree(self._root.pid))
+        for pid in self._pids:
             with suppress(psutil.Error, OSError):
-                self._add(process, sample)
+                self._add(pid, sample)
         network = psutil.net_io_counters()
         if network is not None:
             totals["received"], totals["sent"] = float(network.bytes_recv), float(network.bytes_sent)
@@ -176,17 +182,14 @@ class TreeMonitor:
         sample.totals = self._highest
         self._samples.append(sample)
 
-    def _add(self, process: psutil.Process, sample: _Sample) -> None:
-        with process.oneshot():
-            times, memory = process.cpu_times(), process.memory_info()
-            own = times.user + times.system
-            reaped = getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
-            sample.resident_bytes += memory.rss
-            sample.threads += process.num_threads()
+    def _add(self, pid: int, sample: _Sample) -> None:
+        found = _account(pid)
+        sample.resident_bytes += int(found.pop("resident"))
+        sample.threads += int(found.pop("threads"))
+        own, reaped = found.pop("own"), found.pop("reaped")
         sample.totals["cpu"] += own + reaped
-        if process.pid == self._root.pid:
-            sample.totals["root_cpu"] += own
-        for name, value in _faults_and_bytes(process.pid):
+        sample.totals["root_cpu"] += own if pid == self._root.pid else 0.0
+        for name, value in found.items():
             sample.totals[name] += value
 
 
@@ -196,28 +199,43 @@ def _peaks(timeline: tuple[Moment, ...]) -> list[float]:
     return [float(np.mean(cores[i : i + PEAK_SAMPLES])) for i in range(len(cores) - PEAK_SAMPLES + 1)]
 
 
-def _tree(root: psutil.Process) -> Iterator[psutil.Process]:
+def _tree(pid: int) -> Iterator[int]:
     """A process and its descendants, on Linux by each thread's list of children: a scan of all processes costs more."""
-    yield root
-    tasks = PROC / str(root.pid) / "task"
+    yield pid
+    tasks = PROC / str(pid) / "task"
     with suppress(psutil.Error, OSError):
-        if not (tasks / str(root.pid) / "children").is_file():
-            yield from root.children(recursive=True)
+        if not (tasks / str(pid) / "children").is_file():
+            yield from (child.pid for child in psutil.Process(pid).children(recursive=True))
             return
         for task in list(tasks.iterdir()):
-            for pid in (task / "children").read_text().split():
-                with suppress(psutil.Error):
-                    yield from _tree(psutil.Process(int(pid)))
+            with suppress(OSError):
+                for child in (task / "children").read_text().split():
+                    yield from _tree(int(child))
 
 
-def _faults_and_bytes(pid: int) -> Iterator[tuple[str, float]]:
-    """Page faults and disk bytes of a process and of what it waited for; nothing but on Linux."""
+def _account(pid: int) -> dict[str, float]:
+    """What a process has used: CPU seconds of its own and of the children that it waited for, memory, threads.
+
+    On Linux, where one file holds all of it, page faults and disk bytes too.
+    """
     home = PROC / str(pid)
-    if home.is_dir():
-        fields = (home / "stat").read_text().rpartition(")")[2].split()
-        yield "minor", float(fields[7]) + float(fields[8])
-        yield "major", float(fields[9]) + float(fields[10])
-        with suppress(OSError):
-            io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
-            yield "read", float(io["read_bytes"])
-            yield "written", float(io["write_bytes"])
+    if not home.is_dir():
+        process = psutil.Process(pid)
+        with process.oneshot():
+            times = process.cpu_times()
+            resident, threads = process.memory_info().rss, process.num_threads()
+        return {"own": times.user + times.system, "reaped": 0.0, "resident": resident, "threads": threads}
+    # The fields behind the command's name, see proc(5).
+    fields = [float(field) for field in (home / "stat").read_text().rpartition(") ")[2].split()[1:]]
+    used = {
+        "minor": fields[6] + fields[7],
+        "major": fields[8] + fields[9],
+        "own": (fields[10] + fields[11]) / TICKS,
+        "reaped": (fields[12] + fields[13]) / TICKS,
+        "threads": fields[16],
+        "resident": fields[20] * PAGE_BYTES,
+    }
+    with suppress(OSError):
+        io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
+        used |= {"read": float(io["read_bytes"]), "written": float(io["write_bytes"])}
+    return used
