@@ -92,6 +92,13 @@ class Recipe:
         """The file within the model folder, named as sentence-transformers names it."""
         return f"onnx/model_qint8_{self.target}{'' if self.scheme == 'per-token' else '_' + self.scheme}.onnx"
 
+    @property
+    def variant(self) -> Variant:
+        """The variant that it makes, as the manifest keeps it."""
+        name = SCHEMES[self.scheme]
+        kept = {**asdict(self), "floats": list(self.floats)}  # JSON has no tuples
+        return Variant(name, name.partition("-")[0], "int8", self.file, kept)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -134,8 +141,7 @@ def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None 
         else:
             pairs = calibration_pairs(candidates or demo_candidates())
             onnx.save(quantized(prepare(folder, recipe, pairs), recipe), temporary)
-    name = SCHEMES[recipe.scheme]
-    return folder.with_variant(Variant(name, name.partition("-")[0], "int8", recipe.file, asdict(recipe)))
+    return folder.with_variant(recipe.variant)
 
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,12 @@ import onnx
 from numpy.typing import NDArray
 
 from xopt.optimize.calibrate import calibration_pairs
-from xopt.optimize.quantize import SCHEMES, Prepared, Recipe, prepare, quantized
+from xopt.optimize.quantize import Prepared, Recipe, prepare, quantized
 from xopt.optimize.statistics import PASSED, Gate
 from xopt.optimize.validate import Judged, judge
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.errors import GateFailed
-from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scorer import PlannedScorer, open_scorer
 
 __all__ = ["Harm", "Steered", "Step", "steer"]
@@ -107,9 +107,8 @@ class _Trial:
 
     def scorer(self, recipe: Recipe) -> PlannedScorer:
         onnx.save(quantized(self.prepared, recipe), self.folder.path / recipe.file)
-        name = SCHEMES[recipe.scheme]
-        made = self.folder.with_variant(Variant(name, name.partition("-")[0], "int8", recipe.file, asdict(recipe)))
-        return open_scorer(made.path, name, plan=self.fp32.plan)
+        made = self.folder.with_variant(recipe.variant)
+        return open_scorer(made.path, recipe.variant.name, plan=self.fp32.plan)
 
     def step(self, recipe: Recipe) -> Step:
         scorer = self.scorer(recipe)

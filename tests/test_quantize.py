@@ -29,6 +29,7 @@ def test_each_target_names_its_file_and_keeps_its_recipe(tiny_copy: ModelFolder,
         "weight_bits": 7 if target in {"avx2", "avx512"} else 8,
         "smoothing": 0.65,
         "hot": 1 / 16,
+        "floats": [],
     }
     assert np.isfinite(open_scorer(made.path, "onnx-int8").score([("a query", "a text")])).all()
 
