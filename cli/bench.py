@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, folder_argument, threads_option, variant_option
+from xopt.cli.options import data_options, device_option, folder_argument, threads_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_bench, print_explained
 
@@ -30,7 +30,7 @@ __all__ = ["bench"]
     help="row (a pair a call), default (sentence-transformers' defaults), batch (64), concurrent (batch 64, "
     "max_concurrency 4) or planned (xopt's plan); repeat for more.  [default: all]",
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@device_option
 @data_options
 @click.option(
     "--pairs", type=click.IntRange(min=1), default=500, show_default=True, help="Score the first so many pairs."
@@ -66,11 +66,17 @@ def bench(
     """
     from xopt.runtime.bench import Case
     from xopt.runtime.bench import bench as run
+    from xopt.runtime.device import variants_on
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.strategy import STRATEGIES
 
+    if peers and device != "cpu":
+        raise click.UsageError(
+            "--peers runs on a CPU; on a GPU the variants torch-* under `default` and `batch` are them"
+        )
     model, candidates = ModelFolder.open(folder), read()
-    cases = [Case(v, s) for v, s in itertools.product(variants or model.manifest.variants, strategies or STRATEGIES)]
+    fitting = variants_on(model, device)
+    cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or STRATEGIES)]
     with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
         made = None
         if peers:
@@ -78,7 +84,7 @@ def bench(
             from xopt.optimize.quantize import detect_target
 
             made = make_peers(model, candidates, detect_target(), Path(scratch) / "model")
-            cases += [Case(v, "default") for v in model.manifest.variants if v == "torch-bf16"]
+            cases += [Case(v, "default") for v in fitting if v == "torch-bf16"]
         result = run(model, candidates.head(pairs), cases, threads=threads, repeat=repeat, device=device, peers=made)
     output = Output(json_file)
     print_bench(output, result)

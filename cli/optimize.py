@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, gate_options
+from xopt.cli.options import data_options, device_option, gate_options
 from xopt.cli.output import Output, json_option, plain
 from xopt.cli.tables import print_bench, print_tuning, print_validation
 
@@ -27,6 +27,7 @@ __all__ = ["optimize"]
 @gate_options
 @click.option("--pairs", type=click.IntRange(min=1), default=160, show_default=True, help="Pairs in the bench.")
 @click.option("--repeat", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds of the bench.")
+@device_option
 @json_option
 def optimize(
     model: str,
@@ -35,9 +36,12 @@ def optimize(
     bounds: dict[str, float],
     pairs: int,
     repeat: int,
+    device: str,
     json_file: str | None,
 ) -> None:
     """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
+
+    For a GPU half precision takes the place of INT8.
 
     MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
     variant that fails a gate, or that the queries are too few for, is shown as such and not recommended.
@@ -51,7 +55,7 @@ def optimize(
 
     candidates, output = read(), Output(json_file)
     gates = gates_with(bounds, bool(candidates.qrels), labels=None)
-    result = run(model, out or default_out(model), candidates, gates, pairs, repeat)
+    result = run(model, out or default_out(model), candidates, gates, pairs, repeat, device)
     for tuning in result.tunings:
         print_tuning(output, tuning)
     print_validation(output, result.validation)

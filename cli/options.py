@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from xopt.runtime.candidates import Candidates
 
-__all__ = ["data_options", "folder_argument", "gate_options", "threads_option", "variant_option"]
+__all__ = [
+    "data_options",
+    "device_option",
+    "folder_argument",
+    "gate_options",
+    "refuse",
+    "threads_option",
+    "variant_option",
+]
 
 folder_argument = click.argument("folder", metavar="DIR")
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that a scorer may use.  [default: all cores]"
 )
 variant_option = click.option(
-    "--variant", "variants", multiple=True, help="A variant; repeat for more.  [default: all in DIR]"
+    "--variant", "variants", multiple=True, help="A variant; repeat for more.  [default: all that fit the device]"
+)
+device_option = click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Where to run. There is no way back to the CPU where the GPU is missing.",
 )
 DATA = (
     click.option(
@@ -49,7 +65,16 @@ GATES = (
         "--min-labels", type=click.FloatRange(0, 1), help="Gate: same labels at least, of several.  [default: 0.98]"
     ),
 )
+DATA_NAMES = ("data", "run", "split", "depth", "queries")
 BOUNDS = {"min_tau": "tau", "min_top10": "top10", "max_ndcg_drop": "ndcg10_drop", "min_labels": "labels"}
+
+
+def refuse(options: Sequence[str], why: str) -> None:
+    """Raise click.UsageError where one of these options was given on the command line."""
+    source = click.get_current_context().get_parameter_source
+    given = [name for name in options if source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise click.UsageError(f"--{given[0].replace('_', '-')} {why}")
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:

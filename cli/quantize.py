@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, folder_argument, gate_options
+from xopt.cli.options import BOUNDS, DATA_NAMES, data_options, folder_argument, gate_options, refuse
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_steering
 
 if TYPE_CHECKING:
+    from xopt.optimize.steer import Steered
     from xopt.runtime.candidates import Candidates
+    from xopt.runtime.folder import ModelFolder
 
 __all__ = ["quantize"]
 
 
 @click.command()
 @folder_argument
-@click.option("--int8", is_flag=True, required=True, expose_value=False, help="INT8 matrix products.")
+@click.option("--int8", is_flag=True, help="INT8 matrix products, for a CPU.")
+@click.option("--fp16", is_flag=True, help="Half precision, for a GPU: the variant onnx-fp16, made without DATA.")
 @click.option(
     "--scheme",
     type=click.Choice(["per-token", "static", "stock"]),
@@ -39,13 +42,15 @@ __all__ = ["quantize"]
 @json_option
 def quantize(
     folder: str,
+    int8: bool,
+    fp16: bool,
     scheme: str,
     target: str | None,
     read: Callable[[], Candidates],
     bounds: dict[str, float],
     json_file: str | None,
 ) -> None:
-    """Quantise the model folder DIR to INT8.
+    """Quantise the model folder DIR to INT8, or halve its precision.
 
     Adds a variant to DIR, or replaces it. DATA calibrates all schemes but stock; any text of the kind
     that you rank will do. `xopt validate DIR` then tells whether the variant still ranks the same.
@@ -60,6 +65,14 @@ def quantize(
     from xopt.optimize.validate import gates_with
     from xopt.runtime.folder import ModelFolder
 
+    if int8 == fp16:
+        raise click.UsageError("give --int8, for a CPU, or --fp16, for a GPU")
+    if fp16:
+        refuse(("scheme", "target", *DATA_NAMES, *BOUNDS), "goes with --int8, not with --fp16")
+        from xopt.optimize.half import FP16, halve
+
+        _report(Output(json_file), halve(ModelFolder.open(folder)), FP16, None)
+        return
     if bounds and scheme == "stock":
         raise click.UsageError("--scheme stock has nothing to steer; leave the gates to `xopt validate`")
     model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)
@@ -71,9 +84,12 @@ def quantize(
         steered = steer(model, recipe, candidates, gates)
         print_steering(output, steered)
         recipe = steered.recipe
-    made = run(model, recipe, candidates)
-    variant = made.manifest.variants[SCHEMES[scheme]]
+    _report(output, run(model, recipe, candidates), SCHEMES[scheme], steered)
+
+
+def _report(output: Output, made: ModelFolder, name: str, steered: Steered | None) -> None:
+    variant = made.variant(name)
     size = f"{(made.path / variant.file).stat().st_size / 1e6:.1f}"
-    how = ", ".join(f"{key} {value}" for key, value in {**variant.recipe, "floats": len(recipe.floats)}.items())
+    how = ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in variant.recipe.items())
     output.table(str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, how]])
     output.json({"folder": made.path, "variant": variant, "steered": steered})

@@ -180,6 +180,21 @@ def print_bench(out: Output, bench: Bench) -> None:
     out.table(title, columns, rows)
 
 
+def _print_gpu_stages(out: Output, bench: Bench) -> None:
+    rows = []
+    for m in bench.measured:
+        if m.case.strategy == "planned":
+            median = sorted(m.rounds, key=lambda r: r.wall_s)[len(m.rounds) // 2]
+            s = median.stages
+            idle = max(0.0, 1 - (s.copy_s + s.forward_s) / median.wall_s)
+            seconds = [f"{value:.2f}" for value in (median.wall_s, s.encode_s, s.copy_s, s.forward_s)]
+            rows.append([str(m.case), *seconds, f"{idle:.0%}"])
+    title = (
+        "where the time went: tokenising runs on the host beside the GPU, copies and forwards by the GPU's own clock"
+    )
+    out.table(title, ["variant/strategy", "wall s", "tokenising s", "copies s", "forwards s", "GPU idle"], rows)
+
+
 def print_explained(out: Output, bench: Bench) -> None:
     """Where each case's time went, how near its forwards come to the machine's ceilings, and what to change."""
     from xopt.runtime.explain import STAGES
@@ -187,7 +202,7 @@ def print_explained(out: Output, bench: Bench) -> None:
     c, rows = bench.ceilings, []
     explained = [(m.case, m.explained) for m in bench.measured if m.explained]
     if c is None:
-        out.line("Where the time went is known for the CPU only.")
+        _print_gpu_stages(out, bench)
         return
     for case, each in explained:
         split, found = each.split, each.bottleneck

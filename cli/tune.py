@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, folder_argument, threads_option, variant_option
+from xopt.cli.options import data_options, device_option, folder_argument, threads_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_tuning
 
@@ -22,19 +22,28 @@ __all__ = ["tune"]
 @variant_option
 @data_options
 @threads_option
+@device_option
 @json_option
 def tune(
-    folder: str, variants: tuple[str, ...], read: Callable[[], Candidates], threads: int | None, json_file: str | None
+    folder: str,
+    variants: tuple[str, ...],
+    read: Callable[[], Candidates],
+    threads: int | None,
+    device: str,
+    json_file: str | None,
 ) -> None:
     """Find the fastest plan for this machine: callers x threads x tokens a forward.
+
+    On a GPU the threads are calls of the tokenizer ahead of it.
 
     Writes it into the manifest of the model folder DIR, where every scorer on this machine finds it.
     """
     from xopt.optimize.tune import tune as run
+    from xopt.runtime.device import variants_on
     from xopt.runtime.folder import ModelFolder
 
     model = ModelFolder.open(folder)
-    _, tunings = run(model, variants or list(model.manifest.variants), read(), threads)
+    _, tunings = run(model, variants or variants_on(model, device), read(), threads, device)
     output = Output(json_file)
     for tuning in tunings:
         print_tuning(output, tuning)

@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.core import ParameterSource
 
-from xopt.cli.options import data_options, gate_options, threads_option, variant_option
+from xopt.cli.options import (
+    DATA_NAMES,
+    data_options,
+    device_option,
+    gate_options,
+    refuse,
+    threads_option,
+    variant_option,
+)
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_validation
 
@@ -17,8 +24,6 @@ if TYPE_CHECKING:
     from xopt.runtime.candidates import Candidates
 
 __all__ = ["validate"]
-
-WITH_DIR = ("data", "run", "split", "depth", "queries", "threads")  # options
 
 
 @click.command()
@@ -30,6 +35,7 @@ WITH_DIR = ("data", "run", "split", "depth", "queries", "threads")  # options
 @click.option("--qrels", metavar="FILE", help="With --scores: TREC qrels, for quality.")
 @gate_options
 @threads_option
+@device_option
 @json_option
 def validate(
     folder: str | None,
@@ -40,6 +46,7 @@ def validate(
     qrels: str | None,
     bounds: dict[str, float],
     threads: int | None,
+    device: str,
     json_file: str | None,
 ) -> None:
     """Compare the ranking of variants with the FP32 model's, or of a run with another one.
@@ -49,6 +56,7 @@ def validate(
     """
     from xopt.optimize.validate import gates_with, validate_runs
     from xopt.optimize.validate import validate as run
+    from xopt.runtime.device import variants_on
     from xopt.runtime.folder import ModelFolder
 
     if (
@@ -61,16 +69,13 @@ def validate(
             "give a model folder, or two runs with --scores FILE and --reference FILE [--qrels FILE]"
         )
     if scores and reference:
-        source = click.get_current_context().get_parameter_source
-        idle = [name for name in WITH_DIR if source(name) is ParameterSource.COMMANDLINE]
-        if idle:
-            raise click.UsageError(f"--{idle[0]} goes with a model folder, not with --scores")
+        refuse((*DATA_NAMES, "threads", "device"), "goes with a model folder, not with --scores")
         gates = gates_with(bounds, graded=qrels is not None)
         result = validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
     else:
         model, candidates = ModelFolder.open(str(folder)), read()
         gates = gates_with(bounds, bool(candidates.qrels), model.manifest.labels)
-        result = run(model, variants or list(model.manifest.variants), candidates, gates, threads)
+        result = run(model, variants or variants_on(model, device), candidates, gates, threads, device)
     output = Output(json_file)
     print_validation(output, result)
     output.json(result)

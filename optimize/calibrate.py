@@ -12,11 +12,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
+from xopt.runtime.backend import pad
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.encode import Encoder, Pair
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.plan import plan_forwards
-from xopt.runtime.scorer import pad
 
 __all__ = ["Activations", "calibrate", "calibration_pairs"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -20,8 +20,9 @@ from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, Manifest, ModelFolder, Plan, Variant
-from xopt.runtime.machine import cores, has_bf16
+from xopt.runtime.machine import cores
 from xopt.runtime.scorer import open_scorer
+from xopt.runtime.varlen import VARLEN_TYPES
 
 __all__ = ["MAX_DIFFERENCE", "export", "parity_pairs"]
 
@@ -43,7 +44,7 @@ TEXT = (
     "the of ranking a query and document search engine with score 12 models, 'quoted' text (in brackets) for reading "
     "über naïve 東京 Zürich e-mail 3.14 Python function returns None data index shard"
 )
-ONNX_FILE = "onnx/model.onnx"
+ONNX_FILE, WEIGHTS = "onnx/model.onnx", "model.safetensors"
 UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 
@@ -158,22 +159,18 @@ def _rewrite(file: Path) -> int:
 
 def _write_manifest(folder: Path, source: dict[str, str], narrowed: int, facts: dict[str, Any]) -> ModelFolder:
     files = {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    varlen = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] in VARLEN_TYPES
     fp32 = {"exporter": "optimum", "opset": OPSET, "first_row_matmuls": narrowed}
     variants = [
-        Variant("torch-fp32", "torch", "fp32", "model.safetensors"),
-        *([Variant("torch-bf16", "torch", "bf16", "model.safetensors")] if has_bf16() else []),
+        *(Variant(f"torch-{p}", "torch", p, WEIGHTS) for p in ("fp32", "fp16", "bf16")),
+        *(Variant(f"torch-varlen-{p}", "torch-varlen", p, WEIGHTS) for p in ("fp32", "fp16", "bf16") if varlen),
         Variant("onnx-fp32", "onnx", "fp32", ONNX_FILE, fp32),
-        *([Variant("openvino-bf16", "openvino", "bf16", ONNX_FILE, fp32)] if has_bf16() and has_openvino() else []),
+        Variant("openvino-bf16", "openvino", "bf16", ONNX_FILE, fp32),
     ]
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     manifest = Manifest(source=source, versions=versions, files=files, variants={v.name: v for v in variants}, **facts)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ModelFolder(folder, manifest)
-
-
-def has_openvino() -> bool:
-    """Whether the extra `openvino` is installed."""
-    return importlib.util.find_spec("openvino") is not None
 
 
 def _check_parity(folder: ModelFolder) -> None:

@@ -17,13 +17,13 @@ import numpy as np
 from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
 from xopt.optimize.calibrate import calibration_pairs
-from xopt.optimize.export import has_openvino
+from xopt.runtime.backend import pad
 from xopt.runtime.candidates import Candidates
+from xopt.runtime.device import has_openvino
 from xopt.runtime.encode import Encoder
 from xopt.runtime.files import sha256_of
 from xopt.runtime.folder import MANIFEST, ModelFolder, Variant
 from xopt.runtime.plan import Forward
-from xopt.runtime.scorer import pad
 
 __all__ = ["make_peers"]
 

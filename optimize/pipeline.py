@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from xopt.optimize.export import export, has_openvino
+from xopt.optimize.export import export
+from xopt.optimize.half import FP16, halve
 from xopt.optimize.quantize import SCHEMES, TARGETS, detect_target, quantize, recipe_for
 from xopt.optimize.statistics import PASSED, UNDECIDED, Gate
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.candidates import Candidates
+from xopt.runtime.device import check_device, has_openvino, variants_on
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import MANIFEST, ModelFolder
 from xopt.runtime.machine import cores, machine_name
+from xopt.runtime.onnx_backend import has_provider
 
 __all__ = ["Outcome", "Recommendation", "optimize", "recommend"]
 
@@ -48,28 +51,29 @@ class Outcome:
 
 
 def optimize(
-    model: str, out: Path, candidates: Candidates, gates: Sequence[Gate], bench_pairs: int, repeat: int
+    model: str,
+    out: Path,
+    candidates: Candidates,
+    gates: Sequence[Gate],
+    bench_pairs: int,
+    repeat: int,
+    device: str = "cpu",
 ) -> Outcome:
     """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again."""
+    check_device(device)
     folder = _exported(model, out)
-    target = detect_target()
-    schemes = ["per-token"]
-    if has_openvino() and not TARGETS[target].saturates:  # elsewhere its INT8 is slower than FP32
-        schemes.append("static")
-    for scheme in schemes:
-        if SCHEMES[scheme] not in folder.manifest.variants:
-            log.info("quantize: %s, %s", scheme, target)
-            folder = quantize(folder, recipe_for(target, scheme), candidates)
-    variants = list(folder.manifest.variants)
-    plans = folder.manifest.plans.get(machine_name(), {})
-    untuned = [v for v in variants if v not in plans or plans[v].callers * plans[v].threads != cores()]
-    folder, tunings = tune(folder, untuned, candidates)
-    validation = validate(folder, variants, candidates, gates)
+    folder = _halved(folder) if device == "cuda" else _quantized(folder, candidates)
+    variants = variants_on(folder, device)
+    plans = folder.manifest.plans.get(machine_name(device), {})
+    kept = {v for v, plan in plans.items() if device == "cuda" or plan.callers * plan.threads == cores()}
+    untuned = [variant for variant in variants if variant not in kept]
+    folder, tunings = tune(folder, untuned, candidates, device=device)
+    validation = validate(folder, variants, candidates, gates, device=device)
     cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
-    for variant in folder.manifest.variants.values():
+    for variant in map(folder.variant, variants):
         strategies = ("default", "planned") if variant.precision == "fp32" else ("planned",)
         cases += [Case(variant.name, strategy) for strategy in strategies]
-    measured = bench(folder, candidates.head(bench_pairs), cases, repeat=repeat)
+    measured = bench(folder, candidates.head(bench_pairs), cases, repeat=repeat, device=device)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))
 
 
@@ -81,9 +85,29 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
     if best is None:
         raise GateFailed(f"{folder.path}: not even {BASELINE.variant} passes these gates against itself")
     faster = planned[: planned.index(best)]
-    python = f'scores = open_scorer("{folder.path}", "{best.case.variant}").score(pairs)'
+    where = "" if measured.device == "cpu" else f', device="{measured.device}"'
+    python = f'scores = open_scorer("{folder.path}", "{best.case.variant}"{where}).score(pairs)'
     undecided = {m.case.variant: m.ratio for m in faster if verdicts[m.case.variant] == UNDECIDED}
     return Recommendation(best.case.variant, best.ratio, python, undecided)
+
+
+def _quantized(folder: ModelFolder, candidates: Candidates) -> ModelFolder:
+    target = detect_target()
+    schemes = ["per-token"]
+    if has_openvino() and not TARGETS[target].saturates:  # elsewhere its INT8 is slower than FP32
+        schemes.append("static")
+    for scheme in schemes:
+        if SCHEMES[scheme] not in folder.manifest.variants:
+            log.info("quantize: %s, %s", scheme, target)
+            folder = quantize(folder, recipe_for(target, scheme), candidates)
+    return folder
+
+
+def _halved(folder: ModelFolder) -> ModelFolder:
+    if not has_provider("cuda"):
+        log.warning("no onnx-* on the GPU: this onnxruntime was not built for CUDA")
+        return folder
+    return folder if FP16 in folder.manifest.variants else halve(folder)
 
 
 def _exported(model: str, out: Path) -> ModelFolder:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from xopt.runtime.candidates import Candidates
-from xopt.runtime.encode import Tokens
+from xopt.runtime.device import check_device
+from xopt.runtime.encode import Pair, Tokens
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.scorer import PlannedScorer, open_scorer
@@ -19,8 +21,10 @@ __all__ = ["Trial", "Tuning", "plans_for", "tune"]
 
 log = logging.getLogger(__name__)
 
-TOKENS = (256, 512, 1024, 2048, 4096)
-FIRST_PAIRS = 24  # pairs of the first rung; each further rung has half the plans and twice the pairs
+TOKENS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": tuple(1 << power for power in range(13, 19))}
+AHEAD = (1, 2, 4)  # calls of the tokenizer ahead of a GPU
+# Pairs of the first rung, on a GPU enough for its forwards; each further rung has half the plans and twice the pairs.
+FIRST_PAIRS = {"cpu": 24, "cuda": 4096}
 
 
 @dataclass(frozen=True)
@@ -41,45 +45,58 @@ class Tuning:
     trials: tuple[Trial, ...]
 
 
-def plans_for(threads: int) -> list[Plan]:
-    """All plans that use `threads` threads: each way to share them out among callers, with each token budget."""
+def plans_for(threads: int, device: str = "cpu") -> list[Plan]:
+    """All plans that use `threads` threads: each way to share them out among callers, with each token budget.
+
+    On a GPU, each number of tokenising calls ahead of it with each token budget.
+    """
     shares = [(callers, threads // callers) for callers in range(1, threads + 1) if threads % callers == 0]
-    return [Plan(callers, each, tokens) for callers, each in shares for tokens in TOKENS]
+    if device == "cuda":
+        shares = [(1, ahead) for ahead in AHEAD]
+    return [Plan(callers, each, tokens) for callers, each in shares for tokens in TOKENS[device]]
 
 
 def tune(
-    folder: ModelFolder, variants: Sequence[str], candidates: Candidates, threads: int | None = None
+    folder: ModelFolder,
+    variants: Sequence[str],
+    candidates: Candidates,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> tuple[ModelFolder, list[Tuning]]:
     """Find a plan for each variant and write them into the manifest, under this machine's name.
 
     Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans on few pairs, the
-    faster half on twice as many, until one is left. Pairs are drawn evenly over the lengths.
+    faster half on twice as many, until one is left. Pairs are drawn evenly over the lengths. A plan for a GPU
+    is measured with its tokenising, which the forwards overlap.
     """
+    check_device(device)
     for variant in variants:
         folder.variant(variant)
-    tunings = [_tune_variant(folder, variant, candidates, threads or cores()) for variant in variants]
-    plans = dict(folder.manifest.plans)
-    plans[machine_name()] = {**plans.get(machine_name(), {}), **{t.variant: t.best for t in tunings}}
+    tunings = [_tune_variant(folder, variant, candidates, threads or cores(), device) for variant in variants]
+    plans, machine = dict(folder.manifest.plans), machine_name(device)
+    plans[machine] = {**plans.get(machine, {}), **{t.variant: t.best for t in tunings}}
     return folder.write(plans=plans), tunings
 
 
-def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, threads: int) -> Tuning:
-    plans = plans_for(threads)
-    by_threads = {plan.threads: plan for plan in plans}
-    scorers = {n: open_scorer(folder.path, variant, plan=plan) for n, plan in by_threads.items()}
-    tokens = next(iter(scorers.values())).encoder.encode(candidates.pairs)
+def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, threads: int, device: str) -> Tuning:
+    plans = plans_for(threads, device)
+    by_threads = {plan.threads: plan for plan in (plans if device == "cpu" else plans[:1])}
+    scorers = {n: open_scorer(folder.path, variant, plan=plan, device=device) for n, plan in by_threads.items()}
+    one = next(iter(scorers.values()))
+    tokens = one.encoder.encode(candidates.pairs)
     rates: dict[Plan, list[float]] = {plan: [] for plan in plans}
-    alive, pairs = plans, FIRST_PAIRS
+    alive, pairs = plans, FIRST_PAIRS[device]
     while True:
-        sample = _evenly(tokens, pairs)
+        rows = _evenly(tokens, pairs)
         for plan in alive:
-            rates[plan].append(_rate(scorers[plan.threads].with_plan(plan), sample))
+            scorer = scorers.get(plan.threads, one).with_plan(plan)
+            rates[plan].append(_rate(scorer, tokens, rows, candidates.pairs))
         alive = sorted(alive, key=lambda plan: -rates[plan][-1])
         log.info(
             "tune %s: %d plans on %d pairs, best %s: %.1f pairs/s",
             variant,
             len(alive),
-            len(sample.ids),
+            len(rows),
             alive[0],
             rates[alive[0]][-1],
         )
@@ -89,19 +106,28 @@ def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, thr
     trials = sorted(
         (Trial(p, tuple(r)) for p, r in rates.items()), key=lambda t: (-len(t.pairs_per_s), -t.pairs_per_s[-1])
     )
-    return Tuning(variant, machine_name(), alive[0], tuple(trials))
+    return Tuning(variant, machine_name(device), alive[0], tuple(trials))
 
 
-def _evenly(tokens: Tokens, pairs: int) -> Tokens:
-    """`pairs` of the pairs, evenly over the lengths, in a fixed random order; all where there are no more."""
+def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:
+    """Rows of `pairs` of the pairs, evenly over the lengths, in a fixed random order; all where there are fewer."""
     by_length = np.argsort(tokens.lengths, kind="stable")
     rows = by_length[np.linspace(0, len(by_length) - 1, min(pairs, len(by_length))).astype(int)]
-    rows = np.random.default_rng(0).permutation(rows)
-    return Tokens([tokens.ids[i] for i in rows], [tokens.type_ids[i] for i in rows], tokens.lengths[rows], 0)
+    return np.random.default_rng(0).permutation(rows)
 
 
-def _rate(scorer: PlannedScorer, sample: Tokens) -> float:
-    scorer.score_tokens(_evenly(sample, 2 * scorer.plan.callers))  # the first forward of a shape allocates
+def _rate(scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair]) -> float:
+    """Pairs a second; 0 where the plan does not fit into memory."""
+    plan, sample, texts = scorer.plan, _taken(tokens, rows), [pairs[row] for row in rows]
+    few = rows if scorer.backend.streams else rows[:: -(-len(rows) // (2 * plan.callers))]
+    scorer.score_tokens(_taken(tokens, few))  # the first forward of a shape allocates
     start = time.perf_counter()
-    scorer.score_tokens(sample)
-    return len(sample.ids) / (time.perf_counter() - start)
+    if scorer.backend.streams:
+        scorer.score(texts)
+    else:
+        scorer.score_tokens(sample)
+    return len(rows) / (time.perf_counter() - start) if scorer.plan == plan else 0.0
+
+
+def _taken(tokens: Tokens, rows: NDArray[np.intp]) -> Tokens:
+    return Tokens([tokens.ids[i] for i in rows], [tokens.type_ids[i] for i in rows], tokens.lengths[rows], 0)

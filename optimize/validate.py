@@ -15,6 +15,7 @@ from xopt.optimize.losses import Loss, largest_losses
 from xopt.optimize.statistics import FAILED, PASSED, UNDECIDED, Gate, GateResult, Interval, hold, interval
 from xopt.runtime.agreement import agreement_by_query, broken, differences, first_stage_scores, quality_by_query
 from xopt.runtime.candidates import Candidates, Row
+from xopt.runtime.device import check_device
 from xopt.runtime.encode import Encoder, Pair
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
@@ -89,6 +90,7 @@ def validate(
     candidates: Candidates,
     gates: Sequence[Gate] = GATES,
     threads: int | None = None,
+    device: str = "cpu",
 ) -> Validation:
     """Score `candidates` with the reference and each variant, compare, and hold the gates against it.
 
@@ -96,13 +98,14 @@ def validate(
     sentence-transformers' own. Models of several labels are judged by the label with the largest
     logit. Raises BadInput where a variant is missing, GateFailed where the reference is not to be trusted.
     """
+    check_device(device)
     for variant in variants:
         folder.variant(variant)
     pairs, few = candidates.pairs, candidates.pairs[:NOISE_PAIRS]
     threads = threads or cores()
     log.info("validate: the reference scores %d pairs", len(pairs))
-    expected = open_scorer(folder.path, REFERENCE, threads=threads).score(pairs)
-    itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH)
+    expected = open_scorer(folder.path, REFERENCE, threads=threads, device=device).score(pairs)
+    itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device)
     noise = _noise(expected, itself.score, few)
     if not noise <= max(SAME * float(np.std(expected)), FLOAT_NOISE):
         raise GateFailed(f"{folder.path}: torch and sentence-transformers differ by {noise:.2g}; no reference to trust")
@@ -111,7 +114,7 @@ def validate(
         if variant == REFERENCE:
             continue
         log.info("validate: %s", variant)
-        scorer = open_scorer(folder.path, variant, threads=threads)
+        scorer = open_scorer(folder.path, variant, threads=threads, device=device)
         scores = scorer.score(pairs)
         other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
         own = _noise(scores, other.score, few)

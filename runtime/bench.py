@@ -20,10 +20,11 @@ from xopt.runtime.agreement import Agreement, agreement
 from xopt.runtime.bench_process import started
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.ceilings import Ceilings, measure_ceilings
+from xopt.runtime.device import check_device
 from xopt.runtime.encode import Encoder
 from xopt.runtime.explain import Explained, ModelShape, Observed, explain
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.machine import check_device, cores, cpu_name, memory_bytes
+from xopt.runtime.machine import cores, cpu_name, memory_bytes
 from xopt.runtime.monitor import TreeMonitor, Usage
 from xopt.runtime.scorer import find_plan
 from xopt.runtime.stages import Call, Stages
@@ -221,7 +222,7 @@ def _run(
 ) -> tuple[Round, NDArray[np.float32]]:
     plan = None
     if STRATEGIES[case.strategy].batch_size is None:
-        plan = find_plan(folder, folder.variant(case.variant), threads)
+        plan = find_plan(folder, folder.variant(case.variant), threads, device)
     spec = ScorerSpec(str(folder.path.resolve()), case.variant, case.strategy, threads, device, plan)
     with started(threads) as worker, TreeMonitor(worker.process.pid) as monitor:
         worker.say({"spec": asdict(spec), "pairs_file": str(pairs_file)})

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
-__all__ = ["Encoder", "Pair", "Tokens", "check_pairs"]
+__all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs"]
 
 Pair = tuple[str, str]
 
@@ -41,7 +41,16 @@ class Encoder:
 
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
         """Tokenise (query, document) pairs."""
-        encodings = self.tokenizer.encode_batch_fast([(self.prompt + query, text) for query, text in pairs])
+        return self.tokens(self.encodings(pairs))
+
+    def encodings(self, pairs: Sequence[Pair]) -> list[Encoding]:
+        """The tokenizer's own part of `encode`, which runs on its own threads and leaves Python free."""
+        made: list[Encoding] = self.tokenizer.encode_batch_fast([(self.prompt + query, text) for query, text in pairs])
+        return made
+
+    @staticmethod
+    def tokens(encodings: Sequence[Encoding]) -> Tokens:
+        """The other part, which is Python's: arrays of what the tokenizer made."""
         ids = [np.array(e.ids, np.int64) for e in encodings]
         return Tokens(
             ids,

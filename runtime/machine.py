@@ -9,9 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from xopt.runtime.errors import BadInput
-
-__all__ = ["check_device", "cores", "cpu_flags", "cpu_name", "has_bf16", "machine_name", "memory_bytes"]
+__all__ = ["cores", "cpu_flags", "cpu_name", "has_bf16", "machine_name", "memory_bytes"]
 
 
 def cores() -> int:
@@ -43,9 +41,13 @@ def has_bf16() -> bool:
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def machine_name() -> str:
-    """The name under which plans for this machine are kept: processor and usable cores."""
-    return f"{cpu_name()} x {cores()}"
+def machine_name(device: str = "cpu") -> str:
+    """The name under which plans for a device of this machine are kept: GPU or processor, and usable cores."""
+    if device == "cpu":
+        return f"{cpu_name()} x {cores()}"
+    import torch
+
+    return f"{torch.cuda.get_device_name()}, {cores()} cores"
 
 
 def memory_bytes() -> int:
@@ -57,13 +59,3 @@ def _cpuinfo(key: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key), "")
-
-
-def check_device(device: str) -> None:
-    """Raises BadInput where `device` is not "cpu" or a GPU that is there, before a model loads."""
-    if device == "cpu":
-        return
-    import torch
-
-    if device != "cuda" or not torch.cuda.is_available():
-        raise BadInput(f"device {device!r}: torch sees no CUDA GPU here; use --device cpu")

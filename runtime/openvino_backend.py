@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.backend import PaddedArrays
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 
@@ -21,7 +22,7 @@ __all__ = ["OpenVinoBackend"]
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not INT8
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(PaddedArrays):
     """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
 
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
@@ -37,17 +38,18 @@ class OpenVinoBackend:
             self.model = openvino.Core().compile_model(str(file), "CPU", properties)
         except RuntimeError as error:
             raise BadInput(f"{file}: OpenVINO cannot open it ({str(error).splitlines()[-1]})") from error
+        self.pad_id = folder.manifest.pad_id
         self.inputs = {node.any_name for node in self.model.inputs}
         # All requests are made here: made while another runs, one can wait for it for ever, holding Python's lock.
         self.idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(plan.callers):
             self.idle.put(self.model.create_infer_request())
 
-    def __call__(self, arrays: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+    def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
         request = self.idle.get()
         try:
-            request.infer({k: v for k, v in arrays.items() if k in self.inputs}, share_inputs=True)
+            request.infer({k: v for k, v in batch.items() if k in self.inputs}, share_inputs=True)
             logits: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
         finally:
             self.idle.put(request)

@@ -40,8 +40,13 @@ def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int) -> 
     return forwards
 
 
-def default_plan(backend: str, threads: int) -> Plan:
-    """A plan for a machine that has not been tuned: measured to be near the best on small machines."""
+def default_plan(backend: str, threads: int, device: str = "cpu") -> Plan:
+    """A plan for a machine that has not been tuned: measured to be near the best on small machines.
+
+    On a GPU `threads` of a plan are tokenising calls ahead of it.
+    """
+    if device == "cuda":
+        return Plan(callers=1, threads=2, tokens=65536)
     if backend == "torch":
         return Plan(callers=1, threads=threads, tokens=1024)
     return Plan(callers=threads, threads=1, tokens=512)

@@ -59,7 +59,7 @@ class ReferenceScorer:
 
     def _after(self, _: Any, arguments: tuple[Any, ...], *__: Any) -> None:
         took, mask = time.monotonic() - self._start, arguments[0]["attention_mask"]
-        self._watch.forwarded(took, mask.shape[0], mask.shape[1], int(mask.sum()))
+        self._watch.forwarded(took, 0.0, mask.shape[0], mask.shape[1], int(mask.sum()))
         self._watch.ran(took)
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:

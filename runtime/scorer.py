@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.encode import Encoder, Pair, Tokens, check_pairs
+from xopt.runtime.backend import Backend, OutOfMemory
+from xopt.runtime.device import check_device
+from xopt.runtime.encode import Encoder, Encoding, Pair, Tokens, check_pairs
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.plan import Forward, default_plan, plan_forwards
 from xopt.runtime.stages import Stages, Stopwatch
 
-__all__ = ["BatchScorer", "PlannedScorer", "Scorer", "open_scorer"]
+__all__ = ["BatchScorer", "PlannedScorer", "Scorer", "find_plan", "open_scorer"]
 
-Backend = Callable[[dict[str, NDArray[np.int64]]], NDArray[np.float32]]
+log = logging.getLogger(__name__)
+
+FIRST_WINDOW, LAST_WINDOW = 256, 2048  # pairs tokenised at once beside a busy device: few at first, so that it starts
 
 
 class Scorer(Protocol):
@@ -32,6 +40,17 @@ class Scorer(Protocol):
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A forward that a device has done or works at: its rows, its logits there, marks around load and forward."""
+
+    rows: NDArray[np.intp]
+    output: Any
+    marks: tuple[Any, Any, Any]
+    width: int
+    text_tokens: int
 
 
 class PlannedScorer:
@@ -50,18 +69,21 @@ class PlannedScorer:
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
 
-        Identical pairs are scored once. Raises BadInput where a pair is not two texts. Pairs longer
-        than the model are cut as the reference cuts them and counted in `truncated`.
+        Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one alone does not
+        fit into the device's memory. Pairs longer than the model are cut as the reference cuts them and
+        counted in `truncated`. Where forwards do not fit, `plan` halves its tokens, with a warning.
         """
         pairs = list(pairs)  # an iterator can be read once
         check_pairs(pairs)
         place: dict[Pair, int] = {}
         places = [place.setdefault((query, text), len(place)) for query, text in pairs]
-        start = time.monotonic()
-        tokens = self.encoder.encode(list(place))
-        self._watch.encoded(time.monotonic() - start)
-        self.truncated += tokens.truncated
-        return self.score_tokens(tokens)[places]
+        started: list[_Started] = []
+        first = 0
+        for tokens in self._encoded(list(place)):
+            self.truncated += tokens.truncated
+            started += self._start(tokens, first)
+            first += len(tokens.ids)
+        return self._finish(started, len(place))[places]
 
     def with_plan(self, plan: Plan) -> PlannedScorer:
         """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""
@@ -69,25 +91,95 @@ class PlannedScorer:
 
     def score_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
         """Logits of pairs that are tokenised already; see `score`."""
-        logits = np.empty((len(tokens.ids), self.labels), np.float32)
+        return self._finish(self._start(tokens, 0), len(tokens.ids))
 
-        def run(forward: Forward) -> None:
-            arrays, start = pad(tokens, forward, self.encoder.pad_id), time.monotonic()
-            logits[forward.rows] = self.backend(arrays)
-            text = int(tokens.lengths[forward.rows].sum())
-            self._watch.forwarded(time.monotonic() - start, len(forward.rows), forward.width, text)
+    def _encoded(self, pairs: list[Pair]) -> Iterator[Tokens]:
+        """Tokens of all pairs, so that sorting sees them all; or, while a device works, of windows ahead of it."""
+        if not self.backend.streams:
+            yield self._tokens(self._encodings(pairs))
+            return
+        ahead: deque[Future[list[Encoding]]] = deque()
+        with ThreadPoolExecutor(self.plan.threads) as threads:
+            for window in windows(len(pairs)):
+                ahead.append(threads.submit(self._encodings, pairs[window]))
+                if len(ahead) > self.plan.threads:
+                    yield self._tokens(ahead.popleft().result())
+            while ahead:
+                yield self._tokens(ahead.popleft().result())
 
+    def _encodings(self, pairs: list[Pair]) -> list[Encoding]:
         start = time.monotonic()
-        forwards = plan_forwards(tokens.lengths, self.plan.tokens, self.encoder.max_length)
-        if self.plan.callers == 1 or len(forwards) == 1:
-            for forward in forwards:
-                run(forward)
-        else:
+        encodings = self.encoder.encodings(pairs)
+        self._watch.encoded(time.monotonic() - start)
+        return encodings
+
+    def _tokens(self, encodings: list[Encoding]) -> Tokens:
+        start = time.monotonic()
+        tokens = self.encoder.tokens(encodings)
+        self._watch.encoded(time.monotonic() - start)
+        return tokens
+
+    def _start(self, tokens: Tokens, first: int) -> list[_Started]:
+        """Plan the forwards of `tokens`, whose first pair is number `first`, and start each."""
+        start = time.monotonic()
+        todo = deque(plan_forwards(tokens.lengths, self.plan.tokens, self.encoder.max_length))
+        started: list[_Started] = []
+        if self.plan.callers > 1 and len(todo) > 1:
             with ThreadPoolExecutor(self.plan.callers) as callers:
-                for _ in callers.map(run, forwards):
-                    pass
+                started += callers.map(lambda forward: self._forward(tokens, forward, first), todo)
+            todo.clear()
+        while todo:
+            try:
+                started.append(self._forward(tokens, todo[0], first))
+                todo.popleft()
+            except OutOfMemory:
+                todo = self._halved(tokens, todo)
+        self._watch.ran(time.monotonic() - start)
+        return started
+
+    def _forward(self, tokens: Tokens, forward: Forward, first: int) -> _Started:
+        mark = self.backend.clock.mark
+        before = mark()
+        batch = self.backend.load(tokens, forward)
+        loaded = mark()
+        output = self.backend.forward(batch)
+        text = int(tokens.lengths[forward.rows].sum())
+        return _Started(forward.rows + first, output, (before, loaded, mark()), forward.width, text)
+
+    def _halved(self, tokens: Tokens, todo: Iterable[Forward]) -> deque[Forward]:
+        """The forwards that are left, planned again with half the tokens."""
+        forwards = list(todo)
+        if len(forwards[0].rows) == 1:
+            raise BadInput(
+                f"out of memory with a single pair of {forwards[0].width} tokens; use a variant of half precision, a "
+                "smaller model or a device with more memory"
+            )
+        half = max(1, self.plan.tokens // 2)
+        log.warning("out of memory with %d tokens a forward: going on with %d", self.plan.tokens, half)
+        self.plan = replace(self.plan, tokens=half)
+        rest = np.concatenate([forward.rows for forward in forwards])
+        planned = plan_forwards(tokens.lengths[rest], half, self.encoder.max_length)
+        return deque(Forward(rest[forward.rows], forward.width) for forward in planned)
+
+    def _finish(self, started: Sequence[_Started], pairs: int) -> NDArray[np.float32]:
+        """Wait for all forwards, note their times and put their logits into the order of the pairs."""
+        start = time.monotonic()
+        logits = np.empty((pairs, self.labels), np.float32)
+        if started:
+            logits[np.concatenate([s.rows for s in started])] = self.backend.finish([s.output for s in started])
+        for s in started:
+            copied, took = (self.backend.clock.seconds(a, b) for a, b in itertools.pairwise(s.marks))
+            self._watch.forwarded(took, copied, len(s.rows), s.width, s.text_tokens)
         self._watch.ran(time.monotonic() - start)
         return logits[:, 0] if self.labels == 1 else logits
+
+
+def windows(pairs: int) -> Iterator[slice]:
+    """Slices of `pairs` pairs, each twice as long as the one before it, up to `LAST_WINDOW`."""
+    start, size = 0, FIRST_WINDOW
+    while start < pairs:
+        yield slice(start, start + size)
+        start, size = start + size, min(2 * size, LAST_WINDOW)
 
 
 class BatchScorer:
@@ -104,7 +196,7 @@ class BatchScorer:
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given; see `Scorer`."""
-        start = time.monotonic()
+        backend, start = self.scorer.backend, time.monotonic()
         tokens = self.scorer.encoder.encode(pairs)
         self._watch.encoded(time.monotonic() - start)
         logits = np.empty((len(pairs), self.scorer.labels), np.float32)
@@ -112,21 +204,14 @@ class BatchScorer:
         for first in range(0, len(order), self.batch_size):
             rows, start = order[first : first + self.batch_size], time.monotonic()
             forward = Forward(rows, int(tokens.lengths[rows].max()))
-            logits[rows] = self.scorer.backend(pad(tokens, forward, self.scorer.encoder.pad_id))
-            took = time.monotonic() - start
-            self._watch.forwarded(took, len(rows), forward.width, int(tokens.lengths[rows].sum()))
-            self._watch.ran(took)
+            batch, loaded = backend.load(tokens, forward), time.monotonic()
+            logits[rows] = backend.finish([backend.forward(batch)])
+            end = time.monotonic()
+            self._watch.forwarded(
+                end - loaded, loaded - start, len(rows), forward.width, int(tokens.lengths[rows].sum())
+            )
+            self._watch.ran(end - start)
         return logits[:, 0] if self.scorer.labels == 1 else logits
-
-
-def pad(tokens: Tokens, forward: Forward, pad_id: int) -> dict[str, NDArray[np.int64]]:
-    """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids."""
-    shape = (len(forward.rows), forward.width)
-    ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for i, row in enumerate(forward.rows):
-        length = int(tokens.lengths[row])
-        ids[i, :length], mask[i, :length], types[i, :length] = tokens.ids[row], 1, tokens.type_ids[row]
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
 def open_scorer(
@@ -143,18 +228,19 @@ def open_scorer(
     `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor transformers.
     Raises BadInput where the folder, the variant or the device is not there, or a file is damaged.
     """
+    check_device(device)
     model = ModelFolder.open(folder)
     chosen = model.variant(variant)
-    plan = plan or find_plan(model, chosen, threads)
+    plan = plan or find_plan(model, chosen, threads, device)
     return PlannedScorer(Encoder(model), _open_backend(model, chosen, plan, device), plan, model.manifest.labels)
 
 
-def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None) -> Plan:
-    """The tuned plan for this machine, or the default one; a tuned plan serves only the threads it was found for."""
-    tuned = model.manifest.plans.get(machine_name(), {}).get(variant.name)
-    if tuned is not None and threads in (None, tuned.callers * tuned.threads):
+def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu") -> Plan:
+    """The tuned plan for this machine, or the default one; on a CPU it serves only the threads it was found for."""
+    tuned = model.manifest.plans.get(machine_name(device), {}).get(variant.name)
+    if tuned is not None and (device == "cuda" or threads in (None, tuned.callers * tuned.threads)):
         return tuned
-    return default_plan(variant.backend, threads or cores())
+    return default_plan(variant.backend, threads or cores(), device)
 
 
 def _open_backend(model: ModelFolder, variant: Variant, plan: Plan, device: str) -> Backend:
@@ -166,7 +252,7 @@ def _open_backend(model: ModelFolder, variant: Variant, plan: Plan, device: str)
         from xopt.runtime.openvino_backend import OpenVinoBackend
 
         return OpenVinoBackend(model, variant, plan, device)
-    if variant.backend == "torch":
+    if variant.backend in ("torch", "torch-varlen"):
         from xopt.runtime.torch_backend import TorchBackend
 
         return TorchBackend(model, variant, plan.threads, device)

@@ -13,13 +13,15 @@ class Stages:
     """Totals over calls.
 
     encode_s: tokenising. run_s: wall time of planning and running all forwards. forward_s: time within
-    forwards, summed over callers; caller_s: the callers' time for it, run_s times their number. text_tokens,
-    and padded_tokens with padding counted; squared_tokens: the sum of pairs x width^2, for attention.
+    forwards, summed over callers, on a GPU by its own clock; copy_s: of bringing pairs to the device likewise.
+    caller_s: the callers' time for run_s, that times their number. text_tokens, and padded_tokens with padding
+    counted; squared_tokens: the sum of pairs x width^2, for attention.
     """
 
     encode_s: float = 0.0
     run_s: float = 0.0
     forward_s: float = 0.0
+    copy_s: float = 0.0
     caller_s: float = 0.0
     forwards: float = 0.0
     text_tokens: float = 0.0
@@ -58,12 +60,13 @@ class Stopwatch:
         with self._lock:
             self.stages = replace(self.stages, encode_s=self.stages.encode_s + seconds)
 
-    def forwarded(self, seconds: float, pairs: int, width: int, text_tokens: int) -> None:
+    def forwarded(self, seconds: float, copy_s: float, pairs: int, width: int, text_tokens: int) -> None:
         """A forward ran."""
         with self._lock:
             self.stages = self.stages.plus(
                 Stages(
                     forward_s=seconds,
+                    copy_s=copy_s,
                     forwards=1,
                     text_tokens=text_tokens,
                     padded_tokens=pairs * width,

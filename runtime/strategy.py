@@ -12,7 +12,10 @@ from xopt.runtime.scorer import BatchScorer, Scorer, open_scorer
 __all__ = ["PLANNED_ROWS", "STRATEGIES", "ScorerSpec", "Strategy"]
 
 
-PLANNED_ROWS = 1024  # many forwards long: the window within which pairs are sorted by length
+# Many forwards long: the window within which pairs are sorted by length. A GPU needs more of them to be kept busy.
+PLANNED_ROWS = {"cpu": 1024, "cuda": 16384}
+# What sentence-transformers does not run here: it packs nothing, and optimum-intel, for OpenVINO, bars optimum-onnx.
+OURS = ("openvino", "torch-varlen")
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Strategy:
     batch_size: int | None
     workers: int | None = None
 
+    def rows_on(self, device: str) -> int | None:
+        """Rows a call on a device: planned forwards want many, a GPU more."""
+        return PLANNED_ROWS[device] if self.batch_size is None else self.rows_a_call
+
 
 STRATEGIES = {
     strategy.name: strategy
@@ -37,7 +44,7 @@ STRATEGIES = {
         Strategy("default", rows_a_call=None, batch_size=32),
         Strategy("batch", rows_a_call=64, batch_size=64),
         Strategy("concurrent", rows_a_call=64, batch_size=64, workers=4),
-        Strategy("planned", rows_a_call=PLANNED_ROWS, batch_size=None),
+        Strategy("planned", rows_a_call=None, batch_size=None),
     )
 }
 
@@ -60,7 +67,7 @@ class ScorerSpec:
             return open_scorer(self.folder, self.variant, plan=self.plan, threads=self.threads, device=self.device)
         model = ModelFolder.open(Path(self.folder))
         variant = model.variant(self.variant)
-        if variant.backend == "openvino":  # sentence-transformers runs it with optimum-intel, which bars optimum-onnx
+        if variant.backend in OURS:
             plan = Plan(callers=1, threads=self.threads, tokens=1)
             scorer = open_scorer(self.folder, self.variant, plan=plan, device=self.device)
             return BatchScorer(scorer, strategy.batch_size)

@@ -1,36 +1,97 @@
-"""PyTorch through the planner: what a user without ONNX gets."""
+"""PyTorch through the planner, on a CPU and on a GPU: the transformers model, padded or packed."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
+from xopt.runtime.backend import Clock, CpuClock, OutOfMemory
+from xopt.runtime.encode import Tokens
+from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Variant
-from xopt.runtime.machine import check_device
+from xopt.runtime.packed import Packed, pack
+from xopt.runtime.plan import Forward
+from xopt.runtime.varlen import VarlenNetwork
 
-__all__ = ["TorchBackend"]
+__all__ = ["DTYPES", "TorchBackend"]
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class CudaClock:
+    """Times on the GPU's own clock, to be read once it has done all."""
+
+    @staticmethod
+    def mark() -> torch.cuda.Event:
+        """Now, in the order of the GPU's work."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    @staticmethod
+    def seconds(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """The time between two marks."""
+        return float(start.elapsed_time(end)) / 1000
 
 
 class TorchBackend:
-    """Runs the transformers model on padded arrays; safe to call from several threads at once."""
+    """Runs the transformers model on packed pairs; safe to call from several threads at once."""
 
     def __init__(self, folder: ModelFolder, variant: Variant, threads: int, device: str = "cpu") -> None:
-        check_device(device)
         folder.checked(variant.file)
-        self.threads, self.device, self.inputs = threads, device, set(folder.manifest.inputs)
+        self.threads, self.device = threads, device
+        self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
+        self.streams = device == "cuda"
+        packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
+        if packed and device == "cuda" and variant.precision == "fp32":
+            raise BadInput(f"{variant.name}: flash attention has no FP32 on a GPU; use torch-varlen-fp16 or torch-fp32")
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder.path, dtype=DTYPES[variant.precision], use_safetensors=True, local_files_only=True
-        )
-        self.model = model.eval().to(device)
+            folder.path, dtype=torch.float32 if packed else dtype, use_safetensors=True, local_files_only=True
+        ).eval()
+        inputs = set(folder.manifest.inputs)
+        self.network: functools.partial[torch.Tensor] | VarlenNetwork
+        if packed:
+            self.network = VarlenNetwork(model, dtype, device, typed="token_type_ids" in inputs)
+        else:
+            self.network = functools.partial(_padded, model.to(device), inputs, folder.manifest.pad_id)
 
-    def __call__(self, arrays: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
-        torch.set_num_threads(self.threads)  # OpenMP keeps it by thread, and callers come from any thread
-        with torch.inference_mode():
-            tensors = {k: torch.from_numpy(v).to(self.device) for k, v in arrays.items() if k in self.inputs}
-            logits: NDArray[np.float32] = self.model(**tensors).logits.float().cpu().numpy()
+    def load(self, tokens: Tokens, forward: Forward) -> Packed:
+        """The pairs of a forward on the device."""
+        return pack(tokens, forward, self.device)
+
+    def forward(self, packed: Packed) -> torch.Tensor:
+        """Logits, float32[pairs, labels], on the device; a GPU may still be at work on them."""
+        if self.device == "cpu":
+            torch.set_num_threads(self.threads)  # OpenMP keeps it by thread, and callers come from any thread
+        try:
+            with torch.inference_mode():
+                return self.network(packed)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory from error
+
+    def finish(self, outputs: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """Logits of all forwards on the host: the one wait for the GPU."""
+        logits: NDArray[np.float32] = torch.cat(list(outputs)).cpu().numpy()
         return logits
+
+
+def _padded(model: Any, inputs: set[str], pad_id: int, packed: Packed) -> torch.Tensor:
+    """Logits of packed pairs by the model as transformers runs it, padded on the device."""
+    shape, rows, columns = (packed.pairs, packed.width), packed.rows, packed.positions.long()
+
+    def padded(values: torch.Tensor, fill: int) -> torch.Tensor:
+        made = torch.full(shape, fill, dtype=torch.int64, device=values.device)
+        made[rows, columns] = values.long()
+        return made
+
+    arrays = {"input_ids": padded(packed.ids, pad_id), "attention_mask": padded(torch.ones_like(packed.ids), 0)}
+    if "token_type_ids" in inputs:
+        arrays["token_type_ids"] = padded(packed.type_ids, 0)
+    logits: torch.Tensor = model(**arrays).logits.float()
+    return logits

@@ -12,7 +12,7 @@ from click.testing import Result
 from tiny import make_tiny
 
 from xopt.cli.main import cli
-from xopt.optimize.export import has_openvino
+from xopt.runtime.device import has_openvino
 from xopt.runtime.folder import ModelFolder
 
 ROOT = Path(__file__).parents[1]
@@ -100,7 +100,12 @@ def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, ti
         (["validate", "TINY", "--data", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["bench", "TINY", "--strategy", "hasty"], "strategy 'hasty': unknown"),
         (["bench", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
-        (["quantize", "TINY"], "Missing option '--int8'"),
+        (["bench", "TINY", "--device", "cuda", "--peers"], "--peers runs on a CPU"),
+        (["tune", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
+        (["validate", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
+        (["optimize", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
+        (["quantize", "TINY"], "give --int8, for a CPU, or --fp16, for a GPU"),
+        (["quantize", "TINY", "--fp16", "--min-tau", "0.9"], "--min-tau goes with --int8, not with --fp16"),
         (["validate"], "give a model folder, or two runs"),
         (["validate", "TINY", "--scores", "a.run", "--reference", "b.run"], "give a model folder, or two runs"),
         (["validate", "--scores", "a.run", "--reference", "b.run"], "b.run: cannot be read"),

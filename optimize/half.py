@@ -1,0 +1,31 @@
+"""Half precision of the ONNX graph, for CUDAExecutionProvider."""
+
+from __future__ import annotations
+
+import warnings
+
+import onnx
+from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from xopt.optimize.export import ONNX_FILE
+from xopt.runtime.files import new_file
+from xopt.runtime.folder import ModelFolder, Variant
+
+__all__ = ["FP16", "halve"]
+
+FP16 = "onnx-fp16"
+FP16_FILE = "onnx/model_fp16.onnx"
+
+
+def halve(folder: ModelFolder) -> ModelFolder:
+    """Add the variant onnx-fp16, made from `onnx/model.onnx`, or make it again; its logits stay FP32.
+
+    Raises BadInput where the FP32 graph is missing or damaged.
+    """
+    model = onnx.load(folder.checked(ONNX_FILE))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it tells of each constant that FP16 rounds to 0 or cuts: the gates judge that
+        half = convert_float_to_float16(model, keep_io_types=True)
+    with new_file(folder.path / FP16_FILE) as temporary:
+        onnx.save(half, temporary)
+    return folder.with_variant(Variant(FP16, "onnx", "fp16", FP16_FILE, {"converter": "onnxruntime.transformers"}))

@@ -1,0 +1,47 @@
+"""What a device can run, and which variants of a model folder make sense on it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.machine import has_bf16
+
+__all__ = ["DEVICES", "check_device", "has_openvino", "variants_on"]
+
+DEVICES = ("cpu", "cuda")
+
+
+def check_device(device: str) -> None:
+    """Raises BadInput where `device` is not "cpu" or a GPU that is there, before a model loads."""
+    if device == "cpu":
+        return
+    import torch
+
+    if device != "cuda" or not torch.cuda.is_available():
+        raise BadInput(f"device {device!r}: torch sees no CUDA GPU here; use --device cpu")
+
+
+def has_openvino() -> bool:
+    """Whether the extra `openvino` is installed."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def variants_on(folder: ModelFolder, device: str) -> list[str]:
+    """The variants that make sense on a device: what commands run unless told which."""
+    return [variant.name for variant in folder.manifest.variants.values() if _fits(variant, device)]
+
+
+def _fits(variant: Variant, device: str) -> bool:
+    if device == "cuda":  # INT8 is many times slower than half precision there, and flash attention knows no FP32
+        if variant.backend == "onnx":
+            from xopt.runtime.onnx_backend import has_provider
+
+            return variant.precision != "int8" and has_provider(device)
+        return variant.backend == "torch" or (variant.backend == "torch-varlen" and variant.precision != "fp32")
+    if variant.backend == "torch-varlen" or variant.precision == "fp16":  # no faster than ONNX; far slower
+        return False
+    if variant.backend == "openvino" and not has_openvino():
+        return False
+    return variant.precision != "bf16" or has_bf16()

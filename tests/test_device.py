@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import pytest
+
+from xopt.runtime import device as module
+from xopt.runtime.device import check_device, variants_on
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.machine import has_bf16
+
+
+def test_each_device_has_the_variants_that_make_sense_on_it(tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "has_openvino", lambda: False)
+    on_cpu = variants_on(tiny, "cpu")
+    assert on_cpu == ["torch-fp32", *(["torch-bf16"] if has_bf16() else []), "onnx-fp32", "onnx-int8"]
+    on_gpu = [v for v in variants_on(tiny, "cuda") if not v.startswith("onnx")]
+    assert on_gpu == ["torch-fp32", "torch-fp16", "torch-bf16", "torch-varlen-fp16", "torch-varlen-bf16"]
+    assert "onnx-int8" not in variants_on(tiny, "cuda")
+
+
+@pytest.mark.parametrize("device", ["cuda", "gpu"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    import torch
+
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(BadInput, match=f"device '{device}': torch sees no CUDA GPU here; use --device cpu"):
+        check_device(device)
