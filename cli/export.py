@@ -23,20 +23,32 @@ __all__ = ["export"]
     is_flag=True,
     help="Read weights from pickles, which can run code, where there are no safetensors.",
 )
+@click.option("--torch-only", is_flag=True, help="Leave ONNX out, where a GPU will run it.")
 @json_option
 def export(
-    model: str, out: Path | None, force: bool, trust_remote_code: bool, allow_pickle: bool, json_file: str | None
+    model: str,
+    out: Path | None,
+    force: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    torch_only: bool,
+    json_file: str | None,
 ) -> None:
     """Export MODEL to ONNX, in a self-contained model folder.
 
     MODEL is a hub id, a folder, or `demo`. The folder loads in sentence-transformers as it is, and
-    appears only after its ONNX logits have been checked against torch (at most 1e-4 apart).
+    appears only after the logits of its FP32 variants have been checked against torch's (at most 1e-4 apart).
     """
     from xopt.optimize.export import export as run
     from xopt.optimize.source import default_out
 
     folder = run(
-        model, out or default_out(model), force=force, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+        model,
+        out or default_out(model),
+        force=force,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+        torch_only=torch_only,
     )
     output = Output(json_file)
     rows = [

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from safetensors import SafetensorError
 
-from xopt.optimize.first_row import keep_first_row
 from xopt.optimize.source import check_cross_encoder, materialise
 from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput, GateFailed
@@ -22,13 +20,13 @@ from xopt.runtime.files import new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, Manifest, ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores
 from xopt.runtime.scorer import open_scorer
-from xopt.runtime.varlen import VARLEN_TYPES
+from xopt.runtime.varlen import has_packed_form
 
 __all__ = ["MAX_DIFFERENCE", "export", "parity_pairs"]
 
 log = logging.getLogger(__name__)
 
-MAX_DIFFERENCE = 1e-4  # between ONNX and torch logits
+MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32
 OPSET = 18
 LIBRARIES = (
     "xopt-rerank",
@@ -50,19 +48,25 @@ PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 
 
 def export(
-    model: str, out: Path, *, force: bool = False, trust_remote_code: bool = False, allow_pickle: bool = False
+    model: str,
+    out: Path,
+    *,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    torch_only: bool = False,
 ) -> ModelFolder:
     """Write the model folder `out` for `model`, a hub id, a folder or `demo`.
 
-    The folder appears when it is complete and has passed its check, else not at all. Raises BadInput
-    where `model` is not a CrossEncoder or `out` can't be written, GateFailed where ONNX and torch
-    logits differ by more than `MAX_DIFFERENCE`.
+    The folder appears when it is complete and has passed its check, else not at all. `torch_only` leaves
+    ONNX out, and needs neither onnx nor optimum. Raises BadInput where `model` is not a CrossEncoder or `out`
+    can't be written, GateFailed where another FP32 variant's logits differ from torch's by more than
+    `MAX_DIFFERENCE`.
     """
     with materialise(model) as source, new_folder(out, replace=force) as folder:
         check_cross_encoder(source, model, trust_remote_code)
         network, facts = _save_reference(source, model, folder, trust_remote_code, allow_pickle)
-        _write_onnx(network, folder)
-        narrowed = _rewrite(folder / ONNX_FILE)
+        narrowed = None if torch_only else _write_onnx(network, folder)
         made = _write_manifest(folder, {"model": model, **facts.pop("source")}, narrowed, facts)
         _check_parity(made)
     return ModelFolder.open(out)
@@ -129,8 +133,11 @@ def _max_length(encoder: Any, given: str) -> int:
     return int(encoder.max_seq_length)
 
 
-def _write_onnx(network: Any, folder: Path) -> None:
-    """Export with optimum into `onnx/model.onnx`; only the graph and its weights stay of what optimum writes."""
+def _write_onnx(network: Any, folder: Path) -> int:
+    """Export with optimum into `onnx/model.onnx`, and rewrite that; how many matrix products that narrowed.
+
+    Only the graph and its weights stay of what optimum writes.
+    """
     from optimum.exporters.onnx import onnx_export_from_model
 
     out = folder / "onnx"
@@ -146,10 +153,15 @@ def _write_onnx(network: Any, folder: Path) -> None:
     for file in out.iterdir():
         if not file.name.startswith("model.onnx"):
             file.unlink()
+    return _rewrite(folder / ONNX_FILE)
 
 
 def _rewrite(file: Path) -> int:
     """Rewrite the graph in place to compute no more than the head reads; how many matrix products that narrowed."""
+    import onnx
+
+    from xopt.optimize.first_row import keep_first_row
+
     model, narrowed = keep_first_row(onnx.load(file, load_external_data=False))
     if narrowed:
         onnx.save(model, file)
@@ -157,17 +169,19 @@ def _rewrite(file: Path) -> int:
     return narrowed
 
 
-def _write_manifest(folder: Path, source: dict[str, str], narrowed: int, facts: dict[str, Any]) -> ModelFolder:
+def _write_manifest(folder: Path, source: dict[str, str], narrowed: int | None, facts: dict[str, Any]) -> ModelFolder:
     files = {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
-    varlen = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] in VARLEN_TYPES
+    varlen = has_packed_form(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     fp32 = {"exporter": "optimum", "opset": OPSET, "first_row_matmuls": narrowed}
     variants = [
         *(Variant(f"torch-{p}", "torch", p, WEIGHTS) for p in ("fp32", "fp16", "bf16")),
         *(Variant(f"torch-varlen-{p}", "torch-varlen", p, WEIGHTS) for p in ("fp32", "fp16", "bf16") if varlen),
-        Variant("onnx-fp32", "onnx", "fp32", ONNX_FILE, fp32),
-        Variant("openvino-bf16", "openvino", "bf16", ONNX_FILE, fp32),
     ]
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    if narrowed is not None:
+        variants.append(Variant("onnx-fp32", "onnx", "fp32", ONNX_FILE, fp32))
+        variants.append(Variant("openvino-bf16", "openvino", "bf16", ONNX_FILE, fp32))
+    here = {package.name for package in importlib.metadata.distributions()}
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES if name in here}
     manifest = Manifest(source=source, versions=versions, files=files, variants={v.name: v for v in variants}, **facts)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ModelFolder(folder, manifest)
@@ -175,14 +189,15 @@ def _write_manifest(folder: Path, source: dict[str, str], narrowed: int, facts: 
 
 def _check_parity(folder: ModelFolder) -> None:
     pairs = parity_pairs(folder.manifest.max_length)
-    reference, scores = (
-        open_scorer(folder.path, v, plan=PARITY_PLAN).score(pairs) for v in ("torch-fp32", "onnx-fp32")
-    )
-    difference = float(np.abs(reference - scores).max())
-    if not difference <= MAX_DIFFERENCE:  # NaN is no agreement either
-        raise GateFailed(
-            f"{folder.manifest.source['model']}: ONNX and torch differ by {difference:.2g}, over {MAX_DIFFERENCE:g}"
-        )
+    exact = [variant.name for variant in folder.manifest.variants.values() if variant.precision == "fp32"]
+    reference, *others = (open_scorer(folder.path, name, plan=PARITY_PLAN).score(pairs) for name in exact)
+    for name, scores in zip(exact[1:], others, strict=True):
+        difference = float(np.abs(reference - scores).max())
+        if not difference <= MAX_DIFFERENCE:  # NaN is no agreement either
+            raise GateFailed(
+                f"{folder.manifest.source['model']}: {name} and {exact[0]} differ by {difference:.2g}, over "
+                f"{MAX_DIFFERENCE:g}"
+            )
 
 
 def parity_pairs(max_length: int) -> list[Pair]:

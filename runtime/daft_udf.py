@@ -82,12 +82,14 @@ def rerank(
     score: str = "score",
     plan: Plan | None = None,
     device: str = "cpu",
+    workers: int | None = None,
 ) -> daft.DataFrame:
     """Score a Daft DataFrame of candidates: the same rows with a float32 column `score`, lazily.
 
     `query` and `text` name the columns with the two texts. A model of several labels gives a list a
-    row. Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384 on a GPU). Daft
-    keeps the row order on its native runner only: carry an id. Raises BadInput at once where the
+    row. Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384
+    on a GPU); on Ray `workers` is how many actors to run, each with a GPU of its own where `device` is
+    "cuda". Daft keeps the row order on its native runner only: carry an id. Raises BadInput at once where the
     folder or the variant is missing, and while running where a text is null or the device is not there.
     """
     from xopt.runtime.folder import ModelFolder
@@ -95,7 +97,7 @@ def rerank(
     model = ModelFolder.open(os.fspath(folder))
     model.variant(variant)
     spec = ScorerSpec(str(model.path.resolve()), variant, PLANNED, cores(), device, plan)
-    udf = _udf(spec, ())
+    udf = _udf(spec, (), workers)
     method = udf.score if model.manifest.labels == 1 else udf.logits
     return candidates.into_batches(PLANNED_ROWS[device]).with_column(score, method(col(query), col(text)))
 
@@ -154,10 +156,10 @@ def pairs_frame(pairs: Sequence[Pair]) -> daft.DataFrame:
     return daft.from_pydict({"pair_id": list(range(len(pairs))), "query": list(queries), "text": list(texts)})
 
 
-def _udf(spec: ScorerSpec, warm_up: Sequence[Pair]) -> Any:
-    strategy = STRATEGIES[spec.strategy]
+def _udf(spec: ScorerSpec, warm_up: Sequence[Pair], workers: int | None = None) -> Any:
+    workers = workers or STRATEGIES[spec.strategy].workers
     gpus = 1 if spec.device == "cuda" else 0
-    if strategy.workers is not None:
-        return daft.cls(RerankUDF, max_concurrency=strategy.workers, gpus=gpus)(spec, warm_up)
+    if workers is not None:
+        return daft.cls(RerankUDF, max_concurrency=workers, gpus=gpus)(spec, warm_up)
     # All of the machine's cores for a call: exactly one instance in this process, one call at a time.
     return daft.cls(RerankUDF, cpus=cores(), gpus=gpus)(spec, warm_up)

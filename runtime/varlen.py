@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from xopt.runtime.packed import Packed
 
-__all__ = ["VARLEN_TYPES", "VarlenNetwork"]
+__all__ = ["VARLEN_TYPES", "VarlenNetwork", "has_packed_form"]
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 VARLEN_TYPES = (*BERT_LIKE, "modernbert")
@@ -25,17 +25,22 @@ COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # positions start
 Window = tuple[int, int] | None  # tokens to the left and right that a token sees; None for all
 
 
+def has_packed_form(config: dict[str, Any]) -> bool:
+    """Whether a model with this config.json can run packed."""
+    return config["model_type"] in VARLEN_TYPES and config.get("position_embedding_type", "absolute") == "absolute"
+
+
 class VarlenNetwork:
     """Runs a sequence classifier over packed pairs: `network(packed)` gives logits, float32[pairs, labels].
 
     The body runs in `dtype`, the head in FP32: it sees a row a pair, and FP16 would tie near-equal logits.
-    Raises ValueError for an architecture that is not in VARLEN_TYPES.
+    Raises ValueError for a model that has no packed form.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype, device: str, *, typed: bool) -> None:
         kind = model.config.model_type
-        if kind not in VARLEN_TYPES:
-            raise ValueError(f"{kind}: no packed form; one of {', '.join(VARLEN_TYPES)}")
+        if not has_packed_form(model.config.to_dict()):
+            raise ValueError(f"{kind}: no packed form; it takes {', '.join(VARLEN_TYPES)} with absolute positions")
         turns = _turns(model) if kind == "modernbert" else {}  # before the body's buffers lose precision
         body = model.base_model.to(device=device, dtype=dtype)
         self._embed: Callable[[Packed], Tensor]

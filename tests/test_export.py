@@ -150,10 +150,24 @@ def test_a_pickle_is_read_when_the_user_says_so(tmp_path: Path) -> None:
     assert (made.path / "model.safetensors").is_file()
 
 
+def test_without_onnx_the_folder_holds_torch_alone(tmp_path: Path) -> None:
+    made = export(str(make_tiny(tmp_path / "model")), tmp_path / "out", torch_only=True)
+    assert {variant.backend for variant in made.manifest.variants.values()} == {"torch", "torch-varlen"}
+    assert not (made.path / "onnx").exists()
+    with pytest.raises(BadInput, match="no variant 'onnx-fp32', only torch-fp32"):
+        open_scorer(made.path)
+
+
+def test_packed_forms_are_offered_where_they_are_exact(tmp_path: Path) -> None:
+    relative = make_tiny(tmp_path / "model", position_embedding_type="relative_key")
+    made = export(str(relative), tmp_path / "out", torch_only=True)
+    assert list(made.manifest.variants) == ["torch-fp32", "torch-fp16", "torch-bf16"]
+
+
 def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny(tmp_path / "model")
     monkeypatch.setattr(export_module, "MAX_DIFFERENCE", 1e-12)
-    with pytest.raises(GateFailed, match="ONNX and torch differ by"):
+    with pytest.raises(GateFailed, match=r"differ by .*, over 1e-12"):
         export(str(model), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 

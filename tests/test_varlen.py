@@ -93,7 +93,7 @@ def test_a_padding_token_within_a_text_is_placed_as_transformers_places_it(tmp_p
 
 def test_what_has_no_packed_form_is_refused(tmp_path: Path) -> None:
     model = AutoModelForSequenceClassification.from_pretrained(make_tiny(tmp_path, "distilbert"))
-    with pytest.raises(ValueError, match="distilbert: no packed form; one of bert"):
+    with pytest.raises(ValueError, match="distilbert: no packed form; it takes bert"):
         VarlenNetwork(model, torch.float32, "cpu", typed=False)
 
 
