@@ -24,7 +24,7 @@ from xopt.runtime.device import check_device
 from xopt.runtime.encode import Encoder
 from xopt.runtime.explain import Explained, ModelShape, Observed, explain
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.machine import cores, cpu_name, memory_bytes
+from xopt.runtime.machine import cores, cpu_name, machine_name, memory_bytes
 from xopt.runtime.monitor import TreeMonitor, Usage
 from xopt.runtime.scorer import find_plan
 from xopt.runtime.stages import Call, Stages
@@ -155,7 +155,7 @@ def bench(
         threads,
         cores(),
         device,
-        cpu_name(),
+        cpu_name() if device == "cpu" else machine_name(device),
         memory_bytes(),
         folder.manifest.versions,
         ceilings,

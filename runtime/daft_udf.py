@@ -28,7 +28,7 @@ __all__ = ["DaftRun", "pairs_frame", "rerank", "run_strategy"]
 # A call's stamp, as JSON, stands in its first row only: at 20,000 pairs a second a value for each row would cost as
 # much as the model.
 RESULT = DataType.struct({"logits": DataType.list(DataType.float32()), "stamp": DataType.string()})
-WARM_UP_PAIRS = 8
+WARM_UP_PAIRS = {"cpu": 8, "cuda": 1024}  # a GPU allocates for the shapes that it meets
 PLANNED = "planned"
 
 
@@ -120,7 +120,7 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
     one query only, so theirs open within it; each warms up before its first call.
     """
     strategy = STRATEGIES[spec.strategy]
-    warm_up = list(pairs[:WARM_UP_PAIRS])
+    warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
     udf = _udf(spec, warm_up)
 
     def query(frame: daft.DataFrame) -> DaftRun:

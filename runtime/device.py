@@ -8,9 +8,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.machine import has_bf16
 
-__all__ = ["DEVICES", "check_device", "has_openvino", "variants_on"]
-
-DEVICES = ("cpu", "cuda")
+__all__ = ["check_device", "has_flash", "has_openvino", "variants_on"]
 
 
 def check_device(device: str) -> None:
@@ -28,6 +26,14 @@ def has_openvino() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
+def has_flash() -> bool:
+    """Whether torch has flash attention over packed pairs (since 2.10) and the GPU, if any, runs it (since Ampere)."""
+    import torch
+
+    there = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    return there and (not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0))
+
+
 def variants_on(folder: ModelFolder, device: str) -> list[str]:
     """The variants that make sense on a device: what commands run unless told which."""
     return [variant.name for variant in folder.manifest.variants.values() if _fits(variant, device)]
@@ -39,7 +45,9 @@ def _fits(variant: Variant, device: str) -> bool:
             from xopt.runtime.onnx_backend import has_provider
 
             return variant.precision != "int8" and has_provider(device)
-        return variant.backend == "torch" or (variant.backend == "torch-varlen" and variant.precision != "fp32")
+        if variant.backend == "torch-varlen":
+            return variant.precision != "fp32" and has_flash()
+        return variant.backend == "torch"
     if variant.backend == "torch-varlen" or variant.precision == "fp16":  # no faster than ONNX; far slower
         return False
     if variant.backend == "openvino" and not has_openvino():

@@ -34,7 +34,7 @@ NAMES = {  # in config.json, by architecture
     "hidden": ("hidden_size", "dim"),
     "intermediate": ("intermediate_size", "hidden_dim"),
 }
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)

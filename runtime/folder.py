@@ -97,7 +97,8 @@ class ModelFolder:
             return self.manifest.variants[name]
         except KeyError:
             there = ", ".join(self.manifest.variants)
-            make = f"; make it with `xopt quantize {self.path} --int8`" if name.endswith("int8") else ""
+            made = {"onnx-fp16": "--fp16", "onnx-int8": "--int8", "openvino-int8": "--int8 --scheme static"}
+            make = f"; make it with `xopt quantize {self.path} {made[name]}`" if name in made else ""
             raise BadInput(f"{self.path}: no variant {name!r}, only {there}{make}") from None
 
     def checked(self, file: str) -> Path:

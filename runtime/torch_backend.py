@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
 from xopt.runtime.backend import Clock, CpuClock, OutOfMemory
+from xopt.runtime.device import has_flash
 from xopt.runtime.encode import Tokens
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Variant
@@ -49,10 +50,15 @@ class TorchBackend:
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
         self.streams = device == "cuda"
         packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
-        if packed and device == "cuda" and variant.precision == "fp32":
-            raise BadInput(f"{variant.name}: flash attention has no FP32 on a GPU; use torch-varlen-fp16 or torch-fp32")
+        if packed and device == "cuda":
+            if variant.precision == "fp32":
+                raise BadInput(f"{variant.name}: flash attention has no FP32; use torch-varlen-fp16 or torch-fp32")
+            if not has_flash():
+                raise BadInput(f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16")
+        # A packed network brings its own attention, and casts the body alone.
+        how = {"dtype": torch.float32, "attn_implementation": "eager"} if packed else {"dtype": dtype}
         model = AutoModelForSequenceClassification.from_pretrained(
-            folder.path, dtype=torch.float32 if packed else dtype, use_safetensors=True, local_files_only=True
+            folder.path, use_safetensors=True, local_files_only=True, **how
         ).eval()
         inputs = set(folder.manifest.inputs)
         self.network: functools.partial[torch.Tensor] | VarlenNetwork

@@ -110,6 +110,15 @@ def test_a_difference_within_the_noise_is_called_so(results: list[dict[str, Any]
     assert "different machines" in said
 
 
+def test_a_result_of_a_gpu_has_no_explanation_and_still_a_page(results: list[dict[str, Any]]) -> None:
+    bench = json.loads(json.dumps(results[0]))
+    bench |= {"device": "cuda", "ceilings": None}
+    for measured in bench["measured"]:
+        measured["explained"] = None
+    assert "device cuda" in render(gather([bench]), None, markdown=False)
+    assert "torch-fp32/default" in render(gather([bench]), None, markdown=True)
+
+
 def test_what_was_not_validated_is_not_recommended(results: list[dict[str, Any]]) -> None:
     alone = render(gather(results[:1]), None, markdown=False)
     assert "no `xopt validate` has shown whether it ranks the same" in alone
