@@ -40,8 +40,8 @@ class ReferenceScorer:
         self._watch = Stopwatch(callers=1)
         self._preprocess = self.model.preprocess
         self.model.preprocess = self._encode
-        self.model.register_forward_pre_hook(self._before, with_kwargs=True)
-        self.model.register_forward_hook(self._after, with_kwargs=True)
+        self.model.register_forward_pre_hook(self._before)
+        self.model.register_forward_hook(self._after)
 
     @property
     def stages(self) -> Stages:
@@ -52,14 +52,16 @@ class ReferenceScorer:
         start = time.monotonic()
         features = self._preprocess(*arguments, **named)
         self._watch.encoded(time.monotonic() - start)
+        mask = features["attention_mask"]  # here it is still on the host: asked on a GPU, it would wait for that
+        self._batch = mask.shape[0], mask.shape[1], int(mask.sum())
         return features
 
     def _before(self, *_: Any) -> None:
         self._start = time.monotonic()
 
-    def _after(self, _: Any, arguments: tuple[Any, ...], *__: Any) -> None:
-        took, mask = time.monotonic() - self._start, arguments[0]["attention_mask"]
-        self._watch.forwarded(took, 0.0, mask.shape[0], mask.shape[1], int(mask.sum()))
+    def _after(self, *_: Any) -> None:
+        took = time.monotonic() - self._start
+        self._watch.forwarded(took, 0.0, *self._batch)
         self._watch.ran(took)
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
