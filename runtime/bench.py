@@ -229,7 +229,7 @@ def _run(
         worker.hear("ready")
         worker.say({})
         done = worker.hear("done")
-    calls = [Call(**{**call, "stages": Stages(**call["stages"])}) for call in done["calls"]]
+    calls = [Call.of(call) for call in done["calls"]]
     start_s, end_s = done["start_s"], done["end_s"]
     query_s = end_s - start_s
     if STRATEGIES[case.strategy].workers is not None:

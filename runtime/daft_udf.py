@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xopt.runtime.encode import Pair
 from xopt.runtime.folder import Plan
 from xopt.runtime.machine import cores
-from xopt.runtime.stages import Call, Stages
+from xopt.runtime.stages import Call
 from xopt.runtime.strategy import PLANNED_ROWS, STRATEGIES, ScorerSpec
 
 __all__ = ["DaftRun", "pairs_frame", "rerank", "run_strategy"]
@@ -140,7 +140,7 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
 def _collect(made: pa.StructArray, start_s: float, end_s: float) -> DaftRun:
     logits = made.field("logits").flatten().to_numpy().reshape(len(made), -1)
     stamps = [json.loads(stamp) for stamp in made.field("stamp").drop_null().to_pylist()]
-    calls = [Call(**{**stamp["call"], "stages": Stages(**stamp["call"]["stages"])}) for stamp in stamps]
+    calls = [Call.of(stamp["call"]) for stamp in stamps]
     return DaftRun(
         logits[:, 0] if logits.shape[1] == 1 else logits,
         tuple(sorted(calls, key=lambda call: call.start_s)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 __all__ = ["Call", "Stages", "Stopwatch"]
 
@@ -46,6 +47,11 @@ class Call:
     end_s: float
     pairs: int
     stages: Stages
+
+    @staticmethod
+    def of(values: dict[str, Any]) -> Call:
+        """A call back from its `asdict`, as JSON keeps it."""
+        return Call(**{**values, "stages": Stages(**values["stages"])})
 
 
 class Stopwatch:

@@ -24,6 +24,14 @@ def queries() -> Candidates:
     return demo_candidates(queries=12, depth=10)
 
 
+@pytest.fixture(autouse=True)
+def fewer_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the pairs: the outliers stand out on any."""
+    monkeypatch.setattr("xopt.optimize.steer.HARM_PAIRS", 24)
+    monkeypatch.setattr("xopt.optimize.steer.SPEED_PAIRS", 24)
+    monkeypatch.setattr("xopt.optimize.steer.SPEED_ROUNDS", 3)
+
+
 def with_outliers(folder: ModelFolder) -> ModelFolder:
     """A few channels of a layer's values many times as large, and what reads them as much smaller: the same in FP32."""
     model = onnx.load(folder.path / FP32_FILE)
