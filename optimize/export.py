@@ -66,7 +66,10 @@ def export(
     with materialise(model) as source, new_folder(out, replace=force) as folder:
         check_cross_encoder(source, model, trust_remote_code)
         network, facts = _save_reference(source, model, folder, trust_remote_code, allow_pickle)
-        narrowed = None if torch_only else _write_onnx(network, folder)
+        narrowed = None
+        if not torch_only:
+            _write_onnx(network, folder)
+            narrowed = _rewrite(folder / ONNX_FILE)
         made = _write_manifest(folder, {"model": model, **facts.pop("source")}, narrowed, facts)
         _check_parity(made)
     return ModelFolder.open(out)
@@ -133,11 +136,8 @@ def _max_length(encoder: Any, given: str) -> int:
     return int(encoder.max_seq_length)
 
 
-def _write_onnx(network: Any, folder: Path) -> int:
-    """Export with optimum into `onnx/model.onnx`, and rewrite that; how many matrix products that narrowed.
-
-    Only the graph and its weights stay of what optimum writes.
-    """
+def _write_onnx(network: Any, folder: Path) -> None:
+    """Export with optimum into `onnx/model.onnx`; only the graph and its weights stay of what optimum writes."""
     from optimum.exporters.onnx import onnx_export_from_model
 
     out = folder / "onnx"
@@ -153,7 +153,6 @@ def _write_onnx(network: Any, folder: Path) -> int:
     for file in out.iterdir():
         if not file.name.startswith("model.onnx"):
             file.unlink()
-    return _rewrite(folder / ONNX_FILE)
 
 
 def _rewrite(file: Path) -> int:
