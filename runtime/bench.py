@@ -128,9 +128,8 @@ def bench(
     others = list(peers.manifest.variants) if peers else []
     cases = list(dict.fromkeys([BASELINE, *cases, *(Case(variant, BASELINE.strategy) for variant in others)]))
     for case in cases:
-        _home(case, folder, peers).variant(case.variant)
         strategy_named(case.strategy)
-    check_device(device)
+        check_device(device, _home(case, folder, peers).variant(case.variant))
     tokens = Encoder(folder).encode(candidates.pairs)
     ceilings = measure_ceilings(threads) if device == "cpu" else None
     rounds: dict[Case, list[Round]] = {case: [] for case in cases}

@@ -11,10 +11,12 @@ from xopt.runtime.machine import has_bf16
 __all__ = ["check_device", "has_flash", "has_openvino", "variants_on"]
 
 
-def check_device(device: str) -> None:
-    """Raises BadInput where `device` is not "cpu" or a GPU that is there, before a model loads."""
+def check_device(device: str, variant: Variant | None = None) -> None:
+    """Raises BadInput where `device` is not "cpu" or a GPU that is there, or cannot run `variant`; before it loads."""
     if device == "cpu":
         return
+    if variant is not None and variant.backend == "openvino":
+        raise BadInput(f"device {device!r}: {variant.name} runs on a CPU only; use --device cpu")
     import torch
 
     if device != "cuda" or not torch.cuda.is_available():

@@ -25,9 +25,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not IN
 class OpenVinoBackend(PaddedArrays):
     """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
 
-    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
-        if device != "cpu":
-            raise BadInput(f"device {device!r}: {variant.name} runs on a CPU only; use --device cpu")
+    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan) -> None:
         file = folder.checked(variant.file)
         properties = {
             "NUM_STREAMS": plan.callers,

@@ -228,9 +228,9 @@ def open_scorer(
     `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor transformers.
     Raises BadInput where the folder, the variant or the device is not there, or a file is damaged.
     """
-    check_device(device)
     model = ModelFolder.open(folder)
     chosen = model.variant(variant)
+    check_device(device, chosen)
     plan = plan or find_plan(model, chosen, threads, device)
     return PlannedScorer(Encoder(model), _open_backend(model, chosen, plan, device), plan, model.manifest.labels)
 
@@ -251,7 +251,7 @@ def _open_backend(model: ModelFolder, variant: Variant, plan: Plan, device: str)
     if variant.backend == "openvino":
         from xopt.runtime.openvino_backend import OpenVinoBackend
 
-        return OpenVinoBackend(model, variant, plan, device)
+        return OpenVinoBackend(model, variant, plan)
     if variant.backend in ("torch", "torch-varlen"):
         from xopt.runtime.torch_backend import TorchBackend
 
