@@ -72,7 +72,7 @@ def bench(
 
     if peers and device != "cpu":
         raise click.UsageError(
-            "--peers runs on a CPU; on a GPU the variants torch-* under `default` and `batch` are them"
+            "--peers is for a CPU; on a GPU compare with the torch variants under the strategies default and batch"
         )
     model, candidates = ModelFolder.open(folder), read()
     fitting = variants_on(model, device)

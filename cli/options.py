@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from xopt.runtime.candidates import Candidates
 
 __all__ = [
+    "BOUNDS",
+    "DATA_NAMES",
     "data_options",
     "device_option",
     "folder_argument",

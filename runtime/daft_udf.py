@@ -17,6 +17,7 @@ import pyarrow as pa
 from daft import DataType, col
 from numpy.typing import NDArray
 
+from xopt.runtime.device import check_name
 from xopt.runtime.encode import Pair
 from xopt.runtime.folder import Plan
 from xopt.runtime.machine import cores
@@ -94,6 +95,7 @@ def rerank(
     """
     from xopt.runtime.folder import ModelFolder
 
+    check_name(device)  # whether it is there, only a worker can tell
     model = ModelFolder.open(os.fspath(folder))
     model.variant(variant)
     spec = ScorerSpec(str(model.path.resolve()), variant, PLANNED, cores(), device, plan)

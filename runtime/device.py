@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.machine import has_bf16
 
-__all__ = ["check_device", "has_flash", "has_openvino", "variants_on"]
+__all__ = ["check_device", "check_name", "has_flash", "has_openvino", "variants_on"]
+
+log = logging.getLogger(__name__)
+
+
+def check_name(device: str) -> None:
+    """Raises BadInput where `device` is neither "cpu" nor "cuda"."""
+    if device not in ("cpu", "cuda"):
+        raise BadInput(f"device {device!r}: unknown; use cpu or cuda")
 
 
 def check_device(device: str, variant: Variant | None = None) -> None:
-    """Raises BadInput where `device` is not "cpu" or a GPU that is there, or cannot run `variant`; before it loads."""
+    """Raises BadInput where `device` is not there or cannot run `variant`, before that loads."""
+    check_name(device)
     if device == "cpu":
         return
     if variant is not None and variant.backend == "openvino":
         raise BadInput(f"device {device!r}: {variant.name} runs on a CPU only; use --device cpu")
     import torch
 
-    if device != "cuda" or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise BadInput(f"device {device!r}: torch sees no CUDA GPU here; use --device cpu")
 
 
@@ -37,21 +47,26 @@ def has_flash() -> bool:
 
 
 def variants_on(folder: ModelFolder, device: str) -> list[str]:
-    """The variants that make sense on a device: what commands run unless told which."""
-    return [variant.name for variant in folder.manifest.variants.values() if _fits(variant, device)]
+    """The variants that make sense on a device: what commands run unless told which. Warns of what cannot run."""
+    fitting = [variant for variant in folder.manifest.variants.values() if _fits(variant, device)]
+    if device == "cpu":
+        return [variant.name for variant in fitting]
+    from xopt.runtime.onnx_backend import has_provider
+
+    runs = {"torch": True, "torch-varlen": has_flash(), "onnx": has_provider(device)}
+    for variant in fitting:
+        if not runs[variant.backend]:
+            log.warning("%s is left out: see docs/gpu.md for what it needs on a GPU", variant.name)
+    return [variant.name for variant in fitting if runs[variant.backend]]
 
 
 def _fits(variant: Variant, device: str) -> bool:
-    if device == "cuda":  # INT8 is many times slower than half precision there, and flash attention knows no FP32
-        if variant.backend == "onnx":
-            from xopt.runtime.onnx_backend import has_provider
-
-            return variant.precision != "int8" and has_provider(device)
+    if device == "cuda":
         if variant.backend == "torch-varlen":
-            return variant.precision != "fp32" and has_flash()
-        return variant.backend == "torch"
-    if variant.backend == "torch-varlen" or variant.precision == "fp16":  # no faster than ONNX; far slower
-        return False
+            return variant.precision != "fp32"  # flash attention has none
+        return variant.backend in ("torch", "onnx") and variant.precision != "int8"  # far slower there than FP16
+    if variant.backend == "torch-varlen" or variant.precision == "fp16":
+        return False  # packed is no faster than ONNX on a CPU, and FP16 is emulated
     if variant.backend == "openvino" and not has_openvino():
         return False
     return variant.precision != "bf16" or has_bf16()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ class CudaClock:
     @staticmethod
     def mark() -> torch.cuda.Event:
         """Now, in the order of the GPU's work."""
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch has no types for it
         event.record()
         return event
 
@@ -69,22 +70,28 @@ class TorchBackend:
 
     def load(self, tokens: Tokens, forward: Forward) -> Packed:
         """The pairs of a forward on the device."""
-        return pack(tokens, forward, self.device)
+        with _within_memory():
+            return pack(tokens, forward, self.device)
 
     def forward(self, packed: Packed) -> torch.Tensor:
         """Logits, float32[pairs, labels], on the device; a GPU may still be at work on them."""
         if self.device == "cpu":
             torch.set_num_threads(self.threads)  # OpenMP keeps it by thread, and callers come from any thread
-        try:
-            with torch.inference_mode():
-                return self.network(packed)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory from error
+        with _within_memory(), torch.inference_mode():
+            return self.network(packed)
 
     def finish(self, outputs: Sequence[torch.Tensor]) -> NDArray[np.float32]:
         """Logits of all forwards on the host: the one wait for the GPU."""
         logits: NDArray[np.float32] = torch.cat(list(outputs)).cpu().numpy()
         return logits
+
+
+@contextlib.contextmanager
+def _within_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory from error
 
 
 def _padded(model: Any, inputs: set[str], pad_id: int, packed: Packed) -> torch.Tensor:

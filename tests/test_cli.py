@@ -100,7 +100,7 @@ def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, ti
         (["validate", "TINY", "--data", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["bench", "TINY", "--strategy", "hasty"], "strategy 'hasty': unknown"),
         (["bench", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
-        (["bench", "TINY", "--device", "cuda", "--peers"], "--peers runs on a CPU"),
+        (["bench", "TINY", "--device", "cuda", "--peers"], "--peers is for a CPU"),
         (["tune", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
         (["validate", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
         (["optimize", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),

@@ -85,8 +85,8 @@ def test_a_plan_for_the_gpu_is_kept_under_its_name(tmp_path: Path) -> None:
 
 
 def test_variants_run_in_daft_with_a_gpu_each(tmp_path: Path) -> None:
-    pytest.importorskip("daft")
-    pytest.importorskip("ir_measures")
+    for package in ("daft", "ir_measures"):
+        pytest.importorskip(package, reason=f"{package} is not installed here")
     from xopt.runtime.bench import BASELINE, Case, bench
 
     rows = tuple(Row("q", query, str(i), text) for i, (query, text) in enumerate(dict.fromkeys(PAIRS)))

@@ -48,5 +48,7 @@ def test_rerank_refuses_what_is_not_there_and_what_is_no_text(tiny: ModelFolder)
     frame = daft.from_pydict({"query": ["a query"], "text": [None]})
     with pytest.raises(BadInput, match="no variant 'onnx-int4'"):
         rerank(frame, tiny.path, "onnx-int4")
+    with pytest.raises(BadInput, match="device 'gpu': unknown; use cpu or cuda"):
+        rerank(frame, tiny.path, device="gpu")
     with pytest.raises(BadInput, match="pair 0: expected a query and a document"):
         rerank(frame.with_column("text", frame["text"].cast(daft.DataType.string())), tiny.path).collect()

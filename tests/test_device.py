@@ -18,11 +18,19 @@ def test_each_device_has_the_variants_that_make_sense_on_it(tiny: ModelFolder, m
     assert "onnx-int8" not in variants_on(tiny, "cuda")
 
 
-@pytest.mark.parametrize("device", ["cuda", "gpu"])
-def test_a_device_that_is_not_there_is_refused(device: str) -> None:
-    import torch
+def test_a_device_that_is_not_there_is_refused(tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(BadInput, match="device 'cuda': torch sees no CUDA GPU here; use --device cpu"):
+        check_device("cuda")
+    with pytest.raises(BadInput, match="device 'gpu': unknown; use cpu or cuda"):
+        check_device("gpu")
 
-    if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
-    with pytest.raises(BadInput, match=f"device '{device}': torch sees no CUDA GPU here; use --device cpu"):
-        check_device(device)
+
+def test_what_a_gpu_cannot_run_is_left_out_with_a_warning(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("xopt.runtime.onnx_backend.has_provider", lambda _: False)
+    monkeypatch.setattr(module, "has_flash", lambda: False)
+    assert variants_on(tiny, "cuda") == ["torch-fp32", "torch-fp16", "torch-bf16"]
+    assert "torch-varlen-fp16 is left out: see docs/gpu.md" in caplog.text
+    assert "onnx-fp32 is left out" in caplog.text
