@@ -31,12 +31,22 @@ threads_option = click.option(
 variant_option = click.option(
     "--variant", "variants", multiple=True, help="A variant; repeat for more.  [default: all that fit the device]"
 )
+
+
+def _there(_: click.Context, __: click.Parameter, device: str) -> str:
+    from xopt.runtime.device import check_device
+
+    check_device(device)  # before data is read
+    return device
+
+
 device_option = click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    help="Where to run. There is no way back to the CPU where the GPU is missing.",
+    callback=_there,
+    help="Where to run; a GPU that is missing is an error, never a run on the CPU.",
 )
 DATA = (
     click.option(

@@ -8,13 +8,14 @@ import sysconfig
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from xopt.runtime.collection import Collection, read_beir, read_irds
-from xopt.runtime.docstrings import read_docstrings
+from xopt.runtime.docstrings import Docstring, read_docstrings
 from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput
 from xopt.runtime.rows import FILES, Values, read_hf, read_rows
@@ -145,7 +146,7 @@ def demo_candidates(queries: int = DEMO_QUERIES, depth: int = DEMO_DEPTH) -> Can
     """
     from xopt.runtime.bm25 import bm25_ranking
 
-    docs = list(read_docstrings(Path(sysconfig.get_paths()["stdlib"]), NOT_EVERYWHERE))
+    docs = _standard_library()
     if len(docs) < depth:
         raise BadInput("demo: this Python has no readable source of its standard library; give --data a file")
     bodies = [doc.body for doc in docs]
@@ -156,6 +157,11 @@ def demo_candidates(queries: int = DEMO_QUERIES, depth: int = DEMO_DEPTH) -> Can
         ranked = ranking if own in ranking else [*ranking[:-1], own]
         rows += [Row(docs[own].where, docs[own].summary, docs[i].where, bodies[i]) for i in ranked]
     return Candidates("demo", tuple(rows), {docs[i].where: {docs[i].where: 1} for i in chosen})
+
+
+@cache
+def _standard_library() -> tuple[Docstring, ...]:
+    return tuple(read_docstrings(Path(sysconfig.get_paths()["stdlib"]), NOT_EVERYWHERE))
 
 
 def _collection(data: str, run: str | None, split: str) -> Collection:

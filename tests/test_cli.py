@@ -100,7 +100,6 @@ def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, ti
         (["validate", "TINY", "--data", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["bench", "TINY", "--strategy", "hasty"], "strategy 'hasty': unknown"),
         (["bench", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
-        (["bench", "TINY", "--device", "cuda", "--peers"], "--peers is for a CPU"),
         (["tune", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
         (["validate", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
         (["optimize", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
@@ -125,6 +124,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert result.stdout == ""
     if "Usage" not in result.stderr:
         assert len([line for line in result.stderr.splitlines() if line.startswith("Error")]) == 1
+
+
+def test_peers_are_for_a_cpu(xopt: Xopt, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    result = xopt("bench", tiny.path, "--device", "cuda", "--peers")
+    assert (result.exit_code, "--peers is for a CPU" in result.stderr) == (2, True)
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
