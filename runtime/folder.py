@@ -104,6 +104,8 @@ class ModelFolder:
     def checked(self, file: str) -> Path:
         """The path of a file in this folder. Raises BadInput where it is not the file that the manifest names."""
         path = self.path / file
+        if file not in self.manifest.files:
+            raise BadInput(f"{path}: not made at export; export the model again, without --torch-only and with --force")
         if not path.is_file():
             raise BadInput(f"{path}: missing; export the model again with --force")
         if sha256_of(path) != self.manifest.files.get(file):

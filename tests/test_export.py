@@ -156,6 +156,8 @@ def test_without_onnx_the_folder_holds_torch_alone(tmp_path: Path) -> None:
     assert not (made.path / "onnx").exists()
     with pytest.raises(BadInput, match="no variant 'onnx-fp32', only torch-fp32"):
         open_scorer(made.path)
+    with pytest.raises(BadInput, match=r"model.onnx: not made at export; export the model again, without --torch-only"):
+        quantize(made, recipe_for(detect_target()))
 
 
 def test_packed_forms_are_offered_where_they_are_exact(tmp_path: Path) -> None:
