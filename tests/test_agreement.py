@@ -118,6 +118,20 @@ def test_rank_biased_overlap_is_the_papers(order: list[int]) -> None:
     assert agreement(one_query(12), np.arange(12, dtype=np.float32), got).rbo == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_long_ranking_is_measured_in_parts() -> None:
+    random = np.random.default_rng(0)
+    expected, noise = random.normal(size=(2, 1000))
+    got = expected + noise
+    by_hand = stats.kendalltau(expected, got).statistic
+    result = agreement(one_query(1000), expected, got)
+    assert result.inversions == pytest.approx((1 - by_hand) / 2)
+    first, second = np.argsort(-expected), np.argsort(-got)
+    shares = [len(set(first[:d].tolist()) & set(second[:d].tolist())) / d for d in range(1, 1001)]
+    p = 0.9
+    rbo = (1 - p) * sum(share * p**d for d, share in enumerate(shares)) + p**1000
+    assert result.rbo == pytest.approx(rbo, abs=1e-12)
+
+
 def test_inversions_count_what_the_reference_tells_apart() -> None:
     expected, got = np.array([3.0, 2.0, 1.99, 0.0], np.float32), np.array([2.0, 3.0, 5.0, 0.0], np.float32)
     assert agreement(one_query(4), expected, got).inversions == pytest.approx(3 / 6)
