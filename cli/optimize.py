@@ -50,12 +50,10 @@ def optimize(
     from xopt.optimize.pipeline import optimize as run
     from xopt.optimize.report import gather, render
     from xopt.optimize.source import default_out
-    from xopt.optimize.validate import gates_with
     from xopt.runtime.files import write_text
 
     candidates, output = read(), Output(json_file)
-    gates = gates_with(bounds, bool(candidates.qrels), labels=None)
-    result = run(model, out or default_out(model), candidates, gates, pairs, repeat, device)
+    result = run(model, out or default_out(model), candidates, bounds, pairs, repeat, device)
     for tuning in result.tunings:
         print_tuning(output, tuning)
     print_validation(output, result.validation)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from xopt.optimize.export import export
 from xopt.optimize.half import FP16, halve
-from xopt.optimize.quantize import SCHEMES, TARGETS, detect_target, quantize, recipe_for
-from xopt.optimize.statistics import PASSED, UNDECIDED, Gate
+from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
+from xopt.optimize.statistics import PASSED, UNDECIDED
 from xopt.optimize.tune import Tuning, tune
-from xopt.optimize.validate import Validation, validate
+from xopt.optimize.validate import Validation, gates_with, validate
 from xopt.runtime.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.candidates import Candidates
-from xopt.runtime.device import check_device, has_openvino, variants_on
+from xopt.runtime.device import check_device, has_openvino, overflows, variants_on
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import MANIFEST, ModelFolder
-from xopt.runtime.machine import cores, machine_name
+from xopt.runtime.machine import cores, machine_name, saturates
 from xopt.runtime.onnx_backend import has_provider
 
 __all__ = ["Outcome", "Recommendation", "optimize", "recommend"]
@@ -54,14 +53,20 @@ def optimize(
     model: str,
     out: Path,
     candidates: Candidates,
-    gates: Sequence[Gate],
+    bounds: dict[str, float],
     bench_pairs: int,
     repeat: int,
     device: str = "cpu",
 ) -> Outcome:
-    """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again."""
+    """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again.
+
+    `bounds` are those of `gates_with`: what the data cannot decide is said before the export, what the model
+    cannot as soon as that is done.
+    """
     check_device(device)
+    gates_with(bounds, bool(candidates.qrels), labels=None)
     folder = _exported(model, out)
+    gates = gates_with(bounds, bool(candidates.qrels), folder.manifest.labels)
     folder = _halved(folder) if device == "cuda" else _quantized(folder, candidates)
     variants = variants_on(folder, device)
     plans = folder.manifest.plans.get(machine_name(device), {})
@@ -94,10 +99,11 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
 def _quantized(folder: ModelFolder, candidates: Candidates) -> ModelFolder:
     target = detect_target()
     schemes = ["per-token"]
-    if has_openvino() and not TARGETS[target].saturates:  # elsewhere its INT8 is slower than FP32
+    if has_openvino() and not saturates():  # elsewhere its INT8 is slower than FP32
         schemes.append("static")
     for scheme in schemes:
-        if SCHEMES[scheme] not in folder.manifest.variants:
+        there = folder.manifest.variants.get(SCHEMES[scheme])
+        if there is None or overflows(there):
             log.info("quantize: %s, %s", scheme, target)
             folder = quantize(folder, recipe_for(target, scheme), candidates)
     return folder

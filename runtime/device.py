@@ -7,9 +7,9 @@ import logging
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Variant
-from xopt.runtime.machine import has_bf16
+from xopt.runtime.machine import has_bf16, saturates
 
-__all__ = ["check_device", "check_name", "has_flash", "has_openvino", "variants_on"]
+__all__ = ["check_device", "check_name", "has_flash", "has_openvino", "overflows", "variants_on"]
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ def check_device(device: str, variant: Variant | None = None) -> None:
     """Raises BadInput where `device` is not there or cannot run `variant`, before that loads."""
     check_name(device)
     if device == "cpu":
+        if variant is not None and overflows(variant):
+            raise BadInput(f"{variant.name}: {_foreign(variant)}")
         return
     if variant is not None and variant.backend == "openvino":
         raise BadInput(f"device {device!r}: {variant.name} runs on a CPU only; use --device cpu")
@@ -31,6 +33,11 @@ def check_device(device: str, variant: Variant | None = None) -> None:
 
     if not torch.cuda.is_available():
         raise BadInput(f"device {device!r}: torch sees no CUDA GPU here; use --device cpu")
+
+
+def overflows(variant: Variant) -> bool:
+    """Whether a variant's INT8 was made for another processor, and its sums overflow on this one."""
+    return variant.recipe.get("weight_bits") == 8 and saturates()
 
 
 def has_openvino() -> bool:
@@ -48,16 +55,34 @@ def has_flash() -> bool:
 
 def variants_on(folder: ModelFolder, device: str) -> list[str]:
     """The variants that make sense on a device: what commands run unless told which. Warns of what cannot run."""
-    fitting = [variant for variant in folder.manifest.variants.values() if _fits(variant, device)]
-    if device == "cpu":
-        return [variant.name for variant in fitting]
+    lacking = _lacking_on_cpu if device == "cpu" else _lacking_on_gpu
+    able = []
+    for variant in folder.manifest.variants.values():
+        if _fits(variant, device):
+            reason = lacking(variant)
+            if reason:
+                log.warning("%s is left out: %s", variant.name, reason)
+            else:
+                able.append(variant.name)
+    return able
+
+
+def _lacking_on_cpu(variant: Variant) -> str:
+    return _foreign(variant) if overflows(variant) else ""
+
+
+def _lacking_on_gpu(variant: Variant) -> str:
     from xopt.runtime.onnx_backend import has_provider
 
-    runs = {"torch": True, "torch-varlen": has_flash(), "onnx": has_provider(device)}
-    for variant in fitting:
-        if not runs[variant.backend]:
-            log.warning("%s is left out: see docs/gpu.md for what it needs on a GPU", variant.name)
-    return [variant.name for variant in fitting if runs[variant.backend]]
+    runs = {"torch": True, "torch-varlen": has_flash(), "onnx": has_provider("cuda")}
+    return "" if runs[variant.backend] else "see docs/gpu.md for what it needs on a GPU"
+
+
+def _foreign(variant: Variant) -> str:
+    return (
+        f"made for {variant.recipe['target']}: its 8-bit sums overflow on this processor; make it again here with "
+        "`xopt quantize`"
+    )
 
 
 def _fits(variant: Variant, device: str) -> bool:

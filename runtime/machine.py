@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["cores", "cpu_flags", "cpu_name", "has_bf16", "machine_name", "memory_bytes"]
+__all__ = ["cores", "cpu_flags", "cpu_name", "has_bf16", "machine_name", "memory_bytes", "saturates"]
 
 
 def cores() -> int:
@@ -32,13 +32,19 @@ def cpu_name() -> str:
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets that Linux reports; empty where it does not (macOS, Windows)."""
-    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
+    """The instruction sets that Linux reports; elsewhere (macOS, Windows) what every processor of the kind has."""
+    reported = (_cpuinfo("flags") or _cpuinfo("Features")).split()
+    return frozenset(reported or (["asimd"] if platform.machine().lower() in ("arm64", "aarch64") else []))
 
 
 def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 natively; elsewhere torch emulates it, slower than FP32."""
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def saturates() -> bool:
+    """Whether this processor adds products of 8-bit numbers in 16 bits, where the sum of two can overflow."""
+    return "avx2" in cpu_flags() and cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
 def machine_name(device: str = "cpu") -> str:

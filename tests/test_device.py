@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 
+from xopt.optimize.quantize import quantize, recipe_for
 from xopt.runtime import device as module
+from xopt.runtime import open_scorer
+from xopt.runtime.candidates import Candidates
 from xopt.runtime.device import check_device, variants_on
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -34,3 +37,17 @@ def test_what_a_gpu_cannot_run_is_left_out_with_a_warning(
     assert variants_on(tiny, "cuda") == ["torch-fp32", "torch-fp16", "torch-bf16"]
     assert "torch-varlen-fp16 is left out: see docs/gpu.md" in caplog.text
     assert "onnx-fp32 is left out" in caplog.text
+
+
+def test_int8_made_for_another_processor_is_not_run_where_its_sums_overflow(
+    tiny_copy: ModelFolder, docs: Candidates, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = quantize(tiny_copy, recipe_for("avx512_vnni"), docs)
+    monkeypatch.setattr(module, "saturates", lambda: True)
+    assert "onnx-int8" not in variants_on(made, "cpu")
+    assert "onnx-int8 is left out: made for avx512_vnni" in caplog.text
+    with pytest.raises(BadInput, match="onnx-int8: made for avx512_vnni: its 8-bit sums overflow on this processor"):
+        open_scorer(made.path, "onnx-int8")
+    monkeypatch.setattr(module, "saturates", lambda: False)
+    assert "onnx-int8" in variants_on(made, "cpu")
+    assert len(open_scorer(made.path, "onnx-int8").score(docs.pairs[:2])) == 2
