@@ -51,10 +51,7 @@ def export(
         torch_only=torch_only,
     )
     output = Output(json_file)
-    rows = [
-        [v.name, v.file, f"{(folder.path / v.file).stat().st_size / 1e6:.1f}"]
-        for v in folder.manifest.variants.values()
-    ]
+    rows = [[v.name, v.file, f"{folder.size_bytes(v.name) / 1e6:.1f}"] for v in folder.manifest.variants.values()]
     output.table(
         f"{folder.path}: max_length {folder.manifest.max_length}, labels {folder.manifest.labels}",
         ["variant", "file", "MB"],

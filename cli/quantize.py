@@ -89,7 +89,7 @@ def quantize(
 
 def _report(output: Output, made: ModelFolder, name: str, steered: Steered | None) -> None:
     variant = made.variant(name)
-    size = f"{(made.path / variant.file).stat().st_size / 1e6:.1f}"
+    size = f"{made.size_bytes(name) / 1e6:.1f}"
     how = ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in variant.recipe.items())
     output.table(str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, how]])
     output.json({"folder": made.path, "variant": variant, "steered": steered})

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
+from xopt.optimize.graph import open_session, rebuilt
 from xopt.runtime.backend import pad
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.encode import Encoder, Pair
@@ -31,7 +31,8 @@ class Activations:
     """What a tensor of token rows held: a tensor [pairs, width, channels], padding left out.
 
     lowest, highest: the least and the largest entry of each channel. low, high: the least and the largest
-    entry of a row, medians over tokens. gram: the mean of x x^T over tokens, float64[channels, channels].
+    entry of a row, medians over tokens. gram: the mean of x x^T over tokens, float64[channels, channels], if it was
+    asked for.
     """
 
     lowest: NDArray[np.float64]
@@ -55,10 +56,11 @@ class _Sums:
     lows: list[NDArray[np.float32]] = field(default_factory=list)
     highs: list[NDArray[np.float32]] = field(default_factory=list)
 
-    def add(self, rows: NDArray[np.float32]) -> None:
+    def add(self, rows: NDArray[np.float32], gram: bool) -> None:
         self.lowest = np.minimum(self.lowest, rows.min(0))
         self.highest = np.maximum(self.highest, rows.max(0))
-        self.gram += rows.T @ rows
+        if gram:
+            self.gram += rows.T @ rows
         self.tokens += len(rows)
         self.lows.append(rows.min(1))
         self.highs.append(rows.max(1))
@@ -78,14 +80,13 @@ def calibration_pairs(candidates: Candidates) -> list[Pair]:
 
 
 def calibrate(
-    folder: ModelFolder, model: onnx.ModelProto, tensors: Sequence[str], pairs: Sequence[Pair]
+    folder: ModelFolder, model: onnx.ModelProto, tensors: Sequence[str], pairs: Sequence[Pair], gram: bool = True
 ) -> dict[str, Activations]:
     """Run `model`, the folder's FP32 graph, over `pairs` and describe `tensors` by name."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model)
+    probe = rebuilt(model, model.graph.node, model.graph.initializer)
     del probe.graph.output[:]
     probe.graph.output.extend(helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors)
-    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(probe)
     inputs = {node.name for node in session.get_inputs()}
     encoder = Encoder(folder)
     tokens = encoder.encode(pairs)
@@ -99,6 +100,8 @@ def calibrate(
             rows = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
             if name not in sums:
                 channels = rows.shape[1]
-                sums[name] = _Sums(np.zeros(channels), np.zeros(channels), np.zeros((channels, channels)))
-            sums[name].add(rows)
+                sums[name] = _Sums(
+                    np.zeros(channels), np.zeros(channels), np.zeros((channels, channels) if gram else 0)
+                )
+            sums[name].add(rows, gram)
     return {name: total.activations() for name, total in sums.items()}

@@ -160,10 +160,11 @@ def _rewrite(file: Path) -> int:
     import onnx
 
     from xopt.optimize.first_row import keep_first_row
+    from xopt.optimize.graph import read_structure
 
-    model, narrowed = keep_first_row(onnx.load(file, load_external_data=False))
+    model, narrowed = keep_first_row(read_structure(file))
     if narrowed:
-        onnx.save(model, file)
+        onnx.save(model, file)  # weights that stand in a file of their own stay there
     log.info("export: %d matrix products of the last layer now see the first token only", narrowed)
     return narrowed
 

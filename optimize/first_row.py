@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from xopt.optimize.graph import SMALL, rebuilt
 from xopt.optimize.shapes import Dim, shapes_from_inputs, tensor_shapes
 
 __all__ = ["ELEMENTWISE", "keep_first_row", "outer_reads"]
@@ -29,7 +30,6 @@ ELEMENTWISE = (
     "LeakyRelu Less LessOrEqual Log Max Min Mul Neg Not Pow Reciprocal Relu Sigmoid Softplus Sqrt Sub Tanh Where"
 )
 ALONG_LAST = "LayerNormalization LogSoftmax Softmax"  # mix the entries of the last axis only
-SMALL = 64  # entries of a constant that may say how another operator works: a shape, an index, an axis
 
 # What an operator then wants of each input: the axis whose first entry is enough, None for all of it, or the name of
 # a new constant to read in its place.
@@ -257,10 +257,5 @@ def _rewrite(model: onnx.ModelProto, graph: _Graph, reads: dict[int, Wishes], na
             new.CopyFrom(node)
             new.input[:] = [read(name, wish) for name, wish in zip(node.input, reads[i], strict=True)]
             nodes.append(new)
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    del made.graph.value_info[:]
-    made.graph.initializer.extend(numpy_helper.from_array(v, name) for name, v in graph.new_constants.items())
-    return made
+    new_constants = [numpy_helper.from_array(value, name) for name, value in graph.new_constants.items()]
+    return rebuilt(model, nodes, [*model.graph.initializer, *new_constants])

@@ -8,7 +8,8 @@ import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from xopt.optimize.export import ONNX_FILE
-from xopt.runtime.files import new_file
+from xopt.optimize.graph import write_graph
+from xopt.optimize.shapes import with_types
 from xopt.runtime.folder import ModelFolder, Variant
 
 __all__ = ["FP16", "halve"]
@@ -25,7 +26,6 @@ def halve(folder: ModelFolder) -> ModelFolder:
     model = onnx.load(folder.checked(ONNX_FILE))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of each constant that FP16 rounds to 0 or cuts: the gates judge that
-        half = convert_float_to_float16(model, keep_io_types=True)
-    with new_file(folder.path / FP16_FILE) as temporary:
-        onnx.save(half, temporary)
+        half = convert_float_to_float16(with_types(model), keep_io_types=True, disable_shape_infer=True)
+    write_graph(half, folder.path / FP16_FILE)
     return folder.with_variant(Variant(FP16, "onnx", "fp16", FP16_FILE, {"converter": "onnxruntime.transformers"}))

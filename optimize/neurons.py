@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from xopt.optimize.first_row import ELEMENTWISE, outer_reads
+from xopt.optimize.graph import rebuilt
 
 __all__ = ["Split", "find_blocks", "split_neurons"]
 
@@ -104,16 +105,10 @@ def split_neurons(
         nodes.append(helper.make_node("Add", outputs, block.second.output, f"{block.second.name}/parts"))
         replaced[block.second.name] = nodes
         gone |= {node.name for node in block.first}
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.initializer[:], result.graph.value_info[:]
-    for node in model.graph.node:
-        if node.name not in gone:
-            result.graph.node.extend(replaced.get(node.name, [node]))
-    read = {name for node in result.graph.node for name in (*node.input, *outer_reads(node))}
-    result.graph.initializer.extend(tensor for tensor in weights.values() if tensor.name in read)
-    result.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in made.items())
-    return result
+    kept = [new for node in model.graph.node if node.name not in gone for new in replaced.get(node.name, [node])]
+    read = {name for node in kept for name in (*node.input, *outer_reads(node))}
+    constants = [tensor for tensor in weights.values() if tensor.name in read]
+    return rebuilt(model, kept, constants + [numpy_helper.from_array(value, name) for name, value in made.items()])
 
 
 def _part(

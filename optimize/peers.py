@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from xopt.runtime.backend import pad
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.device import has_openvino
 from xopt.runtime.encode import Encoder
-from xopt.runtime.files import sha256_of
+from xopt.runtime.files import sha256_of, write_text
 from xopt.runtime.folder import MANIFEST, ModelFolder, Variant
 from xopt.runtime.plan import Forward
 
@@ -60,7 +61,9 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     if has_openvino():
         variants.append(Variant("st-openvino-qint8", "openvino", "int8", OPENVINO))
     files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
-    return ModelFolder(out, folder.manifest).write(files=files, variants={v.name: v for v in variants}, plans={})
+    manifest = replace(folder.manifest, files=files, variants={v.name: v for v in variants}, plans={})
+    write_text(out / MANIFEST, manifest.to_json())
+    return ModelFolder(out, manifest)
 
 
 def _quantize_openvino(folder: ModelFolder, candidates: Candidates, out: Path) -> None:

@@ -30,6 +30,7 @@ from onnx import helper, numpy_helper
 
 from xopt.optimize.calibrate import Activations
 from xopt.optimize.first_row import outer_reads
+from xopt.optimize.graph import rebuilt
 from xopt.optimize.rounding import round_weights
 
 __all__ = ["quantize_products"]
@@ -237,14 +238,10 @@ def _multiply_dequantised(
 
 
 def _assemble(model: onnx.ModelProto, write: _Writer, done: set[str]) -> onnx.ModelProto:
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.node[:], made.graph.initializer[:], made.graph.value_info[:]
-    made.graph.node.extend(write.nodes)
-    made.graph.value_info.extend(write.shapes)
     still_read = {name for node in write.nodes for name in node.input}
-    made.graph.initializer.extend(t for t in model.graph.initializer if t.name not in done or t.name in still_read)
-    made.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in write.constants.items())
+    kept = [t for t in model.graph.initializer if t.name not in done or t.name in still_read]
+    constants = [numpy_helper.from_array(value, name) for name, value in write.constants.items()]
+    made = rebuilt(model, write.nodes, kept + constants, write.shapes)
     if all(opset.domain != "com.microsoft" for opset in made.opset_import):
         made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     return made

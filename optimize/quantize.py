@@ -7,18 +7,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from xopt.optimize.calibrate import Activations, calibrate, calibration_pairs
+from xopt.optimize.graph import write_graph
 from xopt.optimize.neurons import find_blocks, split_neurons
 from xopt.optimize.products import quantize_products
 from xopt.optimize.shapes import Dim, tensor_shapes
 from xopt.runtime.candidates import Candidates, demo_candidates
 from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import new_file
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
 
@@ -134,13 +135,11 @@ def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None 
     float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data unless given.
     Raises BadInput where the FP32 graph is missing or damaged.
     """
-    source = folder.checked(FP32_FILE)
-    with new_file(folder.path / recipe.file) as temporary:
-        if recipe.scheme == "stock":
-            _quantize_dynamic(source, temporary, recipe)
-        else:
-            pairs = calibration_pairs(candidates or demo_candidates())
-            onnx.save(quantized(prepare(folder, recipe, pairs), recipe), temporary)
+    if recipe.scheme == "stock":
+        _quantize_dynamic(folder, recipe)
+    else:
+        pairs = calibration_pairs(candidates or demo_candidates())
+        write_graph(quantized(prepare(folder, recipe, pairs), recipe), folder.path / recipe.file)
     return folder.with_variant(recipe.variant)
 
 
@@ -149,7 +148,7 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
     model = onnx.load(folder.checked(FP32_FILE))
     blocks = find_blocks(model, token_matmuls(model))
     if recipe.hot and blocks:
-        whole = calibrate(folder, model, [block.activation for block in blocks], pairs)
+        whole = calibrate(folder, model, [block.activation for block in blocks], pairs, gram=False)
         model = split_neurons(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
     products = {name: name.removesuffix("/hot").removesuffix("/cold") for name in token_matmuls(model)}
     if recipe.scheme == "static":
@@ -172,19 +171,22 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
     )
 
 
-def _quantize_dynamic(source: Path, out: Path, recipe: Recipe) -> None:
-    model = onnx.load(source)  # given a path, onnxruntime would write a scratch file beside it
-    with _quiet_logging():
+def _quantize_dynamic(folder: ModelFolder, recipe: Recipe) -> None:
+    model = onnx.load(folder.checked(FP32_FILE))  # given a path, onnxruntime would write a scratch file beside it
+    with _quiet_logging(), TemporaryDirectory(prefix="xopt-stock-") as scratch:
+        made = Path(scratch) / "model.onnx"
         quantize_dynamic(
             model,
-            out,
+            made,
             op_types_to_quantize=["MatMul"],
             nodes_to_quantize=token_matmuls(model),
             per_channel=True,
             reduce_range=recipe.weight_bits == 7,
             weight_type=QuantType.QInt8,
+            use_external_data_format=True,
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
+        write_graph(onnx.load(made), folder.path / recipe.file)
 
 
 def token_matmuls(model: onnx.ModelProto) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,20 +14,36 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-__all__ = ["Dim", "shapes_from_inputs", "tensor_shapes"]
+from xopt.optimize.graph import SMALL, rebuilt
+
+__all__ = ["Dim", "shapes_from_inputs", "tensor_shapes", "with_types"]
 
 Dim = int | str | None  # a number, a name for one that is the same wherever it stands, or unknown
 
 
 def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[Dim]]:
     """The shape of each tensor whose rank is known, by name."""
-    inferred = _infer(model).graph
+    inferred = _infer(_without_weights(model)).graph
     shapes: dict[str, list[Dim]] = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     for value in [*inferred.value_info, *inferred.input, *inferred.output]:
         if value.type.tensor_type.HasField("shape"):
             dims = value.type.tensor_type.shape.dim
             shapes[value.name] = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims]
     return shapes
+
+
+def with_types(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with the types of its tensors written in, and their shapes as far as onnx infers them."""
+    known = onnx.shape_inference.infer_shapes(_without_weights(model)).graph.value_info
+    return rebuilt(model, model.graph.node, model.graph.initializer, known)
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph, to which weights are inputs: their values tell no shape, and may be more than it can hold."""
+    weights = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) > SMALL]
+    made = rebuilt(model, model.graph.node, (t for t in model.graph.initializer if math.prod(t.dims) <= SMALL))
+    made.graph.input.extend(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)
+    return made
 
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -60,25 +77,18 @@ def shapes_from_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     shapes = tensor_shapes(model)
     inputs = [value.name for value in model.graph.input]
     origin = {dim: (name, axis) for name in inputs for axis, dim in enumerate(shapes[name]) if isinstance(dim, str)}
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    del made.graph.node[:]
+    rest: list[onnx.NodeProto] = []
     sizes: dict[str, onnx.NodeProto] = {}
     numbers: set[int] = set()
     for node in model.graph.node:
         dims = shapes.get(node.input[0], [None]) if node.op_type == "Shape" and not node.attribute else [None]
         if len(dims) < 3 or not all(isinstance(dim, int) or dim in origin for dim in dims):
-            made.graph.node.append(node)
+            rest.append(node)
             continue
         numbers |= {dim for dim in dims if isinstance(dim, int)}
         for dim in {dim for dim in dims if isinstance(dim, str)} - set(sizes):
             name, axis = origin[dim]
             sizes[dim] = helper.make_node("Shape", [name], [f"size_{dim}"], f"size_{dim}", start=axis, end=axis + 1)
-        made.graph.node.append(helper.make_node("Concat", [f"size_{d}" for d in dims], node.output, node.name, axis=0))
-    made.graph.initializer.extend(
-        numpy_helper.from_array(np.array([number], np.int64), f"size_{number}") for number in sorted(numbers)
-    )
-    nodes = [*sizes.values(), *made.graph.node]
-    del made.graph.node[:]
-    made.graph.node.extend(nodes)
-    return made
+        rest.append(helper.make_node("Concat", [f"size_{d}" for d in dims], node.output, node.name, axis=0))
+    known = [numpy_helper.from_array(np.array([number], np.int64), f"size_{number}") for number in sorted(numbers)]
+    return rebuilt(model, [*sizes.values(), *rest], [*model.graph.initializer, *known])

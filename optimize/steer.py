@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from xopt.optimize.calibrate import calibration_pairs
+from xopt.optimize.graph import write_graph
 from xopt.optimize.quantize import Prepared, Recipe, prepare, quantized
 from xopt.optimize.statistics import PASSED, Gate
 from xopt.optimize.validate import Judged, judge
@@ -106,7 +106,7 @@ class _Trial:
         self.expected = self.fp32.score(candidates.pairs)
 
     def scorer(self, recipe: Recipe) -> PlannedScorer:
-        onnx.save(quantized(self.prepared, recipe), self.folder.path / recipe.file)
+        write_graph(quantized(self.prepared, recipe), self.folder.path / recipe.file)
         made = self.folder.with_variant(recipe.variant)
         return open_scorer(made.path, recipe.variant.name, plan=self.fp32.plan)
 

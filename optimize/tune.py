@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.device import check_device
 from xopt.runtime.encode import Pair, Tokens
-from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.folder import Manifest, ModelFolder, Plan
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.scorer import PlannedScorer, open_scorer
 
@@ -73,9 +73,12 @@ def tune(
     for variant in variants:
         folder.variant(variant)
     tunings = [_tune_variant(folder, variant, candidates, threads or cores(), device) for variant in variants]
-    plans, machine = dict(folder.manifest.plans), machine_name(device)
-    plans[machine] = {**plans.get(machine, {}), **{t.variant: t.best for t in tunings}}
-    return folder.write(plans=plans), tunings
+    machine, found = machine_name(device), {tuning.variant: tuning.best for tuning in tunings}
+
+    def add(to: Manifest) -> Manifest:
+        return replace(to, plans={**to.plans, machine: {**to.plans.get(machine, {}), **found}})
+
+    return folder.write(add), tunings
 
 
 def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, threads: int, device: str) -> Tuning:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,15 @@ from typing import Any
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import sha256_of, write_text
 
-__all__ = ["MANIFEST", "Manifest", "ModelFolder", "Plan", "Variant"]
+__all__ = ["MANIFEST", "Manifest", "ModelFolder", "Plan", "Variant", "data_file"]
 
 MANIFEST = "xopt.json"
 FORMAT = 1
+
+
+def data_file(file: Path) -> Path:
+    """Where the weights stand of an ONNX graph that is too large to hold them."""
+    return file.with_name(f"{file.name}_data")
 
 
 @dataclass(frozen=True)
@@ -103,29 +109,41 @@ class ModelFolder:
 
     def checked(self, file: str) -> Path:
         """The path of a file in this folder. Raises BadInput where it is not the file that the manifest names."""
-        path = self.path / file
+        path, data = self.path / file, data_file(Path(file)).as_posix()
         if file not in self.manifest.files:
             raise BadInput(f"{path}: not made at export; export the model again, without --torch-only and with --force")
-        if not path.is_file():
-            raise BadInput(f"{path}: missing; export the model again with --force")
-        if sha256_of(path) != self.manifest.files.get(file):
-            raise BadInput(
-                f"{path}: sha256 differs from {MANIFEST}: damaged or changed; export the model again with --force"
-            )
+        for name in (name for name in (file, data) if name in self.manifest.files):
+            if not (self.path / name).is_file():
+                raise BadInput(f"{self.path / name}: missing; export the model again with --force")
+            if sha256_of(self.path / name) != self.manifest.files[name]:
+                raise BadInput(
+                    f"{self.path / name}: sha256 differs from {MANIFEST}: damaged or changed; export the model again "
+                    "with --force"
+                )
         return path
 
-    def write(self, **changes: Any) -> ModelFolder:
-        """Write the manifest with these fields changed, whole or not at all, and return the new folder value."""
-        changed = ModelFolder(self.path, replace(self.manifest, **changes))
+    def write(self, change: Callable[[Manifest], Manifest]) -> ModelFolder:
+        """Change the manifest, whole or not at all, and return the new folder value.
+
+        It is changed as it stands on disk now: another command may have written since it was read here.
+        """
+        changed = ModelFolder(self.path, change(ModelFolder.open(self.path).manifest))
         write_text(self.path / MANIFEST, changed.manifest.to_json())
         return changed
 
     def with_variant(self, variant: Variant) -> ModelFolder:
         """Add or replace a variant whose file is in place; plans found for another file of that name go."""
-        return self.write(
-            files={**self.manifest.files, variant.file: sha256_of(self.path / variant.file)},
-            variants={**self.manifest.variants, variant.name: variant},
-            plans={
-                m: {v: p for v, p in plans.items() if v != variant.name} for m, plans in self.manifest.plans.items()
-            },
-        )
+        names = (variant.file, data_file(Path(variant.file)).as_posix())
+        made = {name: sha256_of(self.path / name) for name in names if (self.path / name).is_file()}
+
+        def add(to: Manifest) -> Manifest:
+            files = {name: digest for name, digest in to.files.items() if name not in names}
+            plans = {m: {v: p for v, p in kept.items() if v != variant.name} for m, kept in to.plans.items()}
+            return replace(to, files=files | made, variants={**to.variants, variant.name: variant}, plans=plans)
+
+        return self.write(add)
+
+    def size_bytes(self, variant: str) -> int:
+        """What the files of a variant hold."""
+        file = self.path / self.variant(variant).file
+        return sum(path.stat().st_size for path in (file, data_file(file)) if path.is_file())

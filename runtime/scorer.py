@@ -58,7 +58,6 @@ class PlannedScorer:
 
     def __init__(self, encoder: Encoder, backend: Backend, plan: Plan, labels: int) -> None:
         self.encoder, self.backend, self.plan, self.labels = encoder, backend, plan, labels
-        self.truncated = 0  # pairs cut to the model's length so far
         self._watch = Stopwatch(plan.callers)
 
     @property
@@ -71,7 +70,7 @@ class PlannedScorer:
 
         Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one alone does not
         fit into the device's memory. Pairs longer than the model are cut as the reference cuts them and
-        counted in `truncated`. Where forwards do not fit, `plan` halves its tokens, with a warning.
+        counted in `stages`. Where forwards do not fit, `plan` halves its tokens, with a warning.
         """
         pairs = list(pairs)  # an iterator can be read once
         check_pairs(pairs)
@@ -80,7 +79,6 @@ class PlannedScorer:
         started: list[_Started] = []
         first = 0
         for tokens in self._encoded(list(place)):
-            self.truncated += tokens.truncated
             started += self._start(tokens, first)
             first += len(tokens.ids)
         return self._finish(started, len(place))[places]
@@ -116,7 +114,7 @@ class PlannedScorer:
     def _tokens(self, encodings: list[Encoding]) -> Tokens:
         start = time.monotonic()
         tokens = self.encoder.tokens(encodings)
-        self._watch.encoded(time.monotonic() - start)
+        self._watch.encoded(time.monotonic() - start, tokens.truncated)
         return tokens
 
     def _start(self, tokens: Tokens, first: int) -> list[_Started]:
@@ -198,7 +196,7 @@ class BatchScorer:
         """Logits of (query, document) pairs in the order given; see `Scorer`."""
         backend, start = self.scorer.backend, time.monotonic()
         tokens = self.scorer.encoder.encode(pairs)
-        self._watch.encoded(time.monotonic() - start)
+        self._watch.encoded(time.monotonic() - start, tokens.truncated)
         logits = np.empty((len(pairs), self.scorer.labels), np.float32)
         order = np.argsort([-len(query) - len(text) for query, text in pairs], kind="stable")
         for first in range(0, len(order), self.batch_size):

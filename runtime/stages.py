@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 __all__ = ["Call", "Stages", "Stopwatch"]
@@ -16,7 +16,8 @@ class Stages:
     encode_s: tokenising. run_s: wall time of planning and running all forwards. forward_s: time within
     forwards, summed over callers, on a GPU by its own clock; copy_s: of bringing pairs to the device likewise.
     caller_s: the callers' time for run_s, that times their number. text_tokens, and padded_tokens with padding
-    counted; squared_tokens: the sum of pairs x width^2, for attention.
+    counted; squared_tokens: the sum of pairs x width^2, for attention. truncated: pairs cut to the model's
+    length.
     """
 
     encode_s: float = 0.0
@@ -28,6 +29,7 @@ class Stages:
     text_tokens: float = 0.0
     padded_tokens: float = 0.0
     squared_tokens: float = 0.0
+    truncated: float = 0.0
 
     def plus(self, other: Stages) -> Stages:
         """Both together."""
@@ -61,10 +63,10 @@ class Stopwatch:
         self.callers, self.stages = callers, Stages()
         self._lock = threading.Lock()
 
-    def encoded(self, seconds: float) -> None:
-        """Pairs were tokenised."""
+    def encoded(self, seconds: float, truncated: int = 0) -> None:
+        """Pairs were tokenised, and some of them cut."""
         with self._lock:
-            self.stages = replace(self.stages, encode_s=self.stages.encode_s + seconds)
+            self.stages = self.stages.plus(Stages(encode_s=seconds, truncated=truncated))
 
     def forwarded(self, seconds: float, copy_s: float, pairs: int, width: int, text_tokens: int) -> None:
         """A forward ran."""

@@ -73,7 +73,7 @@ def test_a_tokenizer_without_a_length_gets_the_one_that_positions_reach(tmp_path
     assert made.manifest.max_length == MAX_LENGTH + (2 if architecture == "bert" else 0)
     scorer = open_scorer(made.path)
     scorer.score([("data " * 50, "data " * 50)])
-    assert scorer.truncated == 1
+    assert scorer.stages.truncated == 1
 
 
 def test_the_manifest_holds_the_sha256_of_every_file(tiny_copy: object) -> None:

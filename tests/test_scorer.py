@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,14 +84,14 @@ def test_empty_texts_score_as_the_reference_does_and_long_ones_are_cut_and_count
     ]
     scorer = open_scorer(demo.path, "onnx-fp32")
     assert np.abs(scorer.score(pairs) - reference(demo, pairs)).max() < NOISE
-    assert scorer.truncated == 2
+    assert scorer.stages.truncated == 2
 
 
 def test_identical_pairs_are_scored_once(tiny: ModelFolder) -> None:
     scorer, long = open_scorer(tiny.path), ("a query", "very long " * 1000)
     pairs = [long, ("data", "b"), long, ("data", "a"), ("data", "b")]
     scores = scorer.score(pairs)
-    assert scorer.truncated == 1
+    assert scorer.stages.truncated == 1
     assert (scores[0], scores[1]) == (scores[2], scores[4])
     assert np.abs(scores - [scorer.score([pair])[0] for pair in pairs]).max() < NOISE
 
@@ -107,7 +108,8 @@ def test_what_is_no_pair_of_texts_is_named(tiny: ModelFolder, bad: object) -> No
 
 def test_a_tuned_plan_is_used_on_its_machine_and_for_its_threads(tiny_copy: ModelFolder) -> None:
     tuned = Plan(callers=3, threads=2, tokens=777)
-    tiny_copy.write(plans={machine_name(): {"onnx-fp32": tuned}, "another machine": {"onnx-int8": tuned}})
+    plans = {machine_name(): {"onnx-fp32": tuned}, "another machine": {"onnx-int8": tuned}}
+    tiny_copy.write(lambda manifest: replace(manifest, plans=plans))
     assert open_scorer(tiny_copy.path, "onnx-fp32").plan == tuned
     assert open_scorer(tiny_copy.path, "onnx-fp32", threads=1).plan != tuned
     assert open_scorer(tiny_copy.path, "onnx-int8").plan != tuned

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from xopt.optimize.tune import TOKENS, plans_for, tune
@@ -21,7 +23,7 @@ def test_plans_share_out_all_threads(threads: int, shares: set[tuple[int, int]])
 
 @pytest.mark.parametrize("variant", ["onnx-int8", "torch-fp32"])
 def test_the_best_plan_is_kept_and_used(tiny_copy: ModelFolder, docs: Candidates, variant: str) -> None:
-    tiny_copy.write(plans={"another machine": {variant: Plan(9, 9, 9)}})
+    tiny_copy.write(lambda manifest: replace(manifest, plans={"another machine": {variant: Plan(9, 9, 9)}}))
     folder, (tuning,) = tune(ModelFolder.open(tiny_copy.path), [variant], docs, threads=2)
     assert {t.plan for t in tuning.trials} == set(plans_for(2))
     rungs = [len(t.pairs_per_s) for t in tuning.trials]

@@ -1,0 +1,85 @@
+"""ONNX graphs of any size, read, rebuilt, run and written.
+
+A protobuf message holds 2 GB. What is larger has its weights in a second file, named as other exporters
+name it: `model.onnx` and `model.onnx_data`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import onnxruntime as ort
+from onnx import external_data_helper, helper
+
+from xopt.runtime.files import new_file
+from xopt.runtime.folder import data_file
+
+__all__ = ["SMALL", "open_session", "read_structure", "rebuilt", "write_graph"]
+
+SMALL = 64  # entries of a constant that may say how an operator works: a shape, an index, an axis
+LIMIT_BYTES = 1_900_000_000  # of weights in a graph's own file
+ALIGNED_BYTES = 4096  # a weight starts at a multiple: it can be mapped into memory
+
+
+def read_structure(file: Path) -> onnx.ModelProto:
+    """A graph whose weights may stay in their own file; constants that say how operators work are read."""
+    model = onnx.load(file, load_external_data=False)
+    values = [a.t for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+    for tensor in (*values, *(t for t in model.graph.initializer if math.prod(t.dims) <= SMALL)):
+        if external_data_helper.uses_external_data(tensor):
+            external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
+            tensor.ClearField("data_location")
+            del tensor.external_data[:]
+    return model
+
+
+def rebuilt(
+    model: onnx.ModelProto,
+    nodes: Iterable[onnx.NodeProto],
+    initializers: Iterable[onnx.TensorProto],
+    value_info: Iterable[onnx.ValueInfoProto] = (),
+) -> onnx.ModelProto:
+    """A model with the inputs and outputs of `model` and other insides."""
+    graph = model.graph
+    made = helper.make_graph(
+        list(nodes), graph.name, graph.input, graph.output, list(initializers), value_info=list(value_info)
+    )
+    return helper.make_model(
+        made, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+    )
+
+
+def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
+    """A session on the CPU for a graph in memory, whose weights may leave it."""
+    if _weight_bytes(model) <= LIMIT_BYTES:
+        return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    with TemporaryDirectory(prefix="xopt-graph-") as scratch:
+        write_graph(model, Path(scratch) / "model.onnx")
+        return ort.InferenceSession(str(Path(scratch) / "model.onnx"), providers=["CPUExecutionProvider"])
+
+
+def write_graph(model: onnx.ModelProto, file: Path) -> None:
+    """Write `file`, whole or not at all, and its data file where the weights need one, which then leave `model`."""
+    data = data_file(file)
+    if _weight_bytes(model) <= LIMIT_BYTES:
+        with new_file(file) as temporary:
+            onnx.save(model, temporary)
+        data.unlink(missing_ok=True)
+        return
+    with new_file(data) as temporary, temporary.open("wb") as stream:
+        for tensor in model.graph.initializer:
+            if math.prod(tensor.dims) > SMALL and tensor.HasField("raw_data"):
+                stream.seek(-stream.tell() % ALIGNED_BYTES, 1)
+                external_data_helper.set_external_data(tensor, data.name, stream.tell(), len(tensor.raw_data))
+                stream.write(tensor.raw_data)
+                tensor.ClearField("raw_data")
+    with new_file(file) as temporary:
+        onnx.save(model, temporary)
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
