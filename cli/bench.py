@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, device_option, folder_argument, threads_option, variant_option
+from xopt.cli.options import data_options, device_option, folder_argument, threads_option, trust_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_bench, print_explained
 
@@ -44,6 +44,7 @@ __all__ = ["bench"]
     "processor has it, and OpenVINO's INT8 where openvino and nncf are installed.",
 )
 @click.option("--explain", is_flag=True, help="Also where the time went, what held each case back, and what to change.")
+@trust_option
 @json_option
 def bench(
     folder: str,
@@ -56,6 +57,7 @@ def bench(
     repeat: int,
     peers: bool,
     explain: bool,
+    trust_remote_code: bool,
     json_file: str | None,
 ) -> None:
     """Time variants inside a Daft batch UDF.
@@ -74,7 +76,7 @@ def bench(
         raise click.UsageError(
             "--peers is for a CPU; on a GPU compare with the torch variants under the strategies default and batch"
         )
-    model, candidates = ModelFolder.open(folder), read()
+    model, candidates = ModelFolder.open(folder, trust_remote_code), read()
     fitting = variants_on(model, device)
     cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or STRATEGIES)]
     with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:

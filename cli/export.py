@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from xopt.cli.options import trust_option
 from xopt.cli.output import Output, json_option
 
 __all__ = ["export"]
@@ -17,7 +18,7 @@ __all__ = ["export"]
     "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
 )
 @click.option("--force", is_flag=True, help="Replace DIR if it exists, once the new one is complete.")
-@click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+@trust_option
 @click.option(
     "--allow-pickle",
     is_flag=True,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, device_option, gate_options
+from xopt.cli.options import data_options, device_option, gate_options, trust_option
 from xopt.cli.output import Output, json_option, plain
 from xopt.cli.tables import print_bench, print_tuning, print_validation
 
@@ -28,6 +28,7 @@ __all__ = ["optimize"]
 @click.option("--pairs", type=click.IntRange(min=1), default=160, show_default=True, help="Pairs in the bench.")
 @click.option("--repeat", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds of the bench.")
 @device_option
+@trust_option
 @json_option
 def optimize(
     model: str,
@@ -37,6 +38,7 @@ def optimize(
     pairs: int,
     repeat: int,
     device: str,
+    trust_remote_code: bool,
     json_file: str | None,
 ) -> None:
     """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
@@ -53,7 +55,7 @@ def optimize(
     from xopt.runtime.files import write_text
 
     candidates, output = read(), Output(json_file)
-    result = run(model, out or default_out(model), candidates, bounds, pairs, repeat, device)
+    result = run(model, out or default_out(model), candidates, bounds, pairs, repeat, device, trust_remote_code)
     for tuning in result.tunings:
         print_tuning(output, tuning)
     print_validation(output, result.validation)

@@ -21,6 +21,7 @@ __all__ = [
     "gate_options",
     "refuse",
     "threads_option",
+    "trust_option",
     "variant_option",
 ]
 
@@ -48,6 +49,7 @@ device_option = click.option(
     callback=_there,
     help="Where to run; a GPU that is missing is an error, never a run on the CPU.",
 )
+trust_option = click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
 DATA = (
     click.option(
         "--data",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, device_option, folder_argument, threads_option, variant_option
+from xopt.cli.options import data_options, device_option, folder_argument, threads_option, trust_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_tuning
 
@@ -23,6 +23,7 @@ __all__ = ["tune"]
 @data_options
 @threads_option
 @device_option
+@trust_option
 @json_option
 def tune(
     folder: str,
@@ -30,6 +31,7 @@ def tune(
     read: Callable[[], Candidates],
     threads: int | None,
     device: str,
+    trust_remote_code: bool,
     json_file: str | None,
 ) -> None:
     """Find the fastest plan for this machine: callers x threads x tokens a forward.
@@ -42,7 +44,7 @@ def tune(
     from xopt.runtime.device import variants_on
     from xopt.runtime.folder import ModelFolder
 
-    model = ModelFolder.open(folder)
+    model = ModelFolder.open(folder, trust_remote_code)
     _, tunings = run(model, variants or variants_on(model, device), read(), threads, device)
     output = Output(json_file)
     for tuning in tunings:

@@ -15,6 +15,7 @@ from xopt.cli.options import (
     gate_options,
     refuse,
     threads_option,
+    trust_option,
     variant_option,
 )
 from xopt.cli.output import Output, json_option
@@ -36,6 +37,7 @@ __all__ = ["validate"]
 @gate_options
 @threads_option
 @device_option
+@trust_option
 @json_option
 def validate(
     folder: str | None,
@@ -47,6 +49,7 @@ def validate(
     bounds: dict[str, float],
     threads: int | None,
     device: str,
+    trust_remote_code: bool,
     json_file: str | None,
 ) -> None:
     """Compare the ranking of variants with the FP32 model's, or of a run with another one.
@@ -69,11 +72,11 @@ def validate(
             "give a model folder, or two runs with --scores FILE and --reference FILE [--qrels FILE]"
         )
     if scores and reference:
-        refuse((*DATA_NAMES, "threads", "device"), "goes with a model folder, not with --scores")
+        refuse((*DATA_NAMES, "threads", "device", "trust_remote_code"), "goes with a model folder, not with --scores")
         gates = gates_with(bounds, graded=qrels is not None)
         result = validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
     else:
-        model, candidates = ModelFolder.open(str(folder)), read()
+        model, candidates = ModelFolder.open(str(folder), trust_remote_code), read()
         gates = gates_with(bounds, bool(candidates.qrels), model.manifest.labels)
         result = run(model, variants or variants_on(model, device), candidates, gates, threads, device)
     output = Output(json_file)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def export(
             _write_onnx(network, folder)
             narrowed = _rewrite(folder / ONNX_FILE)
         made = _write_manifest(folder, {"model": model, **facts.pop("source")}, narrowed, facts)
-        _check_parity(made)
-    return ModelFolder.open(out)
+        _check_parity(replace(made, trusted=trust_remote_code))
+    return ModelFolder.open(out, trust_remote_code)
 
 
 def _save_reference(
@@ -190,7 +191,7 @@ def _write_manifest(folder: Path, source: dict[str, str], narrowed: int | None, 
 def _check_parity(folder: ModelFolder) -> None:
     pairs = parity_pairs(folder.manifest.max_length)
     exact = [variant.name for variant in folder.manifest.variants.values() if variant.precision == "fp32"]
-    reference, *others = (open_scorer(folder.path, name, plan=PARITY_PLAN).score(pairs) for name in exact)
+    reference, *others = (open_scorer(folder, name, plan=PARITY_PLAN).score(pairs) for name in exact)
     for name, scores in zip(exact[1:], others, strict=True):
         difference = float(np.abs(reference - scores).max())
         if not difference <= MAX_DIFFERENCE:  # NaN is no agreement either

@@ -45,7 +45,11 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # a result's JSON may go to standard output
         warnings.simplefilter("ignore")  # the tracer warns of each Python branch
         model = CrossEncoder(
-            str(out), backend="onnx", local_files_only=True, model_kwargs={"provider": "CPUExecutionProvider"}
+            str(out),
+            backend="onnx",
+            local_files_only=True,
+            trust_remote_code=folder.trusted,
+            model_kwargs={"provider": "CPUExecutionProvider"},
         )
         model.save_pretrained(str(out), create_model_card=False)
         export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))

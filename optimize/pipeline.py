@@ -57,6 +57,7 @@ def optimize(
     bench_pairs: int,
     repeat: int,
     device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> Outcome:
     """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again.
 
@@ -65,7 +66,7 @@ def optimize(
     """
     check_device(device)
     gates_with(bounds, bool(candidates.qrels), labels=None)
-    folder = _exported(model, out)
+    folder = _exported(model, out, trust_remote_code)
     gates = gates_with(bounds, bool(candidates.qrels), folder.manifest.labels)
     folder = _halved(folder) if device == "cuda" else _quantized(folder, candidates)
     variants = variants_on(folder, device)
@@ -114,11 +115,11 @@ def _halved(folder: ModelFolder) -> ModelFolder:
     return folder if made else halve(folder)
 
 
-def _exported(model: str, out: Path) -> ModelFolder:
+def _exported(model: str, out: Path, trusted: bool) -> ModelFolder:
     if not (out / MANIFEST).is_file():
         log.info("export: %s to %s", model, out)
-        return export(model, out)
-    folder = ModelFolder.open(out)
+        return export(model, out, trust_remote_code=trusted)
+    folder = ModelFolder.open(out, trusted)
     if folder.manifest.source["model"] != model:
         raise BadInput(
             f"{out}: holds {folder.manifest.source['model']!r}, not {model!r}; choose another folder with -o"

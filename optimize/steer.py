@@ -101,14 +101,14 @@ class _Trial:
 
     def __init__(self, folder: ModelFolder, prepared: Prepared, candidates: Candidates, gates: Sequence[Gate]) -> None:
         self.folder, self.prepared, self.candidates, self.gates = folder, prepared, candidates, gates
-        self.fp32 = open_scorer(folder.path, FP32)
+        self.fp32 = open_scorer(folder, FP32)
         log.info("steer: %s scores %d pairs", FP32, len(candidates.rows))
         self.expected = self.fp32.score(candidates.pairs)
 
     def scorer(self, recipe: Recipe) -> PlannedScorer:
         write_graph(quantized(self.prepared, recipe), self.folder.path / recipe.file)
         made = self.folder.with_variant(recipe.variant)
-        return open_scorer(made.path, recipe.variant.name, plan=self.fp32.plan)
+        return open_scorer(made, recipe.variant.name, plan=self.fp32.plan)
 
     def step(self, recipe: Recipe) -> Step:
         scorer = self.scorer(recipe)

@@ -84,7 +84,7 @@ def tune(
 def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, threads: int, device: str) -> Tuning:
     plans = plans_for(threads, device)
     by_threads = {plan.threads: plan for plan in (plans if device == "cpu" else plans[:1])}
-    scorers = {n: open_scorer(folder.path, variant, plan=plan, device=device) for n, plan in by_threads.items()}
+    scorers = {n: open_scorer(folder, variant, plan=plan, device=device) for n, plan in by_threads.items()}
     one = next(iter(scorers.values()))
     tokens = one.encoder.encode(candidates.pairs)
     rates: dict[Plan, list[float]] = {plan: [] for plan in plans}

@@ -104,7 +104,7 @@ def validate(
     pairs, few = candidates.pairs, candidates.pairs[:NOISE_PAIRS]
     threads = threads or cores()
     log.info("validate: the reference scores %d pairs", len(pairs))
-    expected = open_scorer(folder.path, REFERENCE, threads=threads, device=device).score(pairs)
+    expected = open_scorer(folder, REFERENCE, threads=threads, device=device).score(pairs)
     itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device)
     noise = _noise(expected, itself.score, few)
     if not noise <= max(SAME * float(np.std(expected)), FLOAT_NOISE):
@@ -114,7 +114,7 @@ def validate(
         if variant == REFERENCE:
             continue
         log.info("validate: %s", variant)
-        scorer = open_scorer(folder.path, variant, threads=threads, device=device)
+        scorer = open_scorer(folder, variant, threads=threads, device=device)
         scores = scorer.score(pairs)
         other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
         own = _noise(scores, other.score, few)

@@ -222,7 +222,7 @@ def _run(
     plan = None
     if STRATEGIES[case.strategy].batch_size is None:
         plan = find_plan(folder, folder.variant(case.variant), threads, device)
-    spec = ScorerSpec(str(folder.path.resolve()), case.variant, case.strategy, threads, device, plan)
+    spec = ScorerSpec(str(folder.path.resolve()), case.variant, case.strategy, threads, device, plan, folder.trusted)
     with started(threads) as worker, TreeMonitor(worker.process.pid) as monitor:
         worker.say({"spec": asdict(spec), "pairs_file": str(pairs_file)})
         worker.hear("ready")

@@ -84,21 +84,23 @@ def rerank(
     plan: Plan | None = None,
     device: str = "cpu",
     workers: int | None = None,
+    trust_remote_code: bool = False,
 ) -> daft.DataFrame:
     """Score a Daft DataFrame of candidates: the same rows with a float32 column `score`, lazily.
 
     `query` and `text` name the columns with the two texts. A model of several labels gives a list a
     row. Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384
     on a GPU); on Ray `workers` is how many actors to run, each with a GPU of its own where `device` is
-    "cuda". Daft keeps the row order on its native runner only: carry an id. Raises BadInput at once where the
-    folder or the variant is missing, and while running where a text is null or the device is not there.
+    "cuda". `trust_remote_code` is that of `open_scorer`. Daft keeps the row order on its native runner only:
+    carry an id. Raises BadInput at once where the folder or the variant is missing, and while running where a
+    text is null or the device is not there.
     """
     from xopt.runtime.folder import ModelFolder
 
     check_name(device)  # whether it is there, only a worker can tell
     model = ModelFolder.open(os.fspath(folder))
     model.variant(variant)
-    spec = ScorerSpec(str(model.path.resolve()), variant, PLANNED, cores(), device, plan)
+    spec = ScorerSpec(str(model.path.resolve()), variant, PLANNED, cores(), device, plan, trust_remote_code)
     udf = _udf(spec, (), workers)
     method = udf.score if model.manifest.labels == 1 else udf.logits
     return candidates.into_batches(PLANNED_ROWS[device]).with_column(score, method(col(query), col(text)))

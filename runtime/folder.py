@@ -78,13 +78,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder on disk, as its manifest describes it."""
+    """A model folder on disk, as its manifest describes it; `trusted` where code that came with it may run."""
 
     path: Path
     manifest: Manifest
+    trusted: bool = False
 
     @staticmethod
-    def open(path: str | Path) -> ModelFolder:
+    def open(path: str | Path, trusted: bool = False) -> ModelFolder:
         """Read a model folder's manifest. Raises BadInput where there is none that this version can read."""
         folder = Path(path)
         if not folder.is_dir():
@@ -93,7 +94,7 @@ class ModelFolder:
         if not file.is_file():
             raise BadInput(f"{folder}: no {MANIFEST} in it; make a model folder with `xopt export {folder} -o NEW`")
         try:
-            return ModelFolder(folder, Manifest.from_json(file.read_text(encoding="utf-8")))
+            return ModelFolder(folder, Manifest.from_json(file.read_text(encoding="utf-8")), trusted)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{file}: not a manifest that this xopt reads ({error}); export the model again") from error
 
@@ -127,7 +128,7 @@ class ModelFolder:
 
         It is changed as it stands on disk now: another command may have written since it was read here.
         """
-        changed = ModelFolder(self.path, change(ModelFolder.open(self.path).manifest))
+        changed = replace(self, manifest=change(ModelFolder.open(self.path).manifest))
         write_text(self.path / MANIFEST, changed.manifest.to_json())
         return changed
 

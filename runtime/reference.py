@@ -14,7 +14,7 @@ from sentence_transformers import CrossEncoder
 from xopt.runtime.encode import Pair
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.stages import Stages, Stopwatch
-from xopt.runtime.torch_backend import DTYPES
+from xopt.runtime.torch_backend import DTYPES, its_own_code
 
 __all__ = ["REFERENCE", "ReferenceScorer"]
 
@@ -30,13 +30,15 @@ class ReferenceScorer:
         folder.checked(variant.file)
         self.threads, self.batch_size = threads, batch_size
         torch.set_num_threads(threads)
-        self.model = CrossEncoder(
-            str(folder.path),
-            device=device,
-            backend=variant.backend,
-            local_files_only=True,
-            model_kwargs=_model_kwargs(variant, threads, device),
-        )
+        with its_own_code(folder):
+            self.model = CrossEncoder(
+                str(folder.path),
+                device=device,
+                backend=variant.backend,
+                local_files_only=True,
+                trust_remote_code=folder.trusted,
+                model_kwargs=_model_kwargs(variant, threads, device),
+            )
         self._watch = Stopwatch(callers=1)
         self._preprocess = self.model.preprocess
         self.model.preprocess = self._encode

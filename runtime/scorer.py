@@ -213,20 +213,22 @@ class BatchScorer:
 
 
 def open_scorer(
-    folder: str | Path,
+    folder: str | Path | ModelFolder,
     variant: str = "onnx-fp32",
     *,
     plan: Plan | None = None,
     threads: int | None = None,
     device: str = "cpu",
+    trust_remote_code: bool = False,
 ) -> PlannedScorer:
     """Open a variant of a model folder.
 
     Without `plan`, the plan that `xopt tune` found for this machine is used, else a default for
     `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor transformers.
+    `trust_remote_code` lets torch variants run code that came with the model.
     Raises BadInput where the folder, the variant or the device is not there, or a file is damaged.
     """
-    model = ModelFolder.open(folder)
+    model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder, trust_remote_code)
     chosen = model.variant(variant)
     check_device(device, chosen)
     plan = plan or find_plan(model, chosen, threads, device)

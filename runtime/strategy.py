@@ -59,18 +59,17 @@ class ScorerSpec:
     threads: int
     device: str = "cpu"
     plan: Plan | None = None
+    trusted: bool = False
 
     def open(self) -> Scorer:
         """Open the scorer that the strategy calls. Raises BadInput; see `open_scorer`."""
-        strategy = STRATEGIES[self.strategy]
+        strategy, model = STRATEGIES[self.strategy], ModelFolder.open(Path(self.folder), self.trusted)
         if strategy.batch_size is None:
-            return open_scorer(self.folder, self.variant, plan=self.plan, threads=self.threads, device=self.device)
-        model = ModelFolder.open(Path(self.folder))
+            return open_scorer(model, self.variant, plan=self.plan, threads=self.threads, device=self.device)
         variant = model.variant(self.variant)
         if variant.backend in OURS:
             plan = Plan(callers=1, threads=self.threads, tokens=1)
-            scorer = open_scorer(self.folder, self.variant, plan=plan, device=self.device)
-            return BatchScorer(scorer, strategy.batch_size)
+            return BatchScorer(open_scorer(model, self.variant, plan=plan, device=self.device), strategy.batch_size)
         from xopt.runtime.reference import ReferenceScorer
 
         return ReferenceScorer(model, variant, self.threads, strategy.batch_size, self.device)

@@ -21,7 +21,7 @@ from xopt.runtime.packed import Packed, pack
 from xopt.runtime.plan import Forward
 from xopt.runtime.varlen import VarlenNetwork
 
-__all__ = ["DTYPES", "TorchBackend"]
+__all__ = ["DTYPES", "TorchBackend", "its_own_code"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -58,9 +58,14 @@ class TorchBackend:
                 raise BadInput(f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16")
         # A packed network brings its own attention, and casts the body alone.
         how = {"dtype": torch.float32, "attn_implementation": "eager"} if packed else {"dtype": dtype}
-        model = AutoModelForSequenceClassification.from_pretrained(
-            folder.path, use_safetensors=True, local_files_only=True, **how
-        ).eval()
+        with its_own_code(folder):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder.path,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=folder.trusted,
+                **how,
+            ).eval()
         inputs = set(folder.manifest.inputs)
         self.network: functools.partial[torch.Tensor] | VarlenNetwork
         if packed:
@@ -84,6 +89,24 @@ class TorchBackend:
         """Logits of all forwards on the host: the one wait for the GPU."""
         logits: NDArray[np.float32] = torch.cat(list(outputs)).cpu().numpy()
         return logits
+
+
+@contextlib.contextmanager
+def its_own_code(folder: ModelFolder) -> Iterator[None]:
+    """Raises BadInput where a model needs code that came with it and was not trusted, or was changed since."""
+    if folder.trusted:
+        for file in folder.manifest.files:
+            if file.endswith(".py"):
+                folder.checked(file)
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise BadInput(
+            f"{folder.path}: runs code that came with the model; read it, then give --trust-remote-code "
+            "(trust_remote_code=True)"
+        ) from error
 
 
 @contextlib.contextmanager

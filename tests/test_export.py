@@ -21,6 +21,7 @@ from xopt.runtime import open_scorer
 from xopt.runtime.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import sha256_of
+from xopt.runtime.strategy import ScorerSpec
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -209,3 +210,41 @@ def test_a_stop_in_mid_export_leaves_nothing_half_written(tmp_path: Path, sent: 
         assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
     else:
         assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+CONFIGURATION = """
+from transformers import BertConfig
+class MineConfig(BertConfig):
+    model_type = "mine"
+"""
+MODELING = """
+from transformers import BertForSequenceClassification
+from .configuration_mine import MineConfig
+class MineForSequenceClassification(BertForSequenceClassification):
+    config_class = MineConfig
+"""
+
+
+def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "mine")
+    (model / "configuration_mine.py").write_text(CONFIGURATION)
+    (model / "modeling_mine.py").write_text(MODELING)
+    config = json.loads((model / "config.json").read_text())
+    auto = {
+        "AutoConfig": "configuration_mine.MineConfig",
+        "AutoModelForSequenceClassification": "modeling_mine.MineForSequenceClassification",
+    }
+    config |= {"model_type": "mine", "architectures": ["MineForSequenceClassification"], "auto_map": auto}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="give --trust-remote-code"):
+        export(str(model), tmp_path / "out", torch_only=True)
+    made = export(str(model), tmp_path / "out", torch_only=True, trust_remote_code=True)
+    expected = open_scorer(made, "torch-fp32").score([("a query", "a document")])
+    spec = ScorerSpec(str(made.path), "torch-fp32", "default", threads=1, trusted=True)
+    assert spec.open().score([("a query", "a document")]) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(BadInput, match="runs code that came with the model"):
+        open_scorer(made.path, "torch-fp32")
+    with (made.path / "modeling_mine.py").open("a") as code:
+        code.write("print()")
+    with pytest.raises(BadInput, match=r"modeling_mine\.py: sha256 differs"):
+        open_scorer(made.path, "torch-fp32", trust_remote_code=True)
