@@ -59,7 +59,8 @@ def quantize(
     float until the gate holds, and the fastest variant that passes is kept. Exits with 1, and changes
     nothing, where none does.
     """
-    from xopt.optimize.quantize import SCHEMES, detect_target, recipe_for
+    from xopt.optimize.calibrate import calibration_pairs
+    from xopt.optimize.quantize import SCHEMES, detect_target, prepare, recipe_for
     from xopt.optimize.quantize import quantize as run
     from xopt.optimize.steer import steer
     from xopt.optimize.validate import gates_with
@@ -76,15 +77,16 @@ def quantize(
     if bounds and scheme == "stock":
         raise click.UsageError("--scheme stock has nothing to steer; leave the gates to `xopt validate`")
     model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)
-    candidates, output, steered = read(), Output(json_file), None
+    candidates, output, steered, prepared = read(), Output(json_file), None, None
     if bounds:
         gates = [
             gate for gate in gates_with(bounds, bool(candidates.qrels), model.manifest.labels) if gate.measure in bounds
         ]
-        steered = steer(model, recipe, candidates, gates)
+        prepared = prepare(model, recipe, calibration_pairs(candidates))
+        steered = steer(model, prepared, recipe, candidates, gates)
         print_steering(output, steered)
         recipe = steered.recipe
-    _report(output, run(model, recipe, candidates), SCHEMES[scheme], steered)
+    _report(output, run(model, recipe, candidates, prepared), SCHEMES[scheme], steered)
 
 
 def _report(output: Output, made: ModelFolder, name: str, steered: Steered | None) -> None:

@@ -33,7 +33,10 @@ from xopt.optimize.first_row import outer_reads
 from xopt.optimize.graph import rebuilt
 from xopt.optimize.rounding import round_weights
 
-__all__ = ["quantize_products"]
+__all__ = ["Rounded", "quantize_products"]
+
+# By weight, smoothing factors and bits: integers and column scales. Rounding takes longer than all else.
+Rounded = dict[tuple[str, bytes, int], tuple[NDArray[np.int8], NDArray[np.float32]]]
 
 LEVELS = 255  # of uint8
 TINY = 1e-8  # a row of zeros gets this scale
@@ -80,12 +83,13 @@ def quantize_products(
     bits: int,
     smoothing: float,
     static: bool,
+    rounded: Rounded,
 ) -> onnx.ModelProto:
     """The model with the named MatMuls, x [pairs, width, inputs] by a constant matrix, in INT8.
 
     `seen` describes what each x held in calibration, `bits` is the weights' (7 where 8 would saturate),
     `smoothing` the exponent of the activations in the smoothing factors, 0 for none; `static` takes
-    all scales from calibration.
+    all scales from calibration. `rounded` keeps what rounding made, for the next recipe of the same model.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     normalised = {node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
@@ -105,10 +109,11 @@ def quantize_products(
         if x not in quantised:
             quantise = _quantise_calibrated if static or x in normalised else _quantise_rows
             quantised[x] = quantise(write, x, seen[x], _smoothing(seen[x], readers[x], smoothing))
-        factors = quantised[x].smoothing
-        integers, scales = round_weights(
-            readers[x].pop(0) * factors[:, None], seen[x].gram / np.outer(factors, factors), bits
-        )
+        factors, matrix = quantised[x].smoothing, readers[x].pop(0)
+        key = (weight, factors.tobytes(), bits)
+        if key not in rounded:
+            rounded[key] = round_weights(matrix * factors[:, None], seen[x].gram / np.outer(factors, factors), bits)
+        integers, scales = rounded[key]
         add, bias = (None, "") if static or quantised[x].row_scales else biases.get(node.output[0], (None, ""))
         output = (add or node).output[0]
         if static:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from xopt.optimize.calibrate import Activations, calibrate, calibration_pairs
 from xopt.optimize.graph import write_graph
 from xopt.optimize.neurons import find_blocks, split_neurons
-from xopt.optimize.products import quantize_products
+from xopt.optimize.products import Rounded, quantize_products
 from xopt.optimize.shapes import Dim, tensor_shapes
 from xopt.runtime.candidates import Candidates, demo_candidates
 from xopt.runtime.encode import Pair
@@ -103,11 +103,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A graph ready to be quantised: its products with the FP32 graph's name of each, and what they read."""
+    """A graph ready to be quantised: its products with the FP32 graph's name of each, and what they read.
+
+    `rounded` fills as recipes are made of it.
+    """
 
     model: onnx.ModelProto
     products: dict[str, str]
     seen: dict[str, Activations]
+    rounded: Rounded = field(default_factory=dict)
 
 
 def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
@@ -128,18 +132,21 @@ def detect_target() -> str:
     raise BadInput(f"this processor shows none of {', '.join(TARGETS)}; name one with --target")
 
 
-def quantize(folder: ModelFolder, recipe: Recipe, candidates: Candidates | None = None) -> ModelFolder:
+def quantize(
+    folder: ModelFolder, recipe: Recipe, candidates: Candidates | None = None, prepared: Prepared | None = None
+) -> ModelFolder:
     """Add a variant of `SCHEMES`, made by `recipe` from `onnx/model.onnx`, in place of one that was there.
 
     MatMuls of tokens with constant weights become INT8; attention, embeddings and the head stay in
-    float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data unless given.
+    float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data unless given, where
+    the graph is not `prepared` already.
     Raises BadInput where the FP32 graph is missing or damaged.
     """
     if recipe.scheme == "stock":
         _quantize_dynamic(folder, recipe)
     else:
-        pairs = calibration_pairs(candidates or demo_candidates())
-        write_graph(quantized(prepare(folder, recipe, pairs), recipe), folder.path / recipe.file)
+        prepared = prepared or prepare(folder, recipe, calibration_pairs(candidates or demo_candidates()))
+        write_graph(quantized(prepared, recipe), folder.path / recipe.file)
     return folder.with_variant(recipe.variant)
 
 
@@ -168,6 +175,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
         bits=recipe.weight_bits,
         smoothing=recipe.smoothing,
         static=recipe.scheme == "static",
+        rounded=prepared.rounded,
     )
 
 

@@ -19,9 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.optimize.calibrate import calibration_pairs
 from xopt.optimize.graph import write_graph
-from xopt.optimize.quantize import Prepared, Recipe, prepare, quantized
+from xopt.optimize.quantize import Prepared, Recipe, quantized
 from xopt.optimize.statistics import PASSED, Gate
 from xopt.optimize.validate import Judged, judge
 from xopt.runtime.candidates import Candidates
@@ -72,12 +71,15 @@ class Steered:
     recipe: Recipe
 
 
-def steer(folder: ModelFolder, recipe: Recipe, candidates: Candidates, gates: Sequence[Gate]) -> Steered:
+def steer(
+    folder: ModelFolder, prepared: Prepared, recipe: Recipe, candidates: Candidates, gates: Sequence[Gate]
+) -> Steered:
     """Find the fastest form of a calibrated recipe that passes `gates` on `candidates`, against onnx-fp32.
+
+    `prepared` is the folder's graph, made ready for `recipe`.
 
     Raises GateFailed where none passes that is faster than onnx-fp32, and says how close it came.
     """
-    prepared = prepare(folder, recipe, calibration_pairs(candidates))
     with tempfile.TemporaryDirectory(prefix="xopt-steer-") as scratch:
         copy = Path(scratch) / "model"
         shutil.copytree(folder.path, copy, ignore=shutil.ignore_patterns("*.safetensors", "model_q*"))

@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from xopt.optimize.quantize import FP32_FILE, detect_target, quantize, recipe_for
+from xopt.optimize.calibrate import calibration_pairs
+from xopt.optimize.quantize import FP32_FILE, detect_target, prepare, quantize, recipe_for
 from xopt.optimize.statistics import FAILED, PASSED, Gate
 from xopt.optimize.steer import steer
 from xopt.optimize.validate import judge
@@ -62,23 +63,29 @@ def test_a_model_with_outliers_fails_in_int8_and_passes_after_steering(
     expected = open_scorer(folder.path, "onnx-fp32").score(queries.pairs)
     assert np.abs(before - expected).max() < 1e-4
     plain = recipe_for(detect_target())
-    scores = open_scorer(quantize(folder, plain, queries).path, "onnx-int8").score(queries.pairs)
+    prepared = prepare(folder, plain, calibration_pairs(queries))
+    scores = open_scorer(quantize(folder, plain, prepared=prepared).path, "onnx-int8").score(queries.pairs)
     assert judge(queries, expected, scores, [gate], name="plain").verdict == FAILED
-    steered = steer(folder, plain, queries, [gate])
+    steered = steer(folder, prepared, plain, queries, [gate])
     assert f"/bert/encoder/layer.{LAYER}/attention/output/dense/MatMul" in steered.recipe.floats
-    made = quantize(folder, steered.recipe, queries)
+    made = quantize(folder, steered.recipe, prepared=prepared)
     assert made.variant("onnx-int8").recipe["floats"] == list(steered.recipe.floats)
     scores = open_scorer(made.path, "onnx-int8").score(queries.pairs)
     assert judge(queries, expected, scores, [gate], name="steered").verdict == PASSED
 
 
 def test_a_gate_that_holds_at_once_leaves_nothing_in_float(demo: ModelFolder, queries: Candidates) -> None:
-    steered = steer(demo, recipe_for(detect_target()), queries, [Gate("tau", -1.0)])
+    recipe = recipe_for(detect_target())
+    few = queries.head(24)
+    prepared = prepare(demo, recipe, calibration_pairs(few))
+    steered = steer(demo, prepared, recipe, few, [Gate("tau", -1.0)])
     assert (len(steered.steps), steered.recipe.floats, steered.harms) == (1, (), ())
 
 
 def test_where_nothing_passes_nothing_is_changed(tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path) -> None:
     before = sorted((file, file.stat().st_mtime_ns) for file in tiny_copy.path.rglob("*"))
+    recipe = recipe_for(detect_target())
+    prepared = prepare(tiny_copy, recipe, calibration_pairs(queries))
     with pytest.raises(GateFailed, match=r"tau .* asked 1"):
-        steer(tiny_copy, recipe_for(detect_target()), queries, [Gate("tau", 1.0)])
+        steer(tiny_copy, prepared, recipe, queries, [Gate("tau", 1.0)])
     assert sorted((file, file.stat().st_mtime_ns) for file in tiny_copy.path.rglob("*")) == before

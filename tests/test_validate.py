@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,13 +101,15 @@ def test_a_damaged_variant_fails(
 
 def test_the_reference_against_itself_passes_whatever_the_batches(demo: ModelFolder, docs: Candidates) -> None:
     few = docs.cut(4).head(12)
-    expected = open_scorer(demo.path, "onnx-fp32").score(few.pairs)
+    few = replace(few, rows=tuple(replace(row, text=row.text[:200]) for row in few.rows))
+    scorer = open_scorer(demo.path, "onnx-fp32")
+    expected = scorer.score(few.pairs)
     for seed in range(50):
         random = np.random.default_rng(seed)
-        scorer = open_scorer(demo.path, "onnx-fp32", plan=Plan(1, 2, int(random.integers(1, 2048))))
         order = random.permutation(len(few.rows))
         scores = np.empty_like(expected)
-        scores[order] = scorer.score([few.pairs[i] for i in order])
+        planned = scorer.with_plan(Plan(1, 1, int(random.integers(1, 2048))))
+        scores[order] = planned.score([few.pairs[i] for i in order])
         assert judge(few, expected, scores, name="itself").verdict == PASSED
 
 
