@@ -17,7 +17,7 @@ import pyarrow as pa
 from daft import DataType, col
 from numpy.typing import NDArray
 
-from xopt.runtime.device import check_name
+from xopt.runtime.device import check_name, claim_gpu
 from xopt.runtime.encode import Pair
 from xopt.runtime.folder import Plan
 from xopt.runtime.machine import cores
@@ -34,10 +34,12 @@ PLANNED = "planned"
 
 
 class RerankUDF:
-    """Opens one scorer an instance and scores batches of rows."""
+    """Opens one scorer an instance and scores batches of rows; `alone` on its GPU where there are several."""
 
-    def __init__(self, spec: ScorerSpec, warm_up: Sequence[Pair] = ()) -> None:
+    def __init__(self, spec: ScorerSpec, warm_up: Sequence[Pair] = (), alone: bool = False) -> None:
         start = time.monotonic()
+        if alone:
+            claim_gpu()
         self.scorer = spec.open()
         self.load_s = time.monotonic() - start
         if warm_up:
@@ -84,23 +86,25 @@ def rerank(
     plan: Plan | None = None,
     device: str = "cpu",
     workers: int | None = None,
+    threads: int | None = None,
     trust_remote_code: bool = False,
 ) -> daft.DataFrame:
     """Score a Daft DataFrame of candidates: the same rows with a float32 column `score`, lazily.
 
     `query` and `text` name the columns with the two texts. A model of several labels gives a list a
     row. Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384
-    on a GPU); on Ray `workers` is how many actors to run, each with a GPU of its own where `device` is
-    "cuda". `trust_remote_code` is that of `open_scorer`. Daft keeps the row order on its native runner only:
-    carry an id. Raises BadInput at once where the folder or the variant is missing, and while running where a
-    text is null or the device is not there.
+    on a GPU). `workers` is how many processes to run instead, actors on Ray, each with a GPU of its own where
+    `device` is "cuda"; where several share a machine, `threads` is what each may use, and the CPUs that
+    Ray reserves for it. `trust_remote_code` is that of `open_scorer`. Daft keeps the row order on its native
+    runner only: carry an id. Raises BadInput at once where the folder or the variant is missing, and while
+    running where a text is null or the device is not there.
     """
     from xopt.runtime.folder import ModelFolder
 
     check_name(device)  # whether it is there, only a worker can tell
     model = ModelFolder.open(os.fspath(folder))
     model.variant(variant)
-    spec = ScorerSpec(str(model.path.resolve()), variant, PLANNED, cores(), device, plan, trust_remote_code)
+    spec = ScorerSpec(str(model.path.resolve()), variant, PLANNED, threads, device, plan, trust_remote_code)
     udf = _udf(spec, (), workers)
     method = udf.score if model.manifest.labels == 1 else udf.logits
     return candidates.into_batches(PLANNED_ROWS[device]).with_column(score, method(col(query), col(text)))
@@ -161,9 +165,10 @@ def pairs_frame(pairs: Sequence[Pair]) -> daft.DataFrame:
 
 
 def _udf(spec: ScorerSpec, warm_up: Sequence[Pair], workers: int | None = None) -> Any:
-    workers = workers or STRATEGIES[spec.strategy].workers
     gpus = 1 if spec.device == "cuda" else 0
     if workers is not None:
-        return daft.cls(RerankUDF, max_concurrency=workers, gpus=gpus)(spec, warm_up)
+        return daft.cls(RerankUDF, max_concurrency=workers, cpus=spec.threads, gpus=gpus)(spec, warm_up, gpus > 0)
+    if STRATEGIES[spec.strategy].workers is not None:
+        return daft.cls(RerankUDF, max_concurrency=STRATEGIES[spec.strategy].workers, gpus=gpus)(spec, warm_up)
     # All of the machine's cores for a call: exactly one instance in this process, one call at a time.
     return daft.cls(RerankUDF, cpus=cores(), gpus=gpus)(spec, warm_up)

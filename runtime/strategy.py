@@ -7,6 +7,7 @@ from pathlib import Path
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.machine import cores
 from xopt.runtime.scorer import BatchScorer, Scorer, open_scorer
 
 __all__ = ["PLANNED_ROWS", "STRATEGIES", "ScorerSpec", "Strategy"]
@@ -51,12 +52,12 @@ STRATEGIES = {
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """What a worker needs to open a scorer: a picklable value."""
+    """What a worker needs to open a scorer: a picklable value. `threads` None is all cores of the worker's machine."""
 
     folder: str
     variant: str
     strategy: str
-    threads: int
+    threads: int | None
     device: str = "cpu"
     plan: Plan | None = None
     trusted: bool = False
@@ -66,13 +67,13 @@ class ScorerSpec:
         strategy, model = STRATEGIES[self.strategy], ModelFolder.open(Path(self.folder), self.trusted)
         if strategy.batch_size is None:
             return open_scorer(model, self.variant, plan=self.plan, threads=self.threads, device=self.device)
-        variant = model.variant(self.variant)
+        variant, threads = model.variant(self.variant), self.threads or cores()
         if variant.backend in OURS:
-            plan = Plan(callers=1, threads=self.threads, tokens=1)
+            plan = Plan(callers=1, threads=threads, tokens=1)
             return BatchScorer(open_scorer(model, self.variant, plan=plan, device=self.device), strategy.batch_size)
         from xopt.runtime.reference import ReferenceScorer
 
-        return ReferenceScorer(model, variant, self.threads, strategy.batch_size, self.device)
+        return ReferenceScorer(model, variant, threads, strategy.batch_size, self.device)
 
 
 def strategy_named(name: str) -> Strategy:

@@ -29,7 +29,7 @@ def test_rerank_scores_a_dataframe(tiny: ModelFolder, docs: Candidates) -> None:
 def test_rerank_gives_the_same_scores_from_several_workers(tiny: ModelFolder, docs: Candidates) -> None:
     queries, texts = zip(*docs.pairs, strict=True)
     frame = daft.from_pydict({"id": list(range(len(queries))), "query": list(queries), "text": list(texts)})
-    scored = rerank(frame, tiny.path, workers=2).sort("id").to_pydict()
+    scored = rerank(frame, tiny.path, workers=2, threads=1).sort("id").to_pydict()
     assert np.abs(np.array(scored["score"]) - open_scorer(tiny.path).score(docs.pairs)).max() < 1e-4
     gc.collect()  # here, not in a later test
 

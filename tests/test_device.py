@@ -1,5 +1,11 @@
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from xopt.optimize.quantize import quantize, recipe_for
@@ -51,3 +57,45 @@ def test_int8_made_for_another_processor_is_not_run_where_its_sums_overflow(
     monkeypatch.setattr(module, "saturates", lambda: False)
     assert "onnx-int8" in variants_on(made, "cpu")
     assert len(open_scorer(made.path, "onnx-int8").score(docs.pairs[:2])) == 2
+
+
+CLAIM = """
+import os, sys, torch
+from xopt.runtime.device import claim_gpu
+from xopt.runtime.errors import BadInput
+torch.cuda.device_count = lambda: int(sys.argv[1])
+try:
+    claim_gpu()
+    print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+except BadInput as error:
+    print(error, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "claimed"),
+    [
+        (None, 2, ["0", "1", "all 2 GPUs are claimed by other workers; give no more workers than there are GPUs"]),
+        ("3, 5", 8, ["3", "5"]),
+        ("4", 8, ["4"]),  # as Ray does it
+        (None, 1, ["None"]),
+    ],
+)
+def test_workers_on_one_machine_have_a_gpu_each(
+    tmp_path: Path, visible: str | None, count: int, claimed: list[str]
+) -> None:
+    named = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    with contextlib.ExitStack() as stack:
+        for expected in claimed:
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", CLAIM, str(count)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    env={**os.environ, "TMPDIR": str(tmp_path), **named},
+                )
+            )
+            assert process.stdout is not None
+            assert process.stdout.readline().strip() == expected
