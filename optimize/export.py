@@ -67,11 +67,11 @@ def export(
     with materialise(model) as source, new_folder(out, replace=force) as folder:
         check_cross_encoder(source, model, trust_remote_code)
         network, facts = _save_reference(source, model, folder, trust_remote_code, allow_pickle)
-        narrowed = None
+        rewrites = None
         if not torch_only:
             _write_onnx(network, folder)
-            narrowed = _rewrite(folder / ONNX_FILE)
-        made = _write_manifest(folder, {"model": model, **facts.pop("source")}, narrowed, facts)
+            rewrites = _rewrite(folder / ONNX_FILE)
+        made = _write_manifest(folder, {"model": model, **facts.pop("source")}, rewrites, facts)
         _check_parity(replace(made, trusted=trust_remote_code))
     return ModelFolder.open(out, trust_remote_code)
 
@@ -156,29 +156,33 @@ def _write_onnx(network: Any, folder: Path) -> None:
             file.unlink()
 
 
-def _rewrite(file: Path) -> int:
-    """Rewrite the graph in place to compute no more than the head reads; how many matrix products that narrowed."""
+def _rewrite(file: Path) -> dict[str, int]:
+    """Rewrite the graph in place, exactly, to less work; how often each rewrite applied."""
     import onnx
 
+    from xopt.optimize.attention import fuse_attention
     from xopt.optimize.first_row import keep_first_row
     from xopt.optimize.graph import read_structure
 
     model, narrowed = keep_first_row(read_structure(file))
-    if narrowed:
-        onnx.save(model, file)  # weights that stand in a file of their own stay there
+    model, fused = fuse_attention(model)
+    onnx.save(model, file)  # weights that stand in a file of their own stay there
     log.info("export: %d matrix products of the last layer now see the first token only", narrowed)
-    return narrowed
+    log.info("export: %d attentions are one operator where no pair is padded", fused)
+    return {"first_row_matmuls": narrowed, "fused_attentions": fused}
 
 
-def _write_manifest(folder: Path, source: dict[str, str], narrowed: int | None, facts: dict[str, Any]) -> ModelFolder:
+def _write_manifest(
+    folder: Path, source: dict[str, str], rewrites: dict[str, int] | None, facts: dict[str, Any]
+) -> ModelFolder:
     files = {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
     varlen = has_packed_form(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    fp32 = {"exporter": "optimum", "opset": OPSET, "first_row_matmuls": narrowed}
     variants = [
         *(Variant(f"torch-{p}", "torch", p, WEIGHTS) for p in ("fp32", "fp16", "bf16")),
         *(Variant(f"torch-varlen-{p}", "torch-varlen", p, WEIGHTS) for p in ("fp32", "fp16", "bf16") if varlen),
     ]
-    if narrowed is not None:
+    if rewrites is not None:
+        fp32 = {"exporter": "optimum", "opset": OPSET, **rewrites}
         variants.append(Variant("onnx-fp32", "onnx", "fp32", ONNX_FILE, fp32))
         variants.append(Variant("openvino-bf16", "openvino", "bf16", ONNX_FILE, fp32))
     here = {package.name for package in importlib.metadata.distributions()}

@@ -18,7 +18,7 @@ from onnx import external_data_helper, helper
 from xopt.runtime.files import new_file
 from xopt.runtime.folder import data_file
 
-__all__ = ["SMALL", "open_session", "read_structure", "rebuilt", "write_graph"]
+__all__ = ["SMALL", "import_microsoft", "open_session", "read_structure", "rebuilt", "write_graph"]
 
 SMALL = 64  # entries of a constant that may say how an operator works: a shape, an index, an axis
 LIMIT_BYTES = 1_900_000_000  # of weights in a graph's own file
@@ -51,6 +51,13 @@ def rebuilt(
     return helper.make_model(
         made, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
     )
+
+
+def import_microsoft(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, which may now use onnxruntime's own operators."""
+    if all(opset.domain != "com.microsoft" for opset in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
 
 
 def open_session(model: onnx.ModelProto) -> ort.InferenceSession:

@@ -7,6 +7,7 @@ import warnings
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from xopt.optimize.attention import unfused
 from xopt.optimize.export import ONNX_FILE
 from xopt.optimize.graph import write_graph
 from xopt.optimize.shapes import with_types
@@ -23,7 +24,7 @@ def halve(folder: ModelFolder) -> ModelFolder:
 
     Raises BadInput where the FP32 graph is missing or damaged.
     """
-    model = onnx.load(folder.checked(ONNX_FILE))
+    model = unfused(onnx.load(folder.checked(ONNX_FILE)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of each constant that FP16 rounds to 0 or cuts: the gates judge that
         half = convert_float_to_float16(with_types(model), keep_io_types=True, disable_shape_infer=True)

@@ -30,7 +30,7 @@ from onnx import helper, numpy_helper
 
 from xopt.optimize.calibrate import Activations
 from xopt.optimize.first_row import outer_reads
-from xopt.optimize.graph import rebuilt
+from xopt.optimize.graph import import_microsoft, rebuilt
 from xopt.optimize.rounding import round_weights
 
 __all__ = ["Rounded", "quantize_products"]
@@ -247,6 +247,4 @@ def _assemble(model: onnx.ModelProto, write: _Writer, done: set[str]) -> onnx.Mo
     kept = [t for t in model.graph.initializer if t.name not in done or t.name in still_read]
     constants = [numpy_helper.from_array(value, name) for name, value in write.constants.items()]
     made = rebuilt(model, write.nodes, kept + constants, write.shapes)
-    if all(opset.domain != "com.microsoft" for opset in made.opset_import):
-        made.opset_import.append(helper.make_opsetid("com.microsoft", 1))
-    return made
+    return import_microsoft(made)

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from xopt.optimize.attention import fuse_attention, unfused
 from xopt.optimize.calibrate import Activations, calibrate, calibration_pairs
 from xopt.optimize.graph import write_graph
 from xopt.optimize.neurons import find_blocks, split_neurons
@@ -152,7 +153,7 @@ def quantize(
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:
     """Calibrate on `pairs`, and split feed-forward blocks, as `recipe` says, whatever it leaves in float."""
-    model = onnx.load(folder.checked(FP32_FILE))
+    model = unfused(onnx.load(folder.checked(FP32_FILE)))
     blocks = find_blocks(model, token_matmuls(model))
     if recipe.hot and blocks:
         whole = calibrate(folder, model, [block.activation for block in blocks], pairs, gram=False)
@@ -163,7 +164,8 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
             name: whole for name, whole in products.items() if name not in {f"{b.second.name}/hot" for b in blocks}
         }
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
-    return Prepared(model, products, calibrate(folder, model, read, pairs))
+    seen = calibrate(folder, model, read, pairs)
+    return Prepared(model if recipe.scheme == "static" else fuse_attention(model)[0], products, seen)
 
 
 def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
@@ -180,7 +182,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
 
 
 def _quantize_dynamic(folder: ModelFolder, recipe: Recipe) -> None:
-    model = onnx.load(folder.checked(FP32_FILE))  # given a path, onnxruntime would write a scratch file beside it
+    model = unfused(onnx.load(folder.checked(FP32_FILE)))  # a path would get a scratch file beside it
     with _quiet_logging(), TemporaryDirectory(prefix="xopt-stock-") as scratch:
         made = Path(scratch) / "model.onnx"
         quantize_dynamic(

@@ -32,11 +32,13 @@ class Clock(Protocol):
 class Backend(Protocol):
     """Runs a variant on a device. `load` and `forward` may return before the device is done; `finish` waits.
 
-    `streams`: the device works while the host goes on, so that tokenising ahead keeps it busy.
+    `streams`: the device works while the host goes on, so that tokenising ahead keeps it busy. `equal`: it is
+    fastest where no pair is padded, so only pairs of equal length run together.
     """
 
     clock: Clock
     streams: bool
+    equal: bool
 
     def load(self, tokens: Tokens, forward: Forward) -> Any:
         """Bring the pairs of a forward to the device."""
@@ -67,6 +69,7 @@ class PaddedArrays:
 
     clock: Clock = CpuClock()
     streams = False
+    equal = False
     pad_id: int
 
     def load(self, tokens: Tokens, forward: Forward) -> dict[str, NDArray[np.int64]]:

@@ -49,6 +49,7 @@ class OnnxBackend(PaddedArrays):
             raise BadInput(
                 f"device {device!r}: {provider} did not load, so onnxruntime fell back to the CPU; see its log"
             )
+        self.equal = device == "cpu"  # attention without a mask is one operator; see xopt.optimize.attention
         self.pad_id = folder.manifest.pad_id
         self.inputs = {node.name for node in self.session.get_inputs()}
 

@@ -22,19 +22,22 @@ class Forward:
     width: int
 
 
-def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int) -> list[Forward]:
+def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int, equal: bool = False) -> list[Forward]:
     """Cut pairs, sorted by length, into forwards of at most `tokens` padded tokens, longest first.
 
     `lengths` holds a pair's tokens each, at most `max_width`, the model's length. A pair longer than
-    `tokens` has a forward of its own.
+    `tokens` has a forward of its own. With `equal` only pairs of one length run together, and nothing is padded.
     Small forwards stay in the processor's cache and near-equal lengths need little padding: both
     count more on a CPU than the size of a batch. Longest first evens out concurrent callers.
     """
     order = np.argsort(-lengths, kind="stable")
     forwards, start = [], 0
     while start < len(order):
-        width = min(-(-int(lengths[order[start]]) // WIDTH_STEP) * WIDTH_STEP, max_width)
+        length = int(lengths[order[start]])
+        width = length if equal else min(-(-length // WIDTH_STEP) * WIDTH_STEP, max_width)
         stop = start + max(1, tokens // max(1, width))
+        if equal:
+            stop = min(stop, int(np.searchsorted(-lengths[order], -length, side="right")))
         forwards.append(Forward(order[start:stop], width))
         start = stop
     return forwards

@@ -120,7 +120,7 @@ class PlannedScorer:
     def _start(self, tokens: Tokens, first: int) -> list[_Started]:
         """Plan the forwards of `tokens`, whose first pair is number `first`, and start each."""
         start = time.monotonic()
-        todo = deque(plan_forwards(tokens.lengths, self.plan.tokens, self.encoder.max_length))
+        todo = deque(self._planned(tokens.lengths))
         started: list[_Started] = []
         if self.plan.callers > 1 and len(todo) > 1:
             with ThreadPoolExecutor(self.plan.callers) as callers:
@@ -156,8 +156,10 @@ class PlannedScorer:
         log.warning("out of memory with %d tokens a forward: going on with %d", self.plan.tokens, half)
         self.plan = replace(self.plan, tokens=half)
         rest = np.concatenate([forward.rows for forward in forwards])
-        planned = plan_forwards(tokens.lengths[rest], half, self.encoder.max_length)
-        return deque(Forward(rest[forward.rows], forward.width) for forward in planned)
+        return deque(Forward(rest[f.rows], f.width) for f in self._planned(tokens.lengths[rest]))
+
+    def _planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
+        return plan_forwards(lengths, self.plan.tokens, self.encoder.max_length, self.backend.equal)
 
     def _finish(self, started: Sequence[_Started], pairs: int) -> NDArray[np.float32]:
         """Wait for all forwards, note their times and put their logits into the order of the pairs."""

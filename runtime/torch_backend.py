@@ -49,7 +49,7 @@ class TorchBackend:
         folder.checked(variant.file)
         self.threads, self.device = threads, device
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
-        self.streams = device == "cuda"
+        self.streams, self.equal = device == "cuda", False
         packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
         if packed and device == "cuda":
             if variant.precision == "fp32":

@@ -48,3 +48,15 @@ def test_default_plans_use_the_threads_given(backend: str, threads: int) -> None
 def test_a_plan_of_nothing_is_refused() -> None:
     with pytest.raises(BadInput, match="at least 1"):
         Plan(callers=0, threads=1, tokens=512)
+
+
+@given(LENGTHS, st.integers(1, 5000))
+def test_pairs_of_equal_length_run_together_without_padding(lengths: list[int], tokens: int) -> None:
+    forwards = plan_forwards(np.array(lengths, np.int64), tokens, LONGEST, equal=True)
+    assert sorted(row for forward in forwards for row in forward.rows) == list(range(len(lengths)))
+    for forward in forwards:
+        assert {lengths[row] for row in forward.rows} == {forward.width}
+        assert len(forward.rows) * forward.width <= tokens or len(forward.rows) == 1
+    for length in set(lengths):  # and no more forwards than the budget asks for
+        full = max(1, tokens // length)
+        assert sum(f.width == length for f in forwards) == -(-lengths.count(length) // full)
