@@ -51,11 +51,13 @@ def test_scores_do_not_depend_on_plan_order_or_company(
 
 def test_sentence_transformers_loads_the_folder_and_gives_our_scores(demo: ModelFolder, docs: Candidates) -> None:
     pairs = docs.pairs[:16]
-    file = demo.variant("onnx-int8").file
-    arguments = {"file_name": file, "provider": "CPUExecutionProvider"}
-    theirs = CrossEncoder(str(demo.path), backend="onnx", model_kwargs=arguments)
-    ours = open_scorer(demo.path, "onnx-int8")
-    assert np.abs(theirs.predict(pairs) - ours.score(pairs)).max() < NOISE
+    # It pads, and sums attention in another order; INT8 rounds the float noise of that to other steps.
+    for variant, most in (("onnx-fp32", NOISE), ("onnx-int8", 0.3)):
+        arguments = {"file_name": demo.variant(variant).file, "provider": "CPUExecutionProvider"}
+        theirs = CrossEncoder(str(demo.path), backend="onnx", model_kwargs=arguments)
+        assert np.abs(theirs.predict(pairs) - open_scorer(demo.path, variant).score(pairs)).max() < most
+        alone = theirs.predict(pairs, batch_size=1)  # nothing is padded
+        assert np.abs(alone - open_scorer(demo.path, variant).score(pairs)).max() < NOISE
     assert np.abs(CrossEncoder(str(demo.path)).predict(pairs) - reference(demo, pairs)).max() < NOISE
 
 
