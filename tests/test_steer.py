@@ -76,9 +76,8 @@ def test_a_model_with_outliers_fails_in_int8_and_passes_after_steering(
 
 def test_a_gate_that_holds_at_once_leaves_nothing_in_float(demo: ModelFolder, queries: Candidates) -> None:
     recipe = recipe_for(detect_target())
-    few = queries.head(24)
-    prepared = prepare(demo, recipe, calibration_pairs(few))
-    steered = steer(demo, prepared, recipe, few, [Gate("tau", -1.0)])
+    prepared = prepare(demo, recipe, calibration_pairs(queries.head(24)))
+    steered = steer(demo, prepared, recipe, queries, [Gate("tau", -1.0)])
     assert (len(steered.steps), steered.recipe.floats, steered.harms) == (1, (), ())
 
 
