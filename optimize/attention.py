@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from xopt.optimize.first_row import outer_reads
-from xopt.optimize.graph import import_microsoft, open_session, rebuilt
+from xopt.optimize.graph import import_microsoft, makers, open_session, outer_reads, readers, rebuilt
 from xopt.optimize.shapes import Dim, tensor_shapes
 
 __all__ = ["fuse_attention", "unfused"]
@@ -49,12 +47,8 @@ class _Graph:
     """Who makes a tensor, who reads it, its shape, and constants. What is not as asked for raises LookupError."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.maker = {output: node for node in model.graph.node for output in node.output}
+        self.maker, self.readers = makers(model), readers(model)
         self.place = {node.output[0]: i for i, node in enumerate(model.graph.node)}
-        self.readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-        for node in model.graph.node:
-            for name in {*node.input, *outer_reads(node)}:
-                self.readers[name].append(node)
         self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
         self.shapes: dict[str, list[Dim]] = tensor_shapes(model)
 
@@ -67,10 +61,10 @@ class _Graph:
 
     def reader(self, node: onnx.NodeProto, operator: str) -> onnx.NodeProto:
         """The only node that reads what `node` makes, an `operator`."""
-        readers: list[onnx.NodeProto] = self.readers[node.output[0]]
-        if len(readers) != 1 or readers[0].op_type != operator:
+        found = self.readers[node.output[0]]
+        if len(found) != 1 or found[0].op_type != operator:
             raise LookupError(node.output[0])
-        return readers[0]
+        return found[0]
 
     def scalar(self, name: str) -> float:
         """A constant of one entry."""
@@ -129,8 +123,7 @@ def _match(graph: _Graph, softmax: onnx.NodeProto) -> _Attention | None:
     """The attention around a softmax, if it is BERT's."""
     try:
         added = graph.made(softmax.input[0], "Add")
-        scaled, mask = _scores(graph, added)
-        product = scaled if scaled.op_type == "MatMul" else graph.made(scaled.input[0], "MatMul")
+        product, scaled, mask = _scores(graph, added)
         scale = 1.0 if scaled is product else graph.scalar(scaled.input[1])
         second = graph.reader(softmax, "MatMul")
         turned = graph.reader(second, "Transpose")
@@ -155,20 +148,14 @@ def _match(graph: _Graph, softmax: onnx.NodeProto) -> _Attention | None:
     return _Attention(inputs, mask, heads, 1 / scale if scaled.op_type == "Div" else scale, ordered)
 
 
-def _scores(graph: _Graph, added: onnx.NodeProto) -> tuple[onnx.NodeProto, str]:
-    """The node that makes the scores that a mask is added to, and the mask."""
+def _scores(graph: _Graph, added: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto, str]:
+    """The product of query and key, the node that scales it or the product again, and the mask that is added."""
     for scores, mask in (tuple(added.input), tuple(reversed(added.input))):
-        maker = graph.maker.get(scores)
-        if maker is not None and (
-            maker.op_type == "MatMul" or (maker.op_type in ("Div", "Mul") and _is_product(graph, maker))
-        ):
-            return maker, mask
+        scaled = graph.maker.get(scores)
+        product = graph.maker.get(scaled.input[0]) if scaled and scaled.op_type in ("Div", "Mul") else scaled
+        if scaled and product and product.op_type == "MatMul":
+            return product, scaled, mask
     raise LookupError(added.output[0])
-
-
-def _is_product(graph: _Graph, node: onnx.NodeProto) -> bool:
-    maker = graph.maker.get(node.input[0])
-    return maker is not None and maker.op_type == "MatMul"
 
 
 def _only_padding(model: onnx.ModelProto, found: Sequence[_Attention]) -> list[_Attention]:

@@ -20,10 +20,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from xopt.optimize.graph import SMALL, rebuilt
+from xopt.optimize.graph import SMALL, outer_reads, rebuilt
 from xopt.optimize.shapes import Dim, shapes_from_inputs, tensor_shapes
 
-__all__ = ["ELEMENTWISE", "keep_first_row", "outer_reads"]
+__all__ = ["ELEMENTWISE", "keep_first_row"]
 
 ELEMENTWISE = (
     "Abs Add Cast Clip Div Elu Equal Erf Exp Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsNaN "
@@ -78,14 +78,6 @@ def keep_first_row(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
             wishes[name].add(None)
     products = sum(model.graph.node[i].op_type == "MatMul" for i in narrow)
     return (_rewrite(model, graph, reads, set(narrow)), products) if products else (given, 0)
-
-
-def outer_reads(node: onnx.NodeProto) -> set[str]:
-    """Names that the branches of an If or the body of a Loop read, some of them from the graph around."""
-    bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
-    inner = [n for body in bodies for n in body.node]
-    results = [output.name for body in bodies for output in body.output]
-    return {*results, *(name for n in inner for name in n.input), *(name for n in inner for name in outer_reads(n))}
 
 
 def _facts(model: onnx.ModelProto) -> _Graph:

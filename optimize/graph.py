@@ -7,6 +7,7 @@ name it: `model.onnx` and `model.onnx_data`.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,17 @@ from onnx import external_data_helper, helper
 from xopt.runtime.files import new_file
 from xopt.runtime.folder import data_file
 
-__all__ = ["SMALL", "import_microsoft", "open_session", "read_structure", "rebuilt", "write_graph"]
+__all__ = [
+    "SMALL",
+    "import_microsoft",
+    "makers",
+    "open_session",
+    "outer_reads",
+    "read_structure",
+    "readers",
+    "rebuilt",
+    "write_graph",
+]
 
 SMALL = 64  # entries of a constant that may say how an operator works: a shape, an index, an axis
 LIMIT_BYTES = 1_900_000_000  # of weights in a graph's own file
@@ -35,6 +46,28 @@ def read_structure(file: Path) -> onnx.ModelProto:
             tensor.ClearField("data_location")
             del tensor.external_data[:]
     return model
+
+
+def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """By tensor, the node that makes it."""
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """By tensor, the nodes that read it, in their branches too."""
+    found: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        for name in {*node.input, *outer_reads(node)}:
+            found[name].append(node)
+    return found
+
+
+def outer_reads(node: onnx.NodeProto) -> set[str]:
+    """Names that the branches of an If or the body of a Loop read, some of them from the graph around."""
+    bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    inner = [n for body in bodies for n in body.node]
+    results = [output.name for body in bodies for output in body.output]
+    return {*results, *(name for n in inner for name in n.input), *(name for n in inner for name in outer_reads(n))}
 
 
 def rebuilt(

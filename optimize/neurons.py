@@ -8,7 +8,6 @@ the two products are added. In floating point that is the same sum; in INT8 each
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from xopt.optimize.first_row import ELEMENTWISE, outer_reads
-from xopt.optimize.graph import rebuilt
+from xopt.optimize.first_row import ELEMENTWISE
+from xopt.optimize.graph import makers, outer_reads, readers, rebuilt
 
 __all__ = ["Split", "find_blocks", "split_neurons"]
 
@@ -41,18 +40,14 @@ class Split:
 
 def find_blocks(model: onnx.ModelProto, products: Sequence[str]) -> list[Split]:
     """The blocks of two named products, with nothing between them but elementwise operators on the first's result."""
-    maker = {output: node for node in model.graph.node for output in node.output}
-    readers: dict[str, list[str]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in node.input:
-            readers[name].append(node.name)
+    maker, read_by = makers(model), readers(model)
     constants = _constants(model)
     blocks = []
     for node in model.graph.node:
         if node.name in products:
             chain = _chain(node.input[0], maker, constants, set(products))
             inside = {member.name for member in chain} | {node.name}
-            if chain and all(set(readers[member.output[0]]) <= inside for member in chain):
+            if chain and all(reader.name in inside for member in chain for reader in read_by[member.output[0]]):
                 order = [member for member in model.graph.node if member.name in inside - {node.name}]
                 blocks.append(Split(tuple(order), node))
     return blocks

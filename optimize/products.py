@@ -29,8 +29,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from xopt.optimize.calibrate import Activations
-from xopt.optimize.first_row import outer_reads
-from xopt.optimize.graph import import_microsoft, rebuilt
+from xopt.optimize.graph import import_microsoft, readers, rebuilt
 from xopt.optimize.rounding import round_weights
 
 __all__ = ["Rounded", "quantize_products"]
@@ -94,10 +93,10 @@ def quantize_products(
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     normalised = {node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
     biases = _biases(model)
-    readers: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
+    matrices: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for node in model.graph.node:
         if node.name in products:
-            readers[node.input[0]].append(numpy_helper.to_array(weights[node.input[1]]).astype(np.float64))
+            matrices[node.input[0]].append(numpy_helper.to_array(weights[node.input[1]]).astype(np.float64))
     write, quantised, done, joined = _Writer(), {}, set(), set()
     for node in model.graph.node:
         if node.name in joined:
@@ -108,8 +107,8 @@ def quantize_products(
         x, weight = node.input
         if x not in quantised:
             quantise = _quantise_calibrated if static or x in normalised else _quantise_rows
-            quantised[x] = quantise(write, x, seen[x], _smoothing(seen[x], readers[x], smoothing))
-        factors, matrix = quantised[x].smoothing, readers[x].pop(0)
+            quantised[x] = quantise(write, x, seen[x], _smoothing(seen[x], matrices[x], smoothing))
+        factors, matrix = quantised[x].smoothing, matrices[x].pop(0)
         key = (weight, factors.tobytes(), bits)
         if key not in rounded:
             rounded[key] = round_weights(matrix * factors[:, None], seen[x].gram / np.outer(factors, factors), bits)
@@ -132,12 +131,8 @@ def quantize_products(
 def _biases(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, str]]:
     """By tensor: the Add of a constant row to it, where nothing else reads it, and that row."""
     rows = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
-    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in model.graph.node:
-        for name in (*node.input, *outer_reads(node)):
-            readers[name].append(node)
     found = {}
-    for name, nodes in readers.items():
+    for name, nodes in readers(model).items():
         others = [other for other in nodes[0].input if other != name]
         if len(nodes) == 1 and nodes[0].op_type == "Add" and others and others[0] in rows:
             found[name] = (nodes[0], others[0])

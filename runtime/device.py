@@ -58,7 +58,7 @@ def claim_gpu() -> None:
         return
     for gpu in gpus:
         lock = FileLock(Path(tempfile.gettempdir()) / f"xopt-{getpass.getuser()}-gpu-{gpu.strip()}.lock")
-        with contextlib.suppress(Timeout):
+        with contextlib.suppress(Timeout):  # another worker has this one
             lock.acquire(timeout=0)
             _claimed.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu.strip()

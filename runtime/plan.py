@@ -31,13 +31,14 @@ def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int, equ
     count more on a CPU than the size of a batch. Longest first evens out concurrent callers.
     """
     order = np.argsort(-lengths, kind="stable")
+    falling = -lengths[order]
     forwards, start = [], 0
     while start < len(order):
-        length = int(lengths[order[start]])
+        length = -int(falling[start])
         width = length if equal else min(-(-length // WIDTH_STEP) * WIDTH_STEP, max_width)
         stop = start + max(1, tokens // max(1, width))
         if equal:
-            stop = min(stop, int(np.searchsorted(-lengths[order], -length, side="right")))
+            stop = min(stop, int(np.searchsorted(falling, -length, side="right")))
         forwards.append(Forward(order[start:stop], width))
         start = stop
     return forwards
