@@ -1,12 +1,14 @@
-"""What is left to gain or to lose: a plan that tune missed, Daft's share, memory, opening, and the peers' best batch.
+"""What is left to gain or to lose: a plan that tune missed, Daft's share, memory, opening, peers' best batch, a mask.
 
-    python docs/costs.py DIR
+    python docs/costs.py DIR [opening | sweep | batches | attention | in_daft ...]
 
-DIR is a model folder with onnx-int8. The tables of docs/performance.md; rounds are interleaved, ratios are medians.
+DIR is a model folder with onnx-int8. All parts unless some are named. The tables of docs/performance.md; rounds are
+interleaved, ratios are medians.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import subprocess
 import sys
@@ -16,13 +18,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
+
+from xopt.optimize.attention import unfused
+from xopt.optimize.graph import write_graph
 from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target
 from xopt.optimize.tune import plans_for, tune
 from xopt.runtime.agreement import agreement
 from xopt.runtime.candidates import demo_candidates
 from xopt.runtime.daft_udf import pairs_frame, rerank
-from xopt.runtime.folder import ModelFolder
+from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
 from xopt.runtime.reference import REFERENCE, ReferenceScorer
 from xopt.runtime.scorer import open_scorer
@@ -45,11 +51,10 @@ print(f"{opened:.2f} s | {held * 1.024e-3:.0f} MB | {scored * 1.024e-3:.0f} MB")
 """
 
 
-def main(folder: ModelFolder) -> None:
-    opening(folder)
-    sweep(folder)
-    batches(folder)
-    in_daft(folder)
+def main(folder: ModelFolder, named: list[str]) -> None:
+    parts = {part.__name__: part for part in (opening, sweep, batches, attention, in_daft)}
+    for name in named or parts:
+        parts[name](folder)
 
 
 def opening(folder: ModelFolder) -> None:
@@ -96,6 +101,32 @@ def batches(folder: ModelFolder, queries: int = 8, rounds: int = 5) -> None:
             print(f"| {name} | {ratio:.2f} x | {agreed.tau:.3f} | {agreed.top10:.3f} |")
 
 
+def attention(folder: ModelFolder, queries: int = 16, rounds: int = 3) -> None:
+    docs, plan = demo_candidates(queries), Plan(cores(), 1, 512)
+    with tempfile.TemporaryDirectory() as scratch:
+        masked = ModelFolder.open(shutil.copytree(folder.path, Path(scratch) / "masked"))
+        scorers = {}
+        for variant in map(folder.variant, ("onnx-fp32", "onnx-int8")):
+            write_graph(unfused(onnx.load(folder.path / variant.file)), masked.path / variant.file)
+            masked = masked.with_variant(variant)
+            for name, home, equal in (
+                ("masked, padded", masked, False),
+                ("masked, equal lengths", masked, True),
+                ("one operator, equal lengths", folder, True),
+            ):
+                scorer = scorers[variant.name, name] = open_scorer(home, variant.name, plan=plan)
+                scorer.backend.equal = equal
+        times = interleaved({key: (scorer.score, docs.pairs) for key, scorer in scorers.items()}, rounds)
+        expected = scorers["onnx-fp32", "masked, padded"].score(docs.pairs)
+        print(
+            f"\n| {len(docs.pairs)} pairs | attention | pairs/s | speed | tau-b | top-10 |\n|---|---|---|---|---|---|"
+        )
+        for (variant, name), seconds in times.items():
+            agreed = agreement(docs, expected, scorers[variant, name].score(docs.pairs))
+            ratio, rate = times[variant, "masked, padded"] / seconds, len(docs.pairs) / seconds
+            print(f"| {variant} | {name} | {rate:.1f} | {ratio:.2f} x | {agreed.tau:.3f} | {agreed.top10:.3f} |")
+
+
 def in_daft(folder: ModelFolder, queries: int = 200, rounds: int = 3) -> None:
     pairs = demo_candidates(queries).pairs
     bare, frame = open_scorer(folder.path, "onnx-int8"), pairs_frame(pairs)
@@ -121,4 +152,4 @@ def interleaved(runs: dict[Any, tuple[Callable[..., object], object]], rounds: i
 
 
 if __name__ == "__main__":
-    main(ModelFolder.open(sys.argv[1]))
+    main(ModelFolder.open(sys.argv[1]), sys.argv[2:])
