@@ -101,7 +101,7 @@ def batches(folder: ModelFolder, queries: int = 8, rounds: int = 5) -> None:
             print(f"| {name} | {ratio:.2f} x | {agreed.tau:.3f} | {agreed.top10:.3f} |")
 
 
-def attention(folder: ModelFolder, queries: int = 16, rounds: int = 3) -> None:
+def attention(folder: ModelFolder, queries: int = 8, rounds: int = 11) -> None:
     docs, plan = demo_candidates(queries), Plan(cores(), 1, 512)
     with tempfile.TemporaryDirectory() as scratch:
         masked = ModelFolder.open(shutil.copytree(folder.path, Path(scratch) / "masked"))
