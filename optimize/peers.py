@@ -43,7 +43,7 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     shutil.copytree(folder.path, out, ignore=shutil.ignore_patterns("onnx", MANIFEST))
     log.info("peers: exporting with sentence-transformers")
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # a result's JSON may go to standard output
-        warnings.simplefilter("ignore")  # the tracer warns of each Python branch
+        warnings.simplefilter("ignore")  # the tracer warns of each Python branch; the bench shows their agreement
         model = CrossEncoder(
             str(out),
             backend="onnx",

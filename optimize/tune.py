@@ -69,9 +69,8 @@ def tune(
     faster half on twice as many, until one is left. Pairs are drawn evenly over the lengths. A plan for a GPU
     is measured with its tokenising, which the forwards overlap.
     """
-    check_device(device)
     for variant in variants:
-        folder.variant(variant)
+        check_device(device, folder.variant(variant))
     tunings = [_tune_variant(folder, variant, candidates, threads or cores(), device) for variant in variants]
     machine, found = machine_name(device), {tuning.variant: tuning.best for tuning in tunings}
 

@@ -98,9 +98,8 @@ def validate(
     sentence-transformers' own. Models of several labels are judged by the label with the largest
     logit. Raises BadInput where a variant is missing, GateFailed where the reference is not to be trusted.
     """
-    check_device(device)
-    for variant in variants:
-        folder.variant(variant)
+    for variant in (REFERENCE, *variants):
+        check_device(device, folder.variant(variant))
     pairs, few = candidates.pairs, candidates.pairs[:NOISE_PAIRS]
     threads = threads or cores()
     log.info("validate: the reference scores %d pairs", len(pairs))

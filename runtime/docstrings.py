@@ -44,8 +44,8 @@ def read_docstrings(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[
 
 def _parse(path: Path, where: str) -> Iterator[Docstring]:
     try:
-        with warnings.catch_warnings():  # somebody else's invalid escapes are not our warnings
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # somebody else's invalid escapes are not our warnings
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError):
         return  # templates and files for other Python versions are not source we can read

@@ -170,7 +170,7 @@ class TreeMonitor:
         if len(self._samples) % TREE_EVERY == 0:
             self._pids = list(_tree(self._root.pid))
         for pid in self._pids:
-            with suppress(psutil.Error, OSError):
+            with suppress(psutil.Error, OSError):  # it has ended since
                 self._add(pid, sample)
         network = psutil.net_io_counters()
         if network is not None:
@@ -203,12 +203,12 @@ def _tree(pid: int) -> Iterator[int]:
     """A process and its descendants, on Linux by each thread's list of children: a scan of all processes costs more."""
     yield pid
     tasks = PROC / str(pid) / "task"
-    with suppress(psutil.Error, OSError):
+    with suppress(psutil.Error, OSError):  # a process that has ended has no children
         if not (tasks / str(pid) / "children").is_file():
             yield from (child.pid for child in psutil.Process(pid).children(recursive=True))
             return
         for task in list(tasks.iterdir()):
-            with suppress(OSError):
+            with suppress(OSError):  # the thread has ended
                 for child in (task / "children").read_text().split():
                     yield from _tree(int(child))
 
@@ -235,7 +235,7 @@ def _account(pid: int) -> dict[str, float]:
         "threads": fields[16],
         "resident": fields[20] * PAGE_BYTES,
     }
-    with suppress(OSError):
+    with suppress(OSError):  # containers may forbid it: then disk use is unknown, and shown as none
         io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
         used |= {"read": float(io["read_bytes"]), "written": float(io["write_bytes"])}
     return used
