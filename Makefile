@@ -27,7 +27,7 @@ clean:
 
 $(INSTALLED): EXTRAS := demo
 $(DEVELOPED): EXTRAS := demo,dev
-$(INSTALLED) $(DEVELOPED): pyproject.toml constraints.txt cli optimize runtime models/demo
+$(INSTALLED) $(DEVELOPED): pyproject.toml constraints.txt models/demo $(shell find cli optimize runtime -type d -not -name '__pycache__')
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=strict -e '.[$(EXTRAS)]'
 	touch $@

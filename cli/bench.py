@@ -15,7 +15,7 @@ from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_bench, print_explained
 
 if TYPE_CHECKING:
-    from xopt.runtime.candidates import Candidates
+    from xopt.runtime.data.candidates import Candidates
 
 __all__ = ["bench"]
 
@@ -66,11 +66,11 @@ def bench(
     baseline torch-fp32/default. Speed is the ratio to it. CPU is that of the whole process tree; the
     column beside it shows what a monitor of the parent process alone would see.
     """
-    from xopt.runtime.bench import Case
-    from xopt.runtime.bench import bench as run
-    from xopt.runtime.device import variants_on
+    from xopt.runtime.bench.bench import Case
+    from xopt.runtime.bench.bench import bench as run
+    from xopt.runtime.bench.strategy import STRATEGIES
     from xopt.runtime.folder import ModelFolder
-    from xopt.runtime.strategy import STRATEGIES
+    from xopt.runtime.scoring.device import variants_on
 
     if peers and device != "cpu":
         raise click.UsageError(

@@ -13,7 +13,7 @@ from xopt.cli.output import Output, json_option, plain
 from xopt.cli.tables import print_bench, print_tuning, print_validation
 
 if TYPE_CHECKING:
-    from xopt.runtime.candidates import Candidates
+    from xopt.runtime.data.candidates import Candidates
 
 __all__ = ["optimize"]
 
@@ -50,7 +50,7 @@ def optimize(
     DIR/report.html has it all.
     """
     from xopt.optimize.pipeline import optimize as run
-    from xopt.optimize.report import gather, render
+    from xopt.optimize.report.page import gather, render
     from xopt.optimize.source import default_out
     from xopt.runtime.files import write_text
 

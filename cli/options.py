@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
-    from xopt.runtime.candidates import Candidates
+    from xopt.runtime.data.candidates import Candidates
 
 __all__ = [
     "BOUNDS",
@@ -35,7 +35,7 @@ variant_option = click.option(
 
 
 def _there(_: click.Context, __: click.Parameter, device: str) -> str:
-    from xopt.runtime.device import check_device
+    from xopt.runtime.scoring.device import check_device
 
     check_device(device)  # before data is read
     return device
@@ -97,7 +97,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_data(data: str, run: str | None, split: str, depth: int | None, queries: int | None, **rest: Any) -> Any:
         def read() -> Candidates:
-            from xopt.runtime.candidates import read_candidates
+            from xopt.runtime.data.candidates import read_candidates
 
             return read_candidates(data, run=run, split=split, depth=depth, queries=queries)
 

@@ -13,7 +13,7 @@ from xopt.cli.tables import print_steering
 
 if TYPE_CHECKING:
     from xopt.optimize.steer import Steered
-    from xopt.runtime.candidates import Candidates
+    from xopt.runtime.data.candidates import Candidates
     from xopt.runtime.folder import ModelFolder
 
 __all__ = ["quantize"]
@@ -59,7 +59,7 @@ def quantize(
     float until the gate holds, and the fastest variant that passes is kept. Exits with 1, and changes
     nothing, where none does.
     """
-    from xopt.optimize.calibrate import calibration_pairs
+    from xopt.optimize.graph.calibrate import calibration_pairs
     from xopt.optimize.quantize import SCHEMES, detect_target, prepare, recipe_for
     from xopt.optimize.quantize import quantize as run
     from xopt.optimize.steer import steer

@@ -30,7 +30,7 @@ def report(results: tuple[str, ...], out: str, baseline: str | None, json_file: 
 
     RESULTS.json is what `xopt optimize`, `bench` or `validate` wrote with --json; several make one page.
     """
-    from xopt.optimize.report import compare, read_results, render
+    from xopt.optimize.report.page import compare, read_results, render
     from xopt.runtime.errors import BadInput
     from xopt.runtime.files import write_text
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from xopt.cli.output import Output
 
 if TYPE_CHECKING:
-    from xopt.optimize.losses import Loss
-    from xopt.optimize.statistics import Interval
+    from xopt.optimize.judge.statistics import Interval
+    from xopt.optimize.judge.worst_queries import Loss
     from xopt.optimize.steer import Steered
     from xopt.optimize.tune import Tuning
     from xopt.optimize.validate import Judged, Validation
-    from xopt.runtime.bench import Bench
+    from xopt.runtime.bench.bench import Bench
 
 __all__ = ["print_bench", "print_explained", "print_steering", "print_tuning", "print_validation"]
 
@@ -197,7 +197,7 @@ def _print_gpu_stages(out: Output, bench: Bench) -> None:
 
 def print_explained(out: Output, bench: Bench) -> None:
     """Where each case's time went, how near its forwards come to the machine's ceilings, and what to change."""
-    from xopt.runtime.explain import STAGES
+    from xopt.runtime.bench.explain import STAGES
 
     c, rows = bench.ceilings, []
     explained = [(m.case, m.explained) for m in bench.measured if m.explained]

@@ -12,7 +12,7 @@ from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_tuning
 
 if TYPE_CHECKING:
-    from xopt.runtime.candidates import Candidates
+    from xopt.runtime.data.candidates import Candidates
 
 __all__ = ["tune"]
 
@@ -41,8 +41,8 @@ def tune(
     Writes it into the manifest of the model folder DIR, where every scorer on this machine finds it.
     """
     from xopt.optimize.tune import tune as run
-    from xopt.runtime.device import variants_on
     from xopt.runtime.folder import ModelFolder
+    from xopt.runtime.scoring.device import variants_on
 
     model = ModelFolder.open(folder, trust_remote_code)
     _, tunings = run(model, variants or variants_on(model, device), read(), threads, device)

@@ -22,7 +22,7 @@ from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_validation
 
 if TYPE_CHECKING:
-    from xopt.runtime.candidates import Candidates
+    from xopt.runtime.data.candidates import Candidates
 
 __all__ = ["validate"]
 
@@ -59,8 +59,8 @@ def validate(
     """
     from xopt.optimize.validate import gates_with, validate_runs
     from xopt.optimize.validate import validate as run
-    from xopt.runtime.device import variants_on
     from xopt.runtime.folder import ModelFolder
+    from xopt.runtime.scoring.device import variants_on
 
     if (
         (scores is None) == (folder is None)

@@ -20,18 +20,18 @@ from typing import Any
 
 import onnx
 
-from xopt.optimize.attention import unfused
-from xopt.optimize.graph import write_graph
+from xopt.optimize.graph.attention import unfused
+from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target
 from xopt.optimize.tune import plans_for, tune
-from xopt.runtime.agreement import agreement
-from xopt.runtime.candidates import demo_candidates
-from xopt.runtime.daft_udf import pairs_frame, rerank
+from xopt.runtime.bench.reference import REFERENCE, ReferenceScorer
+from xopt.runtime.data.agreement import agreement
+from xopt.runtime.data.candidates import demo_candidates
 from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.frames.rerank import pairs_frame, rerank
 from xopt.runtime.machine import cores
-from xopt.runtime.reference import REFERENCE, ReferenceScorer
-from xopt.runtime.scorer import open_scorer
+from xopt.runtime.scoring.scorer import open_scorer
 
 FRESH = """
 import sys, time
@@ -43,7 +43,7 @@ from xopt.runtime.folder import Plan
 scorer = open_scorer(sys.argv[1], "onnx-int8", plan=Plan(int(sys.argv[2]), 1, 512))
 opened = time.perf_counter() - start
 held = peak()
-from xopt.runtime.candidates import demo_candidates
+from xopt.runtime.data.candidates import demo_candidates
 scorer.score(demo_candidates().pairs[:400])
 scored = peak()
 assert "torch" not in sys.modules

@@ -22,12 +22,12 @@ from xopt.optimize.export import export
 from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
-from xopt.runtime.candidates import demo_candidates
-from xopt.runtime.encode import Encoder, Pair
+from xopt.runtime.bench.reference import ReferenceScorer
+from xopt.runtime.data.candidates import demo_candidates
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
-from xopt.runtime.reference import ReferenceScorer
-from xopt.runtime.scorer import Scorer
+from xopt.runtime.scoring.encode import Encoder, Pair
+from xopt.runtime.scoring.scorer import Scorer
 
 VARIANTS = ("onnx-fp32", "onnx-int8")
 BUDGET_TOKENS = 6000  # of each point

@@ -15,13 +15,13 @@ import torch
 from safetensors import SafetensorError
 
 from xopt.optimize.source import check_cross_encoder, materialise
-from xopt.runtime.encode import Pair
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, Manifest, ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores
-from xopt.runtime.scorer import open_scorer
-from xopt.runtime.varlen import has_packed_form
+from xopt.runtime.scoring.backends.varlen import has_packed_form
+from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.scorer import open_scorer
 
 __all__ = ["MAX_DIFFERENCE", "export", "parity_pairs"]
 
@@ -160,9 +160,9 @@ def _rewrite(file: Path) -> dict[str, int]:
     """Rewrite the graph in place, exactly, to less work; how often each rewrite applied."""
     import onnx
 
-    from xopt.optimize.attention import fuse_attention
-    from xopt.optimize.first_row import keep_first_row
-    from xopt.optimize.graph import read_structure
+    from xopt.optimize.graph.attention import fuse_attention
+    from xopt.optimize.graph.first_row import keep_first_row
+    from xopt.optimize.graph.structure import read_structure
 
     model, narrowed = keep_first_row(read_structure(file))
     model, fused = fuse_attention(model)

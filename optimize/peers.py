@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
-from xopt.optimize.calibrate import calibration_pairs
-from xopt.runtime.backend import pad
-from xopt.runtime.candidates import Candidates
-from xopt.runtime.device import has_openvino
-from xopt.runtime.encode import Encoder
+from xopt.optimize.graph.calibrate import calibration_pairs
+from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.files import sha256_of, write_text
 from xopt.runtime.folder import MANIFEST, ModelFolder, Variant
-from xopt.runtime.plan import Forward
+from xopt.runtime.scoring.backends.backend import pad
+from xopt.runtime.scoring.device import has_openvino
+from xopt.runtime.scoring.encode import Encoder
+from xopt.runtime.scoring.plan import Forward
 
 __all__ = ["make_peers"]
 

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from xopt.optimize.export import export
 from xopt.optimize.half import FP16, halve
+from xopt.optimize.judge.statistics import PASSED, UNDECIDED
 from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
-from xopt.optimize.statistics import PASSED, UNDECIDED
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, gates_with, validate
-from xopt.runtime.bench import BASELINE, Bench, Case, bench
-from xopt.runtime.candidates import Candidates
-from xopt.runtime.device import check_device, has_openvino, overflows, variants_on
+from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
+from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import MANIFEST, ModelFolder
 from xopt.runtime.machine import cores, machine_name, saturates
-from xopt.runtime.onnx_backend import has_provider
+from xopt.runtime.scoring.backends.onnx import has_provider
+from xopt.runtime.scoring.device import check_device, has_openvino, overflows, variants_on
 
 __all__ = ["Outcome", "Recommendation", "optimize", "recommend"]
 

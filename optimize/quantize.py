@@ -12,17 +12,17 @@ from tempfile import TemporaryDirectory
 import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from xopt.optimize.attention import fuse_attention, unfused
-from xopt.optimize.calibrate import Activations, calibrate, calibration_pairs
-from xopt.optimize.graph import write_graph
-from xopt.optimize.neurons import find_blocks, split_neurons
-from xopt.optimize.products import Rounded, quantize_products
-from xopt.optimize.shapes import Dim, tensor_shapes
-from xopt.runtime.candidates import Candidates, demo_candidates
-from xopt.runtime.encode import Pair
+from xopt.optimize.graph.attention import fuse_attention, unfused
+from xopt.optimize.graph.calibrate import Activations, calibrate, calibration_pairs
+from xopt.optimize.graph.int8_matmul import Rounded, quantize_products
+from xopt.optimize.graph.outliers import find_blocks, split_neurons
+from xopt.optimize.graph.shapes import Dim, tensor_shapes
+from xopt.optimize.graph.structure import write_graph
+from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
+from xopt.runtime.scoring.encode import Pair
 
 __all__ = [
     "SCHEMES",
@@ -74,7 +74,7 @@ class Recipe:
     """How an INT8 variant is made. A value: with the calibration data, what the manifest keeps makes the file again.
 
     `scheme` "per-token" has a scale for every token's row, so that a pair's score depends on the pair
-    alone; see `xopt.optimize.products` and `xopt.optimize.neurons`. `smoothing` is the exponent of
+    alone; see `xopt.optimize.graph.int8_matmul` and `xopt.optimize.graph.outliers`. `smoothing` is the exponent of
     the activations in its smoothing factors and `hot` the share of a block's neurons with a scale of
     their own. "static" takes the scales from calibration, for OpenVINO, and multiplies what the hot
     neurons give in float. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at

@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.optimize.graph import write_graph
+from xopt.optimize.graph.structure import write_graph
+from xopt.optimize.judge.statistics import PASSED, Gate
 from xopt.optimize.quantize import Prepared, Recipe, quantized
-from xopt.optimize.statistics import PASSED, Gate
 from xopt.optimize.validate import Judged, judge
-from xopt.runtime.candidates import Candidates
+from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import GateFailed
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.scorer import PlannedScorer, open_scorer
+from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 
 __all__ = ["Harm", "Steered", "Step", "steer"]
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.candidates import Candidates
-from xopt.runtime.device import check_device
-from xopt.runtime.encode import Pair, Tokens
+from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import Manifest, ModelFolder, Plan
 from xopt.runtime.machine import cores, machine_name
-from xopt.runtime.scorer import PlannedScorer, open_scorer
+from xopt.runtime.scoring.device import check_device
+from xopt.runtime.scoring.encode import Pair, Tokens
+from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 
 __all__ = ["Trial", "Tuning", "plans_for", "tune"]
 

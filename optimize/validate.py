@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.optimize.losses import Loss, largest_losses
-from xopt.optimize.statistics import FAILED, PASSED, UNDECIDED, Gate, GateResult, Interval, hold, interval
-from xopt.runtime.agreement import agreement_by_query, broken, differences, first_stage_scores, quality_by_query
-from xopt.runtime.candidates import Candidates, Row
-from xopt.runtime.device import check_device
-from xopt.runtime.encode import Encoder, Pair
+from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED, Gate, GateResult, Interval, hold, interval
+from xopt.optimize.judge.worst_queries import Loss, largest_losses
+from xopt.runtime.bench.reference import REFERENCE, ReferenceScorer
+from xopt.runtime.data.agreement import agreement_by_query, broken, differences, first_stage_scores, quality_by_query
+from xopt.runtime.data.candidates import Candidates, Row
+from xopt.runtime.data.trec import read_qrels, read_run
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
-from xopt.runtime.reference import REFERENCE, ReferenceScorer
-from xopt.runtime.scorer import open_scorer
-from xopt.runtime.trec import read_qrels, read_run
+from xopt.runtime.scoring.device import check_device
+from xopt.runtime.scoring.encode import Encoder, Pair
+from xopt.runtime.scoring.scorer import open_scorer
 
 __all__ = ["GATES", "SAME", "Judged", "Validation", "gates_with", "judge", "validate", "validate_runs"]
 

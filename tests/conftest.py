@@ -12,7 +12,7 @@ from tiny import make_tiny
 from xopt.cli.main import cli
 from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
-from xopt.runtime.candidates import Candidates, demo_candidates
+from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.folder import ModelFolder
 
 settings.register_profile("xopt", deadline=None)  # machines are slow at times: no test asserts a time

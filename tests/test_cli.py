@@ -12,8 +12,8 @@ from click.testing import Result
 from tiny import make_tiny
 
 from xopt.cli.main import cli
-from xopt.runtime.device import has_openvino
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.scoring.device import has_openvino
 
 ROOT = Path(__file__).parents[1]
 Xopt = Callable[..., Result]

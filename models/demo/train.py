@@ -22,8 +22,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from xopt.optimize.demo import BASE_ID, base_folder
 from xopt.runtime.beir import read_beir
-from xopt.runtime.bm25 import bm25_ranking
-from xopt.runtime.docstrings import read_docstrings
+from xopt.runtime.data.bm25 import bm25_ranking
+from xopt.runtime.data.docstrings import read_docstrings
 
 NEGATIVES = 5
 POOL = 50  # negatives are drawn from the BM25 ranking's first 50

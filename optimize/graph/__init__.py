@@ -1,0 +1,1 @@
+"""ONNX graphs: reading, exact rewrites, INT8."""

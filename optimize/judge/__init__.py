@@ -1,0 +1,1 @@
+"""Do scores still rank the same: gates, intervals, where rankings differ."""

@@ -1,0 +1,1 @@
+"""Every variant inside Daft, measured in fresh processes and explained."""

@@ -1,0 +1,85 @@
+"""sentence-transformers itself: the reference for scores, and what the strategies of a bench compare with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sentence_transformers import CrossEncoder
+
+from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.scoring.backends.torch import DTYPES, its_own_code
+from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.stages import Stages, Stopwatch
+
+__all__ = ["REFERENCE", "ReferenceScorer"]
+
+REFERENCE = "torch-fp32"  # the variant that every other is judged against
+
+
+class ReferenceScorer:
+    """Runs a variant as sentence-transformers does: padded batches of `batch_size` pairs, sorted by characters."""
+
+    def __init__(
+        self, folder: ModelFolder, variant: Variant, threads: int, batch_size: int = 32, device: str = "cpu"
+    ) -> None:
+        folder.checked(variant.file)
+        self.threads, self.batch_size = threads, batch_size
+        torch.set_num_threads(threads)
+        with its_own_code(folder):
+            self.model = CrossEncoder(
+                str(folder.path),
+                device=device,
+                backend=variant.backend,
+                local_files_only=True,
+                trust_remote_code=folder.trusted,
+                model_kwargs=_model_kwargs(variant, threads, device),
+            )
+        self._watch = Stopwatch(callers=1)
+        self._preprocess = self.model.preprocess
+        self.model.preprocess = self._encode
+        self.model.register_forward_pre_hook(self._before)
+        self.model.register_forward_hook(self._after)
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time of all calls so far went."""
+        return self._watch.stages
+
+    def _encode(self, *arguments: Any, **named: Any) -> Any:
+        start = time.monotonic()
+        features = self._preprocess(*arguments, **named)
+        self._watch.encoded(time.monotonic() - start)
+        mask = features["attention_mask"]  # here it is still on the host: asked on a GPU, it would wait for that
+        self._batch = mask.shape[0], mask.shape[1], int(mask.sum())
+        return features
+
+    def _before(self, *_: Any) -> None:
+        self._start = time.monotonic()
+
+    def _after(self, *_: Any) -> None:
+        took = time.monotonic() - self._start
+        self._watch.forwarded(took, 0.0, *self._batch)
+        self._watch.ran(took)
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given; see `xopt.runtime.scoring.scorer.Scorer`."""
+        torch.set_num_threads(self.threads)  # kept by thread, and Daft calls from several
+        scores = self.model.predict(
+            list(pairs), batch_size=self.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+        )
+        return np.asarray(scores, np.float32)
+
+
+def _model_kwargs(variant: Variant, threads: int, device: str) -> dict[str, Any]:
+    if variant.backend == "torch":
+        return {"dtype": DTYPES[variant.precision], "use_safetensors": True}
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    return {"file_name": variant.file, "provider": f"{device.upper()}ExecutionProvider", "session_options": options}

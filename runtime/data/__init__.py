@@ -1,0 +1,1 @@
+"""Files and data sets become candidates; measures of agreement and quality."""

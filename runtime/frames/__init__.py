@@ -1,0 +1,1 @@
+"""Candidates in Daft become ranked candidates."""

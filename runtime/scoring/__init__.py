@@ -1,0 +1,1 @@
+"""Pairs in, scores out: tokenising, planning and running forwards."""

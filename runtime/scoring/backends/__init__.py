@@ -1,0 +1,1 @@
+"""What runs a forward: one file a backend, padded or packed."""

@@ -1,0 +1,91 @@
+"""What a scorer asks of a backend: load, forward, finish, and a clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.runtime.scoring.encode import Tokens
+from xopt.runtime.scoring.plan import Forward
+
+__all__ = ["Backend", "Clock", "CpuClock", "OutOfMemory", "PaddedArrays", "pad"]
+
+
+class OutOfMemory(Exception):
+    """A forward does not fit into the device's memory; a smaller one may."""
+
+
+class Clock(Protocol):
+    """Tells how long a device was at work between two marks, once all is finished."""
+
+    def mark(self) -> Any:
+        """Now."""
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """The time between two marks."""
+
+
+class Backend(Protocol):
+    """Runs a variant on a device. `load` and `forward` may return before the device is done; `finish` waits.
+
+    `streams`: the device works while the host goes on, so that tokenising ahead keeps it busy. `equal`: it is
+    fastest where no pair is padded, so only pairs of equal length run together.
+    """
+
+    clock: Clock
+    streams: bool
+    equal: bool
+
+    def load(self, tokens: Tokens, forward: Forward) -> Any:
+        """Bring the pairs of a forward to the device."""
+
+    def forward(self, batch: Any) -> Any:
+        """Logits of a loaded batch, wherever they are. Raises OutOfMemory."""
+
+    def finish(self, outputs: Sequence[Any]) -> NDArray[np.float32]:
+        """Logits of all forwards, one after the other: float32[pairs, labels]."""
+
+
+class CpuClock:
+    """The host's clock: on a CPU a call returns when it is done."""
+
+    @staticmethod
+    def mark() -> float:
+        """Now."""
+        return time.monotonic()
+
+    @staticmethod
+    def seconds(start: float, end: float) -> float:
+        """The time between two marks."""
+        return end - start
+
+
+class PaddedArrays:
+    """What backends share that take padded arrays and return when they are done."""
+
+    clock: Clock = CpuClock()
+    streams = False
+    equal = False
+    pad_id: int
+
+    def load(self, tokens: Tokens, forward: Forward) -> dict[str, NDArray[np.int64]]:
+        """The int64[pairs, width] arrays of a forward."""
+        return pad(tokens, forward, self.pad_id)
+
+    def finish(self, outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Logits of all forwards."""
+        return np.concatenate(outputs)
+
+
+def pad(tokens: Tokens, forward: Forward, pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids."""
+    shape = (len(forward.rows), forward.width)
+    ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for i, row in enumerate(forward.rows):
+        length = int(tokens.lengths[row])
+        ids[i, :length], mask[i, :length], types[i, :length] = tokens.ids[row], 1, tokens.type_ids[row]
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

@@ -1,0 +1,54 @@
+"""OpenVINO: one compiled model with one copy of the weights, called from several threads."""
+
+from __future__ import annotations
+
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan, Variant
+from xopt.runtime.scoring.backends.backend import PaddedArrays
+
+try:
+    import openvino
+except ImportError as error:
+    raise BadInput("this variant needs OpenVINO: pip install 'xopt-rerank[openvino]'") from error
+
+__all__ = ["OpenVinoBackend"]
+
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not INT8
+
+
+class OpenVinoBackend(PaddedArrays):
+    """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
+
+    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan) -> None:
+        file = folder.checked(variant.file)
+        properties = {
+            "NUM_STREAMS": plan.callers,
+            "INFERENCE_NUM_THREADS": plan.callers * plan.threads,
+            "INFERENCE_PRECISION_HINT": PRECISIONS[variant.precision],
+        }
+        try:
+            self.model = openvino.Core().compile_model(str(file), "CPU", properties)
+        except RuntimeError as error:
+            raise BadInput(f"{file}: OpenVINO cannot open it ({str(error).splitlines()[-1]})") from error
+        self.pad_id = folder.manifest.pad_id
+        self.inputs = {node.any_name for node in self.model.inputs}
+        # All requests are made here: made while another runs, one can wait for it for ever, holding Python's lock.
+        self.idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(plan.callers):
+            self.idle.put(self.model.create_infer_request())
+
+    def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
+        request = self.idle.get()
+        try:
+            request.infer({k: v for k, v in batch.items() if k in self.inputs}, share_inputs=True)
+            logits: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+        finally:
+            self.idle.put(request)
+        return logits

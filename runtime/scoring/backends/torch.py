@@ -1,0 +1,133 @@
+"""PyTorch through the planner, on a CPU and on a GPU: the transformers model, padded or packed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForSequenceClassification
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.scoring.backends.backend import Clock, CpuClock, OutOfMemory
+from xopt.runtime.scoring.backends.packed import Packed, pack
+from xopt.runtime.scoring.backends.varlen import VarlenNetwork
+from xopt.runtime.scoring.device import has_flash
+from xopt.runtime.scoring.encode import Tokens
+from xopt.runtime.scoring.plan import Forward
+
+__all__ = ["DTYPES", "TorchBackend", "its_own_code"]
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class CudaClock:
+    """Times on the GPU's own clock, to be read once it has done all."""
+
+    @staticmethod
+    def mark() -> torch.cuda.Event:
+        """Now, in the order of the GPU's work."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch has no types for it
+        event.record()
+        return event
+
+    @staticmethod
+    def seconds(start: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        """The time between two marks."""
+        return float(start.elapsed_time(end)) / 1000
+
+
+class TorchBackend:
+    """Runs the transformers model on packed pairs; safe to call from several threads at once."""
+
+    def __init__(self, folder: ModelFolder, variant: Variant, threads: int, device: str = "cpu") -> None:
+        folder.checked(variant.file)
+        self.threads, self.device = threads, device
+        self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
+        self.streams, self.equal = device == "cuda", False
+        packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
+        if packed and device == "cuda":
+            if variant.precision == "fp32":
+                raise BadInput(f"{variant.name}: flash attention has no FP32; use torch-varlen-fp16 or torch-fp32")
+            if not has_flash():
+                raise BadInput(f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16")
+        # A packed network brings its own attention, and casts the body alone.
+        how = {"dtype": torch.float32, "attn_implementation": "eager"} if packed else {"dtype": dtype}
+        with its_own_code(folder):
+            model = AutoModelForSequenceClassification.from_pretrained(
+                folder.path,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=folder.trusted,
+                **how,
+            ).eval()
+        inputs = set(folder.manifest.inputs)
+        self.network: functools.partial[torch.Tensor] | VarlenNetwork
+        if packed:
+            self.network = VarlenNetwork(model, dtype, device, typed="token_type_ids" in inputs)
+        else:
+            self.network = functools.partial(_padded, model.to(device), inputs, folder.manifest.pad_id)
+
+    def load(self, tokens: Tokens, forward: Forward) -> Packed:
+        """The pairs of a forward on the device."""
+        with _within_memory():
+            return pack(tokens, forward, self.device)
+
+    def forward(self, packed: Packed) -> torch.Tensor:
+        """Logits, float32[pairs, labels], on the device; a GPU may still be at work on them."""
+        if self.device == "cpu":
+            torch.set_num_threads(self.threads)  # OpenMP keeps it by thread, and callers come from any thread
+        with _within_memory(), torch.inference_mode():
+            return self.network(packed)
+
+    def finish(self, outputs: Sequence[torch.Tensor]) -> NDArray[np.float32]:
+        """Logits of all forwards on the host: the one wait for the GPU."""
+        logits: NDArray[np.float32] = torch.cat(list(outputs)).cpu().numpy()
+        return logits
+
+
+@contextlib.contextmanager
+def its_own_code(folder: ModelFolder) -> Iterator[None]:
+    """Raises BadInput where a model needs code that came with it and was not trusted, or was changed since."""
+    if folder.trusted:
+        for file in folder.manifest.files:
+            if file.endswith(".py"):
+                folder.checked(file)
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise BadInput(
+            f"{folder.path}: runs code that came with the model; read it, then give --trust-remote-code "
+            "(trust_remote_code=True)"
+        ) from error
+
+
+@contextlib.contextmanager
+def _within_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory from error
+
+
+def _padded(model: Any, inputs: set[str], pad_id: int, packed: Packed) -> torch.Tensor:
+    """Logits of packed pairs by the model as transformers runs it, padded on the device."""
+    shape, rows, columns = (packed.pairs, packed.width), packed.rows, packed.positions.long()
+
+    def padded(values: torch.Tensor, fill: int) -> torch.Tensor:
+        made = torch.full(shape, fill, dtype=torch.int64, device=values.device)
+        made[rows, columns] = values.long()
+        return made
+
+    arrays = {"input_ids": padded(packed.ids, pad_id), "attention_mask": padded(torch.ones_like(packed.ids), 0)}
+    if "token_type_ids" in inputs:
+        arrays["token_type_ids"] = padded(packed.type_ids, 0)
+    logits: torch.Tensor = model(**arrays).logits.float()
+    return logits

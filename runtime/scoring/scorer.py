@@ -1,0 +1,261 @@
+"""Scorers: a variant, a plan, and `score(pairs)`."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan, Variant
+from xopt.runtime.machine import cores, machine_name
+from xopt.runtime.scoring.backends.backend import Backend, OutOfMemory
+from xopt.runtime.scoring.device import check_device
+from xopt.runtime.scoring.encode import Encoder, Encoding, Pair, Tokens, check_pairs
+from xopt.runtime.scoring.plan import Forward, default_plan, plan_forwards
+from xopt.runtime.scoring.stages import Stages, Stopwatch
+
+__all__ = ["BatchScorer", "PlannedScorer", "Scorer", "find_plan", "open_scorer"]
+
+log = logging.getLogger(__name__)
+
+FIRST_WINDOW, LAST_WINDOW = 256, 2048  # pairs tokenised at once beside a busy device: few at first, so that it starts
+
+
+class Scorer(Protocol):
+    """Anything that scores pairs, and knows where its time went."""
+
+    @property
+    def stages(self) -> Stages:
+        """What it has done so far."""
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A forward that a device has done or works at: its rows, its logits there, marks around load and forward."""
+
+    rows: NDArray[np.intp]
+    output: Any
+    marks: tuple[Any, Any, Any]
+    width: int
+    text_tokens: int
+
+
+class PlannedScorer:
+    """Scores pairs in three steps: encode, forward, finish."""
+
+    def __init__(self, encoder: Encoder, backend: Backend, plan: Plan, labels: int) -> None:
+        self.encoder, self.backend, self.plan, self.labels = encoder, backend, plan, labels
+        self._watch = Stopwatch(plan.callers)
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time of all calls so far went."""
+        return self._watch.stages
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
+
+        Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one alone does not
+        fit into the device's memory. Pairs longer than the model are cut as the reference cuts them and
+        counted in `stages`. Where forwards do not fit, `plan` halves its tokens, with a warning.
+        """
+        pairs = list(pairs)  # an iterator can be read once
+        check_pairs(pairs)
+        place: dict[Pair, int] = {}
+        places = [place.setdefault((query, text), len(place)) for query, text in pairs]
+        started: list[_Started] = []
+        first = 0
+        for tokens in self._encoded(list(place)):
+            started += self._start(tokens, first)
+            first += len(tokens.ids)
+        return self._finish(started, len(place))[places]
+
+    def with_plan(self, plan: Plan) -> PlannedScorer:
+        """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""
+        return PlannedScorer(self.encoder, self.backend, plan, self.labels)
+
+    def score_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits of pairs that are tokenised already; see `score`."""
+        return self._finish(self._start(tokens, 0), len(tokens.ids))
+
+    def _encoded(self, pairs: list[Pair]) -> Iterator[Tokens]:
+        """Tokens of all pairs, so that sorting sees them all; or, while a device works, of windows ahead of it."""
+        if not self.backend.streams:
+            yield self._tokens(self._encodings(pairs))
+            return
+        ahead: deque[Future[list[Encoding]]] = deque()
+        with ThreadPoolExecutor(self.plan.threads) as threads:
+            for window in windows(len(pairs)):
+                ahead.append(threads.submit(self._encodings, pairs[window]))
+                if len(ahead) > self.plan.threads:
+                    yield self._tokens(ahead.popleft().result())
+            while ahead:
+                yield self._tokens(ahead.popleft().result())
+
+    def _encodings(self, pairs: list[Pair]) -> list[Encoding]:
+        start = time.monotonic()
+        encodings = self.encoder.encodings(pairs)
+        self._watch.encoded(time.monotonic() - start)
+        return encodings
+
+    def _tokens(self, encodings: list[Encoding]) -> Tokens:
+        start = time.monotonic()
+        tokens = self.encoder.tokens(encodings)
+        self._watch.encoded(time.monotonic() - start, tokens.truncated)
+        return tokens
+
+    def _start(self, tokens: Tokens, first: int) -> list[_Started]:
+        """Plan the forwards of `tokens`, whose first pair is number `first`, and start each."""
+        start = time.monotonic()
+        todo = deque(self._planned(tokens.lengths))
+        started: list[_Started] = []
+        if self.plan.callers > 1 and len(todo) > 1:
+            with ThreadPoolExecutor(self.plan.callers) as callers:
+                started += callers.map(lambda forward: self._forward(tokens, forward, first), todo)
+            todo.clear()
+        while todo:
+            try:
+                started.append(self._forward(tokens, todo[0], first))
+                todo.popleft()
+            except OutOfMemory:
+                todo = self._halved(tokens, todo)
+        self._watch.ran(time.monotonic() - start)
+        return started
+
+    def _forward(self, tokens: Tokens, forward: Forward, first: int) -> _Started:
+        mark = self.backend.clock.mark
+        before = mark()
+        batch = self.backend.load(tokens, forward)
+        loaded = mark()
+        output = self.backend.forward(batch)
+        text = int(tokens.lengths[forward.rows].sum())
+        return _Started(forward.rows + first, output, (before, loaded, mark()), forward.width, text)
+
+    def _halved(self, tokens: Tokens, todo: Iterable[Forward]) -> deque[Forward]:
+        """The forwards that are left, planned again with half the tokens."""
+        forwards = list(todo)
+        if len(forwards[0].rows) == 1:
+            raise BadInput(
+                f"out of memory with a single pair of {forwards[0].width} tokens; use a variant of half precision, a "
+                "smaller model or a device with more memory"
+            )
+        half = max(1, self.plan.tokens // 2)
+        log.warning("out of memory with %d tokens a forward: going on with %d", self.plan.tokens, half)
+        self.plan = replace(self.plan, tokens=half)
+        rest = np.concatenate([forward.rows for forward in forwards])
+        return deque(Forward(rest[f.rows], f.width) for f in self._planned(tokens.lengths[rest]))
+
+    def _planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
+        return plan_forwards(lengths, self.plan.tokens, self.encoder.max_length, self.backend.equal)
+
+    def _finish(self, started: Sequence[_Started], pairs: int) -> NDArray[np.float32]:
+        """Wait for all forwards, note their times and put their logits into the order of the pairs."""
+        start = time.monotonic()
+        logits = np.empty((pairs, self.labels), np.float32)
+        if started:
+            logits[np.concatenate([s.rows for s in started])] = self.backend.finish([s.output for s in started])
+        for s in started:
+            copied, took = (self.backend.clock.seconds(a, b) for a, b in itertools.pairwise(s.marks))
+            self._watch.forwarded(took, copied, len(s.rows), s.width, s.text_tokens)
+        self._watch.ran(time.monotonic() - start)
+        return logits[:, 0] if self.labels == 1 else logits
+
+
+def windows(pairs: int) -> Iterator[slice]:
+    """Slices of `pairs` pairs, each twice as long as the one before it, up to `LAST_WINDOW`."""
+    start, size = 0, FIRST_WINDOW
+    while start < pairs:
+        yield slice(start, start + size)
+        start, size = start + size, min(2 * size, LAST_WINDOW)
+
+
+class BatchScorer:
+    """Scores pairs as sentence-transformers batches them, for backends that it does not run here: no plan."""
+
+    def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
+        self.scorer, self.batch_size = scorer, batch_size
+        self._watch = Stopwatch(callers=1)
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time of all calls so far went."""
+        return self._watch.stages
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given; see `Scorer`."""
+        backend, start = self.scorer.backend, time.monotonic()
+        tokens = self.scorer.encoder.encode(pairs)
+        self._watch.encoded(time.monotonic() - start, tokens.truncated)
+        logits = np.empty((len(pairs), self.scorer.labels), np.float32)
+        order = np.argsort([-len(query) - len(text) for query, text in pairs], kind="stable")
+        for first in range(0, len(order), self.batch_size):
+            rows, start = order[first : first + self.batch_size], time.monotonic()
+            forward = Forward(rows, int(tokens.lengths[rows].max()))
+            batch, loaded = backend.load(tokens, forward), time.monotonic()
+            logits[rows] = backend.finish([backend.forward(batch)])
+            end = time.monotonic()
+            self._watch.forwarded(
+                end - loaded, loaded - start, len(rows), forward.width, int(tokens.lengths[rows].sum())
+            )
+            self._watch.ran(end - start)
+        return logits[:, 0] if self.scorer.labels == 1 else logits
+
+
+def open_scorer(
+    folder: str | Path | ModelFolder,
+    variant: str = "onnx-fp32",
+    *,
+    plan: Plan | None = None,
+    threads: int | None = None,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> PlannedScorer:
+    """Open a variant of a model folder.
+
+    Without `plan`, the plan that `xopt tune` found for this machine is used, else a default for
+    `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor transformers.
+    `trust_remote_code` lets torch variants run code that came with the model.
+    Raises BadInput where the folder, the variant or the device is not there, or a file is damaged.
+    """
+    model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder, trust_remote_code)
+    chosen = model.variant(variant)
+    check_device(device, chosen)
+    plan = plan or find_plan(model, chosen, threads, device)
+    return PlannedScorer(Encoder(model), _open_backend(model, chosen, plan, device), plan, model.manifest.labels)
+
+
+def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu") -> Plan:
+    """The tuned plan for this machine, or the default one; on a CPU it serves only the threads it was found for."""
+    tuned = model.manifest.plans.get(machine_name(device), {}).get(variant.name)
+    if tuned is not None and (device == "cuda" or threads in (None, tuned.callers * tuned.threads)):
+        return tuned
+    return default_plan(variant.backend, threads or cores(), device)
+
+
+def _open_backend(model: ModelFolder, variant: Variant, plan: Plan, device: str) -> Backend:
+    if variant.backend == "onnx":
+        from xopt.runtime.scoring.backends.onnx import OnnxBackend
+
+        return OnnxBackend(model, variant, plan.threads, device)
+    if variant.backend == "openvino":
+        from xopt.runtime.scoring.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(model, variant, plan)
+    if variant.backend in ("torch", "torch-varlen"):
+        from xopt.runtime.scoring.backends.torch import TorchBackend
+
+        return TorchBackend(model, variant, plan.threads, device)
+    raise BadInput(f"{model.path}: variant {variant.name!r} has an unknown backend {variant.backend!r}")

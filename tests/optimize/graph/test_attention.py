@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from test_first_row import graph_of, logits, session_of
+from tiny import ARCHITECTURES, MAX_LENGTH, make_tiny
+
+from xopt.optimize.graph.attention import fuse_attention, unfused
+from xopt.optimize.graph.first_row import keep_first_row
+
+EXACT = 1e-5
+AS_BERT = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}  # the others add biases, windows or rotations
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attention_is_one_operator_and_no_score_changes(tmp_path: Path, architecture: str) -> None:
+    plain, _ = keep_first_row(graph_of(make_tiny(tmp_path, architecture)))
+    fused, count = fuse_attention(plain)
+    onnx.checker.check_model(fused)
+    assert count == (2 if architecture in AS_BERT else 0)
+    before, after = (sorted(str(node) for node in model.graph.node) for model in (plain, unfused(fused)))
+    assert before == after
+    random = np.random.default_rng(0)
+    expected, got = session_of(plain), session_of(fused)
+    for length in (2, 7, MAX_LENGTH):
+        ids = random.integers(5, 40, (3, length))
+        mask = np.ones_like(ids)
+        assert np.abs(logits(got, ids, mask) - logits(expected, ids, mask)).max() < EXACT
+        mask[1, length // 2 :] = 0  # a padded pair takes the nodes that were there
+        assert np.array_equal(logits(got, ids, mask), logits(expected, ids, mask))
+
+
+def test_a_mask_that_hides_more_than_padding_stays(tmp_path: Path) -> None:
+    plain, _ = keep_first_row(graph_of(make_tiny(tmp_path, "bert")))
+    softmax = next(node for node in plain.graph.node if node.op_type == "Softmax")
+    mask = next(node for node in plain.graph.node if node.output[0] == softmax.input[0]).input[1]
+    made = next(node for node in plain.graph.node if node.output[0] == mask)
+    made.output[0] = f"{mask}_before"
+    one = onnx.helper.make_node("Constant", [], ["one"], value_float=1.0)
+    shifted = onnx.helper.make_node("Add", [made.output[0], "one"], [mask])
+    at = list(plain.graph.node).index(made) + 1
+    plain.graph.node.insert(at, one)
+    plain.graph.node.insert(at + 1, shifted)
+    assert fuse_attention(plain)[1] == 0

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED, Gate, hold, interval
+from xopt.optimize.validate import SWAP
+
+LOSS = Gate("ndcg10_drop", 0.005, at_most=True, unseen=SWAP)
+TAU = Gate("tau", 0.9)
+
+
+def test_nine_intervals_in_ten_hold_the_true_mean() -> None:
+    random = np.random.default_rng(1)
+    held = [
+        found.low <= 0.5 <= found.high for _ in range(200) if (found := interval(random.beta(2, 2, 60))).queries == 60
+    ]
+    assert 0.84 <= np.mean(held) <= 0.96
+
+
+def test_an_interval_leaves_out_queries_without_a_value() -> None:
+    values = np.array([0.2, np.nan, 0.4, 0.6])
+    assert interval(values).mean == pytest.approx(0.4)
+    assert interval(values).queries == 3
+    assert np.isnan(interval(np.array([np.nan])).mean)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=40))
+def test_a_mean_lies_in_its_interval_and_an_unseen_query_widens_it(values: list[float]) -> None:
+    found, wider = interval(np.array(values)), interval(np.array(values), unseen=1.0)
+    assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
+    assert wider.mean == found.mean
+    assert wider.high - wider.low >= found.high - found.low - 1e-9 or len(values) > 20
+
+
+def test_no_difference_on_ten_queries_is_not_the_same_but_on_many_it_is() -> None:
+    few = hold(LOSS, np.zeros(10), same=False)
+    assert few.verdict == UNDECIDED
+    assert few.queries_needed is not None
+    assert hold(LOSS, np.zeros(3 * few.queries_needed), same=False).verdict == PASSED
+    assert hold(LOSS, np.zeros(10), same=True).verdict == PASSED
+
+
+def test_a_loss_beyond_the_margin_fails_once_there_are_enough_queries() -> None:
+    drops = np.random.default_rng(2).normal(0.05, 0.1, 400)
+    assert hold(LOSS, drops, same=False).verdict == FAILED
+    assert hold(LOSS, drops[:6], same=False).verdict == UNDECIDED
+
+
+@pytest.mark.parametrize("gate", [TAU, LOSS])
+def test_the_queries_that_would_do_do(gate: Gate) -> None:
+    values = gate.bound + (-1 if gate.at_most else 1) * np.random.default_rng(3).normal(0.004, 0.03, 30).clip(-0.05)
+    few = hold(gate, values, same=False)
+    assert few.verdict == UNDECIDED
+    assert few.queries_needed is not None
+    assert hold(gate, np.resize(values, int(1.4 * few.queries_needed)), same=False).verdict == PASSED
+    assert hold(gate, np.resize(values, int(0.6 * few.queries_needed)), same=False).verdict == UNDECIDED
+
+
+def test_few_queries_pass_no_gate_however_well_they_agree() -> None:
+    assert hold(TAU, np.full(9, 0.99), same=False).verdict == UNDECIDED
+    assert hold(TAU, np.full(10, 0.99), same=False).verdict == PASSED
+    assert hold(TAU, np.full(2, 0.5), same=False).verdict == FAILED

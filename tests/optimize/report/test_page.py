@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+from html import escape, unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xopt.cli.output import plain
+from xopt.optimize.report.charts import frontier, scatter
+from xopt.optimize.report.page import compare, gather, read_results, render
+from xopt.optimize.validate import validate
+from xopt.runtime.bench.bench import Case, bench
+from xopt.runtime.data.candidates import Candidates, Row
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+
+EVIL = '<script>alert("x")</script> **bold** | `code` <img src=https://example.org/x>'
+PROBE = """<script>addEventListener("load", () => {
+  const all = (css, within = document) => [...within.querySelectorAll(css)];
+  const table = all("table.sortable").at(-1), height = (node) => node.getBoundingClientRect().height;
+  table.querySelectorAll("thead button")[2].click();
+  parent.document.body.dataset.found = JSON.stringify({
+    sorted: [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[2].textContent)),
+    wide: document.documentElement.scrollWidth,
+    seen: innerWidth,
+    asked: performance.getEntriesByType("resource").length,
+    headings: all("h2").length,
+    pictures: all("svg").filter((svg) => height(svg) > 20).length,
+    smallest: Math.min(...all(".scatter text").map(height)),
+  });
+});</script>"""
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def results(tiny: ModelFolder, docs: Candidates) -> list[dict[str, Any]]:
+    """What `xopt bench` and `xopt validate` write, on texts that hold HTML."""
+    rows = tuple(Row(EVIL + row.query_id, row.query + EVIL, EVIL + row.doc_id, EVIL + row.text) for row in docs.rows)
+    evil = Candidates(EVIL, rows, {EVIL + q: {EVIL + d: g for d, g in j.items()} for q, j in docs.qrels.items()})
+    timed = bench(tiny, evil.head(48), [Case("torch-fp32", "concurrent"), Case("onnx-int8", "planned")], repeat=2)
+    return [plain(timed), plain(validate(tiny, ["torch-fp32", "onnx-fp32", "onnx-int8"], evil))]
+
+
+@pytest.fixture(scope="module")
+def page(results: list[dict[str, Any]]) -> str:
+    return render(gather(results), None, markdown=False)
+
+
+def test_the_page_opens_with_the_finding_and_stands_alone(page: str) -> None:
+    assert page.index('class="finding"') < page.index("<h2>")
+    assert "Recommended: <strong>" in page or "No variant that was timed has passed" in page
+    assert len(page.encode()) < 1_000_000
+    assert not re.search(r"<[a-z][^>]*\b(src|href)\s*=|url\(|@import", page)
+    for heading in ("Speed against agreement", "CPU", "Where the time went", "Does it rank the same?", "All figures"):
+        assert heading in page
+    assert page.count("<caption>") == page.count("<table")
+    assert 'role="img" aria-label="Speed against agreement.' in page
+
+
+def test_texts_from_data_show_as_text(page: str, results: list[dict[str, Any]]) -> None:
+    assert page.count("<script>") == 1  # the page's own, for sorting
+    assert "<img" not in page
+    assert "&lt;script&gt;alert(" in page
+    markdown = render(gather(results), None, markdown=True)
+    assert "<script" not in markdown.replace("\\<script", "")
+    assert "| " + "onnx-int8/planned" in markdown
+
+
+def test_results_are_read_from_files_and_others_refused(tmp_path: Path, results: list[dict[str, Any]]) -> None:
+    files = [tmp_path / "bench.json", tmp_path / "validate.json"]
+    for file, result in zip(files, results, strict=True):
+        file.write_text(json.dumps(result))
+    assert read_results(files) == gather(results)
+    for text, message in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "no result of"),
+        ('{"measured": [{}]}', "another version"),
+    ):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(BadInput, match=rf"bad.json: .*{message}"):
+            read_results([tmp_path / "bad.json"])
+    with pytest.raises(BadInput, match=r"none.json: cannot be read"):
+        read_results([tmp_path / "none.json"])
+
+
+def test_a_difference_within_the_noise_is_called_so(results: list[dict[str, Any]]) -> None:
+    old = gather(copy.deepcopy(results))
+    case = old["benches"][0]["measured"][-1]
+    for measured, wall in zip(case["rounds"], (1.0, 1.0), strict=True):
+        measured["wall_s"] = wall
+    new = copy.deepcopy(old)
+    for factor, within in ((1.05, True), (2.0, False), (0.5, False)):
+        new["benches"][0]["measured"][-1]["ratio"] = factor * case["ratio"]
+        change = compare(old, new)[-1]
+        assert change.within_noise is within
+        said = render(new, old, markdown=True)
+        assert {1.05: "within the noise", 2.0: "| faster |", 0.5: "| slower |"}[factor] in said
+    assert "different machines" not in said
+    new["benches"][0]["machine"] = "another"
+    new["validations"][0]["judged"][-1]["verdict"] = "pass"
+    old["validations"][0]["judged"][-1]["verdict"] = "fail"
+    said = render(new, old, markdown=True)
+    assert "was fail, now pass" in said
+    assert "different machines" in said
+
+
+def test_a_result_of_a_gpu_has_no_explanation_and_still_a_page(results: list[dict[str, Any]]) -> None:
+    bench = json.loads(json.dumps(results[0]))
+    bench |= {"device": "cuda", "ceilings": None}
+    for measured in bench["measured"]:
+        measured["explained"] = None
+    assert "device cuda" in render(gather([bench]), None, markdown=False)
+    assert "torch-fp32/default" in render(gather([bench]), None, markdown=True)
+
+
+def test_what_was_not_validated_is_not_recommended(results: list[dict[str, Any]]) -> None:
+    alone = render(gather(results[:1]), None, markdown=False)
+    assert "no `xopt validate` has shown whether it ranks the same" in alone
+    assert "Recommended" not in alone
+    judged = render(gather(results[1:]), None, markdown=False)
+    assert "Passed: " in judged
+    twice = copy.deepcopy(results)
+    for judgement in twice[1]["judged"]:
+        judgement["verdict"] = "pass"
+    both = [*twice, copy.deepcopy(twice[1])]
+    both[-1]["judged"][-1]["verdict"] = "fail"
+    for order in (both, both[::-1]):  # the worst verdict counts, whichever file comes first
+        assert "Failed: onnx-int8." in render(gather(order), None, markdown=False)
+
+
+def test_a_model_of_several_labels_has_a_report(results: list[dict[str, Any]]) -> None:
+    labels = copy.deepcopy(results)
+    for judgement in labels[1]["judged"]:
+        judgement |= {"verdict": "pass", "losses": [], "gates": []}
+        judgement["measures"] = {"labels": judgement["measures"]["tau"]}
+    for measured in labels[0]["measured"]:
+        measured["agreement"] = None
+    assert "and gives the same labels" in render(gather(labels), None, markdown=False)
+    assert "and gives the same labels" in render(gather(labels), None, markdown=True)
+
+
+def test_the_frontier_holds_what_nothing_else_beats() -> None:
+    points = [("slow", 1.0, 1.0), ("fast", 3.0, 0.95), ("beaten", 2.0, 0.9), ("twin", 3.0, 0.95)]
+    assert [points[i][0] for i in frontier(points)] == ["slow", "fast", "twin"]
+    drawn = scatter(points, frontier(points))
+    assert drawn.count("<circle") == 4
+    centres = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    assert all((a - c) ** 2 + (b - d) ** 2 > 18**2 for i, (a, b) in enumerate(centres) for c, d in centres[:i])
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: apt install chromium)")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_a_browser_shows_it_sorts_and_asks_nobody(tmp_path: Path, page: str, width: int) -> None:
+    # In a frame: a browser's window is 500 pixels wide at the least.
+    framed = escape(page.replace("</body>", PROBE + "</body>"))
+    file = tmp_path / "report.html"
+    file.write_text(f'<body style="margin:0"><iframe width="{width}" height="900" srcdoc="{framed}"></iframe></body>')
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    command = [
+        str(CHROMIUM),
+        *flags,
+        f"--window-size={width},900",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
+    done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, check=True, timeout=120)
+    match = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert match, done.stderr[-2000:]
+    found = json.loads(unescape(match[1]))
+    assert found["sorted"] == sorted(found["sorted"])
+    assert len(found["sorted"]) == 3
+    assert found["seen"] >= width - 20
+    assert found["wide"] <= found["seen"]  # nothing sticks out: what is wide scrolls within itself
+    assert found["asked"] == 0
+    assert found["headings"] >= 6
+    assert found["pictures"] >= 1 + 3
+    assert found["smallest"] >= 10

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sentence_transformers import CrossEncoder
+from tiny import ARCHITECTURES, MAX_LENGTH, make_tiny
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from xopt.optimize import export as export_module
+from xopt.optimize.export import MAX_DIFFERENCE, export, parity_pairs
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.runtime import open_scorer
+from xopt.runtime.bench.strategy import ScorerSpec
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput, GateFailed
+from xopt.runtime.files import sha256_of
+
+IDENTITY = "torch.nn.modules.linear.Identity"
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_exports_and_agrees_with_sentence_transformers(
+    tmp_path: Path, docs: Candidates, architecture: str, labels: int
+) -> None:
+    made = export(str(make_tiny(tmp_path / "model", architecture, labels)), tmp_path / "out")
+    pairs = parity_pairs(MAX_LENGTH)
+    expected = CrossEncoder(str(tmp_path / "model")).predict(pairs, batch_size=1, activation_fn=_identity)
+    for variant in ("onnx-fp32", "torch-fp32"):
+        scores = open_scorer(made.path, variant).score(pairs)
+        assert scores.shape == ((len(pairs),) if labels == 1 else (len(pairs), labels))
+        assert np.abs(scores - expected).max() < MAX_DIFFERENCE
+    assert np.ptp(expected) > 0.1  # the scores spread, so that agreement means something
+    int8 = open_scorer(quantize(made, recipe_for(detect_target()), docs).path, "onnx-int8").score(pairs)
+    assert 0 < np.abs(int8 - expected).max() < 0.5
+
+
+def _identity(logits: object) -> object:
+    return logits
+
+
+def test_a_model_folder_carries_what_makes_it_a_cross_encoder(tmp_path: Path) -> None:
+    source = CrossEncoder(
+        str(make_tiny(tmp_path / "model")), prompts={"rank": "search data: "}, default_prompt_name="rank", max_length=40
+    )
+    source.save_pretrained(str(tmp_path / "source"))
+    made = export(str(tmp_path / "source"), tmp_path / "out")
+    manifest = made.manifest
+    assert (manifest.max_length, manifest.labels, manifest.prompt) == (40, 1, "search data: ")
+    assert manifest.activation == "torch.nn.modules.activation.Sigmoid"
+    again = CrossEncoder(str(made.path))
+    assert (again.max_seq_length, again.prompts, again.default_prompt_name) == (40, source.prompts, "rank")
+    pairs = parity_pairs(40)
+    logits = open_scorer(made.path).score(pairs)
+    assert np.abs(1 / (1 + np.exp(-logits)) - source.predict(pairs)).max() < MAX_DIFFERENCE
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "mpnet"])
+def test_a_tokenizer_without_a_length_gets_the_one_that_positions_reach(tmp_path: Path, architecture: str) -> None:
+    folder = make_tiny(tmp_path / "model", architecture)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    del config["model_max_length"]
+    path.write_text(json.dumps(config))
+    made = export(str(folder), tmp_path / "out")
+    assert made.manifest.max_length == MAX_LENGTH + (2 if architecture == "bert" else 0)
+    scorer = open_scorer(made.path)
+    scorer.score([("data " * 50, "data " * 50)])
+    assert scorer.stages.truncated == 1
+
+
+def test_the_manifest_holds_the_sha256_of_every_file(tiny_copy: object) -> None:
+    folder = tiny_copy.path
+    files = {
+        str(p.relative_to(folder)): sha256_of(p) for p in folder.rglob("*") if p.is_file() and p.name != "xopt.json"
+    }
+    assert json.loads((folder / "xopt.json").read_text())["files"] == files
+
+
+def bi_encoder(folder: Path) -> str:
+    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    BertModel(config).save_pretrained(folder)
+    return "BertModel has no classification head"
+
+
+def causal(folder: Path) -> str:
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(folder)
+    return "GPT2LMHeadModel is a causal language model"
+
+
+def headless(folder: Path) -> str:
+    from safetensors.torch import load_file, save_file
+
+    make_tiny(folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {k: v for k, v in weights.items() if "classifier" not in k}, folder / "model.safetensors", {"format": "pt"}
+    )
+    return "its weights lack 'classifier.bias'"
+
+
+def damaged(folder: Path) -> str:
+    weights = make_tiny(folder) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return r"its model.safetensors is damaged"
+
+
+def pickled(folder: Path) -> str:
+    import torch
+    from safetensors.torch import load_file
+
+    make_tiny(folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return "no safetensors weights; --allow-pickle"
+
+
+def remote(folder: Path) -> str:
+    make_tiny(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "somebodys", "auto_map": {"AutoConfig": "config.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.py").write_text("raise SystemExit('remote code ran')")
+    return "give --trust-remote-code"
+
+
+def empty(folder: Path) -> str:
+    folder.mkdir()
+    return r"no config.json in it"
+
+
+@pytest.mark.parametrize("make", [bi_encoder, causal, headless, damaged, pickled, remote, empty])
+def test_what_is_no_cross_encoder_is_refused_and_leaves_nothing(tmp_path: Path, make: object) -> None:
+    message = make(tmp_path / "model")
+    with pytest.raises(BadInput, match=message):
+        export(str(tmp_path / "model"), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_pickle_is_read_when_the_user_says_so(tmp_path: Path) -> None:
+    pickled(tmp_path / "model")
+    made = export(str(tmp_path / "model"), tmp_path / "out", allow_pickle=True)
+    assert (made.path / "model.safetensors").is_file()
+
+
+def test_without_onnx_the_folder_holds_torch_alone(tmp_path: Path) -> None:
+    made = export(str(make_tiny(tmp_path / "model")), tmp_path / "out", torch_only=True)
+    assert {variant.backend for variant in made.manifest.variants.values()} == {"torch", "torch-varlen"}
+    assert not (made.path / "onnx").exists()
+    with pytest.raises(BadInput, match="no variant 'onnx-fp32', only torch-fp32"):
+        open_scorer(made.path)
+    with pytest.raises(BadInput, match=r"model.onnx: not made at export; export the model again, without --torch-only"):
+        quantize(made, recipe_for(detect_target()))
+
+
+def test_packed_forms_are_offered_where_they_are_exact(tmp_path: Path) -> None:
+    relative = make_tiny(tmp_path / "model", position_embedding_type="relative_key")
+    made = export(str(relative), tmp_path / "out", torch_only=True)
+    assert list(made.manifest.variants) == ["torch-fp32", "torch-fp16", "torch-bf16"]
+
+
+def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_tiny(tmp_path / "model")
+    monkeypatch.setattr(export_module, "MAX_DIFFERENCE", 1e-12)
+    with pytest.raises(GateFailed, match=r"differ by .*, over 1e-12"):
+        export(str(model), tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def run_export(model: Path, out: Path, before: str = "") -> subprocess.Popen[str]:
+    code = f"{before}\nfrom xopt.cli.main import main\nmain()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "export", str(model), "-o", str(out)], stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "model")
+    limit = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"  # a file may not grow further
+    )
+    process = run_export(model, tmp_path / "out", limit)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.strip().splitlines()[-1].startswith(f"Error: {tmp_path / 'out'}: cannot be written")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stop_in_mid_export_leaves_nothing_half_written(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    model = make_tiny(tmp_path / "model")
+    process = run_export(model, tmp_path / "out")
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.new-*/*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, sent)
+    process.communicate(timeout=60)
+    assert process.returncode == code
+    assert not (tmp_path / "out").exists()
+    if sent == signal.SIGKILL:  # nobody was left to clean up: the next export does
+        export(str(model), tmp_path / "out")
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+    else:
+        assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+CONFIGURATION = """
+from transformers import BertConfig
+class MineConfig(BertConfig):
+    model_type = "mine"
+"""
+MODELING = """
+from transformers import BertForSequenceClassification
+from .configuration_mine import MineConfig
+class MineForSequenceClassification(BertForSequenceClassification):
+    config_class = MineConfig
+"""
+
+
+def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(tmp_path: Path) -> None:
+    model = make_tiny(tmp_path / "mine")
+    (model / "configuration_mine.py").write_text(CONFIGURATION)
+    (model / "modeling_mine.py").write_text(MODELING)
+    config = json.loads((model / "config.json").read_text())
+    auto = {
+        "AutoConfig": "configuration_mine.MineConfig",
+        "AutoModelForSequenceClassification": "modeling_mine.MineForSequenceClassification",
+    }
+    config |= {"model_type": "mine", "architectures": ["MineForSequenceClassification"], "auto_map": auto}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(BadInput, match="give --trust-remote-code"):
+        export(str(model), tmp_path / "out", torch_only=True)
+    made = export(str(model), tmp_path / "out", torch_only=True, trust_remote_code=True)
+    expected = open_scorer(made, "torch-fp32").score([("a query", "a document")])
+    spec = ScorerSpec(str(made.path), "torch-fp32", "default", threads=1, trusted=True)
+    assert spec.open().score([("a query", "a document")]) == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(BadInput, match="runs code that came with the model"):
+        open_scorer(made.path, "torch-fp32")
+    with (made.path / "modeling_mine.py").open("a") as code:
+        code.write("print()")
+    with pytest.raises(BadInput, match=r"modeling_mine\.py: sha256 differs"):
+        open_scorer(made.path, "torch-fp32", trust_remote_code=True)

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from tiny import make_tiny
+
+from xopt.optimize.export import export
+from xopt.optimize.graph.attention import unfused
+from xopt.optimize.quantize import FP32_FILE, SCHEMES, TARGETS, detect_target, quantize, recipe_for, token_matmuls
+from xopt.runtime import open_scorer
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.machine import cpu_flags, machine_name
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_each_target_names_its_file_and_keeps_its_recipe(
+    tiny_copy: ModelFolder, docs: Candidates, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = quantize(tiny_copy, recipe_for(target), docs)
+    variant = ModelFolder.open(tiny_copy.path).variant("onnx-int8")
+    assert variant == made.variant("onnx-int8")
+    assert variant.file == f"onnx/model_qint8_{target}.onnx"
+    assert variant.recipe == {
+        "scheme": "per-token",
+        "target": target,
+        "weight_bits": 7 if target in {"avx2", "avx512"} else 8,
+        "smoothing": 0.65,
+        "hot": 1 / 16,
+        "floats": [],
+    }
+    monkeypatch.setattr("xopt.runtime.scoring.device.saturates", lambda: False)  # it runs, even where it should not
+    assert np.isfinite(open_scorer(made.path, "onnx-int8").score([("a query", "a text")])).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("target", "largest"), [("avx512_vnni", 127), ("avx2", 64)])
+def test_seven_bits_where_eight_would_saturate(
+    tiny_copy: ModelFolder, docs: Candidates, scheme: str, target: str, largest: int
+) -> None:
+    made = quantize(tiny_copy, recipe_for(target, scheme), docs)
+    graph = onnx.load(made.path / made.variant(SCHEMES[scheme]).file).graph
+    arrays = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
+    assert largest - 1 <= max(np.abs(array.astype(int)).max() for array in arrays) <= largest
+
+
+def test_tokens_are_multiplied_in_int8_and_the_rest_in_float(tiny: ModelFolder) -> None:
+    assert len(token_matmuls(unfused(onnx.load(tiny.path / FP32_FILE)))) == 6 + 2  # of the last layer, key and value
+    graph = unfused(onnx.load(tiny.path / tiny.variant("onnx-int8").file)).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("MatMulIntegerToFloat") == 8 + 2  # one block's neurons are in two parts
+    assert kinds.count("QuantizeLinear") == 5 + 1  # what query, key and value read is quantised once
+    # Attention's scores and mean of values in two layers, what sees one row in the last, pooler and classifier:
+    assert kinds.count("MatMul") + kinds.count("Gemm") == 2 * 2 + 4 + 2
+
+
+def test_per_token_int8_agrees_far_better_than_stock_int8(demo: ModelFolder, docs: Candidates, tmp_path: Path) -> None:
+    both = ModelFolder.open(shutil.copytree(demo.path, tmp_path / "both"))
+    both = quantize(both, recipe_for(detect_target(), "stock"))
+    expected = open_scorer(both.path, "onnx-fp32").score(docs.pairs)
+    stock, ours = (
+        np.abs(open_scorer(both.path, variant).score(docs.pairs) - expected).mean()
+        for variant in ("onnx-int8-stock", "onnx-int8")
+    )
+    assert ours < 0.7 * stock
+
+
+def test_only_stock_int8_scores_a_pair_by_its_batch(tiny_copy: ModelFolder, docs: Candidates) -> None:
+    made = quantize(tiny_copy, recipe_for(detect_target(), "stock"))
+    differences = {}
+    for variant in ("onnx-int8-stock", "onnx-int8"):
+        alone = open_scorer(made.path, variant, plan=Plan(1, 1, 1)).score(docs.pairs)
+        together = open_scorer(made.path, variant, plan=Plan(1, 1, 4096)).score(docs.pairs)
+        differences[variant] = np.abs(alone - together).max()
+    assert differences["onnx-int8-stock"] > 1e-3  # what `validate` reports as noise
+    assert differences["onnx-int8"] < 1e-4
+
+
+def test_an_activation_that_is_never_negative_has_all_its_steps_above_zero(tmp_path: Path, docs: Candidates) -> None:
+    made = export(str(make_tiny(tmp_path / "model", hidden_act="relu")), tmp_path / "out")
+    made = quantize(made, recipe_for(detect_target()), docs)
+    names = {t.name for t in onnx.load(made.path / made.variant("onnx-int8").file).graph.initializer}
+    assert "int8/zero_1" in names
+    expected, scores = (open_scorer(made.path, v).score(docs.pairs) for v in ("onnx-fp32", "onnx-int8"))
+    assert 0 < np.abs(scores - expected).mean() < 0.2
+
+
+def test_quantising_again_replaces_the_variant_and_its_plans(tiny_copy: ModelFolder, docs: Candidates) -> None:
+    plan = Plan(1, 1, 512)
+    plans = {machine_name(): {"onnx-int8": plan, "onnx-fp32": plan}}
+    tiny_copy.write(lambda manifest: replace(manifest, plans=plans))
+    made = quantize(ModelFolder.open(tiny_copy.path), recipe_for("avx2"), docs)
+    assert made.manifest.plans == {machine_name(): {"onnx-fp32": plan}}
+    assert list(made.manifest.variants).count("onnx-int8") == 1
+
+
+def test_the_target_is_detected_from_the_processor() -> None:
+    if not any(target.flags <= cpu_flags() for target in TARGETS.values()):
+        pytest.skip("this operating system does not list instruction sets")
+    assert TARGETS[detect_target()].flags <= cpu_flags()
+
+
+def test_an_unknown_target_and_a_damaged_graph_are_refused(tiny_copy: ModelFolder) -> None:
+    with pytest.raises(BadInput, match="target 'avx9': unknown; one of avx512_vnni"):
+        recipe_for("avx9")
+    (tiny_copy.path / FP32_FILE).write_bytes(b"damaged")
+    before = sorted(p.name for p in (tiny_copy.path / "onnx").iterdir())
+    with pytest.raises(BadInput, match="sha256 differs"):
+        quantize(tiny_copy, recipe_for("avx512_vnni"))
+    assert sorted(p.name for p in (tiny_copy.path / "onnx").iterdir()) == before

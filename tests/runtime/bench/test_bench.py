@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from xopt.cli.output import Output
+from xopt.cli.tables import print_explained
+from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
+from xopt.runtime.bench.strategy import STRATEGIES
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+
+CASES = [Case("torch-fp32", strategy) for strategy in STRATEGIES] + [Case("onnx-int8", "planned")]
+
+
+@pytest.fixture(scope="module")
+def result(demo: ModelFolder, docs: Candidates) -> Bench:
+    return bench(demo, docs, CASES, repeat=1)
+
+
+def test_every_strategy_runs_in_daft_and_agrees(result: Bench, docs: Candidates) -> None:
+    measured = {m.case: m for m in result.measured}
+    assert next(iter(measured)) == BASELINE
+    assert set(measured) == set(CASES)
+    assert measured[BASELINE].ratio == 1.0
+    for case in CASES[:-1]:
+        agreed = measured[case].agreement
+        assert agreed is not None
+        assert agreed.max_difference < 1e-4
+    concurrent = measured[Case("torch-fp32", "concurrent")]
+    assert concurrent.rounds[0].processes > 1
+    assert concurrent.root_mean_cores < 0.1 * concurrent.mean_cores  # what a monitor of the parent misses
+    assert len(measured[Case("torch-fp32", "row")].rounds[0].calls_s) == len(docs.rows)
+    assert measured[Case("onnx-int8", "planned")].peak_bytes < measured[BASELINE].peak_bytes
+
+
+def test_a_gpus_time_is_split_without_ceilings(result: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    print_explained(Output(None), replace(result, ceilings=None))  # as on a GPU
+    shown = capsys.readouterr().out
+    assert "GPU idle" in shown
+    assert "onnx-int8/planned" in shown
+    assert "torch-fp32/default" not in shown  # sentence-transformers does not tell
+
+
+def test_what_is_not_there_is_refused_before_anything_is_measured(tiny: ModelFolder, docs: Candidates) -> None:
+    with pytest.raises(BadInput, match="no variant 'onnx-int4'"):
+        bench(tiny, docs, [Case("onnx-int4", "planned")])
+    with pytest.raises(BadInput, match="strategy 'hasty': unknown; one of row, default"):
+        bench(tiny, docs, [Case("onnx-fp32", "hasty")])
+    with pytest.raises(BadInput, match="device 'cuda': torch sees no CUDA GPU"):
+        bench(tiny, docs, [Case("onnx-fp32", "planned")], device="cuda")
+
+
+def test_a_file_damaged_after_the_check_is_named_by_the_worker(tiny_copy: ModelFolder, docs: Candidates) -> None:
+    (tiny_copy.path / "onnx" / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(BadInput, match=r"model.onnx: sha256 differs"):
+        bench(tiny_copy, docs.head(8), [Case("onnx-fp32", "planned")], repeat=1)

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from xopt.runtime.data.agreement import first_stage_scores, quality_by_query
+from xopt.runtime.data.candidates import demo_candidates, read_candidates
+from xopt.runtime.errors import BadInput
+
+ROWS = [
+    {"query_id": "1", "query": "a query", "doc_id": "x", "text": "first", "relevance": 1},
+    {"query_id": "2", "query": "another", "doc_id": "y", "text": "second", "relevance": 0},
+    {"query_id": "1", "query": "a query", "doc_id": "z", "text": "", "relevance": None},
+]
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix in {".csv", ".tsv"}:
+        mark = "," if path.suffix == ".csv" else "\t"
+        lines = [mark.join("" if v is None else str(v) for v in row.values()) for row in rows]
+        path.write_text("\n".join([mark.join(rows[0]), *lines]) + "\n")
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
+def test_files_give_candidates_by_query(tmp_path: Path, suffix: str) -> None:
+    found = read_candidates(str(write(tmp_path / f"rows{suffix}", ROWS)))
+    assert [(row.query_id, row.doc_id) for row in found.rows] == [("1", "x"), ("1", "z"), ("2", "y")]
+    assert found.groups() == {"1": slice(0, 2), "2": slice(2, 3)}
+    assert found.qrels == {"1": {"x": 1}, "2": {"y": 0}}
+    drawn = read_candidates(str(tmp_path / f"rows{suffix}"), queries=1)
+    assert set(drawn.qrels) == {row.query_id for row in drawn.rows} == set(drawn.groups())
+    assert len(drawn.groups()) == 1
+    assert len(read_candidates(str(tmp_path / f"rows{suffix}"), depth=1).rows) == 2
+
+
+def test_pairs_without_ids_are_grouped_by_their_query(tmp_path: Path) -> None:
+    plain = write(tmp_path / "pairs.jsonl", [{"query": row["query"], "text": row["text"]} for row in ROWS])
+    found = read_candidates(str(plain))
+    assert found.groups() == {"a query": slice(0, 2), "another": slice(2, 3)}
+    assert [row.doc_id for row in found.rows] == ["row 1", "row 3", "row 2"]
+    assert found.qrels == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"query_id": "1", "query": "a", "doc_id": "x"}', r"rows.jsonl:2: text is None"),
+        ('{"query_id": "1", "query": "a", "doc_id": "x", "text": null}', r"rows.jsonl:2: text is None"),
+        ('{"query_id": "1", "query": " ", "doc_id": "x", "text": "b"}', r"rows.jsonl:2: query is ' '"),
+        ('{"query_id": "1", "query": "a", "doc_id": "y", "text": "b", "relevance": "yes"}', r"relevance is 'yes'"),
+        ('{"query_id": null, "query": "a", "doc_id": "y", "text": "b"}', r"rows.jsonl:2: query_id is None, not an id"),
+        ("[1, 2]", r"rows.jsonl:2: not a JSON object"),
+        ("{oops", r"rows.jsonl:2: not JSON"),
+    ],
+)
+def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + line + "\n")
+    with pytest.raises(BadInput, match=message):
+        read_candidates(str(path))
+
+
+def test_odd_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    excel = tmp_path / "excel.csv"
+    excel.write_text("query_id,query,doc_id,text\n1,a query,x," + "long " * 50_000 + "\n", encoding="utf-8-sig")
+    assert len(read_candidates(str(excel)).rows[0].text) > 131_072
+    latin = tmp_path / "latin.csv"
+    latin.write_text("query_id,query,doc_id,text\n1,Zürich,x,text\n", encoding="latin-1")
+    with pytest.raises(BadInput, match=r"latin.csv: cannot be read .* UTF-8"):
+        read_candidates(str(latin))
+    twice = write(tmp_path / "twice.jsonl", [ROWS[0], ROWS[0]])
+    with pytest.raises(BadInput, match=r"twice.jsonl:2: document 'x' stands twice among the candidates of '1'"):
+        read_candidates(str(twice))
+    for grade in (0.5, float("inf"), "yes"):
+        with pytest.raises(BadInput, match="not a whole number"):
+            read_candidates(str(write(tmp_path / "graded.jsonl", [{**ROWS[0], "relevance": grade}])))
+
+
+def test_missing_empty_and_unknown_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no such file"):
+        read_candidates(str(tmp_path / "none.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(BadInput, match=r"empty.jsonl: no candidates in it"):
+        read_candidates(str(tmp_path / "empty.jsonl"))
+    (tmp_path / "rows.xls").touch()
+    with pytest.raises(BadInput, match="unknown kind"):
+        read_candidates(str(tmp_path / "rows.xls"))
+    (tmp_path / "rows.parquet").write_text("not parquet")
+    with pytest.raises(BadInput, match="not a Parquet file"):
+        read_candidates(str(tmp_path / "rows.parquet"))
+
+
+def make_beir(folder: Path) -> Path:
+    (folder / "qrels").mkdir(parents=True)
+    corpus = [
+        {"_id": f"d{i}", "title": f"title {word}", "text": f"about {word}s"}
+        for i, word in enumerate(("cat", "dog", "bird"))
+    ]
+    with gzip.open(folder / "corpus.jsonl.gz", "wt") as stream:
+        stream.writelines(json.dumps(row) + "\n" for row in corpus)
+    queries = [{"_id": "q1", "text": "a dog"}, {"_id": "q2", "text": "unjudged"}, {"_id": "q3", "text": "???"}]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq3\td0\t1\n")
+    return folder
+
+
+def test_a_beir_folder_gives_bm25_candidates_of_its_judged_queries(tmp_path: Path) -> None:
+    found = read_candidates(str(make_beir(tmp_path / "beir")))
+    assert list(found.groups()) == ["q1", "q3"]
+    assert (found.rows[0].doc_id, found.rows[0].text) == ("d1", "title dog\nabout dogs")
+    assert found.qrels == {"q1": {"d1": 1}, "q3": {"d0": 1}}
+
+
+def test_a_run_gives_the_candidates_of_a_beir_folder(tmp_path: Path) -> None:
+    folder, run = make_beir(tmp_path / "beir"), tmp_path / "first.run"
+    run.write_text("q2 Q0 d2 1 0.5 t\nq1 Q0 d2 2 1.0 t\nq1 Q0 d0 1 3.0 t\nq1 Q0 d1 3 0.5 t\n")
+    found = read_candidates(str(folder), run=str(run), depth=2)
+    assert [(row.query_id, row.doc_id) for row in found.rows] == [("q2", "d2"), ("q1", "d0"), ("q1", "d2")]
+    assert found.qrels == {"q1": {"d1": 1}}
+    run.write_text("q1 Q0 d9 1 0.5 t\n")
+    with pytest.raises(BadInput, match=r"first.run: document 'd9' is not in beir"):
+        read_candidates(str(folder), run=str(run))
+    with pytest.raises(BadInput, match=r"--run names documents of a BEIR folder"):
+        read_candidates("demo", run=str(run))
+
+
+def test_datasets_by_id_need_their_package_and_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package, data in (("ir_datasets", "irds:beir/scifact/test"), ("datasets", "hf:org/name")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(BadInput, match=rf"{data}: needs the package {package} \(pip install {package}\)"):
+            read_candidates(data)
+
+
+def test_a_hugging_face_dataset_gives_its_rows(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the package datasets is not installed")
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    write(folder / "test.jsonl", ROWS)
+    found = read_candidates(f"hf:{folder}")
+    assert [(row.query_id, row.doc_id) for row in found.rows] == [("1", "x"), ("1", "z"), ("2", "y")]
+    with pytest.raises(BadInput, match=r"split 'dev' cannot be loaded"):
+        read_candidates(f"hf:{folder}", split="dev")
+
+
+def test_a_broken_beir_folder_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no corpus.jsonl or corpus.jsonl.gz"):
+        read_candidates(str(tmp_path))
+    folder = make_beir(tmp_path / "beir")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\thigh\n")
+    with pytest.raises(BadInput, match=r"test.tsv:2: expected query, 0, document and a whole grade"):
+        read_candidates(str(folder))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n")
+    with pytest.raises(BadInput, match=r"judge query 'q9'"):
+        read_candidates(str(folder))
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
+    with pytest.raises(BadInput, match=r"beir: no judged queries to rank documents for"):
+        read_candidates(str(folder))
+
+
+def test_demo_data_is_deterministic_and_holds_the_relevant_text() -> None:
+    first, second = demo_candidates(queries=10, depth=6), demo_candidates(queries=10, depth=6)
+    assert first == second
+    assert len(first.groups()) == 10
+    for query_id, rows in first.groups().items():
+        doc_ids = [row.doc_id for row in first.rows[rows]]
+        assert len(set(doc_ids)) == 6
+        assert query_id in doc_ids
+        assert first.qrels[query_id] == {query_id: 1}
+    assert 0 < quality_by_query(first, first_stage_scores(first))["ndcg10"].mean() < 1
+
+
+def test_an_ir_dataset_gives_bm25_candidates_or_a_runs(tmp_path: Path) -> None:
+    ir_datasets = pytest.importorskip("ir_datasets", reason="the package ir_datasets is not installed")
+    docs, queries, qrels, run = (tmp_path / name for name in ("docs.tsv", "queries.tsv", "qrels", "first.run"))
+    docs.write_text("d0\tabout cats\nd1\tabout dogs\nd2\tabout birds\n")
+    queries.write_text("q1\ta dogs\nq2\tunjudged\n")
+    qrels.write_text("q1 0 d1 1\n")
+    dataset = ir_datasets.create_dataset(docs_tsv=str(docs), queries_tsv=str(queries), qrels_trec=str(qrels))
+    if "xopt-test" not in ir_datasets.registry:
+        ir_datasets.registry.register("xopt-test", dataset)
+    found = read_candidates("irds:xopt-test")
+    assert (found.rows[0].doc_id, found.rows[0].text, found.qrels) == ("d1", "about dogs", {"q1": {"d1": 1}})
+    run.write_text("q2 Q0 d2 1 0.5 t\n")
+    assert [row.text for row in read_candidates("irds:xopt-test", run=str(run)).rows] == ["about birds"]
+    with pytest.raises(BadInput, match=r"irds:none/at-all: ir_datasets cannot read it"):
+        read_candidates("irds:none/at-all")

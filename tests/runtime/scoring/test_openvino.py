@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import onnx
+import pytest
+
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.runtime import open_scorer
+from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan
+
+pytest.importorskip("openvino", reason="the extra openvino is not installed")
+
+
+@pytest.fixture
+def static(tiny_copy: ModelFolder, docs: Candidates) -> ModelFolder:
+    return quantize(tiny_copy, recipe_for(detect_target(), "static"), docs)
+
+
+def test_static_int8_leaves_the_hot_neurons_in_float(static: ModelFolder) -> None:
+    variant = static.variant("openvino-int8")
+    assert (variant.backend, variant.file) == ("openvino", f"onnx/model_qint8_{detect_target()}_static.onnx")
+    graph = onnx.load(static.path / variant.file).graph
+    integers = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
+    assert len(integers) == 8 + 1  # the second product of one block is in two parts, of which one is in float
+    assert not any(node.domain == "com.microsoft" for node in graph.node)
+
+
+def test_openvino_int8_is_close_to_float_and_depends_on_the_pair_alone(static: ModelFolder, docs: Candidates) -> None:
+    expected = open_scorer(static.path, "onnx-fp32").score(docs.pairs)
+    alone = open_scorer(static.path, "openvino-int8", plan=Plan(1, 1, 1)).score(docs.pairs)
+    together = open_scorer(static.path, "openvino-int8", plan=Plan(3, 1, 512)).score(docs.pairs)
+    assert np.abs(alone - together).max() < 1e-4
+    assert 0 < np.abs(alone - expected).mean() < 0.1 * max(1.0, float(expected.std()))
+
+
+def test_other_strategies_batch_as_sentence_transformers_does(static: ModelFolder, docs: Candidates) -> None:
+    planned = open_scorer(static.path, "openvino-int8").score(docs.pairs)
+    for strategy in STRATEGIES:
+        scorer = ScorerSpec(str(static.path), "openvino-int8", strategy, threads=2).open()
+        assert np.abs(scorer.score(docs.pairs) - planned).max() < 1e-4
+
+
+def test_a_damaged_graph_a_gpu_and_a_missing_openvino_are_said(
+    static: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(BadInput, match="device 'cuda': openvino-int8 runs on a CPU only"):
+        open_scorer(static.path, "openvino-int8", device="cuda")
+    file = static.variant("openvino-int8").file
+    (static.path / file).write_bytes(b"damaged")
+    with pytest.raises(BadInput, match="sha256 differs"):
+        open_scorer(static.path, "openvino-int8")
+    with pytest.raises(BadInput, match="OpenVINO cannot open it"):
+        open_scorer(static.with_variant(static.variant("openvino-int8")).path, "openvino-int8")
+    monkeypatch.delitem(sys.modules, "xopt.runtime.scoring.backends.openvino", raising=False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(BadInput, match="pip install 'xopt-rerank"):
+        open_scorer(static.path, "openvino-int8")

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sentence_transformers import CrossEncoder
+
+from xopt.runtime import open_scorer
+from xopt.runtime.bench.reference import ReferenceScorer
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.machine import machine_name
+from xopt.runtime.scoring.backends.packed import Packed
+from xopt.runtime.scoring.scorer import windows
+
+EXACT = ["onnx-fp32", "torch-fp32"]
+ALONE = [*EXACT, "onnx-int8"]  # variants whose scores depend on the pair alone
+NOISE = 1e-4  # float noise of a trained model's logits
+
+
+def reference(folder: ModelFolder, pairs: list[tuple[str, str]], variant: str = "torch-fp32") -> np.ndarray:
+    return ReferenceScorer(folder, folder.variant(variant), threads=2).score(pairs)
+
+
+@pytest.mark.parametrize("variant", EXACT)
+def test_exact_variants_give_the_reference_scores(demo: ModelFolder, docs: Candidates, variant: str) -> None:
+    scores = open_scorer(demo.path, variant).score(docs.pairs)
+    assert scores.dtype == np.float32
+    assert scores.shape == (len(docs.pairs),)
+    assert np.abs(scores - reference(demo, docs.pairs)).max() < NOISE
+
+
+@pytest.mark.parametrize("variant", ALONE)
+@pytest.mark.parametrize("plan", [Plan(1, 1, 64), Plan(2, 1, 512), Plan(3, 1, 100_000)])
+def test_scores_do_not_depend_on_plan_order_or_company(
+    demo: ModelFolder, docs: Candidates, variant: str, plan: Plan
+) -> None:
+    scorer = open_scorer(demo.path, variant, plan=plan)
+    pairs = docs.pairs[:16]
+    expected = np.concatenate([scorer.score([pair]) for pair in pairs])
+    assert np.abs(scorer.score(pairs) - expected).max() < NOISE
+    assert np.abs(scorer.score(pairs[::-1])[::-1] - expected).max() < NOISE
+
+
+def test_sentence_transformers_loads_the_folder_and_gives_our_scores(demo: ModelFolder, docs: Candidates) -> None:
+    pairs = docs.pairs[:16]
+    # It pads, and sums attention in another order; INT8 rounds the float noise of that to other steps.
+    for variant, most in (("onnx-fp32", NOISE), ("onnx-int8", 0.3)):
+        arguments = {"file_name": demo.variant(variant).file, "provider": "CPUExecutionProvider"}
+        theirs = CrossEncoder(str(demo.path), backend="onnx", model_kwargs=arguments)
+        assert np.abs(theirs.predict(pairs) - open_scorer(demo.path, variant).score(pairs)).max() < most
+        alone = theirs.predict(pairs, batch_size=1)  # nothing is padded
+        assert np.abs(alone - open_scorer(demo.path, variant).score(pairs)).max() < NOISE
+    assert np.abs(CrossEncoder(str(demo.path)).predict(pairs) - reference(demo, pairs)).max() < NOISE
+
+
+def test_bf16_is_close(demo: ModelFolder, docs: Candidates) -> None:
+    pairs = docs.pairs[:32]  # where the processor has no bfloat16 products it is slow
+    assert np.abs(open_scorer(demo.path, "torch-bf16").score(pairs) - reference(demo, pairs)).mean() < 0.1
+
+
+def test_the_onnx_scorer_imports_neither_torch_nor_transformers(tiny: ModelFolder) -> None:
+    code = (
+        "import sys; from xopt.runtime import open_scorer; "
+        f"open_scorer({str(tiny.path)!r}, 'onnx-int8').score([('a', 'b')]); "
+        "print(sorted({'torch', 'transformers', 'daft', 'scipy', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_empty_texts_score_as_the_reference_does_and_long_ones_are_cut_and_counted(demo: ModelFolder) -> None:
+    pairs = [
+        ("", ""),
+        ("a query", ""),
+        ("", "a text"),
+        ("a query", "very long " * 1000),
+        ("long " * 600, "long " * 600),
+    ]
+    scorer = open_scorer(demo.path, "onnx-fp32")
+    assert np.abs(scorer.score(pairs) - reference(demo, pairs)).max() < NOISE
+    assert scorer.stages.truncated == 2
+
+
+def test_identical_pairs_are_scored_once(tiny: ModelFolder) -> None:
+    scorer, long = open_scorer(tiny.path), ("a query", "very long " * 1000)
+    pairs = [long, ("data", "b"), long, ("data", "a"), ("data", "b")]
+    scores = scorer.score(pairs)
+    assert scorer.stages.truncated == 1
+    assert (scores[0], scores[1]) == (scores[2], scores[4])
+    assert np.abs(scores - [scorer.score([pair])[0] for pair in pairs]).max() < NOISE
+
+
+def test_no_pairs_give_no_scores(tiny: ModelFolder) -> None:
+    assert open_scorer(tiny.path).score([]).shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [("a", None), (None, "b"), "ab", ("a",), ("a", 1), ["a", "b", "c"], 5])
+def test_what_is_no_pair_of_texts_is_named(tiny: ModelFolder, bad: object) -> None:
+    with pytest.raises(BadInput, match="pair 1: expected a query and a document"):
+        open_scorer(tiny.path).score([("a", "b"), bad])
+
+
+def test_a_tuned_plan_is_used_on_its_machine_and_for_its_threads(tiny_copy: ModelFolder) -> None:
+    tuned = Plan(callers=3, threads=2, tokens=777)
+    plans = {machine_name(): {"onnx-fp32": tuned}, "another machine": {"onnx-int8": tuned}}
+    tiny_copy.write(lambda manifest: replace(manifest, plans=plans))
+    assert open_scorer(tiny_copy.path, "onnx-fp32").plan == tuned
+    assert open_scorer(tiny_copy.path, "onnx-fp32", threads=1).plan != tuned
+    assert open_scorer(tiny_copy.path, "onnx-int8").plan != tuned
+
+
+def test_what_is_not_there_is_named_with_the_way_out(tiny_copy: ModelFolder) -> None:
+    with pytest.raises(BadInput, match="no such folder; make it with `xopt export"):
+        open_scorer(tiny_copy.path / "none")
+    with pytest.raises(BadInput, match="no variant 'onnx-fp4', only torch-fp32"):
+        open_scorer(tiny_copy.path, "onnx-fp4")
+    with pytest.raises(BadInput, match="device 'cuda'"):
+        open_scorer(tiny_copy.path, device="cuda")
+    (tiny_copy.path / "xopt.json").write_text("{}")
+    with pytest.raises(BadInput, match="not a manifest"):
+        open_scorer(tiny_copy.path)
+    (tiny_copy.path / "xopt.json").unlink()
+    with pytest.raises(BadInput, match=r"no xopt.json in it"):
+        open_scorer(tiny_copy.path)
+
+
+@pytest.mark.parametrize(("variant", "file"), [("onnx-fp32", "onnx/model.onnx"), ("torch-fp32", "model.safetensors")])
+def test_a_damaged_file_is_refused_by_its_sha256(tiny_copy: ModelFolder, variant: str, file: str) -> None:
+    path = tiny_copy.path / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=f"{file}: sha256 differs"):
+        open_scorer(tiny_copy.path, variant)
+    path.unlink()
+    with pytest.raises(BadInput, match=f"{file}: missing"):
+        open_scorer(tiny_copy.path, variant)
+
+
+def test_packed_torch_gives_the_reference_scores(demo: ModelFolder, docs: Candidates) -> None:
+    pairs = docs.pairs[:32]
+    expected = reference(demo, pairs)
+    assert np.abs(open_scorer(demo.path, "torch-varlen-fp32").score(pairs) - expected).max() < NOISE
+    half = open_scorer(demo.path, "torch-varlen-fp16").score(pairs)
+    assert NOISE < np.abs(half - expected).max() < 0.05
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_tokenising_ahead_of_a_device_keeps_every_score_in_its_place(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    monkeypatch.setattr("xopt.runtime.scoring.scorer.FIRST_WINDOW", 2)
+    monkeypatch.setattr("xopt.runtime.scoring.scorer.LAST_WINDOW", 16)
+    pairs = [("data " * (1 + i % 5), "search " * (i % 17)) for i in range(100)]
+    expected = open_scorer(tiny.path, "torch-fp32").score(pairs)
+    scorer = open_scorer(tiny.path, "torch-varlen-fp32", plan=Plan(1, ahead, 64))
+    scorer.backend.streams = True  # as on a GPU
+    assert np.abs(scorer.score(pairs) - expected).max() < NOISE
+    assert scorer.stages.text_tokens == scorer.encoder.encode(list(dict.fromkeys(pairs))).lengths.sum()
+    assert scorer.stages.forward_s > 0
+    assert scorer.stages.copy_s > 0
+
+
+@given(st.integers(0, 10_000))
+def test_windows_hold_each_pair_once(pairs: int) -> None:
+    assert [i for window in windows(pairs) for i in range(pairs)[window]] == list(range(pairs))
+
+
+@pytest.mark.parametrize("variant", ["torch-fp32", "torch-varlen-fp32"])
+def test_out_of_memory_halves_the_budget_says_so_and_goes_on(
+    tiny: ModelFolder, caplog: pytest.LogCaptureFixture, variant: str
+) -> None:
+    pairs = [("data", "search " * (i % 40)) for i in range(80)]
+    scorer = open_scorer(tiny.path, variant, plan=Plan(1, 1, 512))
+    expected, network = scorer.score(pairs), scorer.backend.network
+
+    def of_at_most_100_tokens(packed: Packed) -> torch.Tensor:
+        if len(packed.ids) > 100:
+            raise torch.OutOfMemoryError
+        return network(packed)
+
+    scorer.backend.network = of_at_most_100_tokens
+    assert np.abs(scorer.score(pairs) - expected).max() < NOISE
+    assert scorer.plan.tokens == 64
+    assert "out of memory with 512 tokens a forward: going on with 256" in caplog.text
+    with pytest.raises(BadInput, match="out of memory with a single pair of 64 tokens; use a variant of half"):
+        scorer.backend.network = of_none
+        scorer.score([("data", "search " * 100)])
+
+
+def of_none(_: Packed) -> torch.Tensor:
+    raise torch.OutOfMemoryError
