@@ -70,7 +70,7 @@ def bench(
     from xopt.runtime.bench.bench import bench as run
     from xopt.runtime.bench.strategy import STRATEGIES
     from xopt.runtime.folder import ModelFolder
-    from xopt.runtime.scoring.device import variants_on
+    from xopt.runtime.scoring.variants import variants_on
 
     if peers and device != "cpu":
         raise click.UsageError(

@@ -60,10 +60,10 @@ def quantize(
     nothing, where none does.
     """
     from xopt.optimize.graph.calibrate import calibration_pairs
+    from xopt.optimize.judge.verdict import gates_with
     from xopt.optimize.quantize import SCHEMES, detect_target, prepare, recipe_for
     from xopt.optimize.quantize import quantize as run
     from xopt.optimize.steer import steer
-    from xopt.optimize.validate import gates_with
     from xopt.runtime.folder import ModelFolder
 
     if int8 == fp16:

@@ -13,10 +13,11 @@ from xopt.cli.output import Output
 
 if TYPE_CHECKING:
     from xopt.optimize.judge.statistics import Interval
-    from xopt.optimize.judge.worst_queries import Loss
+    from xopt.optimize.judge.verdict import Judged
+    from xopt.optimize.judge.worst_queries import WorstQuery
     from xopt.optimize.steer import Steered
     from xopt.optimize.tune import Tuning
-    from xopt.optimize.validate import Judged, Validation
+    from xopt.optimize.validate import Validation
     from xopt.runtime.bench.bench import Bench
 
 __all__ = ["print_bench", "print_explained", "print_steering", "print_tuning", "print_validation"]
@@ -78,7 +79,7 @@ def print_validation(out: Output, validation: Validation) -> None:
             out.line(f"{judged.name}: {reason}")
     for judged in validation.judged:
         if judged.losses:
-            _print_loss(out, judged.name, judged.losses[0])
+            _print_worst(out, judged.name, judged.losses[0])
 
 
 def _interval(found: Interval) -> str:
@@ -104,7 +105,7 @@ def _reasons(judged: Judged) -> list[str]:
     return reasons
 
 
-def _print_loss(out: Output, name: str, loss: Loss) -> None:
+def _print_worst(out: Output, name: str, worst: WorstQuery) -> None:
     rows = [
         [
             str(document.reference_rank),
@@ -115,11 +116,11 @@ def _print_loss(out: Output, name: str, loss: Loss) -> None:
             document.doc_id,
             textwrap.shorten(document.text, TEXT_WIDTH, placeholder=" …"),
         ]
-        for document in loss.documents
+        for document in worst.documents
     ]
-    lost = f"nDCG@10 {-loss.ndcg10_drop:+.3f}, " if loss.ndcg10_drop else ""
-    query = textwrap.shorten(loss.query, TEXT_WIDTH, placeholder=" …")
-    title = f"where {name} differs most: query {loss.query_id} ({lost}rank-biased overlap {loss.rbo:.3f}) {query}"
+    lost = f"nDCG@10 {-worst.ndcg10_drop:+.3f}, " if worst.ndcg10_drop else ""
+    query = textwrap.shorten(worst.query, TEXT_WIDTH, placeholder=" …")
+    title = f"where {name} differs most: query {worst.query_id} ({lost}rank-biased overlap {worst.rbo:.3f}) {query}"
     columns = ["rank in the reference", "rank", "score in the reference", "score", "grade", "document", "text"]
     out.table(title, columns, rows, left=("document", "text"))
 

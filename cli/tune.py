@@ -42,7 +42,7 @@ def tune(
     """
     from xopt.optimize.tune import tune as run
     from xopt.runtime.folder import ModelFolder
-    from xopt.runtime.scoring.device import variants_on
+    from xopt.runtime.scoring.variants import variants_on
 
     model = ModelFolder.open(folder, trust_remote_code)
     _, tunings = run(model, variants or variants_on(model, device), read(), threads, device)

@@ -57,10 +57,11 @@ def validate(
     Scores the same candidates with the reference (torch, FP32, as sentence-transformers runs it) and each
     variant of DIR. Exits with 1 where a gate fails, or where the queries are too few to decide.
     """
-    from xopt.optimize.validate import gates_with, validate_runs
+    from xopt.optimize.judge.verdict import gates_with
     from xopt.optimize.validate import validate as run
+    from xopt.optimize.validate import validate_runs
     from xopt.runtime.folder import ModelFolder
-    from xopt.runtime.scoring.device import variants_on
+    from xopt.runtime.scoring.variants import variants_on
 
     if (
         (scores is None) == (folder is None)

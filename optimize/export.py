@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import logging
 import warnings
 from dataclasses import replace
@@ -17,11 +16,11 @@ from safetensors import SafetensorError
 from xopt.optimize.source import check_cross_encoder, materialise
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import new_folder, sha256_of
-from xopt.runtime.folder import MANIFEST, Manifest, ModelFolder, Plan, Variant
+from xopt.runtime.folder import MANIFEST, ONNX_FILE, Manifest, ModelFolder, Plan
 from xopt.runtime.machine import cores
-from xopt.runtime.scoring.backends.varlen import has_packed_form
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.variants import exported_variants
 
 __all__ = ["MAX_DIFFERENCE", "export", "parity_pairs"]
 
@@ -43,7 +42,6 @@ TEXT = (
     "the of ranking a query and document search engine with score 12 models, 'quoted' text (in brackets) for reading "
     "über naïve 東京 Zürich e-mail 3.14 Python function returns None data index shard"
 )
-ONNX_FILE, WEIGHTS = "onnx/model.onnx", "model.safetensors"
 UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 
@@ -176,15 +174,8 @@ def _write_manifest(
     folder: Path, source: dict[str, str], rewrites: dict[str, int] | None, facts: dict[str, Any]
 ) -> ModelFolder:
     files = {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
-    varlen = has_packed_form(json.loads((folder / "config.json").read_text(encoding="utf-8")))
-    variants = [
-        *(Variant(f"torch-{p}", "torch", p, WEIGHTS) for p in ("fp32", "fp16", "bf16")),
-        *(Variant(f"torch-varlen-{p}", "torch-varlen", p, WEIGHTS) for p in ("fp32", "fp16", "bf16") if varlen),
-    ]
-    if rewrites is not None:
-        fp32 = {"exporter": "optimum", "opset": OPSET, **rewrites}
-        variants.append(Variant("onnx-fp32", "onnx", "fp32", ONNX_FILE, fp32))
-        variants.append(Variant("openvino-bf16", "openvino", "bf16", ONNX_FILE, fp32))
+    recipe = None if rewrites is None else {"exporter": "optimum", "opset": OPSET, **rewrites}
+    variants = exported_variants(folder, recipe)
     here = {package.name for package in importlib.metadata.distributions()}
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES if name in here}
     manifest = Manifest(source=source, versions=versions, files=files, variants={v.name: v for v in variants}, **facts)

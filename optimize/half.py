@@ -7,11 +7,10 @@ import warnings
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from xopt.optimize.export import ONNX_FILE
 from xopt.optimize.graph.attention import unfused
 from xopt.optimize.graph.shapes import with_types
 from xopt.optimize.graph.structure import write_graph
-from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
 
 __all__ = ["FP16", "halve"]
 

@@ -22,9 +22,9 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.files import sha256_of, write_text
 from xopt.runtime.folder import MANIFEST, ModelFolder, Variant
 from xopt.runtime.scoring.backends.backend import pad
-from xopt.runtime.scoring.device import has_openvino
 from xopt.runtime.scoring.encode import Encoder
 from xopt.runtime.scoring.plan import Forward
+from xopt.runtime.scoring.variants import BACKENDS
 
 __all__ = ["make_peers"]
 
@@ -53,7 +53,7 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
         )
         model.save_pretrained(str(out), create_model_card=False)
         export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))
-        if has_openvino():
+        if BACKENDS["openvino"].installed():
             _quantize_openvino(folder, candidates, out)
         del model  # and the scratch folder that it exported to, with a warning
         gc.collect()
@@ -62,7 +62,7 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
         Variant("st-onnx", "onnx", "fp32", ONNX),
         Variant("st-onnx-qint8", "onnx", "int8", f"onnx/{int8.name}"),
     ]
-    if has_openvino():
+    if BACKENDS["openvino"].installed():
         variants.append(Variant("st-openvino-qint8", "openvino", "int8", OPENVINO))
     files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
     manifest = replace(folder.manifest, files=files, variants={v.name: v for v in variants}, plans={})

@@ -9,16 +9,17 @@ from pathlib import Path
 from xopt.optimize.export import export
 from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
+from xopt.optimize.judge.verdict import gates_with
 from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
 from xopt.optimize.tune import Tuning, tune
-from xopt.optimize.validate import Validation, gates_with, validate
+from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import MANIFEST, ModelFolder
 from xopt.runtime.machine import cores, machine_name, saturates
-from xopt.runtime.scoring.backends.onnx import has_provider
-from xopt.runtime.scoring.device import check_device, has_openvino, overflows, variants_on
+from xopt.runtime.scoring.device import check_device
+from xopt.runtime.scoring.variants import BACKENDS, overflows, variants_on
 
 __all__ = ["Outcome", "Recommendation", "optimize", "recommend"]
 
@@ -100,7 +101,7 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
 def _quantized(folder: ModelFolder, candidates: Candidates) -> ModelFolder:
     target = detect_target()
     schemes = ["per-token"]
-    if has_openvino() and not saturates():  # elsewhere its INT8 is slower than FP32
+    if BACKENDS["openvino"].installed() and not saturates():  # elsewhere its INT8 is slower than FP32
         schemes.append("static")
     for scheme in schemes:
         there = folder.manifest.variants.get(SCHEMES[scheme])
@@ -111,7 +112,7 @@ def _quantized(folder: ModelFolder, candidates: Candidates) -> ModelFolder:
 
 
 def _halved(folder: ModelFolder) -> ModelFolder:
-    made = FP16 in folder.manifest.variants or not has_provider("cuda")  # without one nothing would run it
+    made = FP16 in folder.manifest.variants or not BACKENDS["onnx"].gpu_ready()  # without one nothing would run it
     return folder if made else halve(folder)
 
 

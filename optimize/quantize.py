@@ -14,13 +14,13 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from xopt.optimize.graph.attention import fuse_attention, unfused
 from xopt.optimize.graph.calibrate import Activations, calibrate, calibration_pairs
-from xopt.optimize.graph.int8_matmul import Rounded, quantize_products
-from xopt.optimize.graph.outliers import find_blocks, split_neurons
+from xopt.optimize.graph.int8_matmul import Rounded, quantize_matmuls
+from xopt.optimize.graph.outliers import find_blocks, split_outliers
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
 from xopt.optimize.graph.structure import write_graph
 from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
 from xopt.runtime.scoring.encode import Pair
 
@@ -40,7 +40,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-FP32_FILE = "onnx/model.onnx"
 SCHEMES = {  # and the variant that each one makes
     "per-token": "onnx-int8",
     "static": "openvino-int8",
@@ -71,7 +70,7 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an INT8 variant is made. A value: with the calibration data, what the manifest keeps makes the file again.
+    """How an INT8 variant is made. The manifest keeps it: with the same calibration data it gives the same file again.
 
     `scheme` "per-token" has a scale for every token's row, so that a pair's score depends on the pair
     alone; see `xopt.optimize.graph.int8_matmul` and `xopt.optimize.graph.outliers`. `smoothing` is the exponent of
@@ -153,11 +152,11 @@ def quantize(
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:
     """Calibrate on `pairs`, and split feed-forward blocks, as `recipe` says, whatever it leaves in float."""
-    model = unfused(onnx.load(folder.checked(FP32_FILE)))
+    model = unfused(onnx.load(folder.checked(ONNX_FILE)))
     blocks = find_blocks(model, token_matmuls(model))
     if recipe.hot and blocks:
         whole = calibrate(folder, model, [block.activation for block in blocks], pairs, gram=False)
-        model = split_neurons(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
+        model = split_outliers(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
     products = {name: name.removesuffix("/hot").removesuffix("/cold") for name in token_matmuls(model)}
     if recipe.scheme == "static":
         products = {
@@ -170,7 +169,7 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
 
 def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
     """The graph of `recipe`."""
-    return quantize_products(
+    return quantize_matmuls(
         prepared.model,
         [name for name, whole in prepared.products.items() if whole not in recipe.floats],
         prepared.seen,
@@ -182,7 +181,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
 
 
 def _quantize_dynamic(folder: ModelFolder, recipe: Recipe) -> None:
-    model = unfused(onnx.load(folder.checked(FP32_FILE)))  # a path would get a scratch file beside it
+    model = unfused(onnx.load(folder.checked(ONNX_FILE)))  # a path would get a scratch file beside it
     with _quiet_logging(), TemporaryDirectory(prefix="xopt-stock-") as scratch:
         made = Path(scratch) / "model.onnx"
         quantize_dynamic(

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.judge.statistics import PASSED, Gate
+from xopt.optimize.judge.verdict import Judged, judge
 from xopt.optimize.quantize import Prepared, Recipe, quantized
-from xopt.optimize.validate import Judged, judge
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import GateFailed
 from xopt.runtime.folder import ModelFolder

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import Manifest, ModelFolder, Plan
 from xopt.runtime.machine import cores, machine_name
-from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Pair, Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
+from xopt.runtime.scoring.variants import check_variant
 
 __all__ = ["Trial", "Tuning", "plans_for", "tune"]
 
@@ -70,7 +70,7 @@ def tune(
     is measured with its tokenising, which the forwards overlap.
     """
     for variant in variants:
-        check_device(device, folder.variant(variant))
+        check_variant(folder.variant(variant), device)
     tunings = [_tune_variant(folder, variant, candidates, threads or cores(), device) for variant in variants]
     machine, found = machine_name(device), {tuning.variant: tuning.best for tuning in tunings}
 

@@ -11,58 +11,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED, Gate, GateResult, Interval, hold, interval
-from xopt.optimize.judge.worst_queries import Loss, largest_losses
+from xopt.optimize.judge.statistics import PASSED, Gate, Interval, interval
+from xopt.optimize.judge.verdict import GATES, SAME, Judged, judge
 from xopt.runtime.bench.reference import REFERENCE, ReferenceScorer
-from xopt.runtime.data.agreement import agreement_by_query, broken, differences, first_stage_scores, quality_by_query
+from xopt.runtime.data.agreement import first_stage_scores, quality_by_query
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.data.trec import read_qrels, read_run
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
-from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.variants import check_variant
 
-__all__ = ["GATES", "SAME", "Judged", "Validation", "gates_with", "judge", "validate", "validate_runs"]
+__all__ = ["Validation", "validate", "validate_runs"]
 
 log = logging.getLogger(__name__)
 
 NOISE_PAIRS = 128  # the noise floor is taken on the first ones
 REFERENCE_BATCH = 8  # scores do not depend on it, and 8 is the fastest on small machines
-SAME = 1e-4  # scores that differ by so little of the reference's standard deviation differ by rounding alone
 FLOAT_NOISE = 1e-5  # of logits; what data with a single pair, which has no deviation, is held to
-SWAP = 1 - 1 / np.log2(3)  # of nDCG: what the only relevant document loses between the first rank and the second
 
 Scores = NDArray[np.floating[Any]]
-
-GATES = (
-    Gate("tau", 0.93),  # INT8 that works has 0.95 and more, onnxruntime's own 0.84 to 0.89
-    Gate("top10", 0.90),
-    Gate("ndcg10_drop", 0.005, at_most=True, unseen=SWAP),
-    Gate("labels", 0.98),
-)
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One variant, or run, against the reference.
-
-    `measures` by name, with intervals: tau, spearman, rbo, top1 to top10 and inversions; ndcg10, mrr10,
-    recall10 and ndcg10_drop where there are qrels; labels alone for several labels. `noise` is the
-    largest difference of logits of the variant to itself in other batches and another order, None for
-    runs. `broken` says why the scores rank nothing, if they do not.
-    """
-
-    name: str
-    verdict: str
-    measures: dict[str, Interval]
-    mean_difference: float
-    max_difference: float
-    noise: float | None
-    broken: str
-    gates: tuple[GateResult, ...]
-    losses: tuple[Loss, ...]
 
 
 @dataclass(frozen=True)
@@ -99,7 +69,7 @@ def validate(
     logit. Raises BadInput where a variant is missing, GateFailed where the reference is not to be trusted.
     """
     for variant in (REFERENCE, *variants):
-        check_device(device, folder.variant(variant))
+        check_variant(folder.variant(variant), device)
     pairs, few = candidates.pairs, candidates.pairs[:NOISE_PAIRS]
     threads = threads or cores()
     log.info("validate: the reference scores %d pairs", len(pairs))
@@ -132,26 +102,10 @@ def validate(
     )
 
 
-def gates_with(bounds: dict[str, float], graded: bool, labels: int | None = 1) -> tuple[Gate, ...]:
-    """The default gates, with other bounds for some measures.
-
-    Raises BadInput where a bound is given for what cannot be measured: there are no qrels (`graded`), or
-    the model has one label or several; `labels` is None where that is not known yet.
-    """
-    for measure in bounds:
-        if measure == "ndcg10_drop" and not graded:
-            raise BadInput("--max-ndcg-drop: there are no qrels, so no nDCG; give data with relevance, or --qrels")
-        if labels is not None and (measure == "labels") != (labels > 1):
-            raise BadInput(
-                f"the gate on {measure}: a model with {labels} label{'s' * (labels > 1)} has no such measure"
-            )
-    return tuple(replace(gate, bound=bounds.get(gate.measure, gate.bound)) for gate in GATES)
-
-
 def validate_runs(reference: Path, scores: Path, qrels: Path | None, gates: Sequence[Gate] = GATES) -> Validation:
     """Hold a TREC run, of any engine, against another one. Raises BadInput where a file is none.
 
-    The documents are the reference's. Those that the run lacks come last in it, tied.
+    The documents are the reference's. A document that the run lacks comes last in it, tied with the others.
     """
     expected, got = read_run(reference), read_run(scores)
     rows = tuple(Row(query_id, "", doc_id, "") for query_id, ranking in expected.items() for doc_id in ranking)
@@ -178,56 +132,6 @@ def validate_runs(reference: Path, scores: Path, qrels: Path | None, gates: Sequ
         judged=judged,
         passed=all(each.verdict == PASSED for each in judged),
     )
-
-
-def judge(
-    candidates: Candidates,
-    expected: Scores,
-    scores: Scores,
-    gates: Sequence[Gate] = GATES,
-    *,
-    name: str,
-    noise: float | None = None,
-    floor: float = 0.0,
-) -> Judged:
-    """Hold scores against the expected ones; `floor` is the noise of the latter."""
-    if expected.ndim > 1:
-        values = {"labels": _same_labels(candidates, expected, scores)}
-        why = "" if np.isfinite(scores).all() else "not finite"
-    else:
-        values = agreement_by_query(candidates, expected, scores, noise=2 * floor)
-        measured = quality_by_query(candidates, scores)
-        values |= measured
-        if measured:
-            values["ndcg10_drop"] = quality_by_query(candidates, expected)["ndcg10"] - measured["ndcg10"]
-        why = broken(candidates, expected, scores)
-    difference = differences(expected, scores)
-    same = difference["max_difference"] <= SAME * float(np.std(expected)) and not why
-    results = tuple(
-        hold(gate, values[gate.measure], same) for gate in gates if np.isfinite(values.get(gate.measure, np.nan)).any()
-    )
-    intervals = {result.gate.measure: result.interval for result in results}
-    return Judged(
-        name=name,
-        verdict=_verdict([result.verdict for result in results] or [PASSED if same else UNDECIDED], why),
-        measures={measure: intervals.get(measure) or interval(by_query) for measure, by_query in values.items()},
-        **difference,
-        noise=noise,
-        broken=why,
-        gates=results,
-        losses=() if same or expected.ndim > 1 else largest_losses(candidates, expected, scores, values),
-    )
-
-
-def _verdict(verdicts: Sequence[str], why: str) -> str:
-    if why or FAILED in verdicts:
-        return FAILED
-    return UNDECIDED if UNDECIDED in verdicts else PASSED
-
-
-def _same_labels(candidates: Candidates, expected: Scores, scores: Scores) -> NDArray[np.float64]:
-    same = expected.argmax(1) == np.where(np.isnan(scores), -np.inf, scores).argmax(1)
-    return np.array([same[rows].mean() for rows in candidates.groups().values()])
 
 
 def _quality(candidates: Candidates, scores: Scores) -> dict[str, Interval]:

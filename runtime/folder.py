@@ -11,9 +11,10 @@ from typing import Any
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import sha256_of, write_text
 
-__all__ = ["MANIFEST", "Manifest", "ModelFolder", "Plan", "Variant", "data_file"]
+__all__ = ["MANIFEST", "ONNX_FILE", "WEIGHTS", "Manifest", "ModelFolder", "Plan", "Variant", "data_file"]
 
 MANIFEST = "xopt.json"
+WEIGHTS, ONNX_FILE = "model.safetensors", "onnx/model.onnx"  # what export writes: FP32, for torch and as a graph
 FORMAT = 1
 
 

@@ -1,4 +1,4 @@
-"""The rules of the house: which way imports go, and which module imports what."""
+"""The rules of the house: which way imports go, which module imports which library, and how large things are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ["runtime", "optimize", "cli"]  # each may import those before it
-OWNERS = {  # in runtime, one module a library
-    "daft": {"rerank.py"},
+GROUND = ("errors", "files", "folder", "machine")
+ROOMS = [  # each may import from itself and from those before it
+    *(f"xopt.runtime.{name}" for name in GROUND),
+    "xopt.runtime.scoring",
+    "xopt.runtime.data",
+    "xopt.runtime.frames",
+    "xopt.runtime.bench",
+    "xopt.optimize.graph",
+    "xopt.optimize.judge",
+    "xopt.optimize.report",
+    "xopt.optimize",
+    "xopt.cli",
+]
+STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "report")]  # do not know each other
+OWNERS = {  # in runtime, the modules that import a library
+    "daft": {"rerank.py", "in_daft.py"},
     "openvino": {"openvino.py"},
     "onnxruntime": {"onnx.py", "ceilings.py", "reference.py"},  # the reference sets threads through its options
     "sentence_transformers": {"reference.py"},
@@ -19,13 +32,8 @@ OWNERS = {  # in runtime, one module a library
     "bm25s": {"bm25.py"},
     "ir_measures": {"agreement.py"},
 }
-
-
-def layer_of(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0]
-
-
-FILES = [path for layer in LAYERS for path in sorted((ROOT / layer).rglob("*.py"))]
+FILES = [path for top in ("runtime", "optimize", "cli") for path in sorted((ROOT / top).rglob("*.py"))]
+FOLDERS = sorted({path.parent for path in FILES})
 
 
 def imported(path: Path) -> set[str]:
@@ -38,21 +46,44 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def room_of(module: str) -> str | None:
+    """The room that a module lies in: the longest name of one that it begins with."""
+    return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len, default=None)
+
+
+def name_of(path: Path) -> str:
+    return "xopt." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_go_one_way(path: Path) -> None:
-    above = LAYERS[LAYERS.index(layer_of(path)) + 1 :]
+    room = room_of(name_of(path))
+    if room is None:
+        assert name_of(path) == "xopt.runtime"  # which offers what users import, of all its rooms
+        return
     for name in imported(path):
-        assert not any(name.startswith(f"xopt.{layer}") for layer in above), f"{path.name} imports {name}"
+        other = room_of(name)
+        if other is not None and other != room:
+            assert ROOMS.index(other) < ROOMS.index(room), f"{name_of(path)} imports {name}"
+            assert not {room, other} <= set(STRANGERS), f"{name_of(path)} imports {name}"
 
 
 @pytest.mark.parametrize("library", OWNERS)
-def test_one_module_a_library(library: str) -> None:
-    users = {p.name for p in FILES if layer_of(p) == "runtime" and any(n.split(".")[0] == library for n in imported(p))}
-    assert users == OWNERS[library]
+def test_few_modules_import_a_large_library(library: str) -> None:
+    runtime = [path for path in FILES if name_of(path).startswith("xopt.runtime")]
+    assert {p.name for p in runtime if any(n.split(".")[0] == library for n in imported(p))} == OWNERS[library]
 
 
-def test_files_stay_short() -> None:
-    assert {p.name: n for p in FILES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300} == {}
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_folders_and_files_stay_small(folder: Path) -> None:
+    files = list(folder.glob("*.py"))
+    assert len(files) <= 12
+    assert {p.name: n for p in files if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300} == {}
+
+
+def test_every_folder_is_installed() -> None:
+    listed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert [name for folder in FOLDERS if f'"{(name := name_of(folder))}"' not in listed] == []
 
 
 def test_the_tree_stays_small() -> None:

@@ -60,7 +60,7 @@ class _Graph:
         return node
 
     def reader(self, node: onnx.NodeProto, operator: str) -> onnx.NodeProto:
-        """The only node that reads what `node` makes, an `operator`."""
+        """The node of type `operator` that alone reads the output of `node`."""
         found = self.readers[node.output[0]]
         if len(found) != 1 or found[0].op_type != operator:
             raise LookupError(node.output[0])

@@ -32,7 +32,7 @@ from xopt.optimize.graph.calibrate import Activations
 from xopt.optimize.graph.rounding import round_weights
 from xopt.optimize.graph.structure import import_microsoft, readers, rebuilt
 
-__all__ = ["Rounded", "quantize_products"]
+__all__ = ["Rounded", "quantize_matmuls"]
 
 # By weight, smoothing factors and bits: integers and column scales. Rounding takes longer than all else.
 Rounded = dict[tuple[str, bytes, int], tuple[NDArray[np.int8], NDArray[np.float32]]]
@@ -74,7 +74,7 @@ class _Quantised:
     lead: str = ""
 
 
-def quantize_products(
+def quantize_matmuls(
     model: onnx.ModelProto,
     products: Sequence[str],
     seen: dict[str, Activations],

@@ -1,4 +1,4 @@
-"""An exact rewrite: a feed-forward block's neurons in two parts, those that run hot and the rest.
+"""An exact rewrite: the outlier neurons of a feed-forward block get products of their own.
 
 A few neurons reach values many times those of the rest, and a scale that covers them leaves few
 steps for the others. Neurons may stand in any order, so the block is cut into two: each part has
@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from xopt.optimize.graph.first_row import ELEMENTWISE
 from xopt.optimize.graph.structure import makers, outer_reads, readers, rebuilt
 
-__all__ = ["Split", "find_blocks", "split_neurons"]
+__all__ = ["Split", "find_blocks", "split_outliers"]
 
 STEP = 16  # the hot part is a multiple of this: the width of a vector register
 
@@ -78,7 +78,7 @@ def _chain(
     return list(chain.values()) if len(first) == 1 else []
 
 
-def split_neurons(
+def split_outliers(
     model: onnx.ModelProto, blocks: Sequence[Split], peaks: dict[str, NDArray[np.float64]], share: float
 ) -> onnx.ModelProto:
     """Cut each block into the `share` of its neurons with the largest of `peaks`, by activation tensor, and the rest.

@@ -1,4 +1,4 @@
-"""Losses: the queries on which a ranking differs most from the reference's, with both rankings and the texts."""
+"""The queries on which a ranking differs most from the reference's, with both rankings and the texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.data.candidates import Candidates
 
-__all__ = ["Loss", "Placed", "largest_losses"]
+__all__ = ["Placed", "WorstQuery", "worst_queries"]
 
 QUERIES = 5  # of a variant
 SAME = 1 - 1e-9  # of rank-biased overlap, whose weights are rounded
@@ -33,7 +33,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Loss:
+class WorstQuery:
     """A query, what it lost (nDCG@10, where it is judged and moved; rank-biased overlap), and both rankings' best."""
 
     query_id: str
@@ -43,21 +43,21 @@ class Loss:
     documents: tuple[Placed, ...]
 
 
-def largest_losses(
+def worst_queries(
     candidates: Candidates, expected: Scores, scores: Scores, values: dict[str, NDArray[np.float64]]
-) -> tuple[Loss, ...]:
+) -> tuple[WorstQuery, ...]:
     """The queries that lost most, by nDCG@10 first and by rank-biased overlap then; see `agreement_by_query`."""
     groups = list(candidates.groups().items())
     drops = np.nan_to_num(values.get("ndcg10_drop", np.zeros(len(groups))))
-    worst = np.lexsort((values["rbo"], -np.round(drops, 6)))[:QUERIES]
-    losses = []
-    for i in worst:
+    order = np.lexsort((values["rbo"], -np.round(drops, 6)))[:QUERIES]
+    worst = []
+    for i in order:
         query_id, rows = groups[i]
         if values["rbo"][i] < SAME:
             placed = _placed(candidates, rows, expected[rows], scores[rows])
             drop = float(drops[i]) if query_id in candidates.qrels else None
-            losses.append(Loss(query_id, candidates.rows[rows.start].query, drop, float(values["rbo"][i]), placed))
-    return tuple(losses)
+            worst.append(WorstQuery(query_id, candidates.rows[rows.start].query, drop, float(values["rbo"][i]), placed))
+    return tuple(worst)
 
 
 def _placed(candidates: Candidates, rows: slice, expected: Scores, scores: Scores) -> tuple[Placed, ...]:

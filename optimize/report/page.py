@@ -10,7 +10,6 @@ from typing import Any
 
 import jinja2
 
-from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED
 from xopt.optimize.report.charts import frontier, scatter, sparkline
 from xopt.runtime.bench.explain import STAGES
 from xopt.runtime.errors import BadInput
@@ -19,7 +18,7 @@ __all__ = ["Change", "compare", "gather", "read_results", "render"]
 
 Json = dict[str, Any]
 
-WORST_FIRST = (FAILED, UNDECIDED, PASSED)
+FAILED, UNDECIDED, PASSED = WORST_FIRST = ("fail", "undecided", "pass")  # verdicts, as results have them
 NOISE = 0.10  # what machines that do nothing else differ by from one run to the next
 
 

@@ -25,10 +25,10 @@ from xopt.runtime.data.agreement import Agreement, agreement
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores, cpu_name, machine_name, memory_bytes
-from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Encoder
 from xopt.runtime.scoring.scorer import find_plan
 from xopt.runtime.scoring.stages import Call, Stages
+from xopt.runtime.scoring.variants import check_variant
 
 __all__ = ["BASELINE", "Bench", "Case", "Measured", "Round", "bench"]
 
@@ -129,7 +129,7 @@ def bench(
     cases = list(dict.fromkeys([BASELINE, *cases, *(Case(variant, BASELINE.strategy) for variant in others)]))
     for case in cases:
         strategy_named(case.strategy)
-        check_device(device, _home(case, folder, peers).variant(case.variant))
+        check_variant(_home(case, folder, peers).variant(case.variant), device)
     tokens = Encoder(folder).encode(candidates.pairs)
     ceilings = measure_ceilings(threads) if device == "cpu" else None
     rounds: dict[Case, list[Round]] = {case: [] for case in cases}

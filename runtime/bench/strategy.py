@@ -1,22 +1,25 @@
-"""Strategies: how Daft calls a scorer, and which scorer it calls."""
+"""Strategies: how Daft calls a scorer, and which scorer it calls: xopt's, or sentence-transformers as people run it."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
-from xopt.runtime.scoring.scorer import BatchScorer, Scorer, open_scorer
+from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.plan import ROWS_A_CALL, Forward
+from xopt.runtime.scoring.scorer import PlannedScorer, Scorer, open_scorer
+from xopt.runtime.scoring.stages import Stages, Stopwatch
+from xopt.runtime.scoring.variants import BACKENDS
 
-__all__ = ["PLANNED_ROWS", "STRATEGIES", "ScorerSpec", "Strategy"]
-
-
-# Many forwards long: the window within which pairs are sorted by length. A GPU needs more of them to be kept busy.
-PLANNED_ROWS = {"cpu": 1024, "cuda": 16384}
-# What sentence-transformers does not run here: it packs nothing, and optimum-intel, for OpenVINO, bars optimum-onnx.
-OURS = ("openvino", "torch-varlen")
+__all__ = ["STRATEGIES", "BatchScorer", "ScorerSpec", "Strategy", "strategy_named"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Strategy:
 
     def rows_on(self, device: str) -> int | None:
         """Rows a call on a device: planned forwards want many, a GPU more."""
-        return PLANNED_ROWS[device] if self.batch_size is None else self.rows_a_call
+        return ROWS_A_CALL[device] if self.batch_size is None else self.rows_a_call
 
 
 STRATEGIES = {
@@ -48,6 +51,38 @@ STRATEGIES = {
         Strategy("planned", rows_a_call=None, batch_size=None),
     )
 }
+
+
+class BatchScorer:
+    """Scores pairs as sentence-transformers batches them, for backends that it does not run here: no plan."""
+
+    def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
+        self.scorer, self.batch_size = scorer, batch_size
+        self._watch = Stopwatch(callers=1)
+
+    @property
+    def stages(self) -> Stages:
+        """Where the time of all calls so far went."""
+        return self._watch.stages
+
+    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given; see `Scorer`."""
+        backend, start = self.scorer.backend, time.monotonic()
+        tokens = self.scorer.encoder.encode(pairs)
+        self._watch.encoded(time.monotonic() - start, tokens.truncated)
+        logits = np.empty((len(pairs), self.scorer.labels), np.float32)
+        order = np.argsort([-len(query) - len(text) for query, text in pairs], kind="stable")
+        for first in range(0, len(order), self.batch_size):
+            rows, start = order[first : first + self.batch_size], time.monotonic()
+            forward = Forward(rows, int(tokens.lengths[rows].max()))
+            batch, loaded = backend.load(tokens, forward), time.monotonic()
+            logits[rows] = backend.finish([backend.forward(batch)])
+            end = time.monotonic()
+            self._watch.forwarded(
+                end - loaded, loaded - start, len(rows), forward.width, int(tokens.lengths[rows].sum())
+            )
+            self._watch.ran(end - start)
+        return logits[:, 0] if self.scorer.labels == 1 else logits
 
 
 @dataclass(frozen=True)
@@ -68,7 +103,7 @@ class ScorerSpec:
         if strategy.batch_size is None:
             return open_scorer(model, self.variant, plan=self.plan, threads=self.threads, device=self.device)
         variant, threads = model.variant(self.variant), self.threads or cores()
-        if variant.backend in OURS:
+        if not BACKENDS[variant.backend].in_sentence_transformers:
             plan = Plan(callers=1, threads=threads, tokens=1)
             return BatchScorer(open_scorer(model, self.variant, plan=plan, device=self.device), strategy.batch_size)
         from xopt.runtime.bench.reference import ReferenceScorer

@@ -29,9 +29,9 @@ def main() -> None:
 
 
 def _run(case: dict[str, Any], out: TextIO) -> None:
+    from xopt.runtime.bench.in_daft import run_strategy
     from xopt.runtime.bench.strategy import ScorerSpec
     from xopt.runtime.folder import Plan
-    from xopt.runtime.frames.rerank import run_strategy
 
     pairs = [(q, t) for q, t in json.loads(Path(case["pairs_file"]).read_text(encoding="utf-8"))]
     plan = Plan(**case["spec"].pop("plan")) if case["spec"].get("plan") else None

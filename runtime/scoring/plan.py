@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from xopt.runtime.folder import Plan
 
-__all__ = ["WIDTH_STEP", "Forward", "default_plan", "plan_forwards"]
+__all__ = ["ROWS_A_CALL", "WIDTH_STEP", "Forward", "default_plan", "plan_forwards"]
 
+# Pairs worth giving a scorer at once: many forwards long, since pairs are sorted by length within a call. A GPU needs
+# more of them to be kept busy.
+ROWS_A_CALL = {"cpu": 1024, "cuda": 16384}
 WIDTH_STEP = 8  # widths are multiples of this: few distinct shapes, so that memory does not grow with each
 
 

@@ -19,12 +19,12 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.scoring.backends.backend import Backend, OutOfMemory
-from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Encoder, Encoding, Pair, Tokens, check_pairs
 from xopt.runtime.scoring.plan import Forward, default_plan, plan_forwards
 from xopt.runtime.scoring.stages import Stages, Stopwatch
+from xopt.runtime.scoring.variants import BACKENDS, check_variant
 
-__all__ = ["BatchScorer", "PlannedScorer", "Scorer", "find_plan", "open_scorer"]
+__all__ = ["PlannedScorer", "Scorer", "find_plan", "open_scorer"]
 
 log = logging.getLogger(__name__)
 
@@ -182,38 +182,6 @@ def windows(pairs: int) -> Iterator[slice]:
         start, size = start + size, min(2 * size, LAST_WINDOW)
 
 
-class BatchScorer:
-    """Scores pairs as sentence-transformers batches them, for backends that it does not run here: no plan."""
-
-    def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
-        self.scorer, self.batch_size = scorer, batch_size
-        self._watch = Stopwatch(callers=1)
-
-    @property
-    def stages(self) -> Stages:
-        """Where the time of all calls so far went."""
-        return self._watch.stages
-
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given; see `Scorer`."""
-        backend, start = self.scorer.backend, time.monotonic()
-        tokens = self.scorer.encoder.encode(pairs)
-        self._watch.encoded(time.monotonic() - start, tokens.truncated)
-        logits = np.empty((len(pairs), self.scorer.labels), np.float32)
-        order = np.argsort([-len(query) - len(text) for query, text in pairs], kind="stable")
-        for first in range(0, len(order), self.batch_size):
-            rows, start = order[first : first + self.batch_size], time.monotonic()
-            forward = Forward(rows, int(tokens.lengths[rows].max()))
-            batch, loaded = backend.load(tokens, forward), time.monotonic()
-            logits[rows] = backend.finish([backend.forward(batch)])
-            end = time.monotonic()
-            self._watch.forwarded(
-                end - loaded, loaded - start, len(rows), forward.width, int(tokens.lengths[rows].sum())
-            )
-            self._watch.ran(end - start)
-        return logits[:, 0] if self.scorer.labels == 1 else logits
-
-
 def open_scorer(
     folder: str | Path | ModelFolder,
     variant: str = "onnx-fp32",
@@ -232,9 +200,10 @@ def open_scorer(
     """
     model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder, trust_remote_code)
     chosen = model.variant(variant)
-    check_device(device, chosen)
+    check_variant(chosen, device)  # a plan is found for a device that is there
     plan = plan or find_plan(model, chosen, threads, device)
-    return PlannedScorer(Encoder(model), _open_backend(model, chosen, plan, device), plan, model.manifest.labels)
+    backend = BACKENDS[chosen.backend].open(model, chosen, plan, device)
+    return PlannedScorer(Encoder(model), backend, plan, model.manifest.labels)
 
 
 def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu") -> Plan:
@@ -243,19 +212,3 @@ def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None, 
     if tuned is not None and (device == "cuda" or threads in (None, tuned.callers * tuned.threads)):
         return tuned
     return default_plan(variant.backend, threads or cores(), device)
-
-
-def _open_backend(model: ModelFolder, variant: Variant, plan: Plan, device: str) -> Backend:
-    if variant.backend == "onnx":
-        from xopt.runtime.scoring.backends.onnx import OnnxBackend
-
-        return OnnxBackend(model, variant, plan.threads, device)
-    if variant.backend == "openvino":
-        from xopt.runtime.scoring.backends.openvino import OpenVinoBackend
-
-        return OpenVinoBackend(model, variant, plan)
-    if variant.backend in ("torch", "torch-varlen"):
-        from xopt.runtime.scoring.backends.torch import TorchBackend
-
-        return TorchBackend(model, variant, plan.threads, device)
-    raise BadInput(f"{model.path}: variant {variant.name!r} has an unknown backend {variant.backend!r}")

@@ -11,11 +11,11 @@ from tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.graph.attention import unfused
-from xopt.optimize.quantize import FP32_FILE, SCHEMES, TARGETS, detect_target, quantize, recipe_for, token_matmuls
+from xopt.optimize.quantize import SCHEMES, TARGETS, detect_target, quantize, recipe_for, token_matmuls
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.folder import ONNX_FILE, ModelFolder, Plan
 from xopt.runtime.machine import cpu_flags, machine_name
 
 
@@ -35,7 +35,7 @@ def test_each_target_names_its_file_and_keeps_its_recipe(
         "hot": 1 / 16,
         "floats": [],
     }
-    monkeypatch.setattr("xopt.runtime.scoring.device.saturates", lambda: False)  # it runs, even where it should not
+    monkeypatch.setattr("xopt.runtime.scoring.variants.saturates", lambda: False)  # it runs, even where it should not
     assert np.isfinite(open_scorer(made.path, "onnx-int8").score([("a query", "a text")])).all()
 
 
@@ -51,7 +51,7 @@ def test_seven_bits_where_eight_would_saturate(
 
 
 def test_tokens_are_multiplied_in_int8_and_the_rest_in_float(tiny: ModelFolder) -> None:
-    assert len(token_matmuls(unfused(onnx.load(tiny.path / FP32_FILE)))) == 6 + 2  # of the last layer, key and value
+    assert len(token_matmuls(unfused(onnx.load(tiny.path / ONNX_FILE)))) == 6 + 2  # of the last layer, key and value
     graph = unfused(onnx.load(tiny.path / tiny.variant("onnx-int8").file)).graph
     kinds = [node.op_type for node in graph.node]
     assert kinds.count("MatMulIntegerToFloat") == 8 + 2  # one block's neurons are in two parts
@@ -109,7 +109,7 @@ def test_the_target_is_detected_from_the_processor() -> None:
 def test_an_unknown_target_and_a_damaged_graph_are_refused(tiny_copy: ModelFolder) -> None:
     with pytest.raises(BadInput, match="target 'avx9': unknown; one of avx512_vnni"):
         recipe_for("avx9")
-    (tiny_copy.path / FP32_FILE).write_bytes(b"damaged")
+    (tiny_copy.path / ONNX_FILE).write_bytes(b"damaged")
     before = sorted(p.name for p in (tiny_copy.path / "onnx").iterdir())
     with pytest.raises(BadInput, match="sha256 differs"):
         quantize(tiny_copy, recipe_for("avx512_vnni"))

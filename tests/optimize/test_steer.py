@@ -9,13 +9,13 @@ from onnx import numpy_helper
 
 from xopt.optimize.graph.calibrate import calibration_pairs
 from xopt.optimize.judge.statistics import FAILED, PASSED, Gate
-from xopt.optimize.quantize import FP32_FILE, detect_target, prepare, quantize, recipe_for
+from xopt.optimize.judge.verdict import judge
+from xopt.optimize.quantize import detect_target, prepare, quantize, recipe_for
 from xopt.optimize.steer import steer
-from xopt.optimize.validate import judge
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.errors import GateFailed
-from xopt.runtime.folder import ModelFolder
+from xopt.runtime.folder import ONNX_FILE, ModelFolder
 
 LAYER, CHANNELS, FACTOR = 2, slice(0, 384, 48), 200.0
 
@@ -35,7 +35,7 @@ def fewer_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def with_outliers(folder: ModelFolder) -> ModelFolder:
     """A few channels of a layer's values many times as large, and what reads them as much smaller: the same in FP32."""
-    model = onnx.load(folder.path / FP32_FILE)
+    model = onnx.load(folder.path / ONNX_FILE)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     read = {node.name: node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
     layer = f"/bert/encoder/layer.{LAYER}/attention"
@@ -50,7 +50,7 @@ def with_outliers(folder: ModelFolder) -> ModelFolder:
         array = numpy_helper.to_array(weights[name]).copy()
         array[index] *= factor
         weights[name].CopyFrom(numpy_helper.from_array(array, name))
-    onnx.save(model, folder.path / FP32_FILE)
+    onnx.save(model, folder.path / ONNX_FILE)
     return folder.with_variant(folder.variant("onnx-fp32"))
 
 

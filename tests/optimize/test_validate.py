@@ -12,7 +12,8 @@ from tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED, Gate
-from xopt.optimize.validate import GATES, gates_with, judge, validate, validate_runs
+from xopt.optimize.judge.verdict import GATES, gates_with, judge
+from xopt.optimize.validate import validate, validate_runs
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates, Row, demo_candidates
 from xopt.runtime.errors import BadInput

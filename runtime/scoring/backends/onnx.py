@@ -7,10 +7,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.scoring.backends.backend import OutOfMemory, PaddedArrays
 
-__all__ = ["OnnxBackend", "has_provider"]
+__all__ = ["OnnxBackend", "has_cuda"]
 
 # Its kernel is slower than the Add and LayerNormalization that it replaces: without it INT8 ran 11 % faster on a CPU
 # with AVX512 (onnxruntime 1.32), FP32 the same.
@@ -18,24 +18,24 @@ SLOW_FUSIONS = ["SkipLayerNormFusion"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
-def has_provider(device: str) -> bool:
-    """Whether this onnxruntime was built for `device`; for "cuda" it is the package onnxruntime-gpu."""
-    return PROVIDERS[device] in ort.get_available_providers()
+def has_cuda() -> bool:
+    """Whether this onnxruntime was built for NVIDIA GPUs: the package onnxruntime-gpu."""
+    return PROVIDERS["cuda"] in ort.get_available_providers()
 
 
 class OnnxBackend(PaddedArrays):
     """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
 
-    def __init__(self, folder: ModelFolder, variant: Variant, threads: int, device: str = "cpu") -> None:
+    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
         file = folder.checked(variant.file)
         provider = PROVIDERS[device]
-        if not has_provider(device):
+        if device == "cuda" and not has_cuda():
             raise BadInput(
                 f"device {device!r}: this onnxruntime has no {provider}; `pip uninstall onnxruntime onnxruntime-gpu`, "
                 "then `pip install onnxruntime-gpu`, or use --device cpu"
             )
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = plan.threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # a pattern a shape would grow with every new shape
         options.log_severity_level = 3

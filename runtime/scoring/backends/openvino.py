@@ -25,7 +25,7 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not IN
 class OpenVinoBackend(PaddedArrays):
     """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
 
-    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan) -> None:
+    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
         file = folder.checked(variant.file)
         properties = {
             "NUM_STREAMS": plan.callers,
@@ -33,7 +33,7 @@ class OpenVinoBackend(PaddedArrays):
             "INFERENCE_PRECISION_HINT": PRECISIONS[variant.precision],
         }
         try:
-            self.model = openvino.Core().compile_model(str(file), "CPU", properties)
+            self.model = openvino.Core().compile_model(str(file), device.upper(), properties)
         except RuntimeError as error:
             raise BadInput(f"{file}: OpenVINO cannot open it ({str(error).splitlines()[-1]})") from error
         self.pad_id = folder.manifest.pad_id

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,15 +14,14 @@ from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.scoring.backends.backend import Clock, CpuClock, OutOfMemory
 from xopt.runtime.scoring.backends.packed import Packed, pack
 from xopt.runtime.scoring.backends.varlen import VarlenNetwork
-from xopt.runtime.scoring.device import has_flash
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
-__all__ = ["DTYPES", "TorchBackend", "its_own_code"]
+__all__ = ["DTYPES", "TorchBackend", "has_flash", "its_own_code"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -45,9 +45,9 @@ class CudaClock:
 class TorchBackend:
     """Runs the transformers model on packed pairs; safe to call from several threads at once."""
 
-    def __init__(self, folder: ModelFolder, variant: Variant, threads: int, device: str = "cpu") -> None:
+    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
         folder.checked(variant.file)
-        self.threads, self.device = threads, device
+        self.threads, self.device = plan.threads, device
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
         self.streams, self.equal = device == "cuda", False
         packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
@@ -89,6 +89,12 @@ class TorchBackend:
         """Logits of all forwards on the host: the one wait for the GPU."""
         logits: NDArray[np.float32] = torch.cat(list(outputs)).cpu().numpy()
         return logits
+
+
+def has_flash() -> bool:
+    """Whether torch has flash attention over packed pairs (since 2.10) and the GPU, if any, runs it (since Ampere)."""
+    there = importlib.util.find_spec("torch.nn.attention.varlen") is not None
+    return there and (not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0))
 
 
 @contextlib.contextmanager

@@ -9,9 +9,10 @@ import pytest
 from tiny import ARCHITECTURES, make_tiny
 from transformers import AutoModelForSequenceClassification
 
-from xopt.optimize.export import ONNX_FILE, _write_onnx
+from xopt.optimize.export import _write_onnx
 from xopt.optimize.graph.first_row import keep_first_row
 from xopt.optimize.graph.structure import read_structure
+from xopt.runtime.folder import ONNX_FILE
 
 EXACT = 1e-5
 

@@ -10,8 +10,9 @@ from tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.graph.attention import unfused
-from xopt.optimize.graph.outliers import find_blocks, split_neurons
-from xopt.optimize.quantize import FP32_FILE, token_matmuls
+from xopt.optimize.graph.outliers import find_blocks, split_outliers
+from xopt.optimize.quantize import token_matmuls
+from xopt.runtime.folder import ONNX_FILE
 
 
 def run(model: onnx.ModelProto, ids: np.ndarray) -> np.ndarray:
@@ -26,11 +27,11 @@ def run(model: onnx.ModelProto, ids: np.ndarray) -> np.ndarray:
 )
 def test_the_split_changes_no_score_and_takes_the_hottest(tmp_path: Path, architecture: str, blocks: int) -> None:
     made = export(str(make_tiny(tmp_path / "model", architecture)), tmp_path / "out")
-    model = unfused(onnx.load(made.path / FP32_FILE))
+    model = unfused(onnx.load(made.path / ONNX_FILE))
     found = find_blocks(model, token_matmuls(model))
     assert len(found) == blocks  # of two layers: the last one's sees one row a pair; ModernBERT's are gated
     peak = np.random.default_rng(0).random(64)
-    split = split_neurons(model, found, {block.activation: peak for block in found}, 0.25)
+    split = split_outliers(model, found, {block.activation: peak for block in found}, 0.25)
     onnx.checker.check_model(split)
     weights = {
         tensor.name: onnx.numpy_helper.to_array(tensor)

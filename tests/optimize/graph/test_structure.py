@@ -7,11 +7,11 @@ import pytest
 from xopt.optimize.graph import structure as module
 from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.half import halve
-from xopt.optimize.quantize import FP32_FILE, quantize, recipe_for
+from xopt.optimize.quantize import quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder, data_file
+from xopt.runtime.folder import ONNX_FILE, ModelFolder, data_file
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_model_over_the_limit_is_quantised_as_any_other(
     with pytest.MonkeyPatch.context() as unlimited:
         unlimited.setattr(module, "LIMIT_BYTES", 1 << 30)
         expected = open_scorer(quantize(tiny_copy, recipe, docs).path, name).score(docs.pairs)
-    write_graph(onnx.load(tiny_copy.path / FP32_FILE), tiny_copy.path / FP32_FILE)
+    write_graph(onnx.load(tiny_copy.path / ONNX_FILE), tiny_copy.path / ONNX_FILE)
     source = tiny_copy.with_variant(tiny_copy.variant("onnx-fp32"))
     made = quantize(source, recipe, docs)
     data = data_file(made.path / recipe.file)
@@ -43,7 +43,7 @@ def test_a_model_over_the_limit_is_quantised_as_any_other(
 
 
 def test_half_of_a_model_over_the_limit_is_a_graph_again(tiny_copy: ModelFolder, docs: Candidates) -> None:
-    file = tiny_copy.path / FP32_FILE
+    file = tiny_copy.path / ONNX_FILE
     with pytest.MonkeyPatch.context() as limited:
         limited.setattr(module, "LIMIT_BYTES", 1000)
         write_graph(onnx.load(file), file)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED, Gate, hold, interval
-from xopt.optimize.validate import SWAP
+from xopt.optimize.judge.verdict import SWAP
 
 LOSS = Gate("ndcg10_drop", 0.005, at_most=True, unseen=SWAP)
 TAU = Gate("tau", 0.9)

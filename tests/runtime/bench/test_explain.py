@@ -9,11 +9,11 @@ import pytest
 
 from xopt.runtime.bench.ceilings import Ceilings, measure_ceilings
 from xopt.runtime.bench.explain import Explained, ModelShape, Observed, explain
+from xopt.runtime.bench.in_daft import pairs_frame, run_strategy
 from xopt.runtime.bench.monitor import TreeMonitor
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.frames.rerank import pairs_frame, run_strategy
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Pair
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show. `python docs/measure_gpu.py` runs these on a machine without optimum, daft and the like."""
+"""What only a GPU can show. `python docs/measure/gpu.py` runs these on a machine without optimum, daft and the like."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.backends.varlen import VARLEN_TYPES
-from xopt.runtime.scoring.device import variants_on
 from xopt.runtime.scoring.plan import plan_forwards
 from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.variants import variants_on
 
 pytestmark = [
     pytest.mark.gpu,

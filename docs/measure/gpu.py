@@ -1,6 +1,6 @@
 """All that only a GPU can show, in one go: its tests, then speed and agreement of each variant. Writes one JSON.
 
-    python docs/measure_gpu.py [-o gpu.json] [--trained DIR]
+    python docs/measure/gpu.py [-o gpu.json] [--trained DIR]
 
 Runs from a checkout, installed or not, on a machine with PyTorch, transformers, sentence-transformers and what comes
 with them; with Daft too where it is installed. Models have random weights, so only --trained DIR, a CrossEncoder, shows
@@ -32,7 +32,7 @@ import transformers
 from scipy import stats
 from tokenizers import BertWordPieceTokenizer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 if importlib.util.find_spec("xopt") is None:  # not installed: the folders under their name
     SHIM = Path(tempfile.mkdtemp(prefix="xopt-"))
     (SHIM / "xopt").mkdir()
@@ -124,8 +124,8 @@ def timed(score: Callable[[list[Pair]], Any], pairs: list[Pair], device: str) ->
 
 def in_daft(folder: ModelFolder, variant: str, pairs: list[Pair], device: str) -> Callable[[], float]:
     """A query of all pairs inside Daft, its model open and warm: seconds a run."""
+    from xopt.runtime.bench.in_daft import pairs_frame, run_strategy
     from xopt.runtime.bench.strategy import ScorerSpec
-    from xopt.runtime.frames.rerank import pairs_frame, run_strategy
 
     spec = ScorerSpec(str(folder.path), variant, "planned", cores(), device, None)
     run = run_strategy(spec, pairs, pairs_frame(pairs).collect())
@@ -209,7 +209,7 @@ def gpu_tests() -> dict[str, Any]:
         "default",
         "-p",
         "no:cacheprovider",
-        "tests/test_cuda.py",
+        "tests/runtime/scoring/test_cuda.py",
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-4000:], flush=True)

@@ -1,6 +1,6 @@
 """How the speed moves with the length, the layers and the number of candidates: the tables of performance.md.
 
-    python docs/shapes.py
+    python docs/measure/shapes.py
 
 Scorers without Daft, on all cores, their rounds interleaved; untuned plans. Layers of the demo model
 are dropped or repeated, its texts cut or joined: what is timed is real, what such a model ranks is not.

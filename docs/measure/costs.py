@@ -1,6 +1,6 @@
 """What is left to gain or to lose: a plan that tune missed, Daft's share, memory, opening, peers' best batch, a mask.
 
-    python docs/costs.py DIR [opening | sweep | batches | attention | in_daft ...]
+    python docs/measure/costs.py DIR [opening | sweep | batches | attention | in_daft ...]
 
 DIR is a model folder with onnx-int8. All parts unless some are named. The tables of docs/performance.md; rounds are
 interleaved, ratios are medians.
@@ -25,11 +25,12 @@ from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target
 from xopt.optimize.tune import plans_for, tune
+from xopt.runtime.bench.in_daft import pairs_frame
 from xopt.runtime.bench.reference import REFERENCE, ReferenceScorer
 from xopt.runtime.data.agreement import agreement
 from xopt.runtime.data.candidates import demo_candidates
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.frames.rerank import pairs_frame, rerank
+from xopt.runtime.frames.rerank import rerank
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.scorer import open_scorer
 

@@ -1,6 +1,6 @@
 """The README's picture: speed of each case of a result, as SVG.
 
-xopt optimize demo --json demo.json; python docs/picture.py demo.json > docs/speed.svg
+xopt optimize demo --json demo.json; python docs/measure/picture.py demo.json > docs/speed.svg
 """
 
 from __future__ import annotations

@@ -1,0 +1,98 @@
+"""Strategies inside Daft: a query that scores all pairs, with the time of every call."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import daft
+import numpy as np
+import pyarrow as pa
+from daft import DataType, col
+from numpy.typing import NDArray
+
+from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
+from xopt.runtime.frames.rerank import RerankUDF, instances
+from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.stages import Call
+
+__all__ = ["DaftRun", "pairs_frame", "run_strategy"]
+
+# A call's stamp, as JSON, stands in its first row only: at 20,000 pairs a second a value for each row would cost as
+# much as the model.
+RESULT = DataType.struct({"logits": DataType.list(DataType.float32()), "stamp": DataType.string()})
+WARM_UP_PAIRS = {"cpu": 8, "cuda": 1024}  # a GPU allocates for the shapes that it meets
+
+
+class TimedUDF(RerankUDF):
+    """The same instance, whose calls are timed."""
+
+    @daft.method.batch(return_dtype=RESULT)
+    def timed(self, query: daft.Series, text: daft.Series) -> pa.StructArray:
+        """Logits, and the call that they came from: its time on the system-wide monotonic clock and where that went."""
+        start, before = time.monotonic(), self.scorer.stages
+        scores = self.scores(query, text)
+        call = Call(os.getpid(), start, time.monotonic(), len(scores), self.scorer.stages.minus(before))
+        stamp = json.dumps({"load_s": self.load_s, "call": asdict(call)})
+        labels = scores.size // len(scores)
+        logits = pa.ListArray.from_arrays(np.arange(len(scores) + 1, dtype=np.int32) * labels, pa.array(scores.ravel()))
+        return pa.StructArray.from_arrays(
+            [logits, pa.array([stamp, *[None] * (len(scores) - 1)], pa.string())], ["logits", "stamp"]
+        )
+
+
+@dataclass(frozen=True)
+class DaftRun:
+    """One query over all pairs: logits in the order given, the calls, and times on the monotonic clock."""
+
+    scores: NDArray[np.float32]
+    calls: tuple[Call, ...]
+    load_s: float
+    start_s: float
+    end_s: float
+
+
+def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame | None = None) -> Callable[[], DaftRun]:
+    """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
+
+    An instance within this process is opened and warmed up here. Daft's worker processes live for
+    one query only, so theirs open within it; each warms up before its first call.
+    """
+    strategy = STRATEGIES[spec.strategy]
+    warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
+    udf = instances(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)
+
+    def query(frame: daft.DataFrame) -> DaftRun:
+        rows_a_call = strategy.rows_on(spec.device)
+        if rows_a_call is not None:
+            frame = frame.into_batches(rows_a_call)
+        start = time.monotonic()
+        timed = udf.timed(col("query"), col("text")).alias("timed")
+        made = frame.select("pair_id", timed).sort("pair_id").to_arrow()["timed"].combine_chunks()
+        return _collect(made, start, time.monotonic())
+
+    if strategy.workers is None:
+        query(pairs_frame(warm_up))
+    return lambda: query(frame if frame is not None else pairs_frame(pairs))
+
+
+def _collect(made: pa.StructArray, start_s: float, end_s: float) -> DaftRun:
+    logits = made.field("logits").flatten().to_numpy().reshape(len(made), -1)
+    stamps = [json.loads(stamp) for stamp in made.field("stamp").drop_null().to_pylist()]
+    calls = [Call.of(stamp["call"]) for stamp in stamps]
+    return DaftRun(
+        logits[:, 0] if logits.shape[1] == 1 else logits,
+        tuple(sorted(calls, key=lambda call: call.start_s)),
+        max(stamp["load_s"] for stamp in stamps),
+        start_s,
+        end_s,
+    )
+
+
+def pairs_frame(pairs: Sequence[Pair]) -> daft.DataFrame:
+    """A DataFrame with pair_id, query and text."""
+    queries, texts = zip(*pairs, strict=True)
+    return daft.from_pydict({"pair_id": list(range(len(pairs))), "query": list(queries), "text": list(texts)})

@@ -1,0 +1,174 @@
+"""All backends in one table, and which variants of a model folder run where.
+
+A new backend is a file in `backends/` and a row here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ONNX_FILE, WEIGHTS, ModelFolder, Plan, Variant
+from xopt.runtime.machine import has_bf16, saturates
+from xopt.runtime.scoring.backends.backend import Backend
+from xopt.runtime.scoring.device import check_device, check_name
+
+__all__ = [
+    "BACKENDS",
+    "BackendKind",
+    "check_variant",
+    "exported_variants",
+    "overflows",
+    "variants_on",
+]
+
+log = logging.getLogger(__name__)
+
+
+def _lazily(module: str, name: str) -> Callable[..., Any]:
+    """A function or class of a backend's module, which is imported when it is called."""
+
+    def call(*arguments: Any) -> Any:
+        return getattr(importlib.import_module(f"xopt.runtime.scoring.backends.{module}"), name)(*arguments)
+
+    return call
+
+
+def _always(*_: Any) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class BackendKind:
+    """A backend's row.
+
+    precisions: for each device that it can run on, the precisions that commands run there unless told which.
+    file, exported: the precisions that need nothing but that file, which export writes; quantising makes others.
+    open: makes the backend of a model folder, a variant, a plan and a device. takes: whether it has a form of the
+    model with this config.json. installed: whether its package is there. gpu_ready: whether its package and the GPU
+    fit each other. in_sentence_transformers: whether sentence-transformers runs it too.
+    """
+
+    name: str
+    precisions: dict[str, tuple[str, ...]]
+    file: str
+    exported: tuple[str, ...]
+    open: Callable[[ModelFolder, Variant, Plan, str], Backend]
+    takes: Callable[[dict[str, Any]], bool] = _always
+    installed: Callable[[], bool] = _always
+    gpu_ready: Callable[[], bool] = _always
+    in_sentence_transformers: bool = False
+
+
+def _has_openvino() -> bool:
+    return importlib.util.find_spec("openvino") is not None
+
+
+BACKENDS = {
+    kind.name: kind
+    for kind in (
+        BackendKind(
+            "torch",
+            {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")},  # a CPU emulates FP16
+            WEIGHTS,
+            ("fp32", "fp16", "bf16"),
+            _lazily("torch", "TorchBackend"),
+            in_sentence_transformers=True,
+        ),
+        BackendKind(
+            "torch-varlen",
+            {"cpu": (), "cuda": ("fp16", "bf16")},  # on a CPU no faster than ONNX; flash attention has no FP32
+            WEIGHTS,
+            ("fp32", "fp16", "bf16"),
+            _lazily("torch", "TorchBackend"),
+            takes=_lazily("varlen", "has_packed_form"),
+            gpu_ready=_lazily("torch", "has_flash"),
+        ),
+        BackendKind(
+            "onnx",
+            {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")},  # INT8 is far slower on a GPU than FP16
+            ONNX_FILE,
+            ("fp32",),
+            _lazily("onnx", "OnnxBackend"),
+            gpu_ready=_lazily("onnx", "has_cuda"),
+            in_sentence_transformers=True,
+        ),
+        BackendKind(  # sentence-transformers' own needs optimum-intel, which bars optimum-onnx
+            "openvino",
+            {"cpu": ("bf16", "int8")},
+            ONNX_FILE,
+            ("bf16",),
+            _lazily("openvino", "OpenVinoBackend"),
+            installed=_has_openvino,
+        ),
+    )
+}
+
+
+def exported_variants(folder: Path, recipe: dict[str, Any] | None) -> list[Variant]:
+    """The variants of what export has written into `folder`; `recipe` tells how the graph was made, None of none."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    made = {WEIGHTS: {}, **({} if recipe is None else {ONNX_FILE: recipe})}
+    return [
+        Variant(f"{kind.name}-{precision}", kind.name, precision, kind.file, made[kind.file])
+        for kind in BACKENDS.values()
+        if kind.file in made and kind.takes(config)
+        for precision in kind.exported
+    ]
+
+
+def check_variant(variant: Variant, device: str) -> None:
+    """Raises BadInput where `device` is not there or cannot run `variant`, before that loads."""
+    check_name(device)
+    if variant.backend not in BACKENDS:
+        raise BadInput(f"variant {variant.name!r}: unknown backend {variant.backend!r}; a newer xopt made it")
+    if device not in BACKENDS[variant.backend].precisions:
+        raise BadInput(f"device {device!r}: {variant.name} runs on a CPU only; use --device cpu")
+    check_device(device)
+    if device == "cpu" and overflows(variant):
+        raise BadInput(f"{variant.name}: {_foreign(variant)}")
+
+
+def variants_on(folder: ModelFolder, device: str) -> list[str]:
+    """The variants that make sense on a device: what commands run unless told which. Warns of what cannot run."""
+    able = []
+    for variant in folder.manifest.variants.values():
+        if _fits(variant, device):
+            reason = _lacking(variant, device)
+            if reason:
+                log.warning("%s is left out: %s", variant.name, reason)
+            else:
+                able.append(variant.name)
+    return able
+
+
+def overflows(variant: Variant) -> bool:
+    """Whether a variant's INT8 was made for another processor, and its sums overflow on this one."""
+    return variant.recipe.get("weight_bits") == 8 and saturates()
+
+
+def _fits(variant: Variant, device: str) -> bool:
+    kind = BACKENDS.get(variant.backend)
+    if kind is None or variant.precision not in kind.precisions.get(device, ()) or not kind.installed():
+        return False
+    return device == "cuda" or variant.precision != "bf16" or has_bf16()
+
+
+def _lacking(variant: Variant, device: str) -> str:
+    if device == "cpu":
+        return _foreign(variant) if overflows(variant) else ""
+    return "" if BACKENDS[variant.backend].gpu_ready() else "see docs/gpu.md for what it needs on a GPU"
+
+
+def _foreign(variant: Variant) -> str:
+    return (
+        f"made for {variant.recipe['target']}: its 8-bit sums overflow on this processor; make it again here with "
+        "`xopt quantize`"
+    )
