@@ -76,6 +76,7 @@ def bench(
         raise click.UsageError(
             "--peers is for a CPU; on a GPU compare with the torch variants under the strategies default and batch"
         )
+    output = Output(json_file)
     model, candidates = ModelFolder.open(folder, trust_remote_code), read()
     fitting = variants_on(model, device)
     cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or STRATEGIES)]
@@ -88,8 +89,7 @@ def bench(
             made = make_peers(model, candidates, detect_target(), Path(scratch) / "model")
             cases += [Case(v, "default") for v in fitting if v == "torch-bf16"]
         result = run(model, candidates.head(pairs), cases, threads=threads, repeat=repeat, device=device, peers=made)
-    output = Output(json_file)
+    output.json(result)
     print_bench(output, result)
     if explain:
         print_explained(output, result)
-    output.json(result)

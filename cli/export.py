@@ -13,7 +13,7 @@ __all__ = ["export"]
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
 )
@@ -43,6 +43,7 @@ def export(
     from xopt.optimize.export import export as run
     from xopt.optimize.source import default_out
 
+    output = Output(json_file)
     folder = run(
         model,
         out or default_out(model),
@@ -51,11 +52,10 @@ def export(
         allow_pickle=allow_pickle,
         torch_only=torch_only,
     )
-    output = Output(json_file)
+    output.json({"folder": folder.path, "manifest": folder.manifest})
     rows = [[v.name, v.file, f"{folder.size_bytes(v.name) / 1e6:.1f}"] for v in folder.manifest.variants.values()]
     output.table(
         f"{folder.path}: max_length {folder.manifest.max_length}, labels {folder.manifest.labels}",
         ["variant", "file", "MB"],
         rows,
     )
-    output.json({"folder": folder.path, "manifest": folder.manifest})

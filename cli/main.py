@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import signal
@@ -35,6 +37,12 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted: nothing half-written was left.", err=True)
             raise SystemExit(128 + signal.SIGINT) from None
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # who reads has enough: click ends quietly
+            where = f"{error.filename}: " if error.filename else ""
+            click.echo(f"Error: {where}{error.strerror or error}; free some space or choose another place", err=True)
+            raise SystemExit(2) from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -63,8 +71,22 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-    signal.signal(signal.SIGTERM, _terminate)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for number in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, number):  # Windows has one of them
+            signal.signal(getattr(signal, number), _terminate)
+    _open_streams()
     cli()
+
+
+def _open_streams() -> None:
+    """Let nothing that is printed fail for its encoding, or for a stream that was closed: results are worth more."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 # open to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def _terminate(signum: int, _frame: FrameType | None) -> None:

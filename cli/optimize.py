@@ -19,7 +19,7 @@ __all__ = ["optimize"]
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
 )
@@ -54,8 +54,11 @@ def optimize(
     from xopt.optimize.source import default_out
     from xopt.runtime.files import write_text
 
-    candidates, output = read(), Output(json_file)
+    output, candidates = Output(json_file), read()
     result = run(model, out or default_out(model), candidates, bounds, pairs, repeat, device, trust_remote_code)
+    output.json(result)
+    page = Path(result.folder) / "report.html"
+    write_text(page, render(gather([plain(result)]), None, markdown=False))
     for tuning in result.tunings:
         print_tuning(output, tuning)
     print_validation(output, result.validation)
@@ -66,7 +69,4 @@ def optimize(
     output.line(f"    {advice.python}")
     for variant, ratio in advice.undecided.items():
         output.line(f"{variant} is faster, {ratio:.1f} times, and undecided: give --data with more queries.")
-    page = Path(result.folder) / "report.html"
-    write_text(page, render(gather([plain(result)]), None, markdown=False))
     output.line(f"Report: {page}")
-    output.json(result)

@@ -25,7 +25,7 @@ __all__ = [
     "variant_option",
 ]
 
-folder_argument = click.argument("folder", metavar="DIR")
+folder_argument = click.argument("folder", metavar="DIR", type=click.Path())
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Threads that a scorer may use.  [default: all cores]"
 )
@@ -55,15 +55,17 @@ DATA = (
         "--data",
         default="demo",
         show_default=True,
+        type=click.Path(),
         help="Candidates: `demo`, a BEIR folder, irds:ID (ir_datasets), hf:ID[:CONFIG] (datasets), or a .jsonl, .csv, "
-        ".tsv or .parquet file with the columns query, text[, query_id, doc_id, relevance].",
+        ".tsv or .parquet file, gzipped or not, with the columns query, text[, query_id, doc_id, relevance].",
     ),
     click.option(
         "--run",
         metavar="FILE",
+        type=click.Path(),
         help="A TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
     ),
-    click.option("--split", default="test", show_default=True, help="The split of a BEIR folder or an hf: dataset."),
+    click.option("--split", help="The split of a BEIR folder or an hf: dataset.  [default: test]"),
     click.option("--depth", type=click.IntRange(min=1), help="Candidates a query.  [default: 100 by --run or BM25]"),
     click.option("--queries", type=click.IntRange(min=1), help="Draw so many queries.  [default: all]"),
 )
@@ -95,7 +97,9 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """--data and what goes with it; the command gets `read`, which reads the candidates."""
 
     @functools.wraps(command)
-    def with_data(data: str, run: str | None, split: str, depth: int | None, queries: int | None, **rest: Any) -> Any:
+    def with_data(
+        data: str, run: str | None, split: str | None, depth: int | None, queries: int | None, **rest: Any
+    ) -> Any:
         def read() -> Candidates:
             from xopt.runtime.data.candidates import read_candidates
 

@@ -11,18 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from xopt.runtime.files import write_text
+from xopt.runtime.errors import BadInput
+from xopt.runtime.files import check_writable, write_text
 
 __all__ = ["Output", "json_option", "plain"]
 
 PIPED_WIDTH = 160  # columns, where standard output is no terminal
+GAP = 2  # columns between those of a table
+TEXT_WIDTH = 24  # columns that a text is not wrapped below
 
 json_option = click.option(
-    "--json", "json_file", metavar="FILE|-", help="Write the result as JSON to FILE, or to standard output (-)."
+    "--json",
+    "json_file",
+    metavar="FILE|-",
+    type=click.Path(allow_dash=True),
+    help="Write the result as JSON to FILE, or to standard output (-).",
 )
 
 
@@ -31,21 +39,42 @@ class Output:
 
     def __init__(self, json_file: str | None) -> None:
         self.json_file = json_file
+        if json_file not in (None, "-"):
+            if Path(str(json_file)).is_dir():
+                raise BadInput(f"--json {json_file}: is a folder; name a file in it")
+            check_writable(Path(str(json_file)))  # before the work, not after it
         stream = sys.stderr if json_file == "-" else sys.stdout
         self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else PIPED_WIDTH)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()
     ) -> None:
-        """Print a table; the first column and those in `left` are left-aligned, the others, figures, to the right."""
+        """Print a table; the first column and those in `left` are left-aligned, the others, figures, to the right.
+
+        Texts in `left` are wrapped. Figures never are: where the terminal is too narrow for them, each row becomes
+        a block with a line a column.
+        """
         self.line(title)
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+        if _least_width(columns, rows, left) > self.console.width:
+            self._blocks(columns, rows)
+            return
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
         for i, column in enumerate(columns):
-            table.add_column(Text(column), justify="left" if column in left or not i else "right", no_wrap=not i)
+            text = column in left
+            table.add_column(Text(column), justify="left" if text or not i else "right", no_wrap=not text)
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         self.console.print(table)
         self.console.print()
+
+    def _blocks(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        width = max(map(len, columns[1:]), default=0)
+        for row in rows:
+            self.line(row[0] or columns[0])
+            for column, cell in zip(columns[1:], row[1:], strict=True):
+                if cell:
+                    self.line(f"  {column:{width}}  {' '.join(cell.split())}")
+        self.line("")
 
     def line(self, text: str) -> None:
         """Print a line of text as it is."""
@@ -60,6 +89,16 @@ class Output:
             sys.stdout.write(text)
         else:
             write_text(Path(self.json_file), text)
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> int:
+    """The columns that a table needs to show all figures whole."""
+    total = -GAP
+    for i, column in enumerate(columns):
+        lines = [line for cell in (column, *(row[i] for row in rows)) for line in cell.split("\n")]
+        width = max(map(cell_len, lines), default=0)
+        total += GAP + (min(width, TEXT_WIDTH) if column in left else width)
+    return total
 
 
 def plain(value: Any) -> Any:

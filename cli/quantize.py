@@ -72,19 +72,23 @@ def quantize(
         refuse(("scheme", "target", *DATA_NAMES, *BOUNDS), "goes with --int8, not with --fp16")
         from xopt.optimize.half import FP16, halve
 
-        _report(Output(json_file), halve(ModelFolder.open(folder)), FP16, None)
+        output, model = Output(json_file), ModelFolder.open(folder)
+        model.check_writable()  # before the work, not after it
+        _report(output, halve(model), FP16, None)
         return
     if bounds and scheme == "stock":
         raise click.UsageError("--scheme stock has nothing to steer; leave the gates to `xopt validate`")
     model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)
-    candidates, output, steered, prepared = read(), Output(json_file), None, None
-    if bounds:
+    output = Output(json_file)
+    model.check_writable()  # before the data are read
+    candidates = None if scheme == "stock" else read()
+    steered = prepared = None
+    if candidates and bounds:
         gates = [
             gate for gate in gates_with(bounds, bool(candidates.qrels), model.manifest.labels) if gate.measure in bounds
         ]
         prepared = prepare(model, recipe, calibration_pairs(candidates))
         steered = steer(model, prepared, recipe, candidates, gates)
-        print_steering(output, steered)
         recipe = steered.recipe
     _report(output, run(model, recipe, candidates, prepared), SCHEMES[scheme], steered)
 
@@ -93,5 +97,9 @@ def _report(output: Output, made: ModelFolder, name: str, steered: Steered | Non
     variant = made.variant(name)
     size = f"{made.size_bytes(name) / 1e6:.1f}"
     how = ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in variant.recipe.items())
-    output.table(str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, how]])
     output.json({"folder": made.path, "variant": variant, "steered": steered})
+    if steered:
+        print_steering(output, steered)
+    output.table(
+        str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, how]], left=("recipe",)
+    )

@@ -12,7 +12,7 @@ __all__ = ["report"]
 
 
 @click.command()
-@click.argument("results", metavar="RESULTS.json...", nargs=-1, required=True)
+@click.argument("results", metavar="RESULTS.json...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "-o",
     "--out",
@@ -34,12 +34,11 @@ def report(results: tuple[str, ...], out: str, baseline: str | None, json_file: 
     from xopt.runtime.errors import BadInput
     from xopt.runtime.files import write_text
 
-    page = Path(out)
+    output, page = Output(json_file), Path(out)
     if page.suffix not in {".html", ".md"}:
         raise BadInput(f"{out}: unknown kind {page.suffix!r}; give a .html or a .md file")
     found = read_results([Path(file) for file in results])
     before = read_results([Path(baseline)]) if baseline else None
     write_text(page, render(found, before, markdown=page.suffix == ".md"))
-    output = Output(json_file)
-    output.line(f"{page}: written")
     output.json({"report": page, "changes": compare(before, found) if before else []})
+    output.line(f"{page}: written")

@@ -44,9 +44,8 @@ def tune(
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.scoring.variants import variants_on
 
-    model = ModelFolder.open(folder, trust_remote_code)
+    output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
     _, tunings = run(model, variants or variants_on(model, device), read(), threads, device)
-    output = Output(json_file)
+    output.json(tunings)
     for tuning in tunings:
         print_tuning(output, tuning)
-    output.json(tunings)

@@ -28,12 +28,17 @@ __all__ = ["validate"]
 
 
 @click.command()
-@click.argument("folder", metavar="[DIR]", required=False)
+@click.argument("folder", metavar="[DIR]", required=False, type=click.Path())
 @variant_option
 @data_options
-@click.option("--scores", metavar="FILE", help="Judge this TREC run, of any engine, in place of variants of DIR.")
-@click.option("--reference", metavar="FILE", help="The TREC run that --scores is held against.")
-@click.option("--qrels", metavar="FILE", help="With --scores: TREC qrels, for quality.")
+@click.option(
+    "--scores",
+    metavar="FILE",
+    type=click.Path(),
+    help="Judge this TREC run, of any engine, in place of variants of DIR.",
+)
+@click.option("--reference", metavar="FILE", type=click.Path(), help="The TREC run that --scores is held against.")
+@click.option("--qrels", metavar="FILE", type=click.Path(), help="With --scores: TREC qrels, for quality.")
 @gate_options
 @threads_option
 @device_option
@@ -72,6 +77,7 @@ def validate(
         raise click.UsageError(
             "give a model folder, or two runs with --scores FILE and --reference FILE [--qrels FILE]"
         )
+    output = Output(json_file)
     if scores and reference:
         refuse((*DATA_NAMES, "threads", "device", "trust_remote_code"), "goes with a model folder, not with --scores")
         gates = gates_with(bounds, graded=qrels is not None)
@@ -80,8 +86,7 @@ def validate(
         model, candidates = ModelFolder.open(str(folder), trust_remote_code), read()
         gates = gates_with(bounds, bool(candidates.qrels), model.manifest.labels)
         result = run(model, variants or variants_on(model, device), candidates, gates, threads, device)
-    output = Output(json_file)
-    print_validation(output, result)
     output.json(result)
+    print_validation(output, result)
     if not result.passed:
         raise SystemExit(1)

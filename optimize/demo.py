@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import sha256_of
+from xopt.runtime.files import sha256_of, writing
 
 __all__ = ["BASE_ID", "BASE_SHA256", "base_folder", "write_demo"]
 
@@ -64,7 +64,8 @@ def write_demo(folder: Path) -> None:
         merged = merge(
             load_file(base_folder() / "model.safetensors"), load_file(adapter / "adapter_model.safetensors"), scale
         )
-    save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
+    with writing(folder):
+        save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def merge(base: Weights, adapter: Weights, scale: float) -> Weights:

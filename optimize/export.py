@@ -9,24 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from xopt.optimize.source import check_cross_encoder, materialise
-from xopt.runtime.errors import BadInput, GateFailed
-from xopt.runtime.files import new_folder, sha256_of
-from xopt.runtime.folder import MANIFEST, ONNX_FILE, Manifest, ModelFolder, Plan
-from xopt.runtime.machine import cores
-from xopt.runtime.scoring.encode import Pair
-from xopt.runtime.scoring.scorer import open_scorer
+from xopt.optimize.parity import check_parity, expected_logits, first_line, hard_pairs, parity_pairs
+from xopt.optimize.source import check_cross_encoder, check_files, check_weights, fingerprint, materialise
+from xopt.runtime.errors import BadInput
+from xopt.runtime.files import check_writable, new_folder, sha256_of
+from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder
 from xopt.runtime.scoring.variants import exported_variants
 
-__all__ = ["MAX_DIFFERENCE", "export", "parity_pairs"]
+__all__ = ["export"]
 
 log = logging.getLogger(__name__)
 
-MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32
 OPSET = 18
 LIBRARIES = (
     "xopt-rerank",
@@ -38,12 +34,9 @@ LIBRARIES = (
     "onnx",
     "onnxruntime",
 )
-TEXT = (
-    "the of ranking a query and document search engine with score 12 models, 'quoted' text (in brackets) for reading "
-    "über naïve 東京 Zürich e-mail 3.14 Python function returns None data index shard"
-)
+PADDED_LEFT = "; its tokenizer pads on the left, so that in a batch its positions move with the longest pair"
+PYTORCH = {"format": "pt"}
 UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
-PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 
 
 def export(
@@ -58,26 +51,52 @@ def export(
     """Write the model folder `out` for `model`, a hub id, a folder or `demo`.
 
     The folder appears when it is complete and has passed its check, else not at all. `torch_only` leaves
-    ONNX out, and needs neither onnx nor optimum. Raises BadInput where `model` is not a CrossEncoder or `out`
-    can't be written, GateFailed where another FP32 variant's logits differ from torch's by more than
-    `MAX_DIFFERENCE`.
+    ONNX out, and needs neither onnx nor optimum. Raises BadInput where `model` is not a CrossEncoder, `out`
+    can't be written or is there and, with `force`, no model folder, and GateFailed where the logits of an FP32 variant
+    differ by more than `MAX_DIFFERENCE` from those of sentence-transformers for the model as it was given.
     """
-    with materialise(model) as source, new_folder(out, replace=force) as folder:
+    _check_place(out, force)
+    with materialise(model, allow_pickle) as source, new_folder(out, replace=force) as folder:
+        check_files(source, model)
         check_cross_encoder(source, model, trust_remote_code)
-        network, facts = _save_reference(source, model, folder, trust_remote_code, allow_pickle)
+        check_weights(source, model, allow_pickle)
+        encoder, network, facts = _load(source, model, trust_remote_code, allow_pickle)
+        pairs = [
+            *parity_pairs(facts["max_length"]),
+            *hard_pairs(encoder.tokenizer, facts["max_length"], facts["truncation"]),
+        ]
+        expected = expected_logits(encoder, model, pairs)
+        _save(encoder, folder)
         rewrites = None
         if not torch_only:
             _write_onnx(network, folder)
             rewrites = _rewrite(folder / ONNX_FILE)
-        made = _write_manifest(folder, {"model": model, **facts.pop("source")}, rewrites, facts)
-        _check_parity(replace(made, trusted=trust_remote_code))
+        made = _write_manifest(folder, {"model": model, **_origin(model, source)}, rewrites, facts)
+        left = encoder.tokenizer.padding_side == "left"
+        check_parity(replace(made, trusted=trust_remote_code), pairs, expected, PADDED_LEFT if left else "")
     return ModelFolder.open(out, trust_remote_code)
 
 
-def _save_reference(
-    source: str, given: str, folder: Path, trust_remote_code: bool, allow_pickle: bool
-) -> tuple[Any, dict[str, Any]]:
-    """Save the CrossEncoder in FP32 as sentence-transformers does, with all that it carries beside weights."""
+def _check_place(out: Path, force: bool) -> None:
+    """Raises BadInput where `out` cannot become a model folder, before anything is loaded."""
+    if out.exists() and force:
+        if out.resolve() == Path.cwd():
+            raise BadInput(f"{out}: is the working directory; go elsewhere, or choose another folder with -o")
+        if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
+            raise BadInput(f"{out}: no model folder (it has no {MANIFEST}); --force replaces nothing else")
+    elif not out.exists():
+        check_writable(out)
+
+
+def _origin(model: str, source: Path) -> dict[str, str]:
+    """What tells later whether the model was changed: the hub's revision, or the files' fingerprint."""
+    given = Path(model).expanduser()
+    snapshot = source.name if not given.is_dir() and source.parent.name == "snapshots" else ""
+    return {"revision": snapshot, "sha256": fingerprint(source)}
+
+
+def _load(source: Path, given: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """The CrossEncoder in FP32 as sentence-transformers loads it, its network to export, and the manifest's facts."""
     from sentence_transformers import CrossEncoder
     from transformers import AutoModelForSequenceClassification
 
@@ -94,32 +113,60 @@ def _save_reference(
             raise BadInput(
                 f"{given}: its weights lack {sorted(info['missing_keys'])[0]!r}; the head was never trained or got lost"
             )
-        encoder = CrossEncoder(source, device="cpu", trust_remote_code=trust_remote_code, model_kwargs=loading)
-    except SafetensorError as error:
-        raise BadInput(f"{given}: its model.safetensors is damaged ({error}); get it again") from error
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise BadInput(f"{given}: cannot be loaded ({str(error).splitlines()[0]})") from error
-    except OSError as error:
-        if not allow_pickle and "safetensors" in str(error):
-            raise BadInput(
-                f"{given}: no safetensors weights; --allow-pickle reads pickles, which can run code"
-            ) from error
-        raise BadInput(f"{given}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        encoder = CrossEncoder(str(source), device="cpu", trust_remote_code=trust_remote_code, model_kwargs=loading)
+    except BadInput:
+        raise
+    except Exception as error:  # each architecture and tokenizer fails in its own way
+        raise BadInput(f"{given}: cannot be loaded ({first_line(error)})") from error
     if not encoder.tokenizer.is_fast:
         raise BadInput(f"{given}: its tokenizer has no fast form (tokenizer.json), which the ONNX scorer needs")
-    max_length = _max_length(encoder, given)
-    encoder.save_pretrained(str(folder), create_model_card=False)
+    if encoder.tokenizer.pad_token_id is None:
+        raise BadInput(
+            f"{given}: its tokenizer has no padding token, so that pairs cannot be scored together; set pad_token in "
+            "its tokenizer_config.json, and pad_token_id in config.json"
+        )
     activation = type(encoder.activation_fn)
-    return network, {
-        "source": {"revision": str(getattr(encoder.config, "_commit_hash", None) or "")},
-        "max_length": max_length,
+    facts = {
+        **_encoding(encoder, given),
         "labels": encoder.num_labels,
         "activation": f"{activation.__module__}.{activation.__qualname__}",
         "prompt": encoder.prompts.get(encoder.default_prompt_name) or "" if encoder.default_prompt_name else "",
         "pad_id": encoder.tokenizer.pad_token_id,
         "truncation_side": encoder.tokenizer.truncation_side,
         "inputs": list(encoder.tokenizer.model_input_names),
+        "split_special_tokens": bool(getattr(encoder.tokenizer, "split_special_tokens", False)),
     }
+    return encoder, network, facts
+
+
+def _encoding(encoder: Any, given: str) -> dict[str, Any]:
+    """How the model cuts pairs, its `processing_kwargs` included. Raises BadInput for one that is not reproduced."""
+    settings = getattr(encoder[0], "processing_kwargs", None) or {}
+    asked = {**settings.get("text", {}), **settings.get("common", {})}  # as sentence-transformers merges them
+    facts: dict[str, Any] = {"max_length": _max_length(encoder, given), "truncation": "longest_first"}
+    for name, value in asked.items():
+        if name == "max_length" and isinstance(value, int) and value > 0:
+            facts["max_length"] = min(value, facts["max_length"])
+        elif name == "truncation" and value in (True, "longest_first", "only_first", "only_second"):
+            facts["truncation"] = "longest_first" if value is True else value
+        elif name not in ("padding", "pad_to_multiple_of", "return_tensors"):  # which change no score
+            raise BadInput(
+                f"{given}: its processing_kwargs set {name}={value!r}, which is not reproduced; leave it out"
+            )
+    return facts
+
+
+def _save(encoder: Any, folder: Path) -> None:
+    """Save the CrossEncoder with all that it carries beside its weights, and those in one file."""
+    encoder.save_pretrained(str(folder), create_model_card=False)
+    if (folder / WEIGHTS).is_file():
+        return
+    shards = sorted(folder.glob("model-*.safetensors"))  # transformers splits weights of more than 5 GB
+    save_file(
+        {name: tensor for shard in shards for name, tensor in load_file(shard).items()}, folder / WEIGHTS, PYTORCH
+    )
+    for file in (*shards, folder / f"{WEIGHTS}.index.json"):
+        file.unlink()
 
 
 def _max_length(encoder: Any, given: str) -> int:
@@ -144,10 +191,10 @@ def _write_onnx(network: Any, folder: Path) -> None:
         warnings.simplefilter("ignore")  # the tracer warns of each Python branch; the parity check judges the result
         try:
             onnx_export_from_model(network, out, opset=OPSET, task="text-classification", do_validation=False)
-        except (ValueError, RuntimeError, ImportError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # each architecture fails in its own way
             raise BadInput(
-                f"{network.config.model_type}: optimum cannot export this architecture ({reason})"
+                f"{network.config.model_type}: optimum cannot export this architecture ({first_line(error)}); "
+                "--torch-only leaves ONNX out"
             ) from error
     for file in out.iterdir():
         if not file.name.startswith("model.onnx"):
@@ -181,24 +228,3 @@ def _write_manifest(
     manifest = Manifest(source=source, versions=versions, files=files, variants={v.name: v for v in variants}, **facts)
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ModelFolder(folder, manifest)
-
-
-def _check_parity(folder: ModelFolder) -> None:
-    pairs = parity_pairs(folder.manifest.max_length)
-    exact = [variant.name for variant in folder.manifest.variants.values() if variant.precision == "fp32"]
-    reference, *others = (open_scorer(folder, name, plan=PARITY_PLAN).score(pairs) for name in exact)
-    for name, scores in zip(exact[1:], others, strict=True):
-        difference = float(np.abs(reference - scores).max())
-        if not difference <= MAX_DIFFERENCE:  # NaN is no agreement either
-            raise GateFailed(
-                f"{folder.manifest.source['model']}: {name} and {exact[0]} differ by {difference:.2g}, over "
-                f"{MAX_DIFFERENCE:g}"
-            )
-
-
-def parity_pairs(max_length: int) -> list[Pair]:
-    """Deterministic pairs from one word to beyond `max_length` tokens, for comparing logits."""
-    text = TEXT.split()
-    words = [text[(7 * i * i + 3 * i) % len(text)] for i in range(max_length + 16)]
-    lengths = sorted({1, 2, 3, *(int(length) for length in np.geomspace(4, max_length + 16, 24))})
-    return [(" ".join(words[-1 - n % 9 :]), " ".join(words[n % 5 : n])) for n in lengths]

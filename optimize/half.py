@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import warnings
 
-import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from xopt.optimize.graph.attention import unfused
 from xopt.optimize.graph.shapes import with_types
-from xopt.optimize.graph.structure import write_graph
+from xopt.optimize.graph.structure import read_graph, write_graph
 from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
 
 __all__ = ["FP16", "halve"]
@@ -23,7 +22,7 @@ def halve(folder: ModelFolder) -> ModelFolder:
 
     Raises BadInput where the FP32 graph is missing or damaged.
     """
-    model = unfused(onnx.load(folder.checked(ONNX_FILE)))
+    model = unfused(read_graph(folder.checked(ONNX_FILE)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of each constant that FP16 rounds to 0 or cuts: the gates judge that
         half = convert_float_to_float16(with_types(model), keep_io_types=True, disable_shape_infer=True)

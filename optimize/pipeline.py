@@ -11,11 +11,13 @@ from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
 from xopt.optimize.judge.verdict import gates_with
 from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
+from xopt.optimize.source import fingerprint, same_model
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
+from xopt.runtime.files import check_writable
 from xopt.runtime.folder import MANIFEST, ModelFolder
 from xopt.runtime.machine import cores, machine_name, saturates
 from xopt.runtime.scoring.device import check_device
@@ -66,6 +68,7 @@ def optimize(
     cannot as soon as that is done.
     """
     check_device(device)
+    check_writable(out)  # before the work, not after it
     gates_with(bounds, bool(candidates.qrels), labels=None)
     folder = _exported(model, out, trust_remote_code)
     gates = gates_with(bounds, bool(candidates.qrels), folder.manifest.labels)
@@ -94,6 +97,8 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
     faster = planned[: planned.index(best)]
     where = "" if measured.device == "cpu" else f', device="{measured.device}"'
     python = f'scores = open_scorer("{folder.path}", "{best.case.variant}"{where}).score(pairs)'
+    if folder.manifest.labels > 1:
+        python += "[:, LABEL]  # the logit of the label to rank by"
     undecided = {m.case.variant: m.ratio for m in faster if verdicts[m.case.variant] == UNDECIDED}
     return Recommendation(best.case.variant, best.ratio, python, undecided)
 
@@ -121,9 +126,13 @@ def _exported(model: str, out: Path, trusted: bool) -> ModelFolder:
         log.info("export: %s to %s", model, out)
         return export(model, out, trust_remote_code=trusted)
     folder = ModelFolder.open(out, trusted)
-    if folder.manifest.source["model"] != model:
+    kept = folder.manifest.source
+    if not same_model(kept["model"], model):
+        raise BadInput(f"{out}: holds {kept['model']!r}, not {model!r}; choose another folder with -o")
+    here = Path(model).expanduser()
+    if model != "demo" and here.is_dir() and kept.get("sha256", "") not in ("", fingerprint(here)):
         raise BadInput(
-            f"{out}: holds {folder.manifest.source['model']!r}, not {model!r}; choose another folder with -o"
+            f"{model}: changed since {out} was made of it; `xopt export {model} -o {out} --force` makes it again"
         )
     log.info("export: %s is there already; `xopt export %s -o %s --force` makes it again", out, model, out)
     return folder

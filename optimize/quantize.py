@@ -17,7 +17,7 @@ from xopt.optimize.graph.calibrate import Activations, calibrate, calibration_pa
 from xopt.optimize.graph.int8_matmul import Rounded, quantize_matmuls
 from xopt.optimize.graph.outliers import find_blocks, split_outliers
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
-from xopt.optimize.graph.structure import write_graph
+from xopt.optimize.graph.structure import read_graph, write_graph
 from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
@@ -142,6 +142,7 @@ def quantize(
     the graph is not `prepared` already.
     Raises BadInput where the FP32 graph is missing or damaged.
     """
+    folder.check_writable()  # before the work, not after it
     if recipe.scheme == "stock":
         _quantize_dynamic(folder, recipe)
     else:
@@ -152,7 +153,7 @@ def quantize(
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:
     """Calibrate on `pairs`, and split feed-forward blocks, as `recipe` says, whatever it leaves in float."""
-    model = unfused(onnx.load(folder.checked(ONNX_FILE)))
+    model = unfused(read_graph(folder.checked(ONNX_FILE)))
     blocks = find_blocks(model, token_matmuls(model))
     if recipe.hot and blocks:
         whole = calibrate(folder, model, [block.activation for block in blocks], pairs, gram=False)
@@ -181,7 +182,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
 
 
 def _quantize_dynamic(folder: ModelFolder, recipe: Recipe) -> None:
-    model = unfused(onnx.load(folder.checked(ONNX_FILE)))  # a path would get a scratch file beside it
+    model = unfused(read_graph(folder.checked(ONNX_FILE)))
     with _quiet_logging(), TemporaryDirectory(prefix="xopt-stock-") as scratch:
         made = Path(scratch) / "model.onnx"
         quantize_dynamic(

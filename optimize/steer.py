@@ -114,7 +114,7 @@ class _Trial:
 
     def step(self, recipe: Recipe) -> Step:
         scorer = self.scorer(recipe)
-        judged = judge(self.candidates, self.expected, scorer.score(self.candidates.pairs), self.gates, name="int8")
+        judged = judge(self.candidates, self.expected, scorer.logits(self.candidates.pairs), self.gates, name="int8")
         step = Step(recipe, judged, self._speed(scorer))
         held = ", ".join(f"{g.gate.measure} {g.interval.mean:.3f} {g.verdict}" for g in judged.gates)
         log.info(
@@ -138,7 +138,7 @@ class _Trial:
 
 def _seconds(scorer: PlannedScorer, pairs: Sequence[tuple[str, str]]) -> float:
     start = time.perf_counter()
-    scorer.score(pairs)
+    scorer.logits(pairs)
     return time.perf_counter() - start
 
 
@@ -160,7 +160,7 @@ def _harms(trial: _Trial, recipe: Recipe) -> tuple[Harm, ...]:
     harms = []
     for number, work in enumerate(groups.values(), start=1):
         others = tuple(whole for other in groups.values() if other is not work for whole in other)
-        scores = trial.scorer(replace(recipe, floats=others)).score(pairs)
+        scores = trial.scorer(replace(recipe, floats=others)).logits(pairs)
         difference = scores.astype(np.float64) - trial.expected[rows]
         harms.append(Harm(tuple(work), float(np.std(difference)), sum(work.values()) / total))
         log.info("steer: %d of %d, %s alone: %.3f", number, len(groups), next(iter(work)), harms[-1].spread)

@@ -69,6 +69,7 @@ def tune(
     faster half on twice as many, until one is left. Pairs are drawn evenly over the lengths. A plan for a GPU
     is measured with its tokenising, which the forwards overlap.
     """
+    folder.check_writable()  # before the work, not after it
     for variant in variants:
         check_variant(folder.variant(variant), device)
     tunings = [_tune_variant(folder, variant, candidates, threads or cores(), device) for variant in variants]
@@ -125,7 +126,7 @@ def _rate(scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: 
     scorer.score_tokens(_taken(tokens, few))  # the first forward of a shape allocates
     start = time.perf_counter()
     if scorer.backend.streams:
-        scorer.score(texts)
+        scorer.logits(texts)
     else:
         scorer.score_tokens(sample)
     return len(rows) / (time.perf_counter() - start) if scorer.plan == plan else 0.0

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.optimize.judge.statistics import PASSED, Gate, Interval, interval
-from xopt.optimize.judge.verdict import GATES, SAME, Judged, judge
+from xopt.optimize.judge.verdict import FLOAT_NOISE, GATES, SAME, Judged, judge, not_repeatable
 from xopt.runtime.bench.reference import REFERENCE, ReferenceScorer
-from xopt.runtime.data.agreement import first_stage_scores, quality_by_query
+from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import Candidates, Row
+from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.data.trec import read_qrels, read_run
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 NOISE_PAIRS = 128  # the noise floor is taken on the first ones
 REFERENCE_BATCH = 8  # scores do not depend on it, and 8 is the fastest on small machines
-FLOAT_NOISE = 1e-5  # of logits; what data with a single pair, which has no deviation, is held to
 
 Scores = NDArray[np.floating[Any]]
 
@@ -70,12 +70,12 @@ def validate(
     """
     for variant in (REFERENCE, *variants):
         check_variant(folder.variant(variant), device)
-    pairs, few = candidates.pairs, candidates.pairs[:NOISE_PAIRS]
+    pairs = candidates.pairs
     threads = threads or cores()
     log.info("validate: the reference scores %d pairs", len(pairs))
     expected = open_scorer(folder, REFERENCE, threads=threads, device=device).score(pairs)
     itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device)
-    noise = _noise(expected, itself.score, few)
+    noise = _largest_difference(expected, _again(itself.score, pairs))
     if not noise <= max(SAME * float(np.std(expected)), FLOAT_NOISE):
         raise GateFailed(f"{folder.path}: torch and sentence-transformers differ by {noise:.2g}; no reference to trust")
     judged = [judge(candidates, expected, expected, gates, name=REFERENCE, noise=noise, floor=noise)]
@@ -84,10 +84,20 @@ def validate(
             continue
         log.info("validate: %s", variant)
         scorer = open_scorer(folder, variant, threads=threads, device=device)
-        scores = scorer.score(pairs)
-        other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
-        own = _noise(scores, other.score, few)
-        judged.append(judge(candidates, expected, scores, gates, name=variant, noise=own, floor=noise))
+        scores = scorer.logits(pairs)
+        again = _again(scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens)).logits, pairs)
+        judged.append(
+            judge(
+                candidates,
+                expected,
+                scores,
+                gates,
+                name=variant,
+                noise=_largest_difference(scores, again),
+                floor=noise,
+                unsteady=not_repeatable(candidates, expected, scores, again, gates),
+            )
+        )
     return Validation(
         data=candidates.name,
         queries=len(candidates.groups()),
@@ -138,10 +148,15 @@ def _quality(candidates: Candidates, scores: Scores) -> dict[str, Interval]:
     return {name: interval(values) for name, values in quality_by_query(candidates, scores).items()}
 
 
-def _noise(scores: Scores, score: Callable[[Sequence[Pair]], Scores], pairs: Sequence[Pair]) -> float:
-    """The largest difference of the first scores to those that `score` gives in other company and order."""
-    again = np.empty_like(scores[: len(pairs)])
-    for part in (slice(0, None, 2), slice(1, None, 2)):
-        if pairs[part]:
-            again[part] = score(pairs[part])
-    return float(np.abs(scores[: len(pairs)].astype(np.float64) - again).max())
+def _again(score: Callable[[Sequence[Pair]], Scores], pairs: Sequence[Pair]) -> Scores:
+    """The scores of the first pairs again, in other company and order."""
+    few = pairs[:NOISE_PAIRS]
+    parts = [(part, score(few[part])) for part in (slice(0, None, 2), slice(1, None, 2)) if few[part]]
+    again = np.empty((len(few), *parts[0][1].shape[1:]), np.float32)
+    for part, scores in parts:
+        again[part] = scores
+    return again
+
+
+def _largest_difference(scores: Scores, again: Scores) -> float:
+    return float(np.abs(scores[: len(again)].astype(np.float64) - again).max())

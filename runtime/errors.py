@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "GateFailed"]
+__all__ = ["BadInput", "GateFailed", "NotFinite"]
 
 
 class BadInput(Exception):
@@ -11,3 +11,7 @@ class BadInput(Exception):
 
 class GateFailed(Exception):
     """What was made does not meet its bound. One line: by how much. Exit code 1."""
+
+
+class NotFinite(GateFailed):
+    """Scores that are NaN or infinite, and rank nothing."""

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
+import glob
 import hashlib
 import os
 import shutil
+import socket
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 from safetensors import SafetensorError
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["new_file", "new_folder", "sha256_of", "write_text"]
+__all__ = ["check_writable", "locked", "new_file", "new_folder", "sha256_of", "write_text", "writing"]
 
 BLOCK_BYTES = 1 << 20
+HOST = "".join(c if c.isalnum() else "_" for c in socket.gethostname())  # a folder may be shared between machines
 
 
 def sha256_of(path: Path) -> str:
@@ -41,22 +47,52 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; rename it to `path` at the end, or leave nothing.
 
-    Raises BadInput where `path` is there already and `replace` is false. With `replace` the old
+    Raises BadInput where `path` is there already, or at the end, and `replace` is false. With `replace` the old
     folder is removed only when the new one is complete.
     """
     _sweep(path)
     if path.exists() and not replace:
-        raise BadInput(f"{path}: exists already; choose another folder with -o, or replace it with --force")
+        raise _there(path)
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
-        if path.exists():
+        if path.exists() and replace:
             old = _name_beside(path, "old")
             path.replace(old)
             temporary.replace(path)
             _remove(old)
-        else:
-            temporary.replace(path)
+            return
+        try:
+            temporary.rename(path)  # which replaces nothing but an empty folder
+        except OSError as error:
+            if not path.exists():
+                raise
+            raise _there(path) from error
+
+
+def _there(path: Path) -> BadInput:
+    return BadInput(f"{path}: exists already; choose another folder with -o, or replace it with --force")
+
+
+def check_writable(path: Path) -> None:
+    """Raises BadInput where `path`, a file or a file in that folder, cannot be written, before work is done for it."""
+    place = path if path.is_dir() else path.parent
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    temporary = _name_beside(place / path.name, "new")
+    try:
+        temporary.touch()
+        temporary.unlink()
+    except OSError as error:
+        raise _unwritable(path, str(error.strerror)) from error
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only process of this user and machine that is in such a block for `path`; others wait."""
+    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"xopt-{getpass.getuser()}-{name}.lock"):
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,18 +103,31 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _name_beside(path, "new")
         try:
             yield temporary
         finally:
             _remove(temporary)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises BadInput with the reason where the block fails to write at `path`: no space, no permission, no folder."""
+    try:
+        yield
     except (OSError, SafetensorError) as error:
+        if isinstance(error, FileNotFoundError):  # something that is read
+            raise
         reason = error.strerror if isinstance(error, OSError) else _io_error(str(error))
         if not reason:
             raise
-        raise BadInput(f"{path}: cannot be written ({reason}); free some space or choose another place") from error
+        raise _unwritable(path, reason) from error
+
+
+def _unwritable(path: Path, reason: str) -> BadInput:
+    return BadInput(f"{path}: cannot be written ({reason}); free some space or choose another place")
 
 
 def _io_error(message: str) -> str:
@@ -87,12 +136,12 @@ def _io_error(message: str) -> str:
 
 
 def _name_beside(path: Path, role: str) -> Path:
-    return path.parent / f".{path.name}.{role}-{os.getpid()}"
+    return path.parent / f".{path.name}.{role}-{HOST}-{os.getpid()}"
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed process left beside `path`; put back an old folder that lost its successor."""
-    for leftover in path.parent.glob(f".{path.name}.*-*"):
+    """Remove what a killed process of this machine left beside `path`; put back an old folder without successor."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*-{HOST}-*"):
         owner = leftover.name.rpartition("-")[2]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             if ".old-" in leftover.name and not path.exists():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import sha256_of, write_text
+from xopt.runtime.files import check_writable, locked, sha256_of, write_text
 
 __all__ = ["MANIFEST", "ONNX_FILE", "WEIGHTS", "Manifest", "ModelFolder", "Plan", "Variant", "data_file"]
 
@@ -63,6 +63,8 @@ class Manifest:
     files: dict[str, str]
     variants: dict[str, Variant]
     plans: dict[str, dict[str, Plan]] = field(default_factory=dict)
+    truncation: str = "longest_first"  # which text of a pair that is too long is cut; as tokenizers names it
+    split_special_tokens: bool = False  # the names of special tokens within a text are text
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
@@ -127,11 +129,18 @@ class ModelFolder:
     def write(self, change: Callable[[Manifest], Manifest]) -> ModelFolder:
         """Change the manifest, whole or not at all, and return the new folder value.
 
-        It is changed as it stands on disk now: another command may have written since it was read here.
+        It is changed as it stands on disk now, with a lock: another command may write at the same time.
         """
-        changed = replace(self, manifest=change(ModelFolder.open(self.path).manifest))
-        write_text(self.path / MANIFEST, changed.manifest.to_json())
+        file = self.path / MANIFEST
+        check_writable(file)
+        with locked(file):
+            changed = replace(self, manifest=change(ModelFolder.open(self.path).manifest))
+            write_text(file, changed.manifest.to_json())
         return changed
+
+    def check_writable(self) -> None:
+        """Raises BadInput where nothing can be added to the folder, before work is done for it."""
+        check_writable(self.path)
 
     def with_variant(self, variant: Variant) -> ModelFolder:
         """Add or replace a variant whose file is in place; plans found for another file of that name go."""

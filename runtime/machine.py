@@ -5,23 +5,46 @@ from __future__ import annotations
 import os
 import platform
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 
 __all__ = ["cores", "cpu_flags", "cpu_name", "has_bf16", "machine_name", "memory_bytes", "saturates"]
 
+UNLIMITED = 1 << 20
+
 
 def cores() -> int:
-    """The cores that this process may use: by its affinity, and by its container's share of CPU time."""
+    """The cores that this process may use: by its affinity, and by its control groups' share of CPU time."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, _quota()))
+    return max(1, min([allowed, *_quotas()]))
 
 
-def _quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Whole cores that the control group may keep busy; very many where there is no limit."""
-    quota, _, period = (file.read_text(encoding="ascii") if file.is_file() else "max").strip().partition(" ")
-    return 1 << 20 if quota == "max" else int(quota) // int(period)
+def _quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Whole cores that each control group which this process is in may keep busy, version 1 or 2, outer ones too."""
+    found = []
+    for line in (own.read_text(encoding="utf-8") if own.is_file() else "0::/").splitlines():
+        _, controllers, group = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        inner = PurePosixPath(group.lstrip("/"))
+        for folder in (inner, *inner.parents):  # in a container the group's path may be that of the host
+            if controllers:
+                found.append(
+                    _quota(root / "cpu" / folder / "cpu.cfs_quota_us", root / "cpu" / folder / "cpu.cfs_period_us")
+                )
+            else:
+                found.append(_quota(root / folder / "cpu.max"))
+    return found
+
+
+def _quota(*files: Path) -> int:
+    """Whole cores by a quota and a period, in one file or two; very many where there is no limit."""
+    try:
+        quota, period = " ".join(file.read_text(encoding="ascii") for file in files).split()
+        return int(quota) // int(period) if int(quota) > 0 else UNLIMITED
+    except (OSError, ValueError, ZeroDivisionError):  # not there, "max", or no quota at all
+        return UNLIMITED
 
 
 @cache

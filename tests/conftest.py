@@ -12,6 +12,8 @@ from tiny import make_tiny
 from xopt.cli.main import cli
 from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.runtime.bench.bench import Bench, Case, bench
+from xopt.runtime.bench.strategy import STRATEGIES
 from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.folder import ModelFolder
 
@@ -49,6 +51,13 @@ def tiny_copy(tiny: ModelFolder, tmp_path: Path) -> ModelFolder:
 def docs() -> Candidates:
     """A few queries of the demo data."""
     return demo_candidates(queries=8, depth=12)
+
+
+@pytest.fixture(scope="session")
+def benched(demo: ModelFolder, docs: Candidates) -> Bench:
+    """A bench of the demo model under every strategy: some seconds a case, for its fresh process."""
+    cases = [Case("torch-fp32", strategy) for strategy in STRATEGIES] + [Case("onnx-int8", "planned")]
+    return bench(demo, docs, cases, repeat=1)
 
 
 @pytest.fixture

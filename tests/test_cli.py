@@ -155,7 +155,12 @@ def test_the_main_job_runs_twice_on_a_users_own_data(
     second = xopt(*arguments, "--json", "-")
     assert json.loads(second.stdout)["tunings"] == []
     assert "is there already" in second.stderr
+    same = xopt("optimize", f"{model}/", "-o", out, "--data", rows, "--min-labels", 0.9)
+    assert "a model with 1 label has no such measure" in same.stderr  # the same folder, as TAB writes it
+    with (model / "model.safetensors").open("r+b") as weights:  # trained again
+        weights.seek(-4, 2)
+        weights.write(b"\0\0\0\1")
+    changed = xopt(*arguments)
+    assert (changed.exit_code, "changed since" in changed.stderr, "--force" in changed.stderr) == (2, True, True)
     other = xopt("optimize", make_tiny(tmp_path / "other"), "-o", out, "--data", rows)
     assert (other.exit_code, "choose another folder" in other.stderr) == (2, True)
-    unfit = xopt(*arguments, "--min-labels", 0.9)
-    assert (unfit.exit_code, "a model with 1 label has no such measure" in unfit.stderr) == (2, True)

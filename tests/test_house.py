@@ -30,7 +30,6 @@ OWNERS = {  # in runtime, the modules that import a library
     "transformers": {"torch.py"},
     "tokenizers": {"encode.py"},
     "bm25s": {"bm25.py"},
-    "ir_measures": {"agreement.py"},
 }
 FILES = [path for top in ("runtime", "optimize", "cli") for path in sorted((ROOT / top).rglob("*.py"))]
 FOLDERS = sorted({path.parent for path in FILES})

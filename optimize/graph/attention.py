@@ -19,11 +19,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
 from xopt.optimize.graph.structure import import_microsoft, makers, open_session, outer_reads, readers, rebuilt
+from xopt.runtime.scoring.backends.backend import UNPADDED
 
 __all__ = ["fuse_attention", "unfused"]
 
 MASK = "attention_mask"
-UNPADDED = "/unpadded"  # names what this rewrite adds
 LENGTHS = (2, 300)  # tokens of the pairs that a mask is asked about: fewer and more than a window of local attention
 TURNED, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels before them
 

@@ -13,6 +13,7 @@ from onnx import helper
 
 from xopt.optimize.graph.structure import open_session, rebuilt
 from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.backends.backend import pad
 from xopt.runtime.scoring.encode import Encoder, Pair
@@ -98,6 +99,13 @@ def calibrate(
         for name, value in zip(tensors, held, strict=True):
             # What has no row for each token, DeBERTa's relative positions say, is described by all of its rows.
             rows = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
+            if not np.isfinite(rows).all():
+                sound = np.isfinite(value).reshape(len(value), -1).all(axis=1)
+                query, text = pairs[forward.rows[int(np.argmin(sound))]]
+                raise BadInput(
+                    f"{folder.path}: {name} is not finite for the pair ({query!r:.60}, {text!r:.60}); the weights are "
+                    "damaged"
+                )
             if name not in sums:
                 channels = rows.shape[1]
                 sums[name] = _Sums(

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 from onnx import external_data_helper, helper
 
+from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file
 from xopt.runtime.folder import data_file
 
@@ -25,6 +26,7 @@ __all__ = [
     "makers",
     "open_session",
     "outer_reads",
+    "read_graph",
     "read_structure",
     "readers",
     "rebuilt",
@@ -40,12 +42,33 @@ def read_structure(file: Path) -> onnx.ModelProto:
     """A graph whose weights may stay in their own file; constants that say how operators work are read."""
     model = onnx.load(file, load_external_data=False)
     values = [a.t for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
-    for tensor in (*values, *(t for t in model.graph.initializer if math.prod(t.dims) <= SMALL)):
+    _read_data(file, (*values, *(t for t in model.graph.initializer if math.prod(t.dims) <= SMALL)))
+    return model
+
+
+def read_graph(file: Path) -> onnx.ModelProto:
+    """A graph with its weights, wherever they stand.
+
+    onnx itself refuses data files that are links, as a hub's cache has them; this one's sha256 is checked.
+    """
+    model = onnx.load(file, load_external_data=False)
+    values = [a.t for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+    _read_data(file, (*values, *model.graph.initializer))
+    return model
+
+
+def _read_data(file: Path, tensors: Iterable[onnx.TensorProto]) -> None:
+    """Bring the values of tensors into the graph that stand in a data file beside it."""
+    for tensor in tensors:
         if external_data_helper.uses_external_data(tensor):
-            external_data_helper.load_external_data_for_tensor(tensor, str(file.parent))
+            info = external_data_helper.ExternalDataInfo(tensor)
+            if Path(info.location).name != info.location:
+                raise BadInput(f"{file}: has weights in {info.location!r}, which is not beside it; export it again")
+            with (file.parent / info.location).open("rb") as stream:
+                stream.seek(info.offset or 0)
+                tensor.raw_data = stream.read(info.length or -1)
             tensor.ClearField("data_location")
             del tensor.external_data[:]
-    return model
 
 
 def makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

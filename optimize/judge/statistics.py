@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["FAILED", "FEWEST_QUERIES", "PASSED", "UNDECIDED", "Gate", "GateResult", "Interval", "hold", "interval"]
+__all__ = [
+    "FAILED",
+    "FEWEST_QUERIES",
+    "PASSED",
+    "ROUNDING",
+    "UNDECIDED",
+    "Gate",
+    "GateResult",
+    "Interval",
+    "hold",
+    "interval",
+]
 
 CONFIDENCE = 0.90
 RESAMPLES = 4999

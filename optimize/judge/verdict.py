@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,14 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED, Gate, GateResult, Interval, hold, interval
+from xopt.optimize.judge.statistics import (
+    FAILED,
+    PASSED,
+    ROUNDING,
+    UNDECIDED,
+    Gate,
+    GateResult,
+    Interval,
+    hold,
+    interval,
+)
 from xopt.optimize.judge.worst_queries import WorstQuery, worst_queries
-from xopt.runtime.data.agreement import agreement_by_query, broken, differences, quality_by_query
+from xopt.runtime.data.agreement import agreement_by_query, broken, differences
 from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.errors import BadInput
 
-__all__ = ["GATES", "SAME", "Judged", "gates_with", "judge"]
+__all__ = ["GATES", "SAME", "Judged", "gates_with", "judge", "not_repeatable"]
 
+FLOAT_NOISE = 1e-5  # of logits; what data with a single pair, whose logits have no spread, is held to
 SAME = 1e-4  # scores that differ by so little of the reference's standard deviation differ by rounding alone
 SWAP = 1 - 1 / np.log2(3)  # of nDCG: what the only relevant document loses between the first rank and the second
 
@@ -57,7 +70,9 @@ def gates_with(bounds: dict[str, float], graded: bool, labels: int | None = 1) -
     Raises BadInput where a bound is given for what cannot be measured: there are no qrels (`graded`), or
     the model has one label or several; `labels` is None where that is not known yet.
     """
-    for measure in bounds:
+    for measure, bound in bounds.items():
+        if math.isnan(bound):
+            raise BadInput(f"the gate on {measure}: its bound is NaN, which nothing meets")
         if measure == "ndcg10_drop" and not graded:
             raise BadInput("--max-ndcg-drop: there are no qrels, so no nDCG; give data with relevance, or --qrels")
         if labels is not None and (measure == "labels") != (labels > 1):
@@ -76,8 +91,9 @@ def judge(
     name: str,
     noise: float | None = None,
     floor: float = 0.0,
+    unsteady: str = "",
 ) -> Judged:
-    """Hold scores against the expected ones; `floor` is the noise of the latter."""
+    """Hold scores against the expected ones; `floor` is the noise of the latter, `unsteady` see `not_repeatable`."""
     if expected.ndim > 1:
         values = {"labels": _same_labels(candidates, expected, scores)}
         why = "" if np.isfinite(scores).all() else "not finite"
@@ -88,6 +104,7 @@ def judge(
         if measured:
             values["ndcg10_drop"] = quality_by_query(candidates, expected)["ndcg10"] - measured["ndcg10"]
         why = broken(candidates, expected, scores)
+    why = why or unsteady
     difference = differences(expected, scores)
     same = difference["max_difference"] <= SAME * float(np.std(expected)) and not why
     results = tuple(
@@ -104,6 +121,32 @@ def judge(
         gates=results,
         losses=() if same or expected.ndim > 1 else worst_queries(candidates, expected, scores, values),
     )
+
+
+def not_repeatable(
+    candidates: Candidates, expected: Scores, scores: Scores, again: Scores, gates: Sequence[Gate]
+) -> str:
+    """Why the first scores and those of the same pairs in other company are no one's scores; empty where they are.
+
+    They must be finite, no further apart than the reference's logits are spread, and agree with each other as well as
+    the gate asks them to agree with the reference: what disagrees with itself cannot do that.
+    """
+    first = scores[: len(again)]
+    if not np.isfinite(again).all():
+        return "not finite in other company"
+    noise, spread = float(np.abs(first - again).max()), float(np.std(expected))
+    if noise > max(spread, FLOAT_NOISE):
+        return f"not repeatable: in other company they differ by up to {noise:.2g} (all logits spread by {spread:.2g})"
+    several = expected.ndim > 1
+    measure = "labels" if several else "tau"
+    few = candidates.head(len(again))
+    itself = _same_labels(few, first, again) if several else agreement_by_query(few, first, again)["tau"]
+    bound = next((gate.bound for gate in gates if gate.measure == measure), -np.inf)
+    if np.isfinite(itself).any() and np.nanmean(itself) < bound - ROUNDING:
+        return (
+            f"not repeatable: in other company {measure} with themselves is {np.nanmean(itself):.3f}, under {bound:g}"
+        )
+    return ""
 
 
 def _verdict(verdicts: Sequence[str], why: str) -> str:

@@ -144,7 +144,13 @@ def bench(
     totals = len(candidates.rows), int(tokens.lengths.sum())
     summaries = []
     for case in cases:
-        agreed = agreement(candidates, scores[BASELINE], scores[case]) if folder.manifest.labels == 1 else None
+        agreed = None
+        if not np.isfinite(scores[case]).all():
+            log.warning(
+                "%s: %d scores are not finite, so no agreement is shown", case, (~np.isfinite(scores[case])).sum()
+            )
+        elif folder.manifest.labels == 1 and np.isfinite(scores[BASELINE]).all():
+            agreed = agreement(candidates, scores[BASELINE], scores[case])
         explained = _explain(_home(case, folder, peers), case, rounds[case], threads, ceilings) if ceilings else None
         summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, explained))
     return Bench(

@@ -34,7 +34,7 @@ class TimedUDF(RerankUDF):
     def timed(self, query: daft.Series, text: daft.Series) -> pa.StructArray:
         """Logits, and the call that they came from: its time on the system-wide monotonic clock and where that went."""
         start, before = time.monotonic(), self.scorer.stages
-        scores = self.scores(query, text)
+        scores = self.logits(query, text)
         call = Call(os.getpid(), start, time.monotonic(), len(scores), self.scorer.stages.minus(before))
         stamp = json.dumps({"load_s": self.load_s, "call": asdict(call)})
         labels = scores.size // len(scores)

@@ -13,7 +13,8 @@ from sentence_transformers import CrossEncoder
 
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.scoring.backends.torch import DTYPES, its_own_code
-from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.encode import Pair, clean
+from xopt.runtime.scoring.scorer import Scorer
 from xopt.runtime.scoring.stages import Stages, Stopwatch
 
 __all__ = ["REFERENCE", "ReferenceScorer"]
@@ -21,7 +22,7 @@ __all__ = ["REFERENCE", "ReferenceScorer"]
 REFERENCE = "torch-fp32"  # the variant that every other is judged against
 
 
-class ReferenceScorer:
+class ReferenceScorer(Scorer):
     """Runs a variant as sentence-transformers does: padded batches of `batch_size` pairs, sorted by characters."""
 
     def __init__(
@@ -66,11 +67,14 @@ class ReferenceScorer:
         self._watch.forwarded(took, 0.0, *self._batch)
         self._watch.ran(took)
 
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given; see `xopt.runtime.scoring.scorer.Scorer`."""
+    def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """Logits of (query, document) pairs in the order given; see `Scorer`."""
         torch.set_num_threads(self.threads)  # kept by thread, and Daft calls from several
         scores = self.model.predict(
-            list(pairs), batch_size=self.batch_size, activation_fn=torch.nn.Identity(), show_progress_bar=False
+            [(clean(query), clean(text)) for query, text in pairs],
+            batch_size=self.batch_size,
+            activation_fn=torch.nn.Identity(),
+            show_progress_bar=False,
         )
         return np.asarray(scores, np.float32)
 

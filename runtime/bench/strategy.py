@@ -53,7 +53,7 @@ STRATEGIES = {
 }
 
 
-class BatchScorer:
+class BatchScorer(Scorer):
     """Scores pairs as sentence-transformers batches them, for backends that it does not run here: no plan."""
 
     def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
@@ -65,7 +65,7 @@ class BatchScorer:
         """Where the time of all calls so far went."""
         return self._watch.stages
 
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+    def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """Logits of (query, document) pairs in the order given; see `Scorer`."""
         backend, start = self.scorer.backend, time.monotonic()
         tokens = self.scorer.encoder.encode(pairs)

@@ -1,18 +1,15 @@
-"""Agreement: how far a variant's ranking equals the reference's. Quality: how good a ranking is by qrels.
+"""Agreement: how far a variant's ranking equals the reference's.
 
 Each measure is computed query by query, so that means have intervals; see `xopt.optimize.judge.statistics`.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ir_measures
 import numpy as np
-from ir_measures import RR, R, nDCG
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -26,7 +23,6 @@ __all__ = [
     "broken",
     "differences",
     "first_stage_scores",
-    "quality_by_query",
     "overlaps",
 ]
 
@@ -37,7 +33,6 @@ TOPS = (1, 3, 5, 10)
 PERSISTENCE = 0.9  # of rank-biased overlap: 86 % of the weight is on the first ten ranks (Webber et al. 2010)
 DEPTH = 400  # of rank-biased overlap: what lies deeper weighs less than a float64 can tell
 BLOCK = 256  # documents compared with all others at once
-QUALITIES = {"ndcg10": nDCG @ 10, "mrr10": RR @ 10, "recall10": R @ 10}
 
 
 @dataclass(frozen=True)
@@ -158,30 +153,6 @@ def broken(candidates: Candidates, reference: Scores, scores: Scores) -> str:
         return "not finite"
     groups = [g for g in candidates.groups().values() if np.ptp(reference[g]) > 0]
     return "constant" if groups and all(scores[g].min() == scores[g].max() for g in groups) else ""
-
-
-def quality_by_query(candidates: Candidates, scores: Scores) -> ByQuery:
-    """nDCG@10, MRR@10 and recall@10 of the ranking by `scores`, by ir_measures; empty without qrels.
-
-    NaN for queries that are not judged. What has no finite score comes last.
-    """
-    if not candidates.qrels:
-        return {}
-    finite = np.nan_to_num(scores.astype(np.float64), nan=-1e30, posinf=1e30, neginf=-1e30)
-    run = [
-        ir_measures.ScoredDoc(row.query_id, row.doc_id, float(score))
-        for row, score in zip(candidates.rows, finite, strict=True)
-    ]
-    qrels = [ir_measures.Qrel(q, d, grade) for q, judged in candidates.qrels.items() for d, grade in judged.items()]
-    at = {query_id: i for i, query_id in enumerate(candidates.groups())}
-    found = {name: np.full(len(at), np.nan) for name in QUALITIES}
-    names = {str(measure): name for name, measure in QUALITIES.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ir_measures divides 0 by 0 where no document is relevant
-        for metric in ir_measures.iter_calc(list(QUALITIES.values()), qrels, run):
-            if metric.query_id in at:
-                found[names[str(metric.measure)]][at[metric.query_id]] = metric.value
-    return found
 
 
 def first_stage_scores(candidates: Candidates) -> Scores:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
 import sysconfig
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from xopt.runtime.data.collection import Collection, read_beir, read_irds
+from xopt.runtime.data.collection import first_stage, read_beir, read_irds
 from xopt.runtime.data.docstrings import Docstring, read_docstrings
-from xopt.runtime.data.rows import FILES, Values, read_hf, read_rows
+from xopt.runtime.data.fields import Texts, document_of, grade_of, id_of, query_of
+from xopt.runtime.data.tables import FILES, Values, read_hf, read_rows
 from xopt.runtime.data.trec import Qrels, read_run
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import Pair
 
+log = logging.getLogger(__name__)
+
 __all__ = ["Candidates", "Row", "demo_candidates", "read_candidates"]
 
+DEMO = "demo"
 DEMO_QUERIES, DEMO_DEPTH = 64, 25
 COLLECTION_DEPTH = 100
+SPLIT = "test"
 # Parts that some distributions leave out, and what is no documentation:
 NOT_EVERYWHERE = frozenset(
     {
@@ -98,32 +102,36 @@ class Candidates:
 
 
 def read_candidates(
-    data: str = "demo",
+    data: str = DEMO,
     *,
     run: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     depth: int | None = None,
     queries: int | None = None,
 ) -> Candidates:
     """Read candidates from `data`.
 
-    `demo`, see `demo_candidates`. A BEIR folder or `irds:ID`, a dataset of ir_datasets: the best `depth`
-    (100) documents of each query by `run`, a TREC run file, or by BM25 for each query that the qrels
-    of `split` judge. A .jsonl, .csv, .tsv or .parquet file or `hf:ID[:CONFIG]`, a Hugging Face dataset
-    with a split: a pair a row in the columns query and text and, where there are any, query_id, doc_id and
-    relevance, cut to `depth` a query where it is given. `queries` draws so many queries, always the same.
-    Raises BadInput where the data is missing, empty or has a bad row.
+    `demo`: always the built-in data, see `demo_candidates`; a folder of that name is `./demo`. A BEIR folder or
+    `irds:ID`, a dataset of ir_datasets: the best `depth` (100) documents of each query by `run`, a TREC run file, or
+    by BM25 for each query that the qrels of `split` (test) judge. A .jsonl, .ndjson, .csv, .tsv or .parquet file or
+    `hf:ID[:CONFIG]`, a Hugging Face dataset with a split: a pair a row in the columns query and text (or title, or
+    both) and, where there are any, query_id, doc_id and relevance, cut to `depth` a query where it is given. Text
+    files may be gzipped. `queries` draws so many queries, always the same. How each field is read: docs/data.md.
+    Raises BadInput where the data is missing, empty or has a bad row; a warning counts what is left out.
     """
     path = Path(data)
     try:
-        if path.is_dir() or data.startswith("irds:"):
-            found = _first_stage(_collection(data, run, split), depth or COLLECTION_DEPTH, run)
+        beir = data != DEMO and path.is_dir()
+        if split and not beir and not data.startswith("hf:"):
+            raise BadInput(f"{data}: has no splits to choose from; --split is for BEIR folders and hf: datasets")
+        if beir or data.startswith("irds:"):
+            found = _collection(data, run, split or SPLIT, depth or COLLECTION_DEPTH)
         elif run is not None:
             raise BadInput(f"{data}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
-        elif data == "demo" and not path.exists():
+        elif data == DEMO:
             found = demo_candidates()
         elif data.startswith("hf:"):
-            found = _from_rows(data, read_hf(data.removeprefix("hf:"), split))
+            found = _from_rows(data, read_hf(data.removeprefix("hf:"), split or SPLIT))
         elif path.exists():
             found = _from_rows(path.name, read_rows(path))
         else:
@@ -131,10 +139,11 @@ def read_candidates(
                 f"{data}: no such file or folder; give `demo`, a BEIR folder, irds:ID, hf:ID, "
                 f"or a {', '.join(FILES)} file"
             )
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error, zlib.error) as error:
-        raise BadInput(f"{data}: cannot be read ({error}); files are text in UTF-8, or gzipped") from error
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise BadInput(f"{data}: cannot be read ({error}); files are text in UTF-8, gzipped or not") from error
     if not found.rows:
-        raise BadInput(f"{data}: no candidates in it; each row needs {', '.join(TEXTS)}")
+        raise BadInput(f"{data}: no candidates in it; each row needs {' and '.join(TEXTS)}")
+    _warn_of_strangers(found)
     return found.cut(depth).draw(queries)
 
 
@@ -164,85 +173,49 @@ def _standard_library() -> tuple[Docstring, ...]:
     return tuple(read_docstrings(Path(sysconfig.get_paths()["stdlib"]), NOT_EVERYWHERE))
 
 
-def _collection(data: str, run: str | None, split: str) -> Collection:
+def _collection(data: str, run: str | None, split: str, depth: int) -> Candidates:
     given = read_run(Path(run)) if run is not None else None
     if data.startswith("irds:"):
-        return read_irds(data.removeprefix("irds:"), given)
-    return replace(read_beir(Path(data), split), run=given)
-
-
-def _first_stage(collection: Collection, depth: int, run: str | None) -> Candidates:
-    """The first stage's best documents of each query: by the run, or by BM25 where there is none."""
-    if collection.run is None:
-        rankings = _bm25(collection, depth)
+        collection = read_irds(data.removeprefix("irds:"), given)
     else:
-        rankings = {
-            query_id: sorted(scores, key=lambda doc_id: -scores[doc_id])[:depth]
-            for query_id, scores in collection.run.items()
-        }
-    rows = []
-    for query_id, ranking in rankings.items():
-        for doc_id in ranking:
-            if query_id not in collection.queries or doc_id not in collection.corpus:
-                kind, missing = ("query", query_id) if query_id not in collection.queries else ("document", doc_id)
-                raise BadInput(f"{run or collection.name}: {kind} {missing!r} is not in {collection.name}")
-            rows.append(Row(query_id, collection.queries[query_id], doc_id, collection.corpus[doc_id]))
-    return Candidates(collection.name, tuple(rows), {q: j for q, j in collection.qrels.items() if q in rankings})
-
-
-def _bm25(collection: Collection, depth: int) -> dict[str, list[str]]:
-    from xopt.runtime.data.bm25 import bm25_ranking
-
-    judged, doc_ids = list(collection.qrels), list(collection.corpus)
-    if not judged or not doc_ids:
-        raise BadInput(f"{collection.name}: no judged queries to rank documents for; give a --run, or another --split")
-    unknown = next((q for q in judged if q not in collection.queries), None)
-    if unknown is not None:
-        raise BadInput(f"{collection.name}: the qrels judge query {unknown!r}, which the queries lack")
-    texts = [collection.queries[query_id] for query_id in judged]
-    ranked = bm25_ranking(list(collection.corpus.values()), texts, depth)
-    return {q: [doc_ids[i] for i in ranking] for q, ranking in zip(judged, ranked, strict=True)}
+        collection = read_beir(Path(data), split, given)
+    corpus, queries = collection.corpus, collection.queries
+    rows = [Row(q, queries[q], d, corpus[d]) for q, ranking in first_stage(collection, depth, run) for d in ranking]
+    ranked = {row.query_id for row in rows}
+    return Candidates(collection.name, tuple(rows), {q: j for q, j in collection.qrels.items() if q in ranked})
 
 
 def _from_rows(name: str, rows: Iterable[Values]) -> Candidates:
+    queries, documents = Texts("query"), Texts("document")
     by_query: dict[str, list[Row]] = {}
     qrels: Qrels = {}
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], str] = {}
     for number, (where, values) in enumerate(rows, start=1):
-        query, text = (_text(values, name, where) for name in TEXTS)
-        row = Row(_id(values, "query_id", query, where), query, _id(values, "doc_id", f"row {number}", where), text)
-        if (row.query_id, row.doc_id) in seen:
-            raise BadInput(f"{where}: document {row.doc_id!r} stands twice among the candidates of {row.query_id!r}")
-        seen.add((row.query_id, row.doc_id))
-        by_query.setdefault(row.query_id, []).append(row)
-        relevance = values.get("relevance")
-        if relevance not in (None, ""):
-            qrels.setdefault(row.query_id, {})[row.doc_id] = _grade(relevance, where)
+        lacking = next((name for name in TEXTS if name not in values), None)
+        if lacking and not (lacking == "text" and "title" in values):
+            raise BadInput(f"{where}: no {lacking}, only {', '.join(map(str, values))}; each row needs query and text")
+        query = query_of(values["query"], "query", where)
+        text = document_of(values.get("title"), values.get("text"), where)
+        query_id, doc_id = (
+            id_of(values[column], column, where) if column in values else default
+            for column, default in (("query_id", query), ("doc_id", f"row {number}"))
+        )
+        grade = grade_of(values.get("relevance"), where)
+        if (query_id, doc_id) in seen:
+            raise BadInput(
+                f"{where}: document {doc_id!r} stands twice among the candidates of {query_id!r}, first in "
+                f"{seen[query_id, doc_id]}"
+            )
+        seen[query_id, doc_id] = where
+        queries.add(query_id, query, where)
+        documents.add(doc_id, text, where)
+        by_query.setdefault(query_id, []).append(Row(query_id, query, doc_id, text))
+        if grade is not None:
+            qrels.setdefault(query_id, {})[doc_id] = grade
     return Candidates(name, tuple(row for rows in by_query.values() for row in rows), qrels)
 
 
-def _text(values: dict[str, Any], name: str, where: str) -> str:
-    value = values.get(name)
-    if not isinstance(value, str) or (name == "query" and not value.strip()):
-        raise BadInput(f"{where}: {name} is {value!r}; each row needs {' and '.join(TEXTS)}")
-    return value
-
-
-def _id(values: dict[str, Any], name: str, default: str, where: str) -> str:
-    """The id in a column, or `default` where the data has no such column."""
-    if name not in values:
-        return default
-    value = values[name]
-    value = str(value) if isinstance(value, int) else value
-    if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{where}: {name} is {value!r}, not an id; leave the whole column out where you have none")
-    return value
-
-
-def _grade(value: Any, where: str) -> int:
-    try:
-        if float(value) == int(float(value)):
-            return int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise BadInput(f"{where}: relevance is {value!r}, not a whole number")
+def _warn_of_strangers(found: Candidates) -> None:
+    """Say so where no judged document is among the candidates: their ids are hardly of one kind."""
+    if found.qrels and not any(row.doc_id in found.qrels.get(row.query_id, ()) for row in found.rows):
+        log.warning("%s: no judged document is among the candidates; are the ids those of the qrels?", found.name)

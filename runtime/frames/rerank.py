@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # read by daft as it is imported
 
 import daft
 import numpy as np
+import pyarrow as pa
 from daft import DataType, col
 from numpy.typing import NDArray
 
+from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.device import check_name, claim_gpu
@@ -22,37 +25,86 @@ from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.plan import ROWS_A_CALL
 from xopt.runtime.scoring.scorer import Scorer, open_scorer
 
-__all__ = ["RerankUDF", "instances", "rerank"]
+__all__ = ["Label", "RerankUDF", "instances", "rerank"]
+
+log = logging.getLogger(__name__)
+
+Label = int | tuple[int, int] | Literal["all"] | None
 
 
 class RerankUDF:
-    """Opens one scorer an instance and scores batches of rows; `alone` on its GPU where there are several."""
+    """Opens one scorer an instance and scores batches of rows; `alone` on its GPU where there are several.
 
-    def __init__(self, opener: Callable[[], Scorer], warm_up: Sequence[Pair] = (), alone: bool = False) -> None:
+    A row with a null text, and one whose score is not finite, has a null score. They are counted, and a warning tells
+    of the first, the tenth, the hundredth and so on; with `nulls` "raise" the first one raises BadInput.
+    """
+
+    def __init__(
+        self,
+        opener: Callable[[], Scorer],
+        warm_up: Sequence[Pair] = (),
+        alone: bool = False,
+        label: Label = None,
+        nulls: str = "null",
+    ) -> None:
         start = time.monotonic()
         if alone:
             claim_gpu()
         self.scorer = opener()
         self.load_s = time.monotonic() - start
+        self.label, self.nulls = label, nulls
+        self.unscored = {"have a null text": 0, "have a score that is not finite": 0}
         if warm_up:
-            self.scorer.score(warm_up)
+            self.scorer.logits(warm_up)
 
-    def scores(self, query: daft.Series, text: daft.Series) -> NDArray[np.float32]:
-        """Logits of a batch of rows, in their order."""
-        scores = self.scorer.score(list(zip(query.to_pylist(), text.to_pylist(), strict=True)))
-        if len(scores) != len(query):  # Daft would spread a single result over the batch without a word
-            raise RuntimeError(f"{len(scores)} scores for {len(query)} rows")
-        return scores
+    def logits(self, query: daft.Series, text: daft.Series) -> NDArray[np.float32]:
+        """Logits of a batch of rows, in their order: float32[n] or float32[n, labels]; NaN where there is a null."""
+        rows = list(zip(query.to_pylist(), text.to_pylist(), strict=True))
+        there = [i for i, pair in enumerate(rows) if None not in pair]
+        found = self.scorer.logits([rows[i] for i in there])
+        if len(found) != len(there):  # Daft would spread a single result over the batch without a word
+            raise RuntimeError(f"{len(found)} scores for {len(there)} rows")
+        if len(there) < len(rows):
+            if self.nulls == "raise":
+                lost = next(pair for pair in rows if None in pair)
+                raise BadInput(
+                    f"a row has a null text: query {lost[0]!r:.80}, text {lost[1]!r:.80}; or give nulls='null'"
+                )
+            self._count("have a null text", len(rows) - len(there))
+        logits = np.full((len(rows), *found.shape[1:]), np.nan, np.float32)
+        logits[there] = found
+        return logits
 
     @daft.method.batch(return_dtype=DataType.float32())
-    def score(self, query: daft.Series, text: daft.Series) -> NDArray[np.float32]:
-        """One logit a row."""
-        return self.scores(query, text)
+    def score(self, query: daft.Series, text: daft.Series) -> pa.Array:
+        """One score a row: the logit, or what `label` makes of several."""
+        logits = self.logits(query, text)
+        if isinstance(self.label, tuple):
+            logits = logits[:, self.label[0]] - logits[:, self.label[1]]
+        elif isinstance(self.label, int):
+            logits = logits[:, self.label]
+        return pa.array(logits, mask=self._unsound(logits, query, text))
 
     @daft.method.batch(return_dtype=DataType.list(DataType.float32()))
-    def logits(self, query: daft.Series, text: daft.Series) -> list[NDArray[np.float32]]:
+    def lists(self, query: daft.Series, text: daft.Series) -> pa.Array:
         """A list of logits a row, for models of several labels."""
-        return list(self.scores(query, text))
+        logits = self.logits(query, text)
+        unsound = self._unsound(logits, query, text)
+        return pa.array([None if bad else row for row, bad in zip(logits.tolist(), unsound, strict=True)])
+
+    def _unsound(self, logits: NDArray[np.float32], query: daft.Series, text: daft.Series) -> NDArray[np.bool_]:
+        unsound = ~np.isfinite(logits)
+        if logits.ndim > 1:
+            unsound = np.any(unsound, axis=1)
+        nulls = np.array(query.is_null().to_pylist(), bool) | np.array(text.is_null().to_pylist(), bool)
+        self._count("have a score that is not finite", int((unsound & ~nulls).sum()))
+        return unsound
+
+    def _count(self, what: str, rows: int) -> None:
+        before, after = self.unscored[what], self.unscored[what] + rows
+        self.unscored[what] = after
+        if len(str(after)) > len(str(before)) or (rows and not before):
+            log.warning("rerank: %d rows of this worker %s; their scores are null", after, what)
 
 
 def rerank(
@@ -63,6 +115,9 @@ def rerank(
     query: str = "query",
     text: str = "text",
     score: str = "score",
+    overwrite: bool = False,
+    label: Label = None,
+    nulls: Literal["null", "raise"] = "null",
     plan: Plan | None = None,
     device: str = "cpu",
     workers: int | None = None,
@@ -71,17 +126,30 @@ def rerank(
 ) -> daft.DataFrame:
     """Score a Daft DataFrame of candidates: the same rows with a float32 column `score`, lazily.
 
-    `query` and `text` name the columns with the two texts. A model of several labels gives a list a
-    row. Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384
+    `query` and `text` name the columns with the two texts, which must be strings. A column named `score` that is there
+    already is refused unless `overwrite`. A row with a null text has a null score, and so has one whose score is not
+    finite; both are counted in warnings. With `nulls="raise"` a null text raises BadInput.
+
+    A model of several labels needs `label`: the number of the label whose logit is the score, two numbers for the
+    difference of their logits, or "all" for a list of all logits a row, which nothing can sort by.
+
+    Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384
     on a GPU). `workers` is how many processes to run instead, actors on Ray, each with a GPU of its own where
     `device` is "cuda"; where several share a machine, `threads` is what each may use, and the CPUs that
     Ray reserves for it. `trust_remote_code` as in `open_scorer`. Daft keeps the row order on its native
-    runner only: carry an id. Raises BadInput at once where the folder or the variant is missing, and while
-    running where a text is null or the device is not there.
+    runner only: carry an id. Raises BadInput at once where the folder, the variant or a column is missing or a column
+    is not of strings, and while running where the device is not there.
     """
     check_name(device)  # whether it is there, only a worker can tell
     model = ModelFolder.open(os.fspath(folder))
     model.variant(variant)
+    _check_columns(candidates, (query, text), score, overwrite)
+    _check_label(label, model.manifest.labels)
+    for name, value in (("workers", workers), ("threads", threads)):
+        if value is not None and value < 1:
+            raise BadInput(f"{name} is {value}; give at least 1, or leave it out")
+    if nulls not in ("null", "raise"):
+        raise BadInput(f"nulls is {nulls!r}; 'null' gives a null score to a null text, 'raise' refuses it")
     opener = functools.partial(
         open_scorer,
         str(model.path.resolve()),
@@ -91,9 +159,39 @@ def rerank(
         device=device,
         trust_remote_code=trust_remote_code,
     )
-    udf = instances(RerankUDF, workers, threads, device)(opener, (), workers is not None and device == "cuda")
-    method = udf.score if model.manifest.labels == 1 else udf.logits
-    return candidates.into_batches(ROWS_A_CALL[device]).with_column(score, method(col(query), col(text)))
+    alone = workers is not None and device == "cuda"
+    udf = instances(RerankUDF, workers, threads, device)(opener, (), alone, label, nulls)
+    method = udf.lists if label == "all" else udf.score
+    texts = (col(name).cast(DataType.string()) for name in (query, text))  # a column of nulls alone has no type
+    return candidates.into_batches(ROWS_A_CALL[device]).with_column(score, method(*texts))
+
+
+def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], score: str, overwrite: bool) -> None:
+    if not isinstance(candidates, daft.DataFrame):
+        raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
+    types = {field.name: field.dtype for field in candidates.schema()}
+    for name in texts:
+        if name not in types:
+            raise BadInput(f"no column {name!r} among {', '.join(types)}; name the columns with query= and text=")
+        if types[name] not in (DataType.string(), DataType.null()):
+            raise BadInput(f"column {name!r} is of {types[name]}, not of strings; cast it first")
+    if score in texts or (score in types and not overwrite):
+        raise BadInput(
+            f"there is a column {score!r} already; name another with score=, or replace it with overwrite=True"
+        )
+
+
+def _check_label(label: Label, labels: int) -> None:
+    if labels == 1:
+        if label is not None:
+            raise BadInput(f"label={label!r}: the model has one label; leave label out")
+        return
+    ways = "label=K takes one logit, label=(K, L) the difference of two, label='all' a list a row"
+    if label is None:
+        raise BadInput(f"the model has {labels} labels, and no one score to rank by: {ways}")
+    numbers = () if label == "all" else label if isinstance(label, tuple) else (label,)
+    if len(numbers) > 2 or not all(isinstance(n, int) and 0 <= n < labels for n in numbers):
+        raise BadInput(f"label={label!r}: the model's labels are 0 to {labels - 1}; {ways}")
 
 
 def instances(kind: type[RerankUDF], workers: int | None, threads: int | None, device: str) -> Any:

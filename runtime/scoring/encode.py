@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,12 @@ from tokenizers import Encoding, Tokenizer
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
-__all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs"]
+__all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs", "clean", "windows"]
 
 Pair = tuple[str, str]
+
+FIRST_WINDOW, LAST_WINDOW = 256, 2048  # pairs tokenised at once: few at first, so that a device beside it starts early
+WINDOW_CHARACTERS = 1 << 21  # and no more text: the tokenizer holds some hundred bytes for each token, cut ones too
 
 
 @dataclass(frozen=True)
@@ -34,30 +37,67 @@ class Encoder:
         manifest = folder.manifest
         self.tokenizer = Tokenizer.from_file(str(folder.checked("tokenizer.json")))
         self.tokenizer.no_padding()
+        self.tokenizer.encode_special_tokens = manifest.split_special_tokens
         self.tokenizer.enable_truncation(
-            manifest.max_length, strategy="longest_first", direction=manifest.truncation_side
+            manifest.max_length, strategy=manifest.truncation, direction=manifest.truncation_side
         )
         self.prompt, self.pad_id, self.max_length = manifest.prompt, manifest.pad_id, manifest.max_length
+        self.typed = "token_type_ids" in manifest.inputs  # else the reference gives the model none, and it takes zeros
 
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
-        """Tokenise (query, document) pairs."""
-        return self.tokens(self.encodings(pairs))
+        """Tokenise (query, document) pairs, in windows: what is cut off is not held for all of them at once."""
+        parts = [self.tokens(self.encodings(pairs[window])) for window in windows(pairs)]
+        return Tokens(
+            [ids for part in parts for ids in part.ids],
+            [type_ids for part in parts for type_ids in part.type_ids],
+            np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)]),
+            sum(part.truncated for part in parts),
+        )
 
     def encodings(self, pairs: Sequence[Pair]) -> list[Encoding]:
         """The tokenizer's own part of `encode`, which runs on its own threads and leaves Python free."""
-        made: list[Encoding] = self.tokenizer.encode_batch_fast([(self.prompt + query, text) for query, text in pairs])
+        prompted = [(self.prompt + query, text) for query, text in pairs]
+        try:
+            made: list[Encoding] = self.tokenizer.encode_batch_fast(prompted)
+        except TypeError:  # it takes no half of a surrogate pair
+            made = self.tokenizer.encode_batch_fast([(clean(query), clean(text)) for query, text in prompted])
+        except Exception as error:  # tokenizers has no exceptions of its own
+            raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
         return made
 
-    @staticmethod
-    def tokens(encodings: Sequence[Encoding]) -> Tokens:
+    def tokens(self, encodings: Sequence[Encoding]) -> Tokens:
         """The other part, which is Python's: arrays of what the tokenizer made."""
         ids = [np.array(e.ids, np.int64) for e in encodings]
         return Tokens(
             ids,
-            [np.array(e.type_ids, np.int64) for e in encodings],
+            [np.array(e.type_ids, np.int64) * self.typed for e in encodings],
             np.array([len(row) for row in ids], np.int64),
             sum(bool(e.overflowing) for e in encodings),
         )
+
+
+def windows(pairs: Sequence[Pair]) -> Iterator[slice]:
+    """Slices of pairs, each twice as long as the one before it up to `LAST_WINDOW`, and of few characters."""
+    start, size = 0, FIRST_WINDOW
+    while start < len(pairs):
+        stop, characters = start, 0
+        while stop < min(start + size, len(pairs)) and (stop == start or characters < WINDOW_CHARACTERS):
+            characters += len(pairs[stop][0]) + len(pairs[stop][1])
+            stop += 1
+        yield slice(start, stop)
+        start, size = stop, min(2 * size, LAST_WINDOW)
+
+
+def clean(text: str) -> str:
+    """The same text with U+FFFD for each surrogate that has lost its other half, which no encoding can hold.
+
+    Text cut within an emoji has them, and text out of a PDF.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, NotFinite
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.scoring.backends.backend import Backend, OutOfMemory
-from xopt.runtime.scoring.encode import Encoder, Encoding, Pair, Tokens, check_pairs
+from xopt.runtime.scoring.encode import Encoder, Encoding, Pair, Tokens, check_pairs, windows
 from xopt.runtime.scoring.plan import Forward, default_plan, plan_forwards
 from xopt.runtime.scoring.stages import Stages, Stopwatch
 from xopt.runtime.scoring.variants import BACKENDS, check_variant
@@ -28,18 +30,37 @@ __all__ = ["PlannedScorer", "Scorer", "find_plan", "open_scorer"]
 
 log = logging.getLogger(__name__)
 
-FIRST_WINDOW, LAST_WINDOW = 256, 2048  # pairs tokenised at once beside a busy device: few at first, so that it starts
 
-
-class Scorer(Protocol):
+class Scorer(ABC):
     """Anything that scores pairs, and knows where its time went."""
 
     @property
+    @abstractmethod
     def stages(self) -> Stages:
-        """What it has done so far."""
+        """Where the time of all calls so far went."""
+
+    @abstractmethod
+    def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """As `score`, where NaN and infinities are left for the caller to see."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels."""
+        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
+
+        Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one alone does not
+        fit into the device's memory, and NotFinite where a logit is NaN or infinite. Pairs longer than the model are
+        cut as the reference cuts them and counted in `stages`.
+        """
+        pairs = list(pairs)  # an iterator can be read once
+        logits = self.logits(pairs)
+        sound = np.isfinite(logits) if logits.ndim == 1 else np.isfinite(logits).all(1)
+        if not sound.all():
+            first = int(np.argmin(sound))
+            query, text = pairs[first]
+            raise NotFinite(
+                f"{int((~sound).sum())} of {len(pairs)} scores are not finite, first that of pair {first} "
+                f"({query!r:.60}, {text!r:.60}): the weights are damaged, or half precision overflows; try onnx-fp32"
+            )
+        return logits
 
 
 @dataclass(frozen=True)
@@ -53,11 +74,13 @@ class _Started:
     text_tokens: int
 
 
-class PlannedScorer:
+class PlannedScorer(Scorer):
     """Scores pairs in three steps: encode, forward, finish."""
 
-    def __init__(self, encoder: Encoder, backend: Backend, plan: Plan, labels: int) -> None:
-        self.encoder, self.backend, self.plan, self.labels = encoder, backend, plan, labels
+    def __init__(
+        self, encoder: Encoder, backend: Backend, plan: Plan, labels: int, reopen: Callable[..., PlannedScorer]
+    ) -> None:
+        self.encoder, self.backend, self.plan, self.labels, self._reopen = encoder, backend, plan, labels, reopen
         self._watch = Stopwatch(plan.callers)
 
     @property
@@ -65,13 +88,8 @@ class PlannedScorer:
         """Where the time of all calls so far went."""
         return self._watch.stages
 
-    def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
-
-        Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one alone does not
-        fit into the device's memory. Pairs longer than the model are cut as the reference cuts them and
-        counted in `stages`. Where forwards do not fit, `plan` halves its tokens, with a warning.
-        """
+    def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
+        """As `score`, NaN included. Where forwards do not fit into memory, `plan` halves its tokens, with a warning."""
         pairs = list(pairs)  # an iterator can be read once
         check_pairs(pairs)
         place: dict[Pair, int] = {}
@@ -85,7 +103,11 @@ class PlannedScorer:
 
     def with_plan(self, plan: Plan) -> PlannedScorer:
         """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""
-        return PlannedScorer(self.encoder, self.backend, plan, self.labels)
+        return PlannedScorer(self.encoder, self.backend, plan, self.labels, self._reopen)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is opened again: sessions and locks cannot be sent there."""
+        return functools.partial(self._reopen, plan=self.plan), ()
 
     def score_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
         """Logits of pairs that are tokenised already; see `score`."""
@@ -94,11 +116,14 @@ class PlannedScorer:
     def _encoded(self, pairs: list[Pair]) -> Iterator[Tokens]:
         """Tokens of all pairs, so that sorting sees them all; or, while a device works, of windows ahead of it."""
         if not self.backend.streams:
-            yield self._tokens(self._encodings(pairs))
+            start = time.monotonic()
+            tokens = self.encoder.encode(pairs)
+            self._watch.encoded(time.monotonic() - start, tokens.truncated)
+            yield tokens
             return
         ahead: deque[Future[list[Encoding]]] = deque()
         with ThreadPoolExecutor(self.plan.threads) as threads:
-            for window in windows(len(pairs)):
+            for window in windows(pairs):
                 ahead.append(threads.submit(self._encodings, pairs[window]))
                 if len(ahead) > self.plan.threads:
                     yield self._tokens(ahead.popleft().result())
@@ -174,14 +199,6 @@ class PlannedScorer:
         return logits[:, 0] if self.labels == 1 else logits
 
 
-def windows(pairs: int) -> Iterator[slice]:
-    """Slices of `pairs` pairs, each twice as long as the one before it, up to `LAST_WINDOW`."""
-    start, size = 0, FIRST_WINDOW
-    while start < pairs:
-        yield slice(start, start + size)
-        start, size = start + size, min(2 * size, LAST_WINDOW)
-
-
 def open_scorer(
     folder: str | Path | ModelFolder,
     variant: str = "onnx-fp32",
@@ -198,12 +215,15 @@ def open_scorer(
     `trust_remote_code` lets torch variants run code that came with the model.
     Raises BadInput where the folder, the variant or the device is not there, or a file is damaged.
     """
+    if threads is not None and threads < 1:
+        raise BadInput(f"threads is {threads}; give at least 1, or leave it out for all cores")
     model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder, trust_remote_code)
     chosen = model.variant(variant)
     check_variant(chosen, device)  # a plan is found for a device that is there
     plan = plan or find_plan(model, chosen, threads, device)
     backend = BACKENDS[chosen.backend].open(model, chosen, plan, device)
-    return PlannedScorer(Encoder(model), backend, plan, model.manifest.labels)
+    reopen = functools.partial(open_scorer, model, variant, device=device)
+    return PlannedScorer(Encoder(model), backend, plan, model.manifest.labels, reopen)
 
 
 def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu") -> Plan:

@@ -53,7 +53,8 @@ class BackendKind:
     file, exported: the precisions that need nothing but that file, which export writes; quantising makes others.
     open: makes the backend of a model folder, a variant, a plan and a device. takes: whether it has a form of the
     model with this config.json. installed: whether its package is there. gpu_ready: whether its package and the GPU
-    fit each other. in_sentence_transformers: whether sentence-transformers runs it too.
+    fit each other. tried: whether it takes only some graphs, so that commands try to open a variant before they run it.
+    in_sentence_transformers: whether sentence-transformers runs it too.
     """
 
     name: str
@@ -64,6 +65,7 @@ class BackendKind:
     takes: Callable[[dict[str, Any]], bool] = _always
     installed: Callable[[], bool] = _always
     gpu_ready: Callable[[], bool] = _always
+    tried: bool = False
     in_sentence_transformers: bool = False
 
 
@@ -107,6 +109,7 @@ BACKENDS = {
             ("bf16",),
             _lazily("openvino", "OpenVinoBackend"),
             installed=_has_openvino,
+            tried=True,
         ),
     )
 }
@@ -141,7 +144,7 @@ def variants_on(folder: ModelFolder, device: str) -> list[str]:
     able = []
     for variant in folder.manifest.variants.values():
         if _fits(variant, device):
-            reason = _lacking(variant, device)
+            reason = _lacking(folder, variant, device)
             if reason:
                 log.warning("%s is left out: %s", variant.name, reason)
             else:
@@ -161,9 +164,18 @@ def _fits(variant: Variant, device: str) -> bool:
     return device == "cuda" or variant.precision != "bf16" or has_bf16()
 
 
-def _lacking(variant: Variant, device: str) -> str:
+def _lacking(folder: ModelFolder, variant: Variant, device: str) -> str:
+    """Why a variant cannot run here; empty where it can."""
+    kind = BACKENDS[variant.backend]
     if device == "cpu":
-        return _foreign(variant) if overflows(variant) else ""
+        if overflows(variant):
+            return _foreign(variant)
+        try:
+            if kind.tried:
+                kind.open(folder, variant, Plan(callers=1, threads=1, tokens=1), device)
+        except BadInput as error:
+            return str(error)
+        return ""
     return "" if BACKENDS[variant.backend].gpu_ready() else "see docs/gpu.md for what it needs on a GPU"
 
 

@@ -9,8 +9,9 @@ import pytest
 from xopt.optimize import demo as demo_module
 from xopt.optimize.demo import BASE_SHA256, base_folder, merge
 from xopt.runtime import open_scorer
-from xopt.runtime.data.agreement import first_stage_scores, quality_by_query
+from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import demo_candidates
+from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
@@ -44,7 +45,7 @@ def test_merging_adds_the_low_rank_product_and_takes_whole_tensors() -> None:
 
 
 def test_the_demo_model_ranks_clearly_better_than_bm25(demo: ModelFolder) -> None:
-    candidates = demo_candidates()
+    candidates = demo_candidates(queries=24)
     ranked = quality_by_query(candidates, open_scorer(demo.path, "onnx-fp32").score(candidates.pairs))
     assert (
         ranked["ndcg10"].mean() > quality_by_query(candidates, first_stage_scores(candidates))["ndcg10"].mean() + 0.08

@@ -14,8 +14,9 @@ from sentence_transformers import CrossEncoder
 from tiny import ARCHITECTURES, MAX_LENGTH, make_tiny
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from xopt.optimize import export as export_module
-from xopt.optimize.export import MAX_DIFFERENCE, export, parity_pairs
+from xopt.optimize import parity as parity_module
+from xopt.optimize.export import export
+from xopt.optimize.parity import MAX_DIFFERENCE, parity_pairs
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.bench.strategy import ScorerSpec
@@ -169,7 +170,7 @@ def test_packed_forms_are_offered_where_they_are_exact(tmp_path: Path) -> None:
 
 def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny(tmp_path / "model")
-    monkeypatch.setattr(export_module, "MAX_DIFFERENCE", 1e-12)
+    monkeypatch.setattr(parity_module, "MAX_DIFFERENCE", 1e-12)
     with pytest.raises(GateFailed, match=r"differ by .*, over 1e-12"):
         export(str(model), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]

@@ -12,7 +12,7 @@ from tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED, Gate
-from xopt.optimize.judge.verdict import GATES, gates_with, judge
+from xopt.optimize.judge.verdict import GATES, gates_with, judge, not_repeatable
 from xopt.optimize.validate import validate, validate_runs
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates, Row, demo_candidates
@@ -223,3 +223,30 @@ def test_the_strictest_gate_passes_a_ranking_that_is_the_same(candidates: int) -
     scores = np.random.default_rng(0).normal(size=len(rows))
     judged = judge(Candidates("test", rows), scores, scores, gates_with({"tau": 1.0}, graded=False), name="same")
     assert (judged.verdict, judged.losses) == (PASSED, ())
+
+
+def noisy(pairs: int, labels: int = 1) -> tuple[Candidates, np.ndarray]:
+    rows = tuple(Row(f"q{i // 8}", "query", f"d{i}", "text") for i in range(pairs))
+    scores = np.random.default_rng(0).normal(size=(pairs, labels)).astype(np.float32)
+    return Candidates("noise", rows), scores[:, 0] if labels == 1 else scores
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+def test_scores_that_depend_on_their_company_fail(labels: int) -> None:
+    candidates, scores = noisy(160, labels)
+    near = scores + np.float32(1e-3)
+    assert not_repeatable(candidates, scores, scores, near[:128], GATES) == ""
+    moved = scores[:128].copy()
+    moved[7] += 5
+    assert "in other company they differ by up to 5" in not_repeatable(candidates, scores, scores, moved, GATES)
+    moved[7] = np.nan
+    assert not_repeatable(candidates, scores, scores, moved, GATES) == "not finite in other company"
+    shaken = scores[:128] + np.random.default_rng(1).uniform(-0.8, 0.8, scores[:128].shape).astype(np.float32)
+    measure = "tau" if labels == 1 else "labels"
+    assert f"in other company {measure} with themselves is" in not_repeatable(candidates, scores, scores, shaken, GATES)
+    assert judge(candidates, scores, scores, GATES, name="it", unsteady="not repeatable").verdict == FAILED
+
+
+def test_a_bound_that_is_no_number_is_refused() -> None:
+    with pytest.raises(BadInput, match="the gate on tau: its bound is NaN"):
+        gates_with({"tau": float("nan")}, graded=True)

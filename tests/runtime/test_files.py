@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import new_file, new_folder, write_text
+from xopt.runtime.files import HOST, check_writable, new_file, new_folder, write_text
 
 DEAD_PID = 2**22 + 1  # above the kernel's largest
 
@@ -44,8 +44,8 @@ def test_a_folder_is_replaced_only_on_request_and_only_by_a_whole_one(tmp_path: 
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
-    (tmp_path / f".a.new-{DEAD_PID}").mkdir()
-    old = tmp_path / f".b.old-{DEAD_PID}"
+    (tmp_path / f".a.new-{HOST}-{DEAD_PID}").mkdir()
+    old = tmp_path / f".b.old-{HOST}-{DEAD_PID}"
     old.mkdir()
     (old / "file").write_text("rescued")
     with new_folder(tmp_path / "a"):
@@ -59,3 +59,36 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="cannot be written"):
         write_text(tmp_path / "file" / "below", "text")
+
+
+def test_what_another_machine_or_another_name_left_is_not_swept(tmp_path: Path) -> None:
+    for name in (f".a.new-elsewhere-{DEAD_PID}", f".a.new-{DEAD_PID}", f".ab.new-{HOST}-{DEAD_PID}"):
+        (tmp_path / name).mkdir()
+    with new_folder(tmp_path / "a"):
+        pass
+    assert len(list(tmp_path.iterdir())) == 4
+    (tmp_path / f".xyz.new-{HOST}-{DEAD_PID}").mkdir()
+    with new_folder(tmp_path / "[x]yz"):  # no pattern
+        pass
+    assert (tmp_path / f".xyz.new-{HOST}-{DEAD_PID}").exists()
+
+
+def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="a: exists already"), new_folder(tmp_path / "a") as temporary:
+        (temporary / "file").write_text("ours")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "notes.txt").write_text("precious")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a" / "notes.txt").read_text() == "precious"
+    (tmp_path / "b").touch()
+    with pytest.raises(BadInput, match="b: exists already"), new_folder(tmp_path / "b"):
+        raise AssertionError("not reached")
+
+
+def test_whether_a_place_can_be_written_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    check_writable(tmp_path)
+    check_writable(tmp_path / "new" / "file")
+    with pytest.raises(BadInput, match="cannot be written"):
+        check_writable(tmp_path / "file" / "below")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
-__all__ = ["Backend", "Clock", "CpuClock", "OutOfMemory", "PaddedArrays", "pad"]
+__all__ = ["UNPADDED", "Backend", "Clock", "CpuClock", "OutOfMemory", "PaddedArrays", "pad"]
+
+
+UNPADDED = "/unpadded"  # names in a graph what runs where no pair of a forward is padded
 
 
 class OutOfMemory(Exception):

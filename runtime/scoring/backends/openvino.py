@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
-from xopt.runtime.scoring.backends.backend import PaddedArrays
+from xopt.runtime.scoring.backends.backend import UNPADDED, PaddedArrays
 
 try:
     import openvino
@@ -19,6 +19,7 @@ except ImportError as error:
 
 __all__ = ["OpenVinoBackend"]
 
+ELSE = 1  # the branch of an If for padded pairs
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not INT8
 
 
@@ -33,9 +34,11 @@ class OpenVinoBackend(PaddedArrays):
             "INFERENCE_PRECISION_HINT": PRECISIONS[variant.precision],
         }
         try:
-            self.model = openvino.Core().compile_model(str(file), device.upper(), properties)
+            core = openvino.Core()
+            self.model = core.compile_model(_padded(core.read_model(file)), device.upper(), properties)
         except RuntimeError as error:
-            raise BadInput(f"{file}: OpenVINO cannot open it ({str(error).splitlines()[-1]})") from error
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+            raise BadInput(f"{file}: OpenVINO cannot open it ({' '.join(reason)})") from error
         self.pad_id = folder.manifest.pad_id
         self.inputs = {node.any_name for node in self.model.inputs}
         # All requests are made here: made while another runs, one can wait for it for ever, holding Python's lock.
@@ -52,3 +55,22 @@ class OpenVinoBackend(PaddedArrays):
         finally:
             self.idle.put(request)
         return logits
+
+
+def _padded(model: Any) -> Any:
+    """The model with each attention as it is for padded pairs, in place of a choice between two.
+
+    The graph has an If there for onnxruntime; see `xopt.optimize.graph.attention`. OpenVINO 2026.4 has no such
+    operator to choose, and on models with few biases its If gives wrong logits, NaN too, the first time that it meets
+    a shape.
+    """
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "If" and node.friendly_name.startswith(UNPADDED):
+            body = node.get_function(ELSE)
+            parameters, results = body.get_parameters(), body.get_results()
+            for described in node.get_input_descriptions(ELSE):
+                parameters[described.body_parameter_index].output(0).replace(node.input_value(described.input_index))
+            for described in node.get_output_descriptions(ELSE):
+                made = results[described.body_value_index].input_value(0)
+                node.output(described.output_index).replace(made)
+    return openvino.Model(model.get_results(), model.get_parameters(), model.friendly_name)

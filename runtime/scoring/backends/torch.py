@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class TorchBackend:
 
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
         folder.checked(variant.file)
-        self.threads, self.device = plan.threads, device
+        self.threads, self.device, self.pid = plan.threads, device, os.getpid()
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
         self.streams, self.equal = device == "cuda", False
         packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
@@ -81,6 +82,10 @@ class TorchBackend:
     def forward(self, packed: Packed) -> torch.Tensor:
         """Logits, float32[pairs, labels], on the device; a GPU may still be at work on them."""
         if self.device == "cpu":
+            if self.threads > 1 and os.getpid() != self.pid:
+                raise BadInput(
+                    "this scorer was opened before a fork, which torch's threads do not survive; open it in the child"
+                )
             torch.set_num_threads(self.threads)  # OpenMP keeps it by thread, and callers come from any thread
         with _within_memory(), torch.inference_mode():
             return self.network(packed)

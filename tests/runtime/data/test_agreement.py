@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 
-import ir_measures
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,9 +12,7 @@ from scipy import stats
 from xopt.runtime.data.agreement import (
     agreement,
     broken,
-    first_stage_scores,
     overlaps,
-    quality_by_query,
 )
 from xopt.runtime.data.candidates import Candidates, Row
 
@@ -136,32 +133,3 @@ def test_inversions_count_what_the_reference_tells_apart() -> None:
     expected, got = np.array([3.0, 2.0, 1.99, 0.0], np.float32), np.array([2.0, 3.0, 5.0, 0.0], np.float32)
     assert agreement(one_query(4), expected, got).inversions == pytest.approx(3 / 6)
     assert agreement(one_query(4), expected, got, noise=0.1).inversions == pytest.approx(2 / 5)
-
-
-@given(st.data())
-def test_quality_is_ir_measures_query_by_query(data: st.DataObject) -> None:
-    sizes = data.draw(st.lists(st.integers(1, 14), min_size=1, max_size=4))  # a single candidate, too
-    rows = tuple(Row(f"q{q}", "query", f"d{i}", "text") for q, n in enumerate(sizes) for i in range(n))
-    grades = st.dictionaries(st.sampled_from([f"d{i}" for i in range(16)]), st.integers(0, 2), max_size=6)
-    # Queries that nobody judged, that no document is relevant to, and relevant documents that are no candidates:
-    qrels = data.draw(st.dictionaries(st.sampled_from([f"q{q}" for q in range(len(sizes))]), grades, min_size=1))
-    qrels = {q: judged for q, judged in qrels.items() if judged} or {"q0": {"d0": 1}}
-    scores = np.array(data.draw(st.lists(st.integers(-3, 3), min_size=len(rows), max_size=len(rows))), np.float32)
-    run: dict[str, dict[str, float]] = {}
-    for row, score in zip(rows, scores, strict=True):
-        run.setdefault(row.query_id, {})[row.doc_id] = float(score)
-    measured = quality_by_query(Candidates("test", rows, qrels), scores)
-    metrics = {"ndcg10": ir_measures.nDCG @ 10, "mrr10": ir_measures.RR @ 10, "recall10": ir_measures.R @ 10}
-    for name, metric in metrics.items():
-        expected = {m.query_id: m.value for m in ir_measures.iter_calc([metric], qrels, run)}
-        for q, value in enumerate(measured[name]):
-            assert value == pytest.approx(expected.get(f"q{q}", np.nan), nan_ok=True)
-
-
-def test_the_first_stage_ranks_in_the_order_given() -> None:
-    candidates = one_query(20, relevant=2)
-    assert quality_by_query(candidates, first_stage_scores(candidates))["mrr10"] == pytest.approx([1 / 3])
-
-
-def test_no_qrels_no_quality() -> None:
-    assert quality_by_query(Candidates("test", one_query(3).rows), np.zeros(3, np.float32)) == {}

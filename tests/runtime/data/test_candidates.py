@@ -9,8 +9,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from xopt.runtime.data.agreement import first_stage_scores, quality_by_query
+from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import demo_candidates, read_candidates
+from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.errors import BadInput
 
 ROWS = [
@@ -55,7 +56,7 @@ def test_pairs_without_ids_are_grouped_by_their_query(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"query_id": "1", "query": "a", "doc_id": "x"}', r"rows.jsonl:2: text is None"),
+        ('{"query_id": "1", "query": "a", "doc_id": "x"}', r"rows.jsonl:2: no text, only query_id, query, doc_id"),
         ('{"query_id": "1", "query": "a", "doc_id": "x", "text": null}', r"rows.jsonl:2: text is None"),
         ('{"query_id": "1", "query": " ", "doc_id": "x", "text": "b"}', r"rows.jsonl:2: query is ' '"),
         ('{"query_id": "1", "query": "a", "doc_id": "y", "text": "b", "relevance": "yes"}', r"relevance is 'yes'"),
@@ -80,7 +81,9 @@ def test_odd_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"latin.csv: cannot be read .* UTF-8"):
         read_candidates(str(latin))
     twice = write(tmp_path / "twice.jsonl", [ROWS[0], ROWS[0]])
-    with pytest.raises(BadInput, match=r"twice.jsonl:2: document 'x' stands twice among the candidates of '1'"):
+    with pytest.raises(
+        BadInput, match=r"twice.jsonl:2: document 'x' stands twice among the candidates of '1', first in"
+    ):
         read_candidates(str(twice))
     for grade in (0.5, float("inf"), "yes"):
         with pytest.raises(BadInput, match="not a whole number"):
@@ -158,14 +161,95 @@ def test_a_broken_beir_folder_says_what_is_wrong(tmp_path: Path) -> None:
         read_candidates(str(tmp_path))
     folder = make_beir(tmp_path / "beir")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\thigh\n")
-    with pytest.raises(BadInput, match=r"test.tsv:2: expected query, 0, document and a whole grade"):
+    with pytest.raises(BadInput, match=r"test.tsv:2: relevance is 'high', not a whole number"):
         read_candidates(str(folder))
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td1\t1\n")
-    with pytest.raises(BadInput, match=r"judge query 'q9'"):
+    with pytest.raises(BadInput, match=r"beir: no judged queries to rank documents for"):
         read_candidates(str(folder))
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
     with pytest.raises(BadInput, match=r"beir: no judged queries to rank documents for"):
         read_candidates(str(folder))
+
+
+def beir(folder: Path, corpus: list[dict[str, object]], queries: list[dict[str, object]], qrels: str) -> str:
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    for name, rows in (("corpus", corpus), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with gzip.open(folder / "qrels" / "test.tsv.gz", "wt") as stream:
+        stream.write("query-id\tcorpus-id\tscore\n" + qrels)
+    return str(folder)
+
+
+CORPUS: list[dict[str, object]] = [{"_id": "d1", "text": "dogs"}, {"_id": "d2", "text": "cats"}]
+QUERIES: list[dict[str, object]] = [{"_id": "q1", "text": "dogs"}]
+
+
+def test_ids_with_blanks_keep_their_judgements(tmp_path: Path) -> None:
+    corpus: list[dict[str, object]] = [{"_id": "my doc 1", "text": "dogs"}]
+    found = read_candidates(beir(tmp_path, corpus, [{"_id": "my q", "text": "dogs"}], "my q\tmy doc 1\t1.0\n"))
+    assert found.qrels == {"my q": {"my doc 1": 1}}
+    assert found.rows[0].doc_id == "my doc 1"
+
+
+def test_a_query_that_lies_in_the_corpus_is_no_candidate_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    corpus = [{"_id": "q1", "text": "dogs are good"}, *CORPUS]
+    queries: list[dict[str, object]] = [{"_id": "q1", "text": "dogs are good"}]
+    found = read_candidates(beir(tmp_path, corpus, queries, "q1\td2\t1\n"), depth=2)
+    assert [row.doc_id for row in found.rows] == ["d1", "d2"]
+    assert "1 documents with their query's own id are left out" in caplog.text
+    judged = read_candidates(beir(tmp_path, corpus, queries, "q1\tq1\t1\n"), depth=1)
+    assert [row.doc_id for row in judged.rows] == ["q1"]  # judged: it is meant
+    run = tmp_path / "a.run"
+    run.write_text("q1 Q0 q1 1 3.0 t\nq1 Q0 d2 2 2.0 t\nq1 Q0 d1 3 1.0 t\n")
+    folder = beir(tmp_path, corpus, queries, "q1\td2\t1\n")
+    assert [row.doc_id for row in read_candidates(folder, run=str(run), depth=1).rows] == ["d2"]
+
+
+def test_judgements_of_what_is_not_there_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    qrels = "q1\td1\t1\nq1\td9\t1\nPLAIN-2\td1\t1\n"
+    found = read_candidates(beir(tmp_path, CORPUS, QUERIES, qrels))
+    assert found.qrels == {"q1": {"d1": 1}}
+    assert "1 of 2 judged queries are not among its queries: left out" in caplog.text
+    assert "1 judgements of documents that it does not have: left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("corpus", "queries", "message"),
+    [
+        ([*CORPUS, {"_id": "d2", "text": "other"}], QUERIES, r"corpus.jsonl:3: document 'd2' has another .*jsonl:2"),
+        (CORPUS, [*QUERIES, {"_id": "q1", "text": "other"}], r"queries.jsonl:2: query 'q1' has another .*jsonl:1"),
+        (CORPUS, [{"_id": "q1", "text": " "}], r"queries.jsonl:1: query 'q1' is blank"),
+        (CORPUS, [{"_id": "q1", "text": None}], r"queries.jsonl:1: query 'q1' is blank"),
+        ([{"_id": "d1", "text": None}], QUERIES, r"corpus.jsonl:1: text is None, not a text"),
+        ([{"_id": True, "text": "dogs"}], QUERIES, r"corpus.jsonl:1: _id is True, not an id"),
+    ],
+)
+def test_a_collection_is_read_by_the_same_rules(
+    tmp_path: Path, corpus: list[dict[str, object]], queries: list[dict[str, object]], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        read_candidates(beir(tmp_path, corpus, queries, "q1\td1\t1\n"))
+
+
+def test_whole_numbers_are_ids_and_a_title_stands_for_a_text(tmp_path: Path) -> None:
+    corpus: list[dict[str, object]] = [
+        {"_id": 1, "title": "dogs", "text": None},
+        {"_id": 2, "title": 5, "text": "cats"},
+    ]
+    unused: list[dict[str, object]] = [{"_id": 7, "text": "dogs"}, {"_id": 8, "text": ""}]
+    found = read_candidates(beir(tmp_path, corpus, unused, "7\t1\t1\n"))
+    assert [(row.query_id, row.doc_id, row.text) for row in found.rows] == [("7", "1", "dogs"), ("7", "2", "5\ncats")]
+
+
+def test_qrels_of_other_ids_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "a.run"
+    run.write_text("q1 Q0 d2 1 3.0 t\n")
+    read_candidates(beir(tmp_path, CORPUS, QUERIES, "q1\td1\t1\n"), run=str(run))
+    assert "no judged document is among the candidates" in caplog.text
 
 
 def test_demo_data_is_deterministic_and_holds_the_relevant_text() -> None:

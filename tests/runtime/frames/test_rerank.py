@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import gc
-from pathlib import Path
+import json
 
 import daft
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from tiny import make_tiny
 
 from xopt.optimize.export import export
@@ -34,21 +35,99 @@ def test_rerank_gives_the_same_scores_from_several_workers(tiny: ModelFolder, do
     gc.collect()  # here, not in a later test
 
 
-def test_rerank_gives_all_logits_of_a_model_of_several_labels(tmp_path: Path) -> None:
-    made = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out")
-    frame = daft.from_pydict({"query": ["a query", "data"], "text": ["a text", "search"]})
-    logits = rerank(frame, made.path).to_pydict()["score"]
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    """A model of three labels."""
+    folder = tmp_path_factory.mktemp("three")
+    return export(str(make_tiny(folder / "model", labels=3)), folder / "out")
+
+
+PAIRS = [("a query", "a text"), ("data", "search"), ("data", "index shard")]
+
+
+def frame_of(pairs: list[tuple[str | None, str | None]], **columns: list[object]) -> daft.DataFrame:
+    queries, texts = zip(*pairs, strict=True)
+    return daft.from_pydict({"query": list(queries), "text": list(texts), **columns})
+
+
+def test_a_label_or_a_difference_of_two_is_the_score_of_a_model_of_several(three: ModelFolder) -> None:
+    logits = open_scorer(three.path).score(PAIRS)
+    for label, expected in ((2, logits[:, 2]), ((1, 0), logits[:, 1] - logits[:, 0])):
+        scored = rerank(frame_of(PAIRS), three.path, label=label).sort("score", desc=True).to_pydict()
+        assert scored["score"] == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
+    lists = rerank(frame_of([*PAIRS, ("data", None)]), three.path, label="all").to_pydict()["score"]
+    assert np.abs(np.array(lists[:3]) - logits).max() < 1e-4
+    assert lists[3] is None
+
+
+@pytest.mark.parametrize("label", [None, 3, -1, (0, 3), (0, 1, 2), "first"])
+def test_several_labels_are_never_sorted_by_accident(three: ModelFolder, label: object) -> None:
+    with pytest.raises(BadInput, match=r"label=K takes one logit, label=\(K, L\) the difference of two"):
+        rerank(frame_of(PAIRS), three.path, label=label)
+
+
+def test_a_null_text_has_a_null_score_and_is_counted(tiny: ModelFolder, caplog: pytest.LogCaptureFixture) -> None:
+    pairs: list[tuple[str | None, str | None]] = [*PAIRS, ("data", None), (None, "text"), (None, None)]
+    scores = rerank(frame_of(pairs), tiny.path).to_pydict()["score"]
+    assert scores[:3] == pytest.approx(open_scorer(tiny.path).score(PAIRS), abs=1e-4)
+    assert scores[3:] == [None, None, None]
+    assert "3 rows of this worker have a null text; their scores are null" in caplog.text
     assert (
-        np.abs(np.array(logits) - open_scorer(made.path).score([("a query", "a text"), ("data", "search")])).max()
-        < 1e-4
-    )
+        rerank(frame_of([("data", None)] * 4), tiny.path).to_pydict()["score"] == [None] * 4
+    )  # a column without a type
+    assert rerank(frame_of(PAIRS), tiny.path).where(daft.col("query") == "none").to_pydict()["score"] == []
+    with pytest.raises(BadInput, match="a row has a null text: query 'data', text None"):
+        rerank(frame_of(pairs), tiny.path, nulls="raise").collect()
 
 
-def test_rerank_refuses_what_is_not_there_and_what_is_no_text(tiny: ModelFolder) -> None:
-    frame = daft.from_pydict({"query": ["a query"], "text": [None]})
-    with pytest.raises(BadInput, match="no variant 'onnx-int4'"):
-        rerank(frame, tiny.path, "onnx-int4")
-    with pytest.raises(BadInput, match="device 'gpu': unknown; use cpu or cuda"):
-        rerank(frame, tiny.path, device="gpu")
-    with pytest.raises(BadInput, match="pair 0: expected a query and a document"):
-        rerank(frame.with_column("text", frame["text"].cast(daft.DataType.string())), tiny.path).collect()
+def test_a_score_that_is_not_finite_is_null_and_counted(
+    tiny_copy: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tiny_copy.path / "model.safetensors"
+    weights = load_file(file)
+    vocabulary = json.loads((tiny_copy.path / "tokenizer.json").read_text())["model"]["vocab"]
+    weights["bert.embeddings.word_embeddings.weight"][vocabulary["z"]] = float("nan")
+    save_file(weights, file, {"format": "pt"})
+    damaged = tiny_copy.with_variant(tiny_copy.variant("torch-fp32"))
+    scored = rerank(frame_of([("data", "z"), *PAIRS]), damaged.path, "torch-fp32").sort("score", desc=True).to_pydict()
+    assert scored["score"].count(None) == 1
+    assert scored["text"][scored["score"].index(None)] == "z"
+    assert "1 rows of this worker have a score that is not finite" in caplog.text
+
+
+def test_a_column_that_is_there_is_replaced_only_on_request(tiny: ModelFolder) -> None:
+    frame = frame_of(PAIRS, score=[17.3, 1.0, 2.0])
+    with pytest.raises(BadInput, match="there is a column 'score' already; name another with score="):
+        rerank(frame, tiny.path)
+    for name in ("text", "query"):
+        with pytest.raises(BadInput, match=f"there is a column '{name}' already"):
+            rerank(frame, tiny.path, score=name, overwrite=True)
+    assert rerank(frame, tiny.path, score="mine").to_pydict()["score"] == [17.3, 1.0, 2.0]
+    assert rerank(frame, tiny.path, overwrite=True).to_pydict()["score"] != [17.3, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    "values", [[1, 2, 3], [b"a", b"b", b"c"], [["a"], ["b"], ["c"]], [1.5, 2.5, 3.5], [{"a": "b"}] * 3]
+)
+def test_columns_are_checked_before_anything_runs(tiny: ModelFolder, values: list[object]) -> None:
+    frame = frame_of(PAIRS, other=values)
+    with pytest.raises(BadInput, match=r"column 'other' is of .*, not of strings; cast it first"):
+        rerank(frame, tiny.path, text="other")
+    with pytest.raises(BadInput, match="no column 'body' among query, text, other; name the columns with query="):
+        rerank(frame, tiny.path, text="body")
+
+
+def test_what_cannot_be_run_is_refused_at_once(tiny: ModelFolder) -> None:
+    frame = frame_of(PAIRS)
+    for message, named in (
+        ("no variant 'onnx-int4'", {"variant": "onnx-int4"}),
+        ("device 'gpu': unknown; use cpu or cuda", {"device": "gpu"}),
+        ("workers is -1; give at least 1", {"workers": -1}),
+        ("threads is 0; give at least 1", {"threads": 0}),
+        ("label=1: the model has one label", {"label": 1}),
+        ("nulls is 'drop'", {"nulls": "drop"}),
+    ):
+        with pytest.raises(BadInput, match=message):
+            rerank(frame, tiny.path, **named)
+    with pytest.raises(BadInput, match="candidates are list, not a Daft DataFrame"):
+        rerank(PAIRS, tiny.path)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny import MAX_LENGTH, make_tiny
 
-from xopt.optimize.export import export, parity_pairs
+from xopt.optimize.export import export
+from xopt.optimize.parity import parity_pairs
 from xopt.optimize.tune import tune
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.folder import ModelFolder, Plan

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from tiny import make_tiny
 
+from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.scoring.variants import variants_on
 
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
@@ -60,3 +64,24 @@ def test_a_damaged_graph_a_gpu_and_a_missing_openvino_are_said(
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(BadInput, match="pip install 'xopt-rerank"):
         open_scorer(static.path, "openvino-int8")
+
+
+@pytest.mark.parametrize("variant", ["openvino-bf16", "openvino-int8"])
+def test_the_first_forward_of_a_shape_is_right(static: ModelFolder, variant: str) -> None:
+    expected, scorer = open_scorer(static.path, "onnx-fp32"), open_scorer(static.path, variant, plan=Plan(2, 1, 4096))
+    for pairs in (1, 1, 2, 8, 16, 30):
+        for words in (3, 9, 20):
+            asked = [("data", f"{'the of ' * words}{i % 10}") for i in range(pairs)]
+            assert np.abs(scorer.score(asked) - expected.score(asked)).max() < 0.5  # random weights; NaN is no less
+
+
+def test_a_graph_that_openvino_does_not_take_is_left_out_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("xopt.runtime.scoring.variants.has_bf16", lambda: True)
+    made = export(str(make_tiny(tmp_path / "model", "deberta-v2")), tmp_path / "out")
+    assert "openvino-bf16" in made.manifest.variants
+    assert variants_on(made, "cpu") == ["torch-fp32", "torch-bf16", "onnx-fp32"]
+    assert "openvino-bf16 is left out" in caplog.text
+    assert "OpenVINO cannot open it (" in caplog.text
+    assert "OpenVINO cannot open it ()" not in caplog.text

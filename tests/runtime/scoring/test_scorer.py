@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -7,8 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from sentence_transformers import CrossEncoder
 
 from xopt.runtime import open_scorer
@@ -18,7 +18,6 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.backends.packed import Packed
-from xopt.runtime.scoring.scorer import windows
 
 EXACT = ["onnx-fp32", "torch-fp32"]
 ALONE = [*EXACT, "onnx-int8"]  # variants whose scores depend on the pair alone
@@ -157,8 +156,8 @@ def test_packed_torch_gives_the_reference_scores(demo: ModelFolder, docs: Candid
 def test_tokenising_ahead_of_a_device_keeps_every_score_in_its_place(
     tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, ahead: int
 ) -> None:
-    monkeypatch.setattr("xopt.runtime.scoring.scorer.FIRST_WINDOW", 2)
-    monkeypatch.setattr("xopt.runtime.scoring.scorer.LAST_WINDOW", 16)
+    monkeypatch.setattr("xopt.runtime.scoring.encode.FIRST_WINDOW", 2)
+    monkeypatch.setattr("xopt.runtime.scoring.encode.LAST_WINDOW", 16)
     pairs = [("data " * (1 + i % 5), "search " * (i % 17)) for i in range(100)]
     expected = open_scorer(tiny.path, "torch-fp32").score(pairs)
     scorer = open_scorer(tiny.path, "torch-varlen-fp32", plan=Plan(1, ahead, 64))
@@ -167,11 +166,6 @@ def test_tokenising_ahead_of_a_device_keeps_every_score_in_its_place(
     assert scorer.stages.text_tokens == scorer.encoder.encode(list(dict.fromkeys(pairs))).lengths.sum()
     assert scorer.stages.forward_s > 0
     assert scorer.stages.copy_s > 0
-
-
-@given(st.integers(0, 10_000))
-def test_windows_hold_each_pair_once(pairs: int) -> None:
-    assert [i for window in windows(pairs) for i in range(pairs)[window]] == list(range(pairs))
 
 
 @pytest.mark.parametrize("variant", ["torch-fp32", "torch-varlen-fp32"])
@@ -198,3 +192,36 @@ def test_out_of_memory_halves_the_budget_says_so_and_goes_on(
 
 def of_none(_: Packed) -> torch.Tensor:
     raise torch.OutOfMemoryError
+
+
+def test_a_scorer_opens_again_in_another_process(tiny: ModelFolder, docs: Candidates) -> None:
+    scorer = open_scorer(tiny.path, "onnx-int8", plan=Plan(2, 1, 256))
+    again = pickle.loads(pickle.dumps(scorer))
+    assert again.plan == scorer.plan
+    assert np.array_equal(again.score(docs.pairs[:8]), scorer.score(docs.pairs[:8]))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_torchs_threads_are_refused_after_a_fork_where_they_would_wait_for_ever(tiny: ModelFolder) -> None:
+    scorer = open_scorer(tiny.path, "torch-fp32", plan=Plan(1, 2, 512))
+    scorer.score([("data", "search")])
+    child = os.fork()
+    if not child:
+        try:
+            scorer.score([("data", "search")])
+        except BadInput as error:
+            os._exit(42 if "open it in the child" in str(error) else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
+
+
+def test_half_a_surrogate_pair_scores_as_a_replacement_character(tiny: ModelFolder) -> None:
+    for variant in ("onnx-fp32", "torch-fp32"):
+        scorer = open_scorer(tiny.path, variant)
+        assert np.array_equal(scorer.score([("a\ud83d", "b \ude00")]), scorer.score([("a\ufffd", "b \ufffd")]))
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_are_refused(tiny: ModelFolder, threads: int) -> None:
+    with pytest.raises(BadInput, match=f"threads is {threads}; give at least 1"):
+        open_scorer(tiny.path, threads=threads)

@@ -1,0 +1,93 @@
+"""Parity: the logits of what was exported, held against those of the model as it was given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xopt.runtime.errors import BadInput, GateFailed
+from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.machine import cores
+from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.scorer import open_scorer
+
+__all__ = ["MAX_DIFFERENCE", "TEXT", "check_parity", "expected_logits", "first_line", "hard_pairs", "parity_pairs"]
+
+MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32
+PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
+TEXT = (
+    "the of ranking a query and document search engine with score 12 models, 'quoted' text (in brackets) for reading "
+    "über naïve 東京 Zürich e-mail 3.14 Python function returns None data index shard"
+)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without its details."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def expected_logits(encoder: Any, given: str, pairs: list[Pair]) -> NDArray[np.float32]:
+    """Logits of the model as it was given, by sentence-transformers, padded in batches."""
+    try:
+        scores = encoder.predict(pairs, batch_size=8, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    except Exception as error:  # each architecture fails in its own way
+        raise BadInput(f"{given}: sentence-transformers cannot score with it ({first_line(error)})") from error
+    expected = np.asarray(scores, np.float32)
+    if not np.isfinite(expected).all():
+        query, text = pairs[int(np.argmin(np.isfinite(expected.reshape(len(pairs), -1)).all(1)))]
+        raise GateFailed(
+            f"{given}: its own score of ({query!r:.60}, {text!r:.60}) is not finite in sentence-transformers; the "
+            "weights are damaged"
+        )
+    return expected
+
+
+def check_parity(folder: ModelFolder, pairs: list[Pair], expected: NDArray[np.float32], hint: str = "") -> None:
+    """Hold each FP32 variant against the logits of the model as it was given; `hint` ends what is raised."""
+    given = folder.manifest.source["model"]
+    for name in (variant.name for variant in folder.manifest.variants.values() if variant.precision == "fp32"):
+        scores = open_scorer(folder, name, plan=PARITY_PLAN).logits(pairs)
+        difference = np.abs(scores - expected).reshape(len(pairs), -1).max(1)
+        if not np.isfinite(scores).all():
+            raise GateFailed(f"{given}: {name} gives scores that are not finite; the export is damaged")
+        worst = int(difference.argmax())
+        if difference[worst] > MAX_DIFFERENCE:
+            query, text = pairs[worst]
+            raise GateFailed(
+                f"{given}: {name} and sentence-transformers differ by {difference[worst]:.2g}, over "
+                f"{MAX_DIFFERENCE:g}, on the pair ({query!r:.60}, {text!r:.60}){hint}"
+            )
+
+
+def hard_pairs(tokenizer: Any, max_length: int, truncation: str = "longest_first") -> list[Pair]:
+    """Pairs that show what a tokenizer was told: special tokens in texts, either text too long, both, none, odd.
+
+    Where `truncation` cuts one text only, without those whose other one leaves no room for it: nobody scores them.
+    """
+    special = " a ".join(dict.fromkeys(tokenizer.all_special_tokens))
+    words = TEXT.split()
+    long = " ".join(words[i % len(words)] for i in range(2 * max_length))
+    pairs = [
+        (" ".join(long.split()[: max_length // 2]), long),
+        ("data", special),
+        (special, "index shard"),
+        (long, "index shard"),
+        ("data", long),
+        (long, long),
+        ("", ""),
+        ("", "a document"),
+        ("Ünïcödé \U0001f600 東京", "e\u0301 \x00 \u200b \ufffd ﬁ ½ A\tB\nC"),
+    ]
+    whole = {"only_second": 0, "only_first": 1}.get(truncation)
+    return pairs if whole is None else [p for p in pairs if len(tokenizer.tokenize(p[whole])) < max_length * 3 // 4]
+
+
+def parity_pairs(max_length: int) -> list[Pair]:
+    """Deterministic pairs from one word to beyond `max_length` tokens, for comparing logits."""
+    text = TEXT.split()
+    words = [text[(7 * i * i + 3 * i) % len(text)] for i in range(max_length + 16)]
+    lengths = sorted({1, 2, 3, *(int(length) for length in np.geomspace(4, max_length + 16, 24))})
+    return [(" ".join(words[-1 - n % 9 :]), " ".join(words[n % 5 : n])) for n in lengths]

@@ -1,0 +1,109 @@
+"""How texts, ids, titles and grades are read, whatever format they come in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.scoring.encode import clean
+
+__all__ = ["Texts", "document_of", "grade_of", "id_of", "query_of", "split_fields"]
+
+NO_GRADE = ("", "nan", "null", "none")  # as text; pandas, polars and SQL write a missing number so
+
+
+class Texts(dict[str, str]):
+    """Texts of one kind (queries or documents) by id, and where each stands."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.places: dict[str, str] = {}
+
+    def add(self, name: str, text: str, where: str) -> None:
+        """Keep a text. Raises BadInput where the id has another one already, naming both places."""
+        if self.setdefault(name, text) != text:
+            raise BadInput(
+                f"{where}: {self.kind} {name!r} has another text than in {self.places[name]}; an id stands for one text"
+            )
+        self.places.setdefault(name, where)
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def id_of(value: Any, name: str, where: str) -> str:
+    """A text or a whole number as an id. Raises BadInput for anything else and for blanks."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(f"{where}: {name} is {value!r}, not an id (a text or a whole number)")
+    return clean(value)
+
+
+def query_of(value: Any, name: str, where: str) -> str:
+    """A query's text. Raises BadInput where it is none or blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise BadInput(f"{where}: {name} is {value!r}, not a query; each row needs the text of one")
+    return clean(value)
+
+
+def document_of(title: Any, text: Any, where: str) -> str:
+    """A document's text, below its title and a line break where it has one; a title alone where the text is missing.
+
+    An empty text is one. Raises BadInput where there is neither, or something else than text.
+    """
+    if isinstance(title, int) and not isinstance(title, bool):
+        title = str(title)
+    if not _missing(title) and not isinstance(title, str):
+        raise BadInput(f"{where}: title is {title!r}, not a text")
+    if _missing(text) and isinstance(title, str) and title.strip():
+        return clean(title)
+    if not isinstance(text, str):
+        raise BadInput(f"{where}: text is {text!r}, not a text; each document needs one")
+    return clean(f"{title}\n{text}" if isinstance(title, str) and title.strip() else text)
+
+
+def grade_of(value: Any, where: str) -> int | None:
+    """A grade, or None where the document is not judged: nothing, null, NaN. 1.0 is 1; a fraction is BadInput."""
+    if _missing(value) or (isinstance(value, str) and value.strip().lower() in NO_GRADE):
+        return None
+    try:
+        if isinstance(value, str) and "_" in value:  # Python's own way to write numbers
+            raise ValueError
+        if isinstance(value, (int, str)):
+            return _whole(value)
+        if float(value) == int(value):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadInput(f"{where}: relevance is {value!r}, not a whole number; grades are 0, 1, 2, ...")
+
+
+def _whole(value: int | str) -> int:
+    try:
+        return int(value)
+    except ValueError:
+        number = float(value)
+        if number != int(number):
+            raise
+        return int(number)
+
+
+def split_fields(line: str, counts: Sequence[int]) -> list[str] | None:
+    """The fields of a line of TREC's formats: by tabs where it has any, since ids may hold blanks, else by blanks.
+
+    None where their number is none of `counts`.
+    """
+    for tabs in (line, line.strip("\t")):
+        tabbed = [field.strip(" ") for field in tabs.split("\t")]
+        if len(tabbed) in counts:
+            return tabbed
+    spaced = [field for field in line.replace("\t", " ").split(" ") if field]
+    # Mixed, as some programs align columns: the second field of a line of TREC's tells that no id was cut.
+    if len(spaced) in counts and ("\t" not in line or (len(spaced) > 3 and spaced[1] in ("0", "Q0"))):
+        return spaced
+    return None

@@ -1,0 +1,73 @@
+"""Quality: how good a ranking is by qrels, query by query.
+
+Ties have no order: a measure is its mean over all orders of tied documents (McSherry and Najork 2008, "Computing
+information retrieval performance measures efficiently in the presence of tied scores"). Breaking them by the
+documents' names, as trec_eval does, would make a measure depend on the names; breaking them by the order of the
+candidates would give a scorer that tells nothing the first stage's quality. Without ties the values are trec_eval's.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from xopt.runtime.data.candidates import Candidates
+
+__all__ = ["CUT", "quality_by_query"]
+
+CUT = 10  # ranks that count
+DISCOUNTS = 1 / np.log2(np.arange(CUT) + 2)
+
+
+def quality_by_query(candidates: Candidates, scores: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float64]]:
+    """nDCG@10, MRR@10 and recall@10 of the ranking by `scores`, float64[queries] each; empty without qrels.
+
+    NaN for queries that are not judged. What has no finite score comes last. Gains are the grades, and a document
+    is relevant from grade 1; a query without relevant documents has 0.
+    """
+    if not candidates.qrels:
+        return {}
+    groups = candidates.groups()
+    found = np.full((3, len(groups)), np.nan)
+    for column, (query_id, rows) in enumerate(groups.items()):
+        judged = candidates.qrels.get(query_id)
+        if judged:
+            grades = np.array([judged.get(row.doc_id, 0) for row in candidates.rows[rows]], np.float64)
+            found[:, column] = _of_query(np.array([*judged.values()], np.float64), grades, scores[rows])
+    return dict(zip(("ndcg10", "mrr10", "recall10"), found, strict=True))
+
+
+def _of_query(
+    judged: NDArray[np.float64], grades: NDArray[np.float64], scores: NDArray[np.floating[Any]]
+) -> tuple[float, float, float]:
+    """nDCG, reciprocal rank and recall of one query; `judged` holds the grades of all its judged documents."""
+    places = -np.where(np.isnan(scores), -np.inf, scores)
+    above = stats.rankdata(places, "min").astype(int) - 1  # documents that are ranked before, whatever the order
+    tied = stats.rankdata(places, "max").astype(int) - above
+    seen = np.concatenate([[0.0], np.cumsum(DISCOUNTS)])
+    within = np.minimum(above + tied, CUT), np.minimum(above, CUT)
+    discounts = (seen[within[0]] - seen[within[1]]) / tied  # means over the ranks that a document can have
+    ideal = np.sort(np.maximum(judged, 0))[::-1][:CUT]
+    best = float(ideal @ DISCOUNTS[: len(ideal)])
+    relevant = grades >= 1
+    known = int((judged >= 1).sum())
+    ndcg = float(np.maximum(grades, 0) @ discounts) / best if best else 0.0
+    recall = float(((within[0] - within[1]) / tied)[relevant].sum()) / known if known else 0.0
+    return ndcg, _reciprocal_rank(above, tied, relevant), recall
+
+
+def _reciprocal_rank(above: NDArray[np.intp], tied: NDArray[np.intp], relevant: NDArray[np.bool_]) -> float:
+    """The mean of 1 / rank of the first relevant document, 0 below the cut."""
+    if not relevant.any():
+        return 0.0
+    first = int(above[relevant].min())
+    size, good = int(tied[above == first][0]), int(relevant[above == first].sum())
+    orders = math.comb(size, good)
+    return sum(
+        math.comb(size - 1 - skipped, good - 1) / orders / (first + skipped + 1)
+        for skipped in range(min(size - good + 1, max(0, CUT - first)))
+    )

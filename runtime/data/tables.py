@@ -1,0 +1,148 @@
+"""Tables, a row at a time: JSON lines, CSV, TSV and Parquet files, and Hugging Face datasets."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from xopt.runtime.errors import BadInput
+
+__all__ = ["FILES", "Values", "open_text", "read_hf", "read_jsonl", "read_rows"]
+
+Values = tuple[str, dict[str, Any]]  # where a row stands, for messages, and its values by column
+GZIP = b"\x1f\x8b"
+
+
+def read_rows(path: Path) -> Iterable[Values]:
+    """The rows of a file, each with where it stands. Raises BadInput where the file is of no known kind."""
+    name = path.name.lower()
+    reader = FILES.get(Path(name.removesuffix(".gz")).suffix)
+    if reader is None or (reader is _parquet and name.endswith(".gz")):
+        raise BadInput(f"{path}: unknown kind {path.suffix!r}; give a {', '.join(FILES)} file, gzipped or not")
+    return reader(path)
+
+
+@contextmanager
+def open_text(path: Path, newline: str | None = "\n") -> Iterator[TextIO]:
+    """A text file in UTF-8, with or without a byte-order mark, gzipped or not: its content tells."""
+    with path.open("rb") as file:
+        gzipped = file.peek(2)[:2] == GZIP
+        with gzip.GzipFile(fileobj=file) if gzipped else file as stream:
+            yield io.TextIOWrapper(stream, encoding="utf-8-sig", newline=newline)
+
+
+def read_jsonl(path: Path) -> Iterator[Values]:
+    """The objects of a JSON-lines file, each with its file and line; blank lines are none."""
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
+            if not isinstance(row, dict):
+                raise BadInput(f"{where}: not a JSON object")
+            yield where, row
+
+
+def _csv(path: Path) -> Iterator[Values]:
+    """RFC 4180: fields may be quoted, and then hold commas, line breaks and doubled quotes."""
+    csv.field_size_limit(1 << 30)  # a document may be long
+    with open_text(path, newline="") as lines:
+        reader = csv.reader(lines, strict=True)
+        columns: list[str] | None = None
+        while True:
+            start = reader.line_num + 1
+            where = f"{path}:{start}"
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise BadInput(f"{where}: not CSV ({error}); a quote within a quoted field is doubled") from None
+            if columns is None:
+                columns = _header(fields, where)
+            elif fields:
+                if reader.line_num > start and any(_swallowed(field, len(columns)) for field in fields):
+                    raise BadInput(
+                        f"{where}: a quoted field reaches to line {reader.line_num} over what look like rows; "
+                        "a quote at the start of a field has to be closed, or doubled within quotes"
+                    )
+                yield where, _row(columns, fields, where)
+
+
+def _swallowed(field: str, columns: int) -> bool:
+    """Whether all further lines of a field are rows themselves: prose has blanks behind its commas, rows have none."""
+    lines = [line for line in field.splitlines()[1:] if line]
+    rows = [line.split(",") for line in lines]
+    return columns > 1 and bool(rows) and all(len(r) == columns and not any(f[:1] == " " for f in r) for r in rows)
+
+
+def _tsv(path: Path) -> Iterator[Values]:
+    """A row a line, tabs between fields and no quoting, as MS MARCO, BEIR and `cut` write it."""
+    with open_text(path) as lines:
+        columns: list[str] | None = None
+        for number, line in enumerate(lines, start=1):
+            fields, where = line.rstrip("\r\n").split("\t"), f"{path}:{number}"
+            if columns is None:
+                columns = _header(fields, where)
+            elif fields != [""]:
+                yield where, _row(columns, fields, where)
+
+
+def _header(fields: list[str], where: str) -> list[str]:
+    columns = [field.strip() for field in fields]
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise BadInput(f"{where}: the header names column {twice[0]!r} twice")
+    return columns
+
+
+def _row(columns: list[str], fields: list[str], where: str) -> dict[str, Any]:
+    if len(fields) != len(columns):
+        raise BadInput(f"{where}: {len(fields)} fields, starting {fields[0]!r:.40}, below a header of {len(columns)}")
+    return dict(zip(columns, fields, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[Values]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                for values in batch.to_pylist():
+                    yield f"{path}: row {number}", values
+                    number += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: not a Parquet file ({str(error).partition(chr(10))[0]})") from error
+
+
+FILES = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+
+
+def read_hf(name: str, split: str) -> Iterator[Values]:
+    """The rows of a Hugging Face dataset, `ID` or `ID:CONFIG`, or of a local folder that holds one.
+
+    Raises BadInput where the package `datasets` is not installed or the dataset cannot be loaded.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise BadInput(f"hf:{name}: needs the package datasets (pip install datasets)") from None
+    dataset, _, config = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(dataset, config or None, split=split)
+    except Exception as error:  # the hub, the file system and the format each raise their own
+        raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({str(error).partition(chr(10))[0]})") from error
+    return ((f"hf:{name}: row {i}", values) for i, values in enumerate(loaded))
