@@ -25,6 +25,10 @@ from xopt.runtime.errors import BadInput, GateFailed
 __all__ = ["cli", "main"]
 
 
+# What a place that cannot be written answers; of other errors of the operating system a traceback says more.
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
 class _Group(click.Group):
     """Turns the errors that a user can do something about into one line and an exit code."""
 
@@ -38,8 +42,8 @@ class _Group(click.Group):
             click.echo("Interrupted: nothing half-written was left.", err=True)
             raise SystemExit(128 + signal.SIGINT) from None
         except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # who reads has enough: click ends quietly
+            if error.errno not in UNWRITABLE and "temporary directory" not in str(error):
+                raise
             where = f"{error.filename}: " if error.filename else ""
             click.echo(f"Error: {where}{error.strerror or error}; free some space or choose another place", err=True)
             raise SystemExit(2) from error

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from xopt.optimize.parity import check_parity, expected_logits, first_line, hard_pairs, parity_pairs
-from xopt.optimize.source import check_cross_encoder, check_files, check_weights, fingerprint, materialise
+from xopt.optimize.source import check_cross_encoder, check_files, check_weights, fingerprint, local_folder, materialise
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import check_writable, new_folder, sha256_of
+from xopt.runtime.files import already_there, check_writable, new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder
 from xopt.runtime.scoring.variants import exported_variants
 
@@ -84,15 +84,16 @@ def _check_place(out: Path, force: bool) -> None:
             raise BadInput(f"{out}: is the working directory; go elsewhere, or choose another folder with -o")
         if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
             raise BadInput(f"{out}: no model folder (it has no {MANIFEST}); --force replaces nothing else")
-    elif not out.exists():
+    elif out.exists():
+        raise already_there(out)
+    else:
         check_writable(out)
 
 
 def _origin(model: str, source: Path) -> dict[str, str]:
-    """What tells later whether the model was changed: the hub's revision, or the files' fingerprint."""
-    given = Path(model).expanduser()
-    snapshot = source.name if not given.is_dir() and source.parent.name == "snapshots" else ""
-    return {"revision": snapshot, "sha256": fingerprint(source)}
+    """The hub's revision and the files' fingerprint, by which `changed_since` tells whether the model is the same."""
+    from_hub = local_folder(model) is None and source.parent.name == "snapshots"
+    return {"revision": source.name if from_hub else "", "sha256": fingerprint(source)}
 
 
 def _load(source: Path, given: str, trust_remote_code: bool, allow_pickle: bool) -> tuple[Any, Any, dict[str, Any]]:
@@ -109,15 +110,13 @@ def _load(source: Path, given: str, trust_remote_code: bool, allow_pickle: bool)
             attn_implementation="eager",
             **loading,
         )
-        if info["missing_keys"]:
-            raise BadInput(
-                f"{given}: its weights lack {sorted(info['missing_keys'])[0]!r}; the head was never trained or got lost"
-            )
         encoder = CrossEncoder(str(source), device="cpu", trust_remote_code=trust_remote_code, model_kwargs=loading)
-    except BadInput:
-        raise
     except Exception as error:  # each architecture and tokenizer fails in its own way
         raise BadInput(f"{given}: cannot be loaded ({first_line(error)})") from error
+    if info["missing_keys"]:
+        raise BadInput(
+            f"{given}: its weights lack {sorted(info['missing_keys'])[0]!r}; the head was never trained or got lost"
+        )
     if not encoder.tokenizer.is_fast:
         raise BadInput(f"{given}: its tokenizer has no fast form (tokenizer.json), which the ONNX scorer needs")
     if encoder.tokenizer.pad_token_id is None:

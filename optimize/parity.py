@@ -65,7 +65,7 @@ def check_parity(folder: ModelFolder, pairs: list[Pair], expected: NDArray[np.fl
 def hard_pairs(tokenizer: Any, max_length: int, truncation: str = "longest_first") -> list[Pair]:
     """Pairs that show what a tokenizer was told: special tokens in texts, either text too long, both, none, odd.
 
-    Where `truncation` cuts one text only, without those whose other one leaves no room for it: nobody scores them.
+    Where `truncation` cuts one text only, pairs whose other text is too long are left out: no tokenizer takes them.
     """
     special = " a ".join(dict.fromkeys(tokenizer.all_special_tokens))
     words = TEXT.split()

@@ -11,7 +11,7 @@ from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
 from xopt.optimize.judge.verdict import gates_with
 from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
-from xopt.optimize.source import fingerprint, same_model
+from xopt.optimize.source import changed_since, same_model
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
@@ -129,8 +129,7 @@ def _exported(model: str, out: Path, trusted: bool) -> ModelFolder:
     kept = folder.manifest.source
     if not same_model(kept["model"], model):
         raise BadInput(f"{out}: holds {kept['model']!r}, not {model!r}; choose another folder with -o")
-    here = Path(model).expanduser()
-    if model != "demo" and here.is_dir() and kept.get("sha256", "") not in ("", fingerprint(here)):
+    if changed_since(model, kept):
         raise BadInput(
             f"{model}: changed since {out} was made of it; `xopt export {model} -o {out} --force` makes it again"
         )

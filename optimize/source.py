@@ -32,87 +32,124 @@ log = logging.getLogger(__name__)
 
 DEMO = "demo"
 INDEX = f"{WEIGHTS}.index.json"  # names the shards of weights that stand in several files
-# What makes a model. Of other formats of the same weights, other tools' exports and documentation nothing is read.
-PARTS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.py", "*.jinja")
-PICKLES = ("*.bin", "*.pt")
-EXPORTS = ("onnx", "openvino")
+# What is loaded of a model's folder. Of other formats of the same weights, checkpoints and documentation nothing is.
+CONFIGS = (
+    "config.json",
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    INDEX,
+)
+PARTS = (*CONFIGS, "*.safetensors", "vocab.txt", "merges.txt", "*.model", "*.py", "*.jinja")
+PICKLES = ("pytorch_model*.bin",)
 HUB_S = 10  # to wait for the hub's first answer, before what is cached is taken
+
+
+def local_folder(model: str) -> Path | None:
+    """The folder that MODEL names; None for a hub id and for `demo`, which is always the built-in model."""
+    folder = Path(model).expanduser()
+    return folder if model != DEMO and folder.is_dir() else None
 
 
 def default_out(model: str) -> Path:
     """Where a model's folder lands unless told: `models/NAME-xopt`, NAME the last part of a hub id or a path."""
-    name = (
-        Path(model).expanduser().resolve().name
-        if Path(model).expanduser().is_dir()
-        else model.rstrip("/").rpartition("/")[2]
-    )
-    return Path("models") / f"{name}-xopt"
+    folder = local_folder(model)
+    return Path("models") / f"{folder.resolve().name if folder else model.rstrip('/').rpartition('/')[2]}-xopt"
 
 
 def same_model(first: str, second: str) -> bool:
     """Whether two names that people give are one model: paths may be written in several ways."""
-    folders = [Path(name).expanduser() for name in (first, second)]
-    there = DEMO not in (first, second) and all(folder.is_dir() for folder in folders)
-    return first == second or (there and folders[0].resolve() == folders[1].resolve())
+    folders = [local_folder(name) for name in (first, second)]
+    return first == second or (None not in folders and len({folder.resolve() for folder in folders if folder}) == 1)
 
 
 @contextlib.contextmanager
 def materialise(model: str, allow_pickle: bool = False) -> Iterator[Path]:
     """Yield a folder with MODEL: its own, the hub's snapshot of it, or a temporary one with the demo model.
 
-    `demo` is always the built-in model. A snapshot is brought up to date where the hub answers, and taken as it was
-    cached where it does not.
+    A snapshot is brought up to date where the hub answers, and taken as it was cached where it does not.
     """
-    folder = Path(model).expanduser()
-    if model == DEMO:
-        if folder.is_dir():
+    folder = local_folder(model)
+    if folder:
+        yield folder
+    elif model == DEMO:
+        if Path(DEMO).is_dir():
             log.warning("demo: the built-in model; give ./demo for the folder of that name")
         with TemporaryDirectory(prefix="xopt-demo-") as scratch:
             write_demo(Path(scratch))
             yield Path(scratch)
-    elif folder.is_dir():
-        yield folder
     elif model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise BadInput(f"{model}: no such folder; give a hub id, a folder or `demo`")
     else:
         yield _snapshot(model, allow_pickle)
 
 
+def hub_revision(model: str) -> str | None:
+    """The newest revision of a hub id; None where the hub does not answer, asked once.
+
+    Raises BadInput where it answers that there is no such model, or none for this user.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        return HfApi().model_info(model, timeout=HUB_S).sha
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(f"{model}: neither a folder here nor a model that the hub gives ({reason})") from error
+    except Exception as error:  # each version of the client has errors of its own for a hub out of reach
+        log.info("%s: the hub does not answer (%s); what is cached is taken", model, type(error).__name__)
+        return None
+
+
 def _snapshot(model: str, allow_pickle: bool) -> Path:
     """The folder of a hub id in the cache, its newest revision where the hub answers."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub import snapshot_download
 
-    wanted = [*PARTS, *(PICKLES if allow_pickle else ())]
-    ignored = [f"{name}/*" for name in EXPORTS]
-    revision = None
+    wanted = [*PARTS, *(f"*/{name}" for name in PARTS), *(PICKLES if allow_pickle else ())]
+    revision = hub_revision(model)
     try:
-        with contextlib.suppress(OSError, HfHubHTTPError):  # no network: what is cached, asked for once
-            revision = HfApi().model_info(model, timeout=HUB_S).sha
         found = snapshot_download(
-            model, revision=revision, allow_patterns=wanted, ignore_patterns=ignored, local_files_only=revision is None
+            model,
+            revision=revision,
+            allow_patterns=wanted,
+            ignore_patterns=["onnx/*", "openvino/*", "checkpoint-*"],
+            local_files_only=revision is None,
         )
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().split("\n")[0] if revision else "it does not answer, and nothing is cached"
+    except Exception as error:  # the client's own, by version
+        reason = str(error).strip().splitlines()[0] if revision else "it does not answer, and nothing is cached"
         raise BadInput(f"{model}: neither a folder here nor a model that the hub gives ({reason})") from error
     return Path(found)
 
 
 def fingerprint(folder: Path) -> str:
-    """The sha256 of all files that make a model: another one where it was trained again or its tokenizer changed."""
+    """The sha256 of all files that are loaded: another one where a model was trained again or its tokenizer changed."""
     digest = hashlib.sha256()
-    for file in sorted({file for pattern in (*PARTS, *PICKLES) for file in folder.rglob(pattern) if file.is_file()}):
-        name = file.relative_to(folder)
-        if name.parts[0] not in EXPORTS and name.name != "xopt.json":
-            digest.update(f"{name.as_posix()} {sha256_of(file)}\n".encode())
+    inner = [folder / path for _, path in _modules(folder) if path]
+    for place in (folder, *inner):
+        for file in sorted({f for pattern in (*PARTS, *PICKLES) for f in place.glob(pattern) if f.is_file()}):
+            digest.update(f"{file.relative_to(folder).as_posix()} {sha256_of(file)}\n".encode())
     return digest.hexdigest()
+
+
+def changed_since(model: str, kept: dict[str, str]) -> bool:
+    """Whether MODEL is another one now than when a folder was made of it, as the manifest's `source` has it."""
+    folder = local_folder(model)
+    if folder:
+        return kept.get("sha256", "") not in ("", fingerprint(folder))
+    return model != DEMO and bool(kept.get("revision")) and hub_revision(model) not in (None, kept["revision"])
 
 
 def check_files(folder: Path, given: str) -> None:
     """Raises BadInput, with its name, where a file of a model is missing or damaged."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"{given}: no config.json in it; give a folder in the Hugging Face layout")
-    for file in sorted(folder.glob("*.json")):
+    for file in (folder / name for name in CONFIGS if (folder / name).is_file()):
         try:
             json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -139,9 +176,9 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
             raise BadInput(f"{given}: its {file.name} is damaged ({error}); get it again") from error
 
 
-def check_cross_encoder(folder: Path, given: str, trust_remote_code: bool) -> PretrainedConfig:
-    """The configuration of a sequence classifier. Raises BadInput where `folder` holds something else."""
-    modules = _modules(folder)
+def check_cross_encoder(folder: Path, given: str, trust_remote_code: bool) -> None:
+    """Raises BadInput where `folder` holds something else than a sequence classifier."""
+    modules = [kind for kind, _ in _modules(folder)]
     if len(modules) > 1:
         raise BadInput(
             f"{given}: its head is modules of their own ({', '.join(modules[1:])}), which are not exported yet"
@@ -159,11 +196,10 @@ def check_cross_encoder(folder: Path, given: str, trust_remote_code: bool) -> Pr
         )
     if not kind.endswith("ForSequenceClassification"):
         raise BadInput(f"{given}: {kind} has no classification head (a bi-encoder?); give a CrossEncoder")
-    return config
 
 
-def _modules(folder: Path) -> list[str]:
-    """The modules that sentence-transformers puts together, by class name; empty where modules.json is missing."""
+def _modules(folder: Path) -> list[tuple[str, str]]:
+    """The modules that sentence-transformers puts together, by class name and path; none without modules.json."""
     file = folder / "modules.json"
     listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return [str(module.get("type", "")).rpartition(".")[2] for module in listed]
+    return [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in listed]

@@ -149,7 +149,7 @@ def _quality(candidates: Candidates, scores: Scores) -> dict[str, Interval]:
 
 
 def _again(score: Callable[[Sequence[Pair]], Scores], pairs: Sequence[Pair]) -> Scores:
-    """The scores of the first pairs again, in other company and order."""
+    """The scores of the first pairs again, in other batches and another order."""
     few = pairs[:NOISE_PAIRS]
     parts = [(part, score(few[part])) for part in (slice(0, None, 2), slice(1, None, 2)) if few[part]]
     again = np.empty((len(few), *parts[0][1].shape[1:]), np.float32)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import glob
 import hashlib
 import os
 import shutil
 import socket
-import tempfile
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-from filelock import FileLock
 from safetensors import SafetensorError
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["check_writable", "locked", "new_file", "new_folder", "sha256_of", "write_text", "writing"]
+__all__ = ["already_there", "check_writable", "locked", "new_file", "new_folder", "sha256_of", "write_text", "writing"]
 
 BLOCK_BYTES = 1 << 20
 HOST = "".join(c if c.isalnum() else "_" for c in socket.gethostname())  # a folder may be shared between machines
@@ -52,25 +50,23 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """
     _sweep(path)
     if path.exists() and not replace:
-        raise _there(path)
+        raise already_there(path)
     with _temporary(path) as temporary:
         temporary.mkdir()
         yield temporary
-        if path.exists() and replace:
+        with locked(path.parent):
+            if path.exists() and not replace:
+                raise already_there(path)
             old = _name_beside(path, "old")
-            path.replace(old)
+            if path.exists():
+                path.replace(old)
             temporary.replace(path)
+        if old.exists():
             _remove(old)
-            return
-        try:
-            temporary.rename(path)  # which replaces nothing but an empty folder
-        except OSError as error:
-            if not path.exists():
-                raise
-            raise _there(path) from error
 
 
-def _there(path: Path) -> BadInput:
+def already_there(path: Path) -> BadInput:
+    """What to raise where `path` is there and is not to be replaced."""
     return BadInput(f"{path}: exists already; choose another folder with -o, or replace it with --force")
 
 
@@ -88,11 +84,19 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Be the only process of this user and machine that is in such a block for `path`; others wait."""
-    name = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    with FileLock(Path(tempfile.gettempdir()) / f"xopt-{getpass.getuser()}-{name}.lock"):
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process that is in such a block for this folder; others, of other users and machines too, wait."""
+    if sys.platform == "win32":  # it has no locks on folders
         yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left behind
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:

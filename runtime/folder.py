@@ -133,7 +133,7 @@ class ModelFolder:
         """
         file = self.path / MANIFEST
         check_writable(file)
-        with locked(file):
+        with locked(self.path):
             changed = replace(self, manifest=change(ModelFolder.open(self.path).manifest))
             write_text(file, changed.manifest.to_json())
         return changed

@@ -32,6 +32,7 @@ OWNERS = {  # in runtime, the modules that import a library
     "bm25s": {"bm25.py"},
 }
 FILES = [path for top in ("runtime", "optimize", "cli") for path in sorted((ROOT / top).rglob("*.py"))]
+TESTS = [path for top in ("tests", "docs") for path in sorted((ROOT / top).rglob("*.py"))]
 FOLDERS = sorted({path.parent for path in FILES})
 
 
@@ -73,9 +74,12 @@ def test_few_modules_import_a_large_library(library: str) -> None:
     assert {p.name for p in runtime if any(n.split(".")[0] == library for n in imported(p))} == OWNERS[library]
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda p: p.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in FILES + TESTS}), ids=lambda p: p.relative_to(ROOT).as_posix()
+)
 def test_folders_and_files_stay_small(folder: Path) -> None:
     files = list(folder.glob("*.py"))
+    assert len([file for file in folder.iterdir() if file.is_file() and file.suffix != ".pyc"]) <= 13  # and py.typed
     assert len(files) <= 12
     assert {p.name: n for p in files if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300} == {}
 

@@ -159,7 +159,7 @@ def _scores(graph: _Graph, added: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.
 
 
 def _only_padding(model: onnx.ModelProto, found: Sequence[_Attention]) -> list[_Attention]:
-    """Those whose mask adds nothing where no pair is padded: the graph itself is asked."""
+    """The attentions whose mask adds nothing where no pair is padded, by running the mask's part of the graph."""
     masks = sorted({attention.mask for attention in found})
     needed, nodes = set(masks), []
     for node in reversed(model.graph.node):

@@ -100,12 +100,8 @@ def calibrate(
             # What has no row for each token, DeBERTa's relative positions say, is described by all of its rows.
             rows = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
             if not np.isfinite(rows).all():
-                sound = np.isfinite(value).reshape(len(value), -1).all(axis=1)
-                query, text = pairs[forward.rows[int(np.argmin(sound))]]
-                raise BadInput(
-                    f"{folder.path}: {name} is not finite for the pair ({query!r:.60}, {text!r:.60}); the weights are "
-                    "damaged"
-                )
+                where = _for_pair(value, mask, forward.rows, pairs)
+                raise BadInput(f"{folder.path}: {name} is not finite{where}; the weights are damaged")
             if name not in sums:
                 channels = rows.shape[1]
                 sums[name] = _Sums(
@@ -113,3 +109,14 @@ def calibrate(
                 )
             sums[name].add(rows, gram)
     return {name: total.activations() for name, total in sums.items()}
+
+
+def _for_pair(
+    value: NDArray[np.float32], mask: NDArray[np.bool_], rows: NDArray[np.intp], pairs: Sequence[Pair]
+) -> str:
+    """Which pair it is whose tokens' rows are not finite, where `value` has a row for each token."""
+    if value.shape[:2] != mask.shape:
+        return ""
+    sound = np.isfinite(value).all(axis=-1).reshape(*mask.shape, -1).all(axis=-1) | ~mask
+    query, text = pairs[rows[int(np.argmin(sound.all(axis=1)))]]
+    return f" for the pair ({query!r:.60}, {text!r:.60})"

@@ -126,17 +126,17 @@ def judge(
 def not_repeatable(
     candidates: Candidates, expected: Scores, scores: Scores, again: Scores, gates: Sequence[Gate]
 ) -> str:
-    """Why the first scores and those of the same pairs in other company are no one's scores; empty where they are.
+    """Why scores depend on the batch that a pair is in; empty where they do not, by the first pairs scored `again`.
 
-    They must be finite, no further apart than the reference's logits are spread, and agree with each other as well as
+    These must be finite, no further apart than the reference's logits are spread, and agree with each other as well as
     the gate asks them to agree with the reference: what disagrees with itself cannot do that.
     """
     first = scores[: len(again)]
     if not np.isfinite(again).all():
-        return "not finite in other company"
+        return "not finite in other batches"
     noise, spread = float(np.abs(first - again).max()), float(np.std(expected))
     if noise > max(spread, FLOAT_NOISE):
-        return f"not repeatable: in other company they differ by up to {noise:.2g} (all logits spread by {spread:.2g})"
+        return f"not repeatable: in other batches they differ by up to {noise:.2g} (all logits spread by {spread:.2g})"
     several = expected.ndim > 1
     measure = "labels" if several else "tau"
     few = candidates.head(len(again))
@@ -144,7 +144,7 @@ def not_repeatable(
     bound = next((gate.bound for gate in gates if gate.measure == measure), -np.inf)
     if np.isfinite(itself).any() and np.nanmean(itself) < bound - ROUNDING:
         return (
-            f"not repeatable: in other company {measure} with themselves is {np.nanmean(itself):.3f}, under {bound:g}"
+            f"not repeatable: in other batches {measure} with themselves is {np.nanmean(itself):.3f}, under {bound:g}"
         )
     return ""
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from xopt.runtime.data.collection import first_stage, read_beir, read_irds
 from xopt.runtime.data.docstrings import Docstring, read_docstrings
-from xopt.runtime.data.fields import Texts, document_of, grade_of, id_of, query_of
+from xopt.runtime.data.fields import Judgements, Qrels, Texts, document_of, id_of, query_of
 from xopt.runtime.data.tables import FILES, Values, read_hf, read_rows
-from xopt.runtime.data.trec import Qrels, read_run
+from xopt.runtime.data.trec import read_run
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import Pair
 
@@ -182,16 +182,19 @@ def _collection(data: str, run: str | None, split: str, depth: int) -> Candidate
     corpus, queries = collection.corpus, collection.queries
     rows = [Row(q, queries[q], d, corpus[d]) for q, ranking in first_stage(collection, depth, run) for d in ranking]
     ranked = {row.query_id for row in rows}
+    unranked = [q for q in collection.qrels if q not in ranked]
+    if unranked:
+        log.warning("%s: %d of %d judged queries are not ranked", run or data, len(unranked), len(collection.qrels))
     return Candidates(collection.name, tuple(rows), {q: j for q, j in collection.qrels.items() if q in ranked})
 
 
 def _from_rows(name: str, rows: Iterable[Values]) -> Candidates:
     queries, documents = Texts("query"), Texts("document")
     by_query: dict[str, list[Row]] = {}
-    qrels: Qrels = {}
+    judgements = Judgements()
     seen: dict[tuple[str, str], str] = {}
     for number, (where, values) in enumerate(rows, start=1):
-        lacking = next((name for name in TEXTS if name not in values), None)
+        lacking = next((column for column in TEXTS if column not in values), None)
         if lacking and not (lacking == "text" and "title" in values):
             raise BadInput(f"{where}: no {lacking}, only {', '.join(map(str, values))}; each row needs query and text")
         query = query_of(values["query"], "query", where)
@@ -200,7 +203,7 @@ def _from_rows(name: str, rows: Iterable[Values]) -> Candidates:
             id_of(values[column], column, where) if column in values else default
             for column, default in (("query_id", query), ("doc_id", f"row {number}"))
         )
-        grade = grade_of(values.get("relevance"), where)
+        judgements.add(query_id, doc_id, values.get("relevance"), where)
         if (query_id, doc_id) in seen:
             raise BadInput(
                 f"{where}: document {doc_id!r} stands twice among the candidates of {query_id!r}, first in "
@@ -210,9 +213,7 @@ def _from_rows(name: str, rows: Iterable[Values]) -> Candidates:
         queries.add(query_id, query, where)
         documents.add(doc_id, text, where)
         by_query.setdefault(query_id, []).append(Row(query_id, query, doc_id, text))
-        if grade is not None:
-            qrels.setdefault(query_id, {})[doc_id] = grade
-    return Candidates(name, tuple(row for rows in by_query.values() for row in rows), qrels)
+    return Candidates(name, tuple(row for rows in by_query.values() for row in rows), judgements.qrels)
 
 
 def _warn_of_strangers(found: Candidates) -> None:

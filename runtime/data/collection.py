@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from xopt.runtime.data.fields import Texts, document_of, grade_of, id_of
+from xopt.runtime.data.fields import Judgements, Qrels, Texts, document_of, id_of, unranked_query_of
 from xopt.runtime.data.tables import read_jsonl
-from xopt.runtime.data.trec import Qrels, Run, read_qrels
+from xopt.runtime.data.trec import Run, read_qrels
 from xopt.runtime.errors import BadInput
 
 __all__ = ["Collection", "first_stage", "read_beir", "read_irds"]
@@ -39,8 +39,7 @@ def read_beir(folder: Path, split: str, run: Run | None = None) -> Collection:
     for where, row in read_jsonl(_first(folder, "corpus.jsonl")):
         corpus.add(id_of(row.get("_id"), "_id", where), document_of(row.get("title"), row.get("text"), where), where)
     for where, row in read_jsonl(_first(folder, "queries.jsonl")):
-        # A blank query counts only where it is ranked for; see `first_stage`.
-        queries.add(id_of(row.get("_id"), "_id", where), document_of(None, row.get("text") or "", where), where)
+        queries.add(id_of(row.get("_id"), "_id", where), unranked_query_of(row.get("text")), where)
     qrels = read_qrels(_first(folder, f"qrels/{split}.tsv"))
     return _known(Collection(folder.resolve().name, corpus, queries, qrels, run))
 
@@ -66,22 +65,22 @@ def read_irds(name: str, run: Run | None) -> Collection:
         raise BadInput(f"irds:{name}: needs the package ir_datasets (pip install ir_datasets)") from None
     try:
         dataset = ir_datasets.load(name)
-        queries = _texts("query", dataset.queries_iter(), "query_id", name)
-        qrels: Qrels = {}
-        for qrel in dataset.qrels_iter() if dataset.has_qrels() else ():
-            grade = grade_of(qrel.relevance, f"irds:{name}, query {qrel.query_id}")
-            if grade is not None:
-                qrels.setdefault(qrel.query_id, {})[qrel.doc_id] = grade
+        queries, corpus, judgements = Texts("query"), Texts("document"), Judgements()
+        for where, query in _placed(dataset.queries_iter(), f"irds:{name}: query"):
+            queries.add(id_of(query.query_id, "query_id", where), unranked_query_of(query.default_text()), where)
+        for where, qrel in _placed(dataset.qrels_iter() if dataset.has_qrels() else (), f"irds:{name}: qrel"):
+            judgements.add(
+                id_of(qrel.query_id, "query_id", where), id_of(qrel.doc_id, "doc_id", where), qrel.relevance, where
+            )
+        qrels = judgements.qrels
         if run is None and dataset.has_scoreddocs():
-            run = {}
-            for scored in dataset.scoreddocs_iter():
-                run.setdefault(scored.query_id, {})[scored.doc_id] = float(scored.score)
-            run = {q: dict(sorted(docs.items(), key=lambda item: -item[1])) for q, docs in run.items()}
+            run = _scored(dataset.scoreddocs_iter(), name)
         docs: Iterable[Any] = dataset.docs_iter()
         if run is not None:
             needed = {d for ranking in run.values() for d in ranking} | {d for judged in qrels.values() for d in judged}
             docs = dataset.docs_store().get_many(needed).values()
-        corpus = _texts("document", docs, "doc_id", name)
+        for where, doc in _placed(docs, f"irds:{name}: document"):
+            corpus.add(id_of(doc.doc_id, "doc_id", where), document_of(None, doc.default_text(), where), where)
     except BadInput:
         raise
     except Exception as error:  # each dataset has its own reader and its own errors
@@ -89,12 +88,18 @@ def read_irds(name: str, run: Run | None) -> Collection:
     return _known(Collection(name, corpus, queries, qrels, run))
 
 
-def _texts(kind: str, records: Iterable[Any], key: str, name: str) -> Texts:
-    texts = Texts(kind)
-    for number, record in enumerate(records, start=1):
-        where = f"irds:{name}: {kind} {number}"
-        texts.add(id_of(getattr(record, key), key, where), document_of(None, record.default_text(), where), where)
-    return texts
+def _placed(records: Iterable[Any], what: str) -> Iterator[tuple[str, Any]]:
+    """Records, each with where it stands."""
+    return ((f"{what} {number}", record) for number, record in enumerate(records, start=1))
+
+
+def _scored(records: Iterable[Any], name: str) -> Run:
+    """A dataset's own first stage, a query's best document first."""
+    run: Run = {}
+    for where, scored in _placed(records, f"irds:{name}: scored document"):
+        if run.setdefault(scored.query_id, {}).setdefault(scored.doc_id, float(scored.score)) != float(scored.score):
+            raise BadInput(f"{where}: document {scored.doc_id!r} of query {scored.query_id!r} has two scores")
+    return {q: dict(sorted(docs.items(), key=lambda item: -item[1])) for q, docs in run.items()}
 
 
 def _known(collection: Collection) -> Collection:
@@ -119,7 +124,7 @@ def first_stage(collection: Collection, depth: int, run: str | None) -> Iterator
 
     A document with the query's own id, in ArguAna and Quora the query itself, is left out unless it is judged, as
     BEIR's evaluation does it; a warning counts them. Raises BadInput where the run, called `run`, names what the
-    collection lacks, or a query is blank.
+    collection lacks, or a query has no text.
     """
     rankings = collection.run if collection.run is not None else _bm25(collection, depth + 1)
     selves = 0
@@ -127,7 +132,7 @@ def first_stage(collection: Collection, depth: int, run: str | None) -> Iterator
         if query_id not in collection.queries:
             raise BadInput(f"{run or collection.name}: query {query_id!r} is not in {collection.name}")
         if not collection.queries[query_id].strip():
-            raise BadInput(f"{collection.queries.places[query_id]}: query {query_id!r} is blank, and is ranked for")
+            raise BadInput(f"{collection.queries.places[query_id]}: query {query_id!r} has no text to rank for")
         chosen: list[str] = []
         for doc_id in ranking:
             if doc_id not in collection.corpus:

@@ -9,9 +9,22 @@ from typing import Any
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import clean
 
-__all__ = ["Texts", "document_of", "grade_of", "id_of", "query_of", "split_fields"]
+__all__ = [
+    "Judgements",
+    "Qrels",
+    "Texts",
+    "document_of",
+    "grade_of",
+    "id_of",
+    "query_of",
+    "split_fields",
+    "unranked_query_of",
+]
 
 NO_GRADE = ("", "nan", "null", "none")  # as text; pandas, polars and SQL write a missing number so
+LARGEST_GRADE = 1 << 31
+
+Qrels = dict[str, dict[str, int]]  # grades by query id and document id
 
 
 class Texts(dict[str, str]):
@@ -26,9 +39,30 @@ class Texts(dict[str, str]):
         """Keep a text. Raises BadInput where the id has another one already, naming both places."""
         if self.setdefault(name, text) != text:
             raise BadInput(
-                f"{where}: {self.kind} {name!r} has another text than in {self.places[name]}; an id stands for one text"
+                f"{where}: {self.kind} {name!r:.60} has another text than in {self.places[name]}; "
+                "an id stands for one text"
             )
         self.places.setdefault(name, where)
+
+
+class Judgements:
+    """Qrels as they are read: one grade for a document of a query, and where each stands."""
+
+    def __init__(self) -> None:
+        self.qrels: Qrels = {}
+        self.places: dict[tuple[str, str], str] = {}
+
+    def add(self, query_id: str, doc_id: str, value: Any, where: str) -> None:
+        """Keep a grade, if `value` is one. Raises BadInput where the document has another already."""
+        grade = grade_of(value, where)
+        if grade is None:
+            return
+        if self.qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
+            raise BadInput(
+                f"{where}: document {doc_id!r:.60} of query {query_id!r:.60} has another grade than in "
+                f"{self.places[query_id, doc_id]}"
+            )
+        self.places.setdefault((query_id, doc_id), where)
 
 
 def _missing(value: Any) -> bool:
@@ -40,14 +74,19 @@ def id_of(value: Any, name: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{where}: {name} is {value!r}, not an id (a text or a whole number)")
+        raise BadInput(f"{where}: {name} is {value!r:.60}, not an id (a text or a whole number)")
     return clean(value)
+
+
+def unranked_query_of(value: Any) -> str:
+    """A query's text in a collection, where it counts only if documents are ranked for it: blank where it is none."""
+    return clean(value) if isinstance(value, str) else ""
 
 
 def query_of(value: Any, name: str, where: str) -> str:
     """A query's text. Raises BadInput where it is none or blank."""
     if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{where}: {name} is {value!r}, not a query; each row needs the text of one")
+        raise BadInput(f"{where}: {name} is {value!r:.60}, not a query; each row needs the text of one")
     return clean(value)
 
 
@@ -59,38 +98,30 @@ def document_of(title: Any, text: Any, where: str) -> str:
     if isinstance(title, int) and not isinstance(title, bool):
         title = str(title)
     if not _missing(title) and not isinstance(title, str):
-        raise BadInput(f"{where}: title is {title!r}, not a text")
+        raise BadInput(f"{where}: title is {title!r:.60}, not a text")
     if _missing(text) and isinstance(title, str) and title.strip():
         return clean(title)
     if not isinstance(text, str):
-        raise BadInput(f"{where}: text is {text!r}, not a text; each document needs one")
+        raise BadInput(f"{where}: text is {text!r:.60}, not a text; each document needs one")
     return clean(f"{title}\n{text}" if isinstance(title, str) and title.strip() else text)
 
 
 def grade_of(value: Any, where: str) -> int | None:
-    """A grade, or None where the document is not judged: nothing, null, NaN. 1.0 is 1; a fraction is BadInput."""
+    """A grade, or None where the document is not judged: nothing, null, NaN. 1.0 and true are 1.
+
+    Raises BadInput for a fraction and for what is no number.
+    """
     if _missing(value) or (isinstance(value, str) and value.strip().lower() in NO_GRADE):
         return None
     try:
         if isinstance(value, str) and "_" in value:  # Python's own way to write numbers
             raise ValueError
-        if isinstance(value, (int, str)):
-            return _whole(value)
-        if float(value) == int(value):
-            return int(value)
+        number = float(value)
+        if number == int(number) and abs(number) <= LARGEST_GRADE:
+            return int(number)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise BadInput(f"{where}: relevance is {value!r}, not a whole number; grades are 0, 1, 2, ...")
-
-
-def _whole(value: int | str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        number = float(value)
-        if number != int(number):
-            raise
-        return int(number)
+    raise BadInput(f"{where}: relevance is {value!r:.60}, not a whole number; grades are 0, 1, 2, ...")
 
 
 def split_fields(line: str, counts: Sequence[int]) -> list[str] | None:
@@ -98,12 +129,7 @@ def split_fields(line: str, counts: Sequence[int]) -> list[str] | None:
 
     None where their number is none of `counts`.
     """
-    for tabs in (line, line.strip("\t")):
-        tabbed = [field.strip(" ") for field in tabs.split("\t")]
-        if len(tabbed) in counts:
-            return tabbed
-    spaced = [field for field in line.replace("\t", " ").split(" ") if field]
-    # Mixed, as some programs align columns: the second field of a line of TREC's tells that no id was cut.
-    if len(spaced) in counts and ("\t" not in line or (len(spaced) > 3 and spaced[1] in ("0", "Q0"))):
-        return spaced
-    return None
+    ways = [[field for field in line.split(" ") if field]] if "\t" not in line else [line.split("\t")]
+    if "\t" in line:
+        ways.append(line.strip("\t").split("\t"))
+    return next((fields for fields in ways if len(fields) in counts), None)

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,12 +47,24 @@ def read_jsonl(path: Path) -> Iterator[Values]:
                 continue
             where = f"{path}:{number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
                 raise BadInput(f"{where}: not JSON ({getattr(error, 'msg', error)})") from None
             if not isinstance(row, dict):
                 raise BadInput(f"{where}: not a JSON object")
             yield where, row
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError where it has a key twice, of which json would keep the last one."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError(f"key {_twice(name for name, _ in pairs)!r} stands twice")
+    return made
+
+
+def _twice(names: Iterable[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _csv(path: Path) -> Iterator[Values]:
@@ -72,19 +85,24 @@ def _csv(path: Path) -> Iterator[Values]:
             if columns is None:
                 columns = _header(fields, where)
             elif fields:
-                if reader.line_num > start and any(_swallowed(field, len(columns)) for field in fields):
+                row = _row(columns, fields, where)
+                if reader.line_num > start and any(_swallowed(field, row) for field in fields):
                     raise BadInput(
-                        f"{where}: a quoted field reaches to line {reader.line_num} over what look like rows; "
-                        "a quote at the start of a field has to be closed, or doubled within quotes"
+                        f"{where}: a quoted field reaches to line {reader.line_num} over what look like rows; close or "
+                        "double the quote that it starts with, or write TSV or JSON lines"
                     )
-                yield where, _row(columns, fields, where)
+                yield where, row
 
 
-def _swallowed(field: str, columns: int) -> bool:
-    """Whether all further lines of a field are rows themselves: prose has blanks behind its commas, rows have none."""
-    lines = [line for line in field.splitlines()[1:] if line]
-    rows = [line.split(",") for line in lines]
-    return columns > 1 and bool(rows) and all(len(r) == columns and not any(f[:1] == " " for f in r) for r in rows)
+def _swallowed(field: str, row: dict[str, Any]) -> bool:
+    """Whether all further lines of a field look like rows: as many fields, and an id of the form of this row's."""
+    lines = [line.split(",") for line in field.splitlines()[1:] if line]
+    places = [place for place, name in enumerate(row) if name in ("query_id", "doc_id")]
+    forms = [re.sub(r"\d+", "0", str(value)) for value in row.values()]
+    return bool(lines) and all(
+        len(fields) == len(row) and any(re.sub(r"\d+", "0", fields[place]) == forms[place] for place in places)
+        for fields in lines
+    )
 
 
 def _tsv(path: Path) -> Iterator[Values]:
@@ -101,9 +119,8 @@ def _tsv(path: Path) -> Iterator[Values]:
 
 def _header(fields: list[str], where: str) -> list[str]:
     columns = [field.strip() for field in fields]
-    twice = [name for name, count in Counter(columns).items() if count > 1]
-    if twice:
-        raise BadInput(f"{where}: the header names column {twice[0]!r} twice")
+    if len(set(columns)) < len(columns):
+        raise BadInput(f"{where}: the header names column {_twice(columns)!r} twice")
     return columns
 
 
@@ -120,6 +137,7 @@ def _parquet(path: Path) -> Iterator[Values]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            _header(file.schema_arrow.names, str(path))
             for batch in file.iter_batches():
                 for values in batch.to_pylist():
                     yield f"{path}: row {number}", values
@@ -145,4 +163,15 @@ def read_hf(name: str, split: str) -> Iterator[Values]:
         loaded = datasets.load_dataset(dataset, config or None, split=split)
     except Exception as error:  # the hub, the file system and the format each raise their own
         raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({str(error).partition(chr(10))[0]})") from error
-    return ((f"hf:{name}: row {i}", values) for i, values in enumerate(loaded))
+    return _hf_rows(name, loaded)
+
+
+def _hf_rows(name: str, loaded: Iterable[dict[str, Any]]) -> Iterator[Values]:
+    number = 0
+    try:
+        for number, values in enumerate(loaded):
+            yield f"hf:{name}: row {number}", values
+    except BadInput:
+        raise
+    except Exception as error:  # each format has its own
+        raise BadInput(f"hf:{name}: row {number} or the next cannot be read ({error})") from error

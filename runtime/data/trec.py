@@ -7,16 +7,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xopt.runtime.data.fields import grade_of, split_fields
+from xopt.runtime.data.fields import Judgements, Qrels, split_fields
 from xopt.runtime.data.tables import open_text
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import clean
 
 __all__ = ["Qrels", "Run", "read_qrels", "read_run"]
 
-Qrels = dict[str, dict[str, int]]  # grades by query id and document id
 Run = dict[str, dict[str, float]]  # scores by query id and document id, a query's best document first
-HEADERS = ("score", "relevance")  # names of the last column, in a first line that is a header
+HEADERS = ("score", "relevance", "rel", "grade", "label")  # of the last column
+RUN = "query, Q0, document, rank, score and tag"
+QRELS = "query, 0, document and a whole grade, or the same without the 0"
 
 
 def read_run(path: Path) -> Run:
@@ -25,23 +26,22 @@ def read_run(path: Path) -> Run:
     Raises BadInput where a line is not a run's or ranks a document twice, naming file and line.
     """
     found: dict[str, dict[str, tuple[float, float]]] = {}
-    for where, fields in _lines(path, (5, 6), "query, Q0, document, rank, score and tag"):
+    for where, fields in _lines(path, (5, 6), RUN):
         query_id, _, doc_id, rank, score = fields[:5]
-        value = _number(score)
-        if value is None:
-            raise BadInput(f"{where}: expected query, Q0, document, rank, score and tag, got {fields!r}")
+        place, value = _number(rank), _number(score)
+        tag = _number(fields[5]) if len(fields) > 5 else None
+        # An id with a blank moves rank and score to the right: then the rank is a word, or the tag a fraction.
+        if place is None or value is None or (tag is not None and tag % 1):
+            raise _unexpected(where, RUN, " ".join(fields))
         if not math.isfinite(value):
             raise BadInput(f"{where}: the score of document {doc_id!r} is {score}, not a finite number")
         if doc_id in found.setdefault(query_id, {}):
             raise BadInput(f"{where}: document {doc_id!r} is ranked twice for query {query_id!r}")
-        place = _number(rank)
-        found[query_id][doc_id] = value, 0.0 if place is None or math.isnan(place) else place
+        found[query_id][doc_id] = -value, place
     if not found:
-        raise BadInput(f"{path}: an empty run; a line holds query, Q0, document, rank, score and tag")
+        raise BadInput(f"{path}: an empty run; a line holds {RUN}")
     return {
-        query_id: {
-            doc_id: score for doc_id, (score, _) in sorted(docs.items(), key=lambda item: (-item[1][0], item[1][1]))
-        }
+        query_id: {doc_id: -negative for doc_id, (negative, _) in sorted(docs.items(), key=lambda item: item[1])}
         for query_id, docs in found.items()
     }
 
@@ -49,24 +49,24 @@ def read_run(path: Path) -> Run:
 def read_qrels(path: Path) -> Qrels:
     """Read qrels: TREC's `query 0 document grade`, or BEIR's `query-id corpus-id score` below a header.
 
-    Raises BadInput where a line is not a judgement, or another one of the same document, naming file and line.
+    A first line whose last field names a column is a header. Raises BadInput where a line is no judgement, or gives a
+    document another grade, naming file and line.
     """
-    qrels: Qrels = {}
-    places: dict[tuple[str, str], str] = {}
-    first = True
-    for where, fields in _lines(path, (3, 4), "query, 0, document and a whole grade, or the same without the 0"):
-        header, first = first and fields[-1].lower() in HEADERS, False
-        grade = None if header else grade_of(fields[-1], where)
-        if grade is None:
+    judgements = Judgements()
+    for number, (where, fields) in enumerate(_lines(path, (3, 4), QRELS)):
+        if number == 0 and fields[-1].lower() in HEADERS:
             continue
-        query_id, doc_id = fields[0], fields[-2]
-        if qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
-            raise BadInput(
-                f"{where}: document {doc_id!r} of query {query_id!r} has another grade than in "
-                f"{places[query_id, doc_id]}"
-            )
-        places.setdefault((query_id, doc_id), where)
-    return qrels
+        # The second of four fields is a number, or an id with a blank was cut there.
+        if len(fields) == 4 and fields[1].lower() != "q0" and _number(fields[1]) is None:
+            raise _unexpected(where, QRELS, " ".join(fields))
+        judgements.add(fields[0], fields[-2], fields[-1], where)
+    return judgements.qrels
+
+
+def _unexpected(where: str, expected: str, line: str) -> BadInput:
+    return BadInput(
+        f"{where}: expected {expected}, got {line.strip()!r:.200}; where ids hold blanks, put tabs between fields"
+    )
 
 
 def _number(text: str) -> float | None:
@@ -84,11 +84,9 @@ def _lines(path: Path, counts: Sequence[int], expected: str) -> Iterator[tuple[s
                     continue
                 fields = split_fields(line.rstrip("\r\n"), counts)
                 # The ids: the first field, and the one before the grade or before rank, score and tag.
-                if fields is None or not fields[0] or not fields[-2 if len(fields) < 5 else 2]:
-                    raise BadInput(
-                        f"{path}:{number}: expected {expected}, got {line.strip()!r:.200}; "
-                        "where ids hold blanks, put tabs between fields"
-                    )
+                ids = (fields[0], fields[-2 if len(fields) < 5 else 2]) if fields else ("",)
+                if fields is None or not all(name.strip() for name in ids):
+                    raise _unexpected(f"{path}:{number}", expected, line)
                 yield f"{path}:{number}", [clean(field) for field in fields]
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise BadInput(f"{path}: cannot be read ({error}); give a text file in UTF-8, gzipped or not") from error

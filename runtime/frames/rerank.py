@@ -175,7 +175,9 @@ def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], score: str,
             raise BadInput(f"no column {name!r} among {', '.join(types)}; name the columns with query= and text=")
         if types[name] not in (DataType.string(), DataType.null()):
             raise BadInput(f"column {name!r} is of {types[name]}, not of strings; cast it first")
-    if score in texts or (score in types and not overwrite):
+    if score in texts:
+        raise BadInput(f"score={score!r} is the column of a text; name another")
+    if score in types and not overwrite:
         raise BadInput(
             f"there is a column {score!r} already; name another with score=, or replace it with overwrite=True"
         )
@@ -189,8 +191,10 @@ def _check_label(label: Label, labels: int) -> None:
     ways = "label=K takes one logit, label=(K, L) the difference of two, label='all' a list a row"
     if label is None:
         raise BadInput(f"the model has {labels} labels, and no one score to rank by: {ways}")
-    numbers = () if label == "all" else label if isinstance(label, tuple) else (label,)
-    if len(numbers) > 2 or not all(isinstance(n, int) and 0 <= n < labels for n in numbers):
+    if label == "all":
+        return
+    numbers = label if isinstance(label, tuple) and len(label) == 2 else (label,)
+    if not all(type(number) is int and 0 <= number < labels for number in numbers):
         raise BadInput(f"label={label!r}: the model's labels are 0 to {labels - 1}; {ways}")
 
 

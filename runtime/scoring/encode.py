@@ -58,9 +58,10 @@ class Encoder:
         """The tokenizer's own part of `encode`, which runs on its own threads and leaves Python free."""
         prompted = [(self.prompt + query, text) for query, text in pairs]
         try:
-            made: list[Encoding] = self.tokenizer.encode_batch_fast(prompted)
-        except TypeError:  # it takes no half of a surrogate pair
-            made = self.tokenizer.encode_batch_fast([(clean(query), clean(text)) for query, text in prompted])
+            try:
+                made: list[Encoding] = self.tokenizer.encode_batch_fast(prompted)
+            except TypeError:  # it takes no half of a surrogate pair
+                made = self.tokenizer.encode_batch_fast([(clean(query), clean(text)) for query, text in prompted])
         except Exception as error:  # tokenizers has no exceptions of its own
             raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
         return made

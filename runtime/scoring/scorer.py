@@ -90,7 +90,7 @@ class PlannedScorer(Scorer):
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         """As `score`, NaN included. Where forwards do not fit into memory, `plan` halves its tokens, with a warning."""
-        pairs = list(pairs)  # an iterator can be read once
+        pairs = list(pairs)
         check_pairs(pairs)
         place: dict[Pair, int] = {}
         places = [place.setdefault((query, text), len(place)) for query, text in pairs]
@@ -222,7 +222,8 @@ def open_scorer(
     check_variant(chosen, device)  # a plan is found for a device that is there
     plan = plan or find_plan(model, chosen, threads, device)
     backend = BACKENDS[chosen.backend].open(model, chosen, plan, device)
-    reopen = functools.partial(open_scorer, model, variant, device=device)
+    here = replace(model, path=model.path.resolve())  # another process may work in another folder
+    reopen = functools.partial(open_scorer, here, variant, device=device)
     return PlannedScorer(Encoder(model), backend, plan, model.manifest.labels, reopen)
 
 

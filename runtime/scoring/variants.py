@@ -52,8 +52,8 @@ class BackendKind:
     precisions: for each device that it can run on, the precisions that commands run there unless told which.
     file, exported: the precisions that need nothing but that file, which export writes; quantising makes others.
     open: makes the backend of a model folder, a variant, a plan and a device. takes: whether it has a form of the
-    model with this config.json. installed: whether its package is there. gpu_ready: whether its package and the GPU
-    fit each other. tried: whether it takes only some graphs, so that commands try to open a variant before they run it.
+    model with this config.json. installed: whether its package is there. gpu_ready: whether its package can use the
+    GPU. tried: whether it takes only some graphs, so that commands try to open a variant before they run it on a CPU.
     in_sentence_transformers: whether sentence-transformers runs it too.
     """
 
@@ -140,7 +140,10 @@ def check_variant(variant: Variant, device: str) -> None:
 
 
 def variants_on(folder: ModelFolder, device: str) -> list[str]:
-    """The variants that make sense on a device: what commands run unless told which. Warns of what cannot run."""
+    """The variants that make sense on a device: what commands run unless told which. Warns of what cannot run.
+
+    To know that, variants of OpenVINO are opened and closed again. Raises BadInput where a file of theirs is damaged.
+    """
     able = []
     for variant in folder.manifest.variants.values():
         if _fits(variant, device):
@@ -170,13 +173,15 @@ def _lacking(folder: ModelFolder, variant: Variant, device: str) -> str:
     if device == "cpu":
         if overflows(variant):
             return _foreign(variant)
+        if not kind.tried:
+            return ""
+        folder.checked(variant.file)  # a damaged file is no reason to go on without it
         try:
-            if kind.tried:
-                kind.open(folder, variant, Plan(callers=1, threads=1, tokens=1), device)
+            kind.open(folder, variant, Plan(callers=1, threads=1, tokens=1), device)
         except BadInput as error:
             return str(error)
         return ""
-    return "" if BACKENDS[variant.backend].gpu_ready() else "see docs/gpu.md for what it needs on a GPU"
+    return "" if kind.gpu_ready() else "see docs/gpu.md for what it needs on a GPU"
 
 
 def _foreign(variant: Variant) -> str:

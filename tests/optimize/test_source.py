@@ -20,7 +20,6 @@ from transformers import AutoTokenizer, BertModel, PreTrainedModel
 from xopt.optimize.export import export
 from xopt.optimize.parity import MAX_DIFFERENCE, hard_pairs, parity_pairs
 from xopt.optimize.quantize import quantize, recipe_for
-from xopt.optimize.source import fingerprint, materialise, same_model
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.errors import BadInput, GateFailed, NotFinite
@@ -257,53 +256,3 @@ def test_force_replaces_model_folders_only(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for _ in range(2):
         export(model, tmp_path / "empty", force=True, torch_only=True)
-
-
-def test_a_fingerprint_tells_weights_and_tokenizers_apart_and_nothing_else(tmp_path: Path) -> None:
-    model = make_tiny(tmp_path / "model")
-    first = fingerprint(model)
-    (model / "README.md").write_text("other")
-    (model / "onnx").mkdir()
-    (model / "onnx" / "config.json").write_text("{}")
-    assert fingerprint(model) == first
-    assert export(str(model), tmp_path / "out", torch_only=True).manifest.source["sha256"] == first
-    change(model / "tokenizer_config.json", truncation_side="left")
-    assert fingerprint(model) != first
-
-
-def test_one_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path)
-    assert same_model("model/", "model")
-    assert same_model("./model", str(tmp_path / "model"))
-    assert not same_model("model", "demo")
-    assert not same_model("org/model", "org/other")
-
-
-def test_demo_is_the_built_in_model_whatever_lies_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
-    with materialise("demo") as folder:
-        assert (folder / "model.safetensors").is_file()
-    assert "give ./demo for the folder" in caplog.text
-    with materialise("./demo") as folder:
-        assert folder.resolve() == tmp_path / "demo"
-
-
-def test_a_cached_hub_model_opens_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.HfApi.model_info", _no_network)
-    snapshot = tmp_path / "hub" / "models--me--tiny" / "snapshots" / "0123abcd"
-    shutil.copytree(make_tiny(tmp_path / "model"), snapshot)
-    (snapshot.parents[1] / "refs").mkdir()
-    (snapshot.parents[1] / "refs" / "main").write_text("0123abcd")
-    made = export("me/tiny", tmp_path / "out", torch_only=True)
-    assert (made.manifest.source["model"], made.manifest.source["revision"]) == ("me/tiny", "0123abcd")
-    with pytest.raises(BadInput, match="me/other: neither a folder here nor a model that the hub gives"):
-        export("me/other", tmp_path / "other", torch_only=True)
-
-
-def _no_network(*_: object, **__: object) -> None:
-    raise OSError("no network")

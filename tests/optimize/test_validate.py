@@ -238,12 +238,12 @@ def test_scores_that_depend_on_their_company_fail(labels: int) -> None:
     assert not_repeatable(candidates, scores, scores, near[:128], GATES) == ""
     moved = scores[:128].copy()
     moved[7] += 5
-    assert "in other company they differ by up to 5" in not_repeatable(candidates, scores, scores, moved, GATES)
+    assert "in other batches they differ by up to 5" in not_repeatable(candidates, scores, scores, moved, GATES)
     moved[7] = np.nan
-    assert not_repeatable(candidates, scores, scores, moved, GATES) == "not finite in other company"
+    assert not_repeatable(candidates, scores, scores, moved, GATES) == "not finite in other batches"
     shaken = scores[:128] + np.random.default_rng(1).uniform(-0.8, 0.8, scores[:128].shape).astype(np.float32)
     measure = "tau" if labels == 1 else "labels"
-    assert f"in other company {measure} with themselves is" in not_repeatable(candidates, scores, scores, shaken, GATES)
+    assert f"in other batches {measure} with themselves is" in not_repeatable(candidates, scores, scores, shaken, GATES)
     assert judge(candidates, scores, scores, GATES, name="it", unsteady="not repeatable").verdict == FAILED
 
 

@@ -222,8 +222,8 @@ def test_judgements_of_what_is_not_there_are_left_out_and_counted(
     [
         ([*CORPUS, {"_id": "d2", "text": "other"}], QUERIES, r"corpus.jsonl:3: document 'd2' has another .*jsonl:2"),
         (CORPUS, [*QUERIES, {"_id": "q1", "text": "other"}], r"queries.jsonl:2: query 'q1' has another .*jsonl:1"),
-        (CORPUS, [{"_id": "q1", "text": " "}], r"queries.jsonl:1: query 'q1' is blank"),
-        (CORPUS, [{"_id": "q1", "text": None}], r"queries.jsonl:1: query 'q1' is blank"),
+        (CORPUS, [{"_id": "q1", "text": " "}], r"queries.jsonl:1: query 'q1' has no text to rank for"),
+        (CORPUS, [{"_id": "q1", "text": None}], r"queries.jsonl:1: query 'q1' has no text to rank for"),
         ([{"_id": "d1", "text": None}], QUERIES, r"corpus.jsonl:1: text is None, not a text"),
         ([{"_id": True, "text": "dogs"}], QUERIES, r"corpus.jsonl:1: _id is True, not an id"),
     ],
@@ -243,6 +243,15 @@ def test_whole_numbers_are_ids_and_a_title_stands_for_a_text(tmp_path: Path) -> 
     unused: list[dict[str, object]] = [{"_id": 7, "text": "dogs"}, {"_id": 8, "text": ""}]
     found = read_candidates(beir(tmp_path, corpus, unused, "7\t1\t1\n"))
     assert [(row.query_id, row.doc_id, row.text) for row in found.rows] == [("7", "1", "dogs"), ("7", "2", "5\ncats")]
+
+
+def test_judged_queries_that_a_run_does_not_rank_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = tmp_path / "a.run"
+    run.write_text("q2 Q0 d2 1 3.0 t\n")
+    queries = [*QUERIES, {"_id": "q2", "text": "cats"}, {"_id": "q3", "text": 5}]  # of q3 nothing is asked
+    found = read_candidates(beir(tmp_path, CORPUS, queries, "q1\td1\t1\n"), run=str(run))
+    assert found.qrels == {}
+    assert "1 of 1 judged queries are not ranked" in caplog.text
 
 
 def test_qrels_of_other_ids_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -277,5 +286,8 @@ def test_an_ir_dataset_gives_bm25_candidates_or_a_runs(tmp_path: Path) -> None:
     assert (found.rows[0].doc_id, found.rows[0].text, found.qrels) == ("d1", "about dogs", {"q1": {"d1": 1}})
     run.write_text("q2 Q0 d2 1 0.5 t\n")
     assert [row.text for row in read_candidates("irds:xopt-test", run=str(run)).rows] == ["about birds"]
+    qrels.write_text("q1 0 d1 1\nq1 0 d1 0\n")
+    with pytest.raises(BadInput, match=r"irds:xopt-test: qrel 2: document 'd1' of query 'q1' has another grade"):
+        read_candidates("irds:xopt-test")
     with pytest.raises(BadInput, match=r"irds:none/at-all: ir_datasets cannot read it"):
         read_candidates("irds:none/at-all")

@@ -29,7 +29,7 @@ def test_ids_hold_blanks_where_tabs_separate(tmp_path: Path, doc_id: str, tag: s
 
 def test_a_no_break_space_separates_nothing_and_columns_may_be_aligned(tmp_path: Path) -> None:
     file = tmp_path / "a.run"
-    file.write_text("q1  Q0  a\u00a0b   1  12.5  tag\n q1 Q0\td2 2\t1.5 tag\n", encoding="utf-8")
+    file.write_text("q1  Q0  a\u00a0b   1  12.5  tag\n q1 Q0 d2 2 1.5\n", encoding="utf-8")
     assert read_run(file) == {"q1": {"a\u00a0b": 12.5, "d2": 1.5}}
 
 
@@ -48,6 +48,9 @@ def test_gzipped_runs_and_qrels_are_read(tmp_path: Path) -> None:
     [
         ("q1 Q0 d1", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0 my doc 1 12.5 tag", r"a.run:2: expected query, Q0, document, .* put tabs between fields"),
+        ("q1 Q0 my doc 1 12.5", r"a.run:2: expected query, Q0, document"),  # no tag, and an id with a blank
+        ("q1 Q0 doc 5 1 12.5", r"a.run:2: expected query, Q0, document"),
+        ("q1 Q0\tmy doc\t1\t12.5", r"a.run:2: expected query, Q0, document"),
         ("q1\tmy doc\t1\t12.5", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0 d1 1 high tag", r"a.run:2: expected query"),
         ("q1 Q0 d1 1 nan tag", r"a.run:2: the score of document 'd1' is nan, not a finite"),
@@ -86,6 +89,8 @@ def test_bad_qrels_are_named(tmp_path: Path) -> None:
         ("q1 0 d2 0.5", r"qrels:2: relevance is '0.5', not a whole number"),
         ("q1 0 d1 0", r"qrels:2: document 'd1' of query 'q1' has another grade than in .*qrels:1"),
         ("q1 0 my doc 1", r"qrels:2: expected query, 0, document and a whole grade"),
+        ("q1 my doc 1", r"qrels:2: expected query, 0, document and a whole grade"),
+        ("my q d1 1", r"qrels:2: expected query, 0, document and a whole grade"),
         ("q1 1", r"qrels:2: expected query, 0, document and a whole grade"),
     ):
         file.write_text(f"q1 0 d1 1\n{line}\n")
