@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
@@ -21,7 +22,8 @@ from xopt.runtime.files import check_writable, write_text
 
 __all__ = ["Output", "json_option", "plain"]
 
-PIPED_WIDTH = 160  # columns, where standard output is no terminal
+PIPED_WIDTH = 200  # columns, where standard output is no terminal
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 GAP = 2  # columns between those of a table
 TEXT_WIDTH = 24  # columns that a text is not wrapped below
 
@@ -63,7 +65,7 @@ class Output:
             text = column in left
             table.add_column(Text(column), justify="left" if text or not i else "right", no_wrap=not text)
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(_printable(cell)) for cell in row))
         self.console.print(table)
         self.console.print()
 
@@ -78,17 +80,22 @@ class Output:
 
     def line(self, text: str) -> None:
         """Print a line of text as it is."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(Text(_printable(text)), soft_wrap=True)
 
     def json(self, value: Any) -> None:
         """Write the JSON that was asked for, if any."""
         if self.json_file is None:
             return
-        text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
         if self.json_file == "-":
             sys.stdout.write(text)
         else:
             write_text(Path(self.json_file), text)
+
+
+def _printable(text: str) -> str:
+    """The text without control characters, by which a document could recolour or clear a terminal."""
+    return CONTROL.sub("\ufffd", text)
 
 
 def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> int:

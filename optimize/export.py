@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from xopt.optimize.parity import check_parity, expected_logits, first_line, hard_pairs, parity_pairs
+from xopt.optimize.parity import check_parity, expected_logits, first_line, pairs_for
 from xopt.optimize.source import check_cross_encoder, check_files, check_weights, fingerprint, local_folder, materialise
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import already_there, check_writable, new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder
+from xopt.runtime.scoring.encode import clean
 from xopt.runtime.scoring.variants import exported_variants
 
 __all__ = ["export"]
@@ -34,7 +35,7 @@ LIBRARIES = (
     "onnx",
     "onnxruntime",
 )
-PADDED_LEFT = "; its tokenizer pads on the left, so that in a batch its positions move with the longest pair"
+PADDED_LEFT = "; its tokenizer pads on the left, and its scores change with the padding of their batch"
 PYTORCH = {"format": "pt"}
 UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
 
@@ -61,10 +62,7 @@ def export(
         check_cross_encoder(source, model, trust_remote_code)
         check_weights(source, model, allow_pickle)
         encoder, network, facts = _load(source, model, trust_remote_code, allow_pickle)
-        pairs = [
-            *parity_pairs(facts["max_length"]),
-            *hard_pairs(encoder.tokenizer, facts["max_length"], facts["truncation"]),
-        ]
+        pairs = pairs_for(encoder.tokenizer, facts["max_length"], facts["truncation"])
         expected = expected_logits(encoder, model, pairs)
         _save(encoder, folder)
         rewrites = None
@@ -79,6 +77,10 @@ def export(
 
 def _check_place(out: Path, force: bool) -> None:
     """Raises BadInput where `out` cannot become a model folder, before anything is loaded."""
+    if out.is_symlink() and not out.exists():
+        raise BadInput(f"{out}: is a link to nothing; remove it, or choose another folder with -o")
+    if not str(out).isprintable() and clean(str(out)) != str(out):
+        raise BadInput(f"{str(out)!r}: its name is no text in UTF-8; choose another folder with -o")
     if out.exists() and force:
         if out.resolve() == Path.cwd():
             raise BadInput(f"{out}: is the working directory; go elsewhere, or choose another folder with -o")
@@ -141,17 +143,22 @@ def _load(source: Path, given: str, trust_remote_code: bool, allow_pickle: bool)
 def _encoding(encoder: Any, given: str) -> dict[str, Any]:
     """How the model cuts pairs, its `processing_kwargs` included. Raises BadInput for one that is not reproduced."""
     settings = getattr(encoder[0], "processing_kwargs", None) or {}
-    asked = {**settings.get("text", {}), **settings.get("common", {})}  # as sentence-transformers merges them
+    asked = {**(settings.get("text") or {}), **(settings.get("common") or {})}  # as sentence-transformers merges them
     facts: dict[str, Any] = {"max_length": _max_length(encoder, given), "truncation": "longest_first"}
     for name, value in asked.items():
-        if name == "max_length" and isinstance(value, int) and value > 0:
-            facts["max_length"] = min(value, facts["max_length"])
+        if name == "max_length" and type(value) is int:
+            facts["max_length"] = value  # over that of the tokenizer, too
         elif name == "truncation" and value in (True, "longest_first", "only_first", "only_second"):
             facts["truncation"] = "longest_first" if value is True else value
         elif name not in ("padding", "pad_to_multiple_of", "return_tensors"):  # which change no score
             raise BadInput(
                 f"{given}: its processing_kwargs set {name}={value!r}, which is not reproduced; leave it out"
             )
+    special = encoder.tokenizer.num_special_tokens_to_add(pair=True)
+    if facts["max_length"] <= special:
+        raise BadInput(
+            f"{given}: its max_length is {facts['max_length']}, which leaves no room for {special} special tokens"
+        )
     return facts
 
 

@@ -14,7 +14,7 @@ from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.scorer import open_scorer
 
-__all__ = ["MAX_DIFFERENCE", "TEXT", "check_parity", "expected_logits", "first_line", "hard_pairs", "parity_pairs"]
+__all__ = ["MAX_DIFFERENCE", "TEXT", "check_parity", "expected_logits", "first_line", "pairs_for", "parity_pairs"]
 
 MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
@@ -62,15 +62,22 @@ def check_parity(folder: ModelFolder, pairs: list[Pair], expected: NDArray[np.fl
             )
 
 
-def hard_pairs(tokenizer: Any, max_length: int, truncation: str = "longest_first") -> list[Pair]:
-    """Pairs that show what a tokenizer was told: special tokens in texts, either text too long, both, none, odd.
+def pairs_for(tokenizer: Any, max_length: int, truncation: str = "longest_first") -> list[Pair]:
+    """The pairs to hold logits against each other on.
 
     Where `truncation` cuts one text only, pairs whose other text is too long are left out: no tokenizer takes them.
     """
+    pairs = [*parity_pairs(max_length), *hard_pairs(tokenizer, max_length)]
+    whole = {"only_second": 0, "only_first": 1}.get(truncation)
+    return pairs if whole is None else [p for p in pairs if len(tokenizer.tokenize(p[whole])) < max_length * 3 // 4]
+
+
+def hard_pairs(tokenizer: Any, max_length: int) -> list[Pair]:
+    """Pairs that show what a tokenizer was told: special tokens in texts, either text too long, both, none, odd."""
     special = " a ".join(dict.fromkeys(tokenizer.all_special_tokens))
     words = TEXT.split()
     long = " ".join(words[i % len(words)] for i in range(2 * max_length))
-    pairs = [
+    return [
         (" ".join(long.split()[: max_length // 2]), long),
         ("data", special),
         (special, "index shard"),
@@ -81,8 +88,6 @@ def hard_pairs(tokenizer: Any, max_length: int, truncation: str = "longest_first
         ("", "a document"),
         ("Ünïcödé \U0001f600 東京", "e\u0301 \x00 \u200b \ufffd ﬁ ½ A\tB\nC"),
     ]
-    whole = {"only_second": 0, "only_first": 1}.get(truncation)
-    return pairs if whole is None else [p for p in pairs if len(tokenizer.tokenize(p[whole])) < max_length * 3 // 4]
 
 
 def parity_pairs(max_length: int) -> list[Pair]:

@@ -62,10 +62,15 @@ def default_out(model: str) -> Path:
     return Path("models") / f"{folder.resolve().name if folder else model.rstrip('/').rpartition('/')[2]}-xopt"
 
 
-def same_model(first: str, second: str) -> bool:
-    """Whether two names that people give are one model: paths may be written in several ways."""
-    folders = [local_folder(name) for name in (first, second)]
-    return first == second or (None not in folders and len({folder.resolve() for folder in folders if folder}) == 1)
+def same_model(model: str, kept: dict[str, str]) -> bool:
+    """Whether MODEL is what a folder was made of, as the manifest's `source` has it: a path has many spellings."""
+    folders = [local_folder(name) for name in (model, kept["model"])]
+    resolved = {folder.resolve() if folder else None for folder in folders}
+    return (
+        model == kept["model"]
+        or (resolved - {None} == resolved and len(resolved) == 1)
+        or bool(folders[0] and fingerprint(folders[0]) == kept.get("sha256"))
+    )
 
 
 @contextlib.contextmanager
@@ -170,8 +175,10 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
                 raise BadInput(f"{given}: no safetensors weights; --allow-pickle reads pickles, which can run code")
             raise BadInput(f"{given}: its weights {file.name} are missing, or were not downloaded whole; get it again")
         try:
-            with safe_open(str(file), "np"):
-                pass
+            with safe_open(str(file), "pt") as tensors:
+                broken = next((name for name in tensors.keys() if tensors.get_tensor(name).isnan().any()), None)  # noqa: SIM118 # it is no mapping
+                if broken:
+                    log.warning("%s: its weights %s hold NaN; some pairs will have no score", given, broken)
         except (SafetensorError, OSError) as error:
             raise BadInput(f"{given}: its {file.name} is damaged ({error}); get it again") from error
 

@@ -102,7 +102,7 @@ def locked(folder: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # half a surrogate pair is no text
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ class Manifest:
     split_special_tokens: bool = False  # the names of special tokens within a text are text
 
     def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
 
     @staticmethod
     def from_json(text: str) -> Manifest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,41 @@ def test_no_figure_is_cut_at_any_width(width: int) -> None:
             assert all(part in shown for part in cell.split("\n"))
     words = [word for row in ROWS for word in row[-1].split()]
     assert all(word in shown.split() for word in words)
+
+
+def test_a_text_does_not_steer_the_terminal() -> None:
+    output, stream = Output(None), io.StringIO()
+    output.console = Console(file=stream, width=80, highlight=False)
+    output.line("a \x1b[31m b \x00 c\td")
+    output.table("title", ["a", "b"], [["x\x1b[2J", "y\x9b"]])
+    assert not {"\x1b", "\x00", "\x9b"} & set(stream.getvalue())
+
+
+def test_json_is_the_same_in_every_encoding(tmp_path: Path) -> None:
+    name = b"caf\xe9.run"  # no UTF-8
+    (tmp_path / "a.run").write_text(
+        "".join(f"Zürich {q}\tQ0\td{d}\t0\t{d + q}\tany\n" for q in range(12) for d in range(5)), "utf-8"
+    )
+    (tmp_path / os.fsdecode(name)).write_text(
+        "".join(f"Zürich {q}\tQ0\td{d}\t0\t{d - q}\tany\n" for q in range(12) for d in range(5)), "utf-8"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "from xopt.cli.main import main; main()",
+        "validate",
+        "--reference",
+        "a.run",
+        "--scores",
+    ]
+    done = subprocess.run(
+        [*command, os.fsdecode(name), "--json", "-"],
+        cwd=tmp_path,
+        env={"PYTHONIOENCODING": "ascii", "PATH": ""},
+        capture_output=True,
+        check=False,
+    )
+    assert json.loads(done.stdout)["judged"][1]["name"] == os.fsdecode(name)
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])

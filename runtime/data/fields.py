@@ -16,6 +16,7 @@ __all__ = [
     "document_of",
     "grade_of",
     "id_of",
+    "number_of",
     "query_of",
     "split_fields",
     "unranked_query_of",
@@ -91,15 +92,15 @@ def query_of(value: Any, name: str, where: str) -> str:
 
 
 def document_of(title: Any, text: Any, where: str) -> str:
-    """A document's text, below its title and a line break where it has one; a title alone where the text is missing.
+    """A document's text, below its title and a line break where it has one, or a title alone.
 
-    An empty text is one. Raises BadInput where there is neither, or something else than text.
+    An empty text without a title is one. Raises BadInput where there is neither, or something else than text.
     """
     if isinstance(title, int) and not isinstance(title, bool):
         title = str(title)
     if not _missing(title) and not isinstance(title, str):
         raise BadInput(f"{where}: title is {title!r:.60}, not a text")
-    if _missing(text) and isinstance(title, str) and title.strip():
+    if isinstance(title, str) and title.strip() and (_missing(text) or text == ""):
         return clean(title)
     if not isinstance(text, str):
         raise BadInput(f"{where}: text is {text!r:.60}, not a text; each document needs one")
@@ -114,14 +115,19 @@ def grade_of(value: Any, where: str) -> int | None:
     if _missing(value) or (isinstance(value, str) and value.strip().lower() in NO_GRADE):
         return None
     try:
-        if isinstance(value, str) and "_" in value:  # Python's own way to write numbers
-            raise ValueError
-        number = float(value)
+        number = number_of(value) if isinstance(value, str) else float(value)
         if number == int(number) and abs(number) <= LARGEST_GRADE:
             return int(number)
     except (TypeError, ValueError, OverflowError):
         pass
     raise BadInput(f"{where}: relevance is {value!r:.60}, not a whole number; grades are 0, 1, 2, ...")
+
+
+def number_of(text: str) -> float:
+    """A number as files have it. Raises ValueError for anything else that Python takes: `1_000`, other digits."""
+    if not text.isascii() or "_" in text:
+        raise ValueError(text)
+    return float(text)
 
 
 def split_fields(line: str, counts: Sequence[int]) -> list[str] | None:

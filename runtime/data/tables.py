@@ -22,7 +22,12 @@ GZIP = b"\x1f\x8b"
 
 
 def read_rows(path: Path) -> Iterable[Values]:
-    """The rows of a file, each with where it stands. Raises BadInput where the file is of no known kind."""
+    """The rows of a file, or of a folder of Parquet files, each with where it stands.
+
+    Raises BadInput where the file is of no known kind.
+    """
+    if path.is_dir():
+        return (row for file in sorted(path.glob("*.parquet")) for row in _parquet(file))
     name = path.name.lower()
     reader = FILES.get(Path(name.removesuffix(".gz")).suffix)
     if reader is None or (reader is _parquet and name.endswith(".gz")):
@@ -82,11 +87,13 @@ def _csv(path: Path) -> Iterator[Values]:
                 return
             except csv.Error as error:
                 raise BadInput(f"{where}: not CSV ({error}); a quote within a quoted field is doubled") from None
+            if not fields:
+                continue
             if columns is None:
                 columns = _header(fields, where)
-            elif fields:
+            else:
                 row = _row(columns, fields, where)
-                if reader.line_num > start and any(_swallowed(field, row) for field in fields):
+                if reader.line_num > start and any(_swallowed(i, fields, columns) for i in range(len(fields))):
                     raise BadInput(
                         f"{where}: a quoted field reaches to line {reader.line_num} over what look like rows; close or "
                         "double the quote that it starts with, or write TSV or JSON lines"
@@ -94,15 +101,20 @@ def _csv(path: Path) -> Iterator[Values]:
                 yield where, row
 
 
-def _swallowed(field: str, row: dict[str, Any]) -> bool:
-    """Whether all further lines of a field look like rows: as many fields, and an id of the form of this row's."""
-    lines = [line.split(",") for line in field.splitlines()[1:] if line]
-    places = [place for place, name in enumerate(row) if name in ("query_id", "doc_id")]
-    forms = [re.sub(r"\d+", "0", str(value)) for value in row.values()]
-    return bool(lines) and all(
-        len(fields) == len(row) and any(re.sub(r"\d+", "0", fields[place]) == forms[place] for place in places)
-        for fields in lines
-    )
+def _swallowed(place: int, fields: list[str], columns: list[str]) -> bool:
+    """Whether a field over several lines looks like rows that a quote at its start has swallowed.
+
+    Without that quote each line is a row: with as many fields, and an id of the same form as in the first one.
+    """
+    lines = [line.split(",") for line in fields[place].splitlines() if line]
+    if len(lines) < 2:
+        return False
+    rows = [[*fields[:place], *lines[0]], *lines[1:-1], [*lines[-1], *fields[place + 1 :]]]
+    ids = [i for i, name in enumerate(columns) if name in ("query_id", "doc_id")]
+    if any(len(row) != len(columns) for row in rows):
+        return False
+    forms = [{i: re.sub(r"\d+", "0", row[i]) for i in ids} for row in rows]
+    return all(any(form[i] == forms[0][i] for i in ids) for form in forms)
 
 
 def _tsv(path: Path) -> Iterator[Values]:
@@ -111,9 +123,11 @@ def _tsv(path: Path) -> Iterator[Values]:
         columns: list[str] | None = None
         for number, line in enumerate(lines, start=1):
             fields, where = line.rstrip("\r\n").split("\t"), f"{path}:{number}"
+            if fields == [""]:
+                continue
             if columns is None:
                 columns = _header(fields, where)
-            elif fields != [""]:
+            else:
                 yield where, _row(columns, fields, where)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from xopt.runtime.data.fields import Judgements, Qrels, split_fields
+from xopt.runtime.data.fields import Judgements, Qrels, number_of, split_fields
 from xopt.runtime.data.tables import open_text
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import clean
@@ -16,6 +17,7 @@ __all__ = ["Qrels", "Run", "read_qrels", "read_run"]
 
 Run = dict[str, dict[str, float]]  # scores by query id and document id, a query's best document first
 HEADERS = ("score", "relevance", "rel", "grade", "label")  # of the last column
+MIXED = re.compile(r" Q?0 ", re.IGNORECASE)
 RUN = "query, Q0, document, rank, score and tag"
 QRELS = "query, 0, document and a whole grade, or the same without the 0"
 
@@ -31,7 +33,7 @@ def read_run(path: Path) -> Run:
         place, value = _number(rank), _number(score)
         tag = _number(fields[5]) if len(fields) > 5 else None
         # An id with a blank moves rank and score to the right: then the rank is a word, or the tag a fraction.
-        if place is None or value is None or (tag is not None and tag % 1):
+        if place is None or not math.isfinite(place) or value is None or (tag is not None and tag % 1):
             raise _unexpected(where, RUN, " ".join(fields))
         if not math.isfinite(value):
             raise BadInput(f"{where}: the score of document {doc_id!r} is {score}, not a finite number")
@@ -57,7 +59,9 @@ def read_qrels(path: Path) -> Qrels:
         if number == 0 and fields[-1].lower() in HEADERS:
             continue
         # The second of four fields is a number, or an id with a blank was cut there.
-        if len(fields) == 4 and fields[1].lower() != "q0" and _number(fields[1]) is None:
+        # Of three, none has a 0 of its own: there blanks and tabs are mixed.
+        mixed = len(fields) == 3 and (MIXED.search(fields[0] + " ") or MIXED.match(" " + fields[1]))
+        if mixed or (len(fields) == 4 and fields[1].lower() != "q0" and _number(fields[1]) is None):
             raise _unexpected(where, QRELS, " ".join(fields))
         judgements.add(fields[0], fields[-2], fields[-1], where)
     return judgements.qrels
@@ -71,7 +75,7 @@ def _unexpected(where: str, expected: str, line: str) -> BadInput:
 
 def _number(text: str) -> float | None:
     try:
-        return float(text)
+        return number_of(text)
     except ValueError:
         return None
 

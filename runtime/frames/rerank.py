@@ -128,7 +128,8 @@ def rerank(
 
     `query` and `text` name the columns with the two texts, which must be strings. A column named `score` that is there
     already is refused unless `overwrite`. A row with a null text has a null score, and so has one whose score is not
-    finite; both are counted in warnings. With `nulls="raise"` a null text raises BadInput.
+    finite; both are counted in warnings, but for `workers`, whose output Daft swallows: there count the nulls.
+    With `nulls="raise"` a null text raises BadInput.
 
     A model of several labels needs `label`: the number of the label whose logit is the score, two numbers for the
     difference of their logits, or "all" for a list of all logits a row, which nothing can sort by.
@@ -146,8 +147,8 @@ def rerank(
     _check_columns(candidates, (query, text), score, overwrite)
     _check_label(label, model.manifest.labels)
     for name, value in (("workers", workers), ("threads", threads)):
-        if value is not None and value < 1:
-            raise BadInput(f"{name} is {value}; give at least 1, or leave it out")
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise BadInput(f"{name} is {value}; give a whole number, at least 1, or leave it out")
     if nulls not in ("null", "raise"):
         raise BadInput(f"nulls is {nulls!r}; 'null' gives a null score to a null text, 'raise' refuses it")
     opener = functools.partial(
@@ -169,6 +170,8 @@ def rerank(
 def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], score: str, overwrite: bool) -> None:
     if not isinstance(candidates, daft.DataFrame):
         raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
+    if not all(isinstance(name, str) and name.strip() not in ("", "*") for name in (*texts, score)):
+        raise BadInput(f"columns {(*texts, score)}: name each by a text other than '*'")
     types = {field.name: field.dtype for field in candidates.schema()}
     for name in texts:
         if name not in types:

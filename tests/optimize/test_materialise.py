@@ -35,12 +35,14 @@ def test_a_fingerprint_tells_weights_and_tokenizers_apart_and_nothing_else(tmp_p
 
 
 def test_one_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "model").mkdir()
+    model = make_tiny(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
-    assert same_model("model/", "model")
-    assert same_model("./model", str(tmp_path / "model"))
-    assert not same_model("model", "demo")
-    assert not same_model("org/model", "org/other")
+    for name in ("model/", "./model", str(model)):
+        assert same_model(name, {"model": "model"})
+    monkeypatch.chdir("/")
+    assert same_model(str(model), {"model": "model", "sha256": fingerprint(model)})  # from another working directory
+    assert not same_model(str(model), {"model": "demo", "sha256": ""})
+    assert not same_model("org/model", {"model": "org/other"})
 
 
 def test_demo_is_the_built_in_model_whatever_lies_here(

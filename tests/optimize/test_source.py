@@ -18,7 +18,7 @@ from tiny import MAX_LENGTH, make_tiny
 from transformers import AutoTokenizer, BertModel, PreTrainedModel
 
 from xopt.optimize.export import export
-from xopt.optimize.parity import MAX_DIFFERENCE, hard_pairs, parity_pairs
+from xopt.optimize.parity import MAX_DIFFERENCE, pairs_for, parity_pairs
 from xopt.optimize.quantize import quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates, Row
@@ -40,6 +40,14 @@ def short_for_all(folder: Path) -> None:
 
 def only_documents_are_cut(folder: Path) -> None:
     change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": "only_second"}})
+
+
+def only_queries_are_cut(folder: Path) -> None:
+    change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": "only_first"}})
+
+
+def longer_than_the_tokenizer(folder: Path) -> None:
+    change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"max_length": 66}})
 
 
 def special_tokens_are_text(folder: Path) -> None:
@@ -66,6 +74,8 @@ ODD = (
     short,
     short_for_all,
     only_documents_are_cut,
+    only_queries_are_cut,
+    longer_than_the_tokenizer,
     special_tokens_are_text,
     no_token_types,
     cut_on_the_left,
@@ -79,8 +89,8 @@ def test_what_a_folder_says_is_done(tmp_path: Path, odd: Callable[[Path], None])
     plain = CrossEncoder(str(tmp_path / "model"))
     odd(tmp_path / "model")
     changed = CrossEncoder(str(tmp_path / "model"))
-    truncation = "only_second" if odd is only_documents_are_cut else "longest_first"
-    pairs = [*parity_pairs(MAX_LENGTH), *hard_pairs(plain.tokenizer, MAX_LENGTH, truncation)]
+    truncation = {only_documents_are_cut: "only_second", only_queries_are_cut: "only_first"}.get(odd, "longest_first")
+    pairs = pairs_for(plain.tokenizer, MAX_LENGTH, truncation)
     expected = changed.predict(pairs, activation_fn=torch.nn.Identity())
     assert np.abs(expected - plain.predict(pairs, activation_fn=torch.nn.Identity())).max() > 0.01  # it matters
     made = export(str(tmp_path / "model"), tmp_path / "out")
@@ -96,6 +106,11 @@ def test_what_a_folder_says_is_done(tmp_path: Path, odd: Callable[[Path], None])
 def processed_otherwise(folder: Path) -> str:
     change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"add_special_tokens": False}})
     return "its processing_kwargs set add_special_tokens=False, which is not reproduced"
+
+
+def no_room(folder: Path) -> str:
+    change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"max_length": 2}})
+    return "its max_length is 2, which leaves no room for 3 special tokens"
 
 
 def never_cut(folder: Path) -> str:
@@ -174,6 +189,7 @@ def shards(folder: Path) -> None:
 
 REFUSED = (
     processed_otherwise,
+    no_room,
     never_cut,
     a_head_of_modules,
     a_module_behind_the_head,

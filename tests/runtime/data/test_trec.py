@@ -51,6 +51,8 @@ def test_gzipped_runs_and_qrels_are_read(tmp_path: Path) -> None:
         ("q1 Q0 my doc 1 12.5", r"a.run:2: expected query, Q0, document"),  # no tag, and an id with a blank
         ("q1 Q0 doc 5 1 12.5", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0\tmy doc\t1\t12.5", r"a.run:2: expected query, Q0, document"),
+        ("q1 Q0 d1 nan 1.5 tag", r"a.run:2: expected query"),
+        ("q1 Q0 d1 1 1_000 tag", r"a.run:2: expected query"),
         ("q1\tmy doc\t1\t12.5", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0 d1 1 high tag", r"a.run:2: expected query"),
         ("q1 Q0 d1 1 nan tag", r"a.run:2: the score of document 'd1' is nan, not a finite"),
@@ -90,6 +92,8 @@ def test_bad_qrels_are_named(tmp_path: Path) -> None:
         ("q1 0 d1 0", r"qrels:2: document 'd1' of query 'q1' has another grade than in .*qrels:1"),
         ("q1 0 my doc 1", r"qrels:2: expected query, 0, document and a whole grade"),
         ("q1 my doc 1", r"qrels:2: expected query, 0, document and a whole grade"),
+        ("q1 0\td1\t1", r"qrels:2: expected query, 0, document and a whole grade"),
+        ("q1\t0 d1\t1", r"qrels:2: expected query, 0, document and a whole grade"),
         ("my q d1 1", r"qrels:2: expected query, 0, document and a whole grade"),
         ("q1 1", r"qrels:2: expected query, 0, document and a whole grade"),
     ):

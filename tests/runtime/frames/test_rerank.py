@@ -122,8 +122,11 @@ def test_what_cannot_be_run_is_refused_at_once(tiny: ModelFolder) -> None:
     for message, named in (
         ("no variant 'onnx-int4'", {"variant": "onnx-int4"}),
         ("device 'gpu': unknown; use cpu or cuda", {"device": "gpu"}),
-        ("workers is -1; give at least 1", {"workers": -1}),
-        ("threads is 0; give at least 1", {"threads": 0}),
+        ("workers is -1; give a whole number, at least 1", {"workers": -1}),
+        ("threads is 0; give a whole number, at least 1", {"threads": 0}),
+        ("workers is 1.5; give a whole number", {"workers": 1.5}),
+        ("name each by a text other than", {"query": "*"}),
+        ("name each by a text other than", {"score": None}),
         ("label=1: the model has one label", {"label": 1}),
         ("nulls is 'drop'", {"nulls": "drop"}),
     ):
