@@ -58,7 +58,7 @@ def cli(quiet: bool) -> None:
     `xopt optimize MODEL` does it all; the other commands do one step each on the model folder that
     the step before left on disk. MODEL is a hub id, a folder, or `demo`.
 
-    Exit codes: 0 done, 1 a gate failed or is undecided, 2 bad input.
+    Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 a verdict is undecided.
     """
     logger = logging.getLogger("xopt")
     logger.handlers = [logging.StreamHandler(sys.stderr)]

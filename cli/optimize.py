@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, device_option, gate_options, trust_option
+from xopt.cli.options import data_options, device_option, gate_options, minutes_option, trust_option
 from xopt.cli.output import Output, json_option, plain
-from xopt.cli.tables import print_bench, print_tuning, print_validation
+from xopt.cli.tables import print_advice, print_bench, print_tuning, print_validation
 
 if TYPE_CHECKING:
     from xopt.runtime.data.candidates import Candidates
@@ -27,6 +27,8 @@ __all__ = ["optimize"]
 @gate_options
 @click.option("--pairs", type=click.IntRange(min=1), default=160, show_default=True, help="Pairs in the bench.")
 @click.option("--repeat", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds of the bench.")
+@minutes_option
+@click.option("-v", "--verbose", is_flag=True, help="Also the plans that tune tried.")
 @device_option
 @trust_option
 @json_option
@@ -37,6 +39,8 @@ def optimize(
     bounds: dict[str, float],
     pairs: int,
     repeat: int,
+    minutes: float,
+    verbose: bool,
     device: str,
     trust_remote_code: bool,
     json_file: str | None,
@@ -46,8 +50,8 @@ def optimize(
     For a GPU half precision takes the place of INT8.
 
     MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
-    variant that fails a gate, or that the queries are too few for, is shown as such and not recommended.
-    DIR/report.html has it all.
+    part of the queries calibrates and tunes, the rest judges, fastest variant first. What fails a gate, or what
+    the queries or the minutes are too few for, is shown as such and not recommended. DIR/report.html has it all.
     """
     from xopt.optimize.pipeline import optimize as run
     from xopt.optimize.report.page import gather, render
@@ -55,18 +59,15 @@ def optimize(
     from xopt.runtime.files import write_text
 
     output, candidates = Output(json_file), read()
-    result = run(model, out or default_out(model), candidates, bounds, pairs, repeat, device, trust_remote_code)
+    result = run(
+        model, out or default_out(model), candidates, bounds, pairs, repeat, device, trust_remote_code, minutes
+    )
     output.json(result)
     page = Path(result.folder) / "report.html"
     write_text(page, render(gather([plain(result)]), None, markdown=False))
-    for tuning in result.tunings:
-        print_tuning(output, tuning)
+    print_advice(output, result.recommendation, result.validation)
     print_validation(output, result.validation)
     print_bench(output, result.bench)
-    advice = result.recommendation
-    output.line(f"Recommended: {advice.variant}, {advice.ratio:.1f} times torch-fp32/default. In Python:")
-    output.line("    from xopt.runtime import open_scorer")
-    output.line(f"    {advice.python}")
-    for variant, ratio in advice.undecided.items():
-        output.line(f"{variant} is faster, {ratio:.1f} times, and undecided: give --data with more queries.")
+    for tuning in result.tunings if verbose else ():
+        print_tuning(output, tuning)
     output.line(f"Report: {page}")

@@ -15,21 +15,24 @@ if TYPE_CHECKING:
     from xopt.optimize.judge.statistics import Interval
     from xopt.optimize.judge.verdict import Judged
     from xopt.optimize.judge.worst_queries import WorstQuery
+    from xopt.optimize.pipeline import Recommendation
     from xopt.optimize.steer import Steered
     from xopt.optimize.tune import Tuning
     from xopt.optimize.validate import Validation
     from xopt.runtime.bench.bench import Bench
 
-__all__ = ["print_bench", "print_explained", "print_steering", "print_tuning", "print_validation"]
+__all__ = ["print_advice", "print_bench", "print_explained", "print_steering", "print_tuning", "print_validation"]
 
 MIB = 1 << 20
 TEXT_WIDTH = 60
+ADVISED = ("tau", "top10", "dcg10_loss", "labels")
 MEASURES = {  # of a validation, as the table heads them; the JSON has all
     "tau": "tau-b",
     "rbo": "RBO",
     "top1": "top-1",
     "top10": "top-10",
     "inversions": "inversions",
+    "dcg10_loss": "DCG loss",
     "ndcg10": "nDCG@10",
     "ndcg10_drop": "its loss",
     "labels": "same label",
@@ -51,6 +54,23 @@ def print_tuning(out: Output, tuning: Tuning) -> None:
     out.table(title, ["callers x threads", "tokens a forward", "pairs/s", "rungs"], rows)
 
 
+def print_advice(out: Output, advice: Recommendation, validation: Validation) -> None:
+    """What to run, how much faster it is, what it costs in ranking, and what was left undecided and why."""
+    judged = {each.name: each for each in validation.judged}
+    chosen = judged[advice.variant]
+    cost = ", ".join(
+        f"{MEASURES[name]} {_interval(chosen.measures[name])}" for name in ADVISED if name in chosen.measures
+    )
+    out.line(
+        f"Recommended: {advice.variant}, {advice.ratio:.1f} times torch-fp32/default; {cost}; {chosen.queries} queries."
+    )
+    out.line(f"    from xopt.runtime import open_scorer; {advice.python}")
+    for variant, ratio in advice.undecided.items():
+        reasons = "; ".join(_reasons(judged[variant])) or "undecided"
+        out.line(f"{variant} is faster, {ratio:.1f} times. {reasons}")
+    out.line("")
+
+
 def print_validation(out: Output, validation: Validation) -> None:
     """Agreement, quality, noise and gates of each variant, then the query on which each one lost most."""
     graded = bool(validation.first_stage)
@@ -64,16 +84,26 @@ def print_validation(out: Output, validation: Validation) -> None:
         figures = [_interval(judged.measures[name]).replace(" [", "\n[") for name in measures]
         noise = "" if judged.noise is None else f"{judged.noise:.1g}"
         difference = f"{judged.mean_difference:.2g} / {judged.max_difference:.2g}"
-        rows.append([judged.name, *figures, difference, noise, judged.verdict])
+        rows.append([judged.name, str(judged.queries), *figures, difference, noise, judged.verdict])
     if graded:
         first = validation.first_stage
         figures = [_interval(first[name]).replace(" [", "\n[") if name in first else "" for name in measures]
-        rows.append(["first stage", *figures, "", "", ""])
-    title = f"agreement with the reference on {validation.data}: {validation.queries} queries, {validation.pairs} pairs"
-    title += f" ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
+        rows.append(["first stage", str(validation.queries), *figures, "", "", ""])
+    title = (
+        f"agreement with the reference on {validation.data}: {validation.queries} of {validation.all_queries} queries"
+    )
+    title += (
+        f", {validation.pairs} pairs ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
+    )
+    if validation.prepared_with:
+        title += f"; {validation.prepared_with} more calibrated and are left out"
+    if validation.reference_difference:
+        title += f"; scored by {validation.reference}, {validation.reference_difference:.1g} from sentence-transformers"
+    if validation.out_of_time:
+        title += "; the minutes ended before all was decided"
     if validation.missing or validation.extra:
         title += f"; the run lacks {validation.missing} of them and has {validation.extra} others"
-    out.table(title, ["variant", *measures.values(), "mean / max |Δ|", "noise", "verdict"], rows)
+    out.table(title, ["variant", "queries", *measures.values(), "mean / max |Δ|", "noise", "verdict"], rows)
     for judged in validation.judged:
         for reason in _reasons(judged):
             out.line(f"{judged.name}: {reason}")
@@ -101,7 +131,8 @@ def _reasons(judged: Judged) -> list[str]:
             reasons.append(f"FAIL: {asked}")
         elif result.verdict == "undecided":
             enough = f"; about {result.queries_needed:,} would do" if result.queries_needed else ""
-            reasons.append(f"undecided: {asked}; {result.interval.queries} queries are too few{enough}")
+            word = "not shown, and not held against it" if result.gate.veto else "undecided"
+            reasons.append(f"{word}: {asked}; {result.interval.queries} queries are too few{enough}")
     return reasons
 
 

@@ -13,6 +13,7 @@ from xopt.cli.options import (
     data_options,
     device_option,
     gate_options,
+    minutes_option,
     refuse,
     threads_option,
     trust_option,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["validate"]
 
+UNDECIDED_CODES = {None: 3, "pass": 0, "fail": 1}
+
 
 @click.command()
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path())
@@ -37,9 +40,21 @@ __all__ = ["validate"]
     type=click.Path(),
     help="Judge this TREC run, of any engine, in place of variants of DIR.",
 )
-@click.option("--reference", metavar="FILE", type=click.Path(), help="The TREC run that --scores is held against.")
+@click.option(
+    "--reference",
+    metavar="FILE|torch",
+    type=click.Path(),
+    help="The TREC run that --scores is held against; for DIR `torch`, which scores all of the reference, where "
+    "otherwise onnx-fp32 does it once it gives the same logits.",
+)
 @click.option("--qrels", metavar="FILE", type=click.Path(), help="With --scores: TREC qrels, for quality.")
 @gate_options
+@minutes_option
+@click.option(
+    "--undecided",
+    type=click.Choice(["pass", "fail"]),
+    help="The exit code of an undecided verdict: 0 or 1.  [default: 3]",
+)
 @threads_option
 @device_option
 @trust_option
@@ -52,6 +67,8 @@ def validate(
     reference: str | None,
     qrels: str | None,
     bounds: dict[str, float],
+    minutes: float,
+    undecided: str | None,
     threads: int | None,
     device: str,
     trust_remote_code: bool,
@@ -60,18 +77,20 @@ def validate(
     """Compare the ranking of variants with the FP32 model's, or of a run with another one.
 
     Scores the same candidates with the reference (torch, FP32, as sentence-transformers runs it) and each
-    variant of DIR. Exits with 1 where a gate fails, or where the queries are too few to decide.
+    variant of DIR, on as many queries as the gates need. Exits with 0 where all pass, 1 where a gate fails and
+    3 where the queries, or the minutes, are too few to decide.
     """
+    from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED
     from xopt.optimize.judge.verdict import gates_with
+    from xopt.optimize.validate import EXACT_VARIANT, validate_runs
     from xopt.optimize.validate import validate as run
-    from xopt.optimize.validate import validate_runs
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.scoring.variants import variants_on
 
     if (
         (scores is None) == (folder is None)
         or (scores and variants)
-        or (scores is None) != (reference is None)
+        or (scores is None) != (reference in (None, "torch"))
         or (qrels and not scores)
     ):
         raise click.UsageError(
@@ -79,14 +98,20 @@ def validate(
         )
     output = Output(json_file)
     if scores and reference:
-        refuse((*DATA_NAMES, "threads", "device", "trust_remote_code"), "goes with a model folder, not with --scores")
+        refuse(
+            (*DATA_NAMES, "minutes", "threads", "device", "trust_remote_code"),
+            "goes with a model folder, not with --scores",
+        )
         gates = gates_with(bounds, graded=qrels is not None)
         result = validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
     else:
         model, candidates = ModelFolder.open(str(folder), trust_remote_code), read()
         gates = gates_with(bounds, bool(candidates.qrels), model.manifest.labels)
-        result = run(model, variants or variants_on(model, device), candidates, gates, threads, device)
+        exact = None if reference == "torch" else EXACT_VARIANT
+        chosen = variants or variants_on(model, device)
+        result = run(model, chosen, candidates, gates, threads, device, exact=exact, minutes=minutes)
     output.json(result)
     print_validation(output, result)
-    if not result.passed:
-        raise SystemExit(1)
+    code = {PASSED: 0, FAILED: 1, UNDECIDED: UNDECIDED_CODES[undecided]}[result.verdict]
+    if code:
+        raise SystemExit(code)

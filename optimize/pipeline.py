@@ -15,7 +15,7 @@ from xopt.optimize.source import changed_since, same_model
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
-from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.data.candidates import Candidates, preparing
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import check_writable
 from xopt.runtime.folder import MANIFEST, ModelFolder
@@ -61,29 +61,34 @@ def optimize(
     repeat: int,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    minutes: float | None = None,
 ) -> Outcome:
     """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again.
 
-    `bounds` are those of `gates_with`: what the data cannot decide is said before the export, what the model
-    cannot as soon as that is done.
+    A part of the candidates' queries calibrates and tunes, the rest is timed and judged by; see `Candidates.split`.
+    Variants are judged fastest first, for at most `minutes`, until one has passed. `bounds` are those of `gates_with`:
+    what the data cannot decide is said before the export, what the model cannot as soon as that is done.
     """
     check_device(device)
     check_writable(out)  # before the work, not after it
     gates_with(bounds, bool(candidates.qrels), labels=None)
     folder = _exported(model, out, trust_remote_code)
     gates = gates_with(bounds, bool(candidates.qrels), folder.manifest.labels)
-    folder = _halved(folder) if device == "cuda" else _quantized(folder, candidates)
+    part, judging = preparing(candidates), candidates.split()[1]
+    folder = _halved(folder) if device == "cuda" else _quantized(folder, part)
     variants = variants_on(folder, device)
     plans = folder.manifest.plans.get(machine_name(device), {})
     kept = {v for v, plan in plans.items() if device == "cuda" or plan.callers * plan.threads == cores()}
     untuned = [variant for variant in variants if variant not in kept]
-    folder, tunings = tune(folder, untuned, candidates, device=device)
-    validation = validate(folder, variants, candidates, gates, device=device)
+    folder, tunings = tune(folder, untuned, part, device=device)
     cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
     for variant in map(folder.variant, variants):
         strategies = ("default", "planned") if variant.precision == "fp32" else ("planned",)
         cases += [Case(variant.name, strategy) for strategy in strategies]
-    measured = bench(folder, candidates.head(bench_pairs), cases, repeat=repeat, device=device)
+    measured = bench(folder, judging.head(bench_pairs), cases, repeat=repeat, device=device)
+    speeds = {m.case.variant: m.pairs_per_s for m in measured.measured if m.case.strategy == "planned"}
+    by_speed = sorted(variants, key=lambda variant: -speeds[variant])
+    validation = validate(folder, by_speed, judging, gates, device=device, minutes=minutes, first=True)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))
 
 
@@ -127,7 +132,7 @@ def _exported(model: str, out: Path, trusted: bool) -> ModelFolder:
         return export(model, out, trust_remote_code=trusted)
     folder = ModelFolder.open(out, trusted)
     kept = folder.manifest.source
-    if not same_model(kept["model"], model):
+    if not same_model(model, kept):
         raise BadInput(f"{out}: holds {kept['model']!r}, not {model!r}; choose another folder with -o")
     if changed_since(model, kept):
         raise BadInput(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,7 @@ from xopt.optimize.graph.int8_matmul import Rounded, quantize_matmuls
 from xopt.optimize.graph.outliers import find_blocks, split_outliers
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
 from xopt.optimize.graph.structure import read_graph, write_graph
-from xopt.runtime.data.candidates import Candidates, demo_candidates
+from xopt.runtime.data.candidates import Candidates, demo_candidates, preparing, query_hash
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
@@ -105,12 +105,13 @@ class Recipe:
 class Prepared:
     """A graph ready to be quantised: its products with the FP32 graph's name of each, and what they read.
 
-    `rounded` fills as recipes are made of it.
+    `queries`: the hashes of those that calibrated it. `rounded` fills as recipes are made of it.
     """
 
     model: onnx.ModelProto
     products: dict[str, str]
     seen: dict[str, Activations]
+    queries: frozenset[str]
     rounded: Rounded = field(default_factory=dict)
 
 
@@ -138,17 +139,23 @@ def quantize(
     """Add a variant of `SCHEMES`, made by `recipe` from `onnx/model.onnx`, in place of one that was there.
 
     MatMuls of tokens with constant weights become INT8; attention, embeddings and the head stay in
-    float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data unless given, where
-    the graph is not `prepared` already.
+    float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data's part for that unless given,
+    where the graph is not `prepared` already. The manifest keeps the hashes of all queries that it has seen, steering's
+    too: no verdict counts them.
     Raises BadInput where the FP32 graph is missing or damaged.
     """
     folder.check_writable()  # before the work, not after it
+    variant = recipe.variant
     if recipe.scheme == "stock":
         _quantize_dynamic(folder, recipe)
     else:
-        prepared = prepared or prepare(folder, recipe, calibration_pairs(candidates or demo_candidates()))
+        steered = candidates if prepared else None
+        given = candidates or preparing(demo_candidates())
+        prepared = prepared or prepare(folder, recipe, calibration_pairs(given))
+        seen = prepared.queries | {query_hash(row.query) for row in (steered.rows if steered else ())}
+        variant = replace(variant, recipe={**variant.recipe, "calibrated_with": sorted(seen)})
         write_graph(quantized(prepared, recipe), folder.path / recipe.file)
-    return folder.with_variant(recipe.variant)
+    return folder.with_variant(variant)
 
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:
@@ -165,7 +172,8 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
         }
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
     seen = calibrate(folder, model, read, pairs)
-    return Prepared(model if recipe.scheme == "static" else fuse_attention(model)[0], products, seen)
+    queries = frozenset(query_hash(query) for query, _ in pairs)
+    return Prepared(model if recipe.scheme == "static" else fuse_attention(model)[0], products, seen, queries)
 
 
 def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:

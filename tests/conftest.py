@@ -22,10 +22,16 @@ settings.load_profile("xopt")
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory: pytest.TempPathFactory, docs: Candidates) -> ModelFolder:
+def calibration() -> Candidates:
+    """Queries of the demo data that are none of `docs`: no verdict counts what has calibrated."""
+    return demo_candidates(queries=24, depth=6).between(8, 24)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory, calibration: Candidates) -> ModelFolder:
     """The demo model, exported and quantised: trained weights, for where behaviour is at stake. Not to be changed."""
     out = tmp_path_factory.mktemp("demo") / "demo-xopt"
-    return quantize(export("demo", out), recipe_for(detect_target()), docs)
+    return quantize(export("demo", out), recipe_for(detect_target()), calibration)
 
 
 @pytest.fixture
@@ -35,10 +41,10 @@ def demo_copy(demo: ModelFolder, tmp_path: Path) -> ModelFolder:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, docs: Candidates) -> ModelFolder:
+def tiny(tmp_path_factory: pytest.TempPathFactory, calibration: Candidates) -> ModelFolder:
     """A tiny random BERT, exported and quantised. Not to be changed."""
     root = tmp_path_factory.mktemp("tiny")
-    return quantize(export(str(make_tiny(root / "bert")), root / "bert-xopt"), recipe_for(detect_target()), docs)
+    return quantize(export(str(make_tiny(root / "bert")), root / "bert-xopt"), recipe_for(detect_target()), calibration)
 
 
 @pytest.fixture

@@ -59,9 +59,12 @@ def test_the_steps_run_one_after_the_other(xopt: Xopt, tmp_path: Path, rows: Pat
     tuned = xopt("tune", out, "--variant", "onnx-int8", "--data", rows, "--threads", 1)
     assert tuned.exit_code == 0, tuned.output
     assert "callers x threads" in tuned.stdout
-    checked = xopt("validate", out, "--data", rows, "--queries", 1, "--json", "-")
+    arguments = ("validate", out, "--data", rows, "--queries", 1, "--json", "-")
+    checked = xopt(*arguments)
     result = json.loads(checked.stdout)
-    assert checked.exit_code == (0 if result["passed"] else 1)
+    assert checked.exit_code == {"pass": 0, "fail": 1, "undecided": 3}[result["verdict"]]
+    torch = json.loads(xopt(*arguments, "--reference", "torch").stdout)
+    assert (result["reference"], torch["reference"]) == ("onnx-fp32", "torch-fp32")
     assert (result["queries"], result["pairs"]) == (1, 5)
     assert "tau-b" in checked.stderr
 
@@ -82,6 +85,20 @@ def test_runs_of_any_engine_are_held_against_each_other(xopt: Xopt, tmp_path: Pa
     assert result.exit_code == 1
     assert "scores.run: FAIL: tau -1.000" in result.stdout
     assert "where scores.run differs most: query q0" in result.stdout
+
+
+def test_too_few_queries_are_exit_code_3_unless_told(xopt: Xopt, tmp_path: Path) -> None:
+    for name, swapped in (("a.run", False), ("b.run", True)):
+        lines = [f"q{q} Q0 d{d} 0 {-d - 1.5 * (swapped and d == 3)} any\n" for q in range(9) for d in range(20)]
+        (tmp_path / name).write_text("".join(lines))
+    arguments = ("validate", "--scores", tmp_path / "b.run", "--reference", tmp_path / "a.run")
+    assert [xopt(*arguments, *way).exit_code for way in ((), ("--undecided", "pass"), ("--undecided", "fail"))] == [
+        3,
+        0,
+        1,
+    ]
+    refused = xopt(*arguments, "--minutes", 3)
+    assert (refused.exit_code, "--minutes goes with a model folder" in refused.stderr) == (2, True)
 
 
 def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, tiny_copy: ModelFolder) -> None:
@@ -149,7 +166,8 @@ def test_the_main_job_runs_twice_on_a_users_own_data(
     arguments = ["optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1]
     first = xopt(*arguments)
     assert first.exit_code == 0, first.output
-    assert "Recommended: " in first.stdout
+    assert first.stdout.startswith("Recommended: ")
+    assert "callers x threads" not in first.stdout
     assert "open_scorer" in first.stdout
     assert ("openvino-int8/planned" in first.stdout) == BACKENDS["openvino"].installed()
     second = xopt(*arguments, "--json", "-")
@@ -162,5 +180,5 @@ def test_the_main_job_runs_twice_on_a_users_own_data(
         weights.write(b"\0\0\0\1")
     changed = xopt(*arguments)
     assert (changed.exit_code, "changed since" in changed.stderr, "--force" in changed.stderr) == (2, True, True)
-    other = xopt("optimize", make_tiny(tmp_path / "other"), "-o", out, "--data", rows)
+    other = xopt("optimize", make_tiny(tmp_path / "other", "roberta"), "-o", out, "--data", rows)
     assert (other.exit_code, "choose another folder" in other.stderr) == (2, True)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.data.quality import discounts
 
 __all__ = [
     "TOPS",
@@ -43,7 +44,9 @@ class Agreement:
     top1 to top10: the share of the reference's best k among the variant's. inversions: the share of
     pairs of documents that the reference tells apart and the variant puts the other way round. Ties
     are ties in all of them. tau, spearman and inversions are over queries with at least two candidates, top k
-    over those with more than k: of k or fewer there is nothing to choose.
+    over those with more than k: of k or fewer there is nothing to choose. dcg10_loss: the share of DCG@10 that the
+    variant's order loses against the reference's, where a document's gain is the sigmoid of the reference's logit:
+    it needs no labels, and what the reference finds irrelevant weighs nothing.
     """
 
     tau: float
@@ -54,6 +57,7 @@ class Agreement:
     top5: float
     top10: float
     inversions: float
+    dcg10_loss: float
     mean_difference: float
     max_difference: float
 
@@ -61,7 +65,9 @@ class Agreement:
 def agreement(candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0) -> Agreement:
     """Compare float32[n] logits of the candidates' rows with the reference's; see `agreement_by_query`."""
     means = {
-        name: float(np.nanmean(values)) if np.isfinite(values).any() else float(name != "inversions")
+        name: float(np.nanmean(values))
+        if np.isfinite(values).any()
+        else float(name not in ("inversions", "dcg10_loss"))
         for name, values in agreement_by_query(candidates, reference, scores, noise).items()
     }
     return Agreement(**means, **differences(reference, scores))
@@ -87,9 +93,10 @@ def agreement_by_query(candidates: Candidates, reference: Scores, scores: Scores
         tau, rho = (_correlation(measure, expected, got) for measure in (stats.kendalltau, stats.spearmanr))
         shares = overlaps(expected, got)
         tops = [shares[k - 1] if k < len(expected) else np.nan for k in TOPS]
-        rows.append((tau, rho, _rank_biased(shares), *tops, _inversions(expected, got, noise)))
+        loss = _dcg_loss(expected, got)
+        rows.append((tau, rho, _rank_biased(shares), *tops, _inversions(expected, got, noise), loss))
     columns = np.array(rows, np.float64).T
-    names = ("tau", "spearman", "rbo", *(f"top{k}" for k in TOPS), "inversions")
+    names = ("tau", "spearman", "rbo", *(f"top{k}" for k in TOPS), "inversions", "dcg10_loss")
     return dict(zip(names, columns, strict=True))
 
 
@@ -142,6 +149,13 @@ def _inversions(expected: Scores, got: Scores, noise: float) -> float:
         better += int((above & (got[rows, None] > got)).sum())
         worse += int((above & (got[rows, None] < got)).sum())
     return (apart - better + worse) / (2 * apart) if apart else np.nan
+
+
+def _dcg_loss(expected: Scores, got: Scores) -> float:
+    if len(expected) < 2:
+        return np.nan
+    gains = 1 / (1 + np.exp(-np.clip(expected.astype(np.float64), -500, 500)))
+    return 1 - float(gains @ discounts(got)) / float(gains @ discounts(expected))
 
 
 def broken(candidates: Candidates, reference: Scores, scores: Scores) -> str:

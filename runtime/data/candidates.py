@@ -6,7 +6,7 @@ import hashlib
 import logging
 import sysconfig
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,11 +23,12 @@ from xopt.runtime.scoring.encode import Pair
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Candidates", "Row", "demo_candidates", "read_candidates"]
+__all__ = ["Candidates", "Row", "demo_candidates", "preparing", "query_hash", "read_candidates"]
 
 DEMO = "demo"
-DEMO_QUERIES, DEMO_DEPTH = 64, 25
+DEMO_QUERIES, DEMO_DEPTH = 512, 25
 COLLECTION_DEPTH = 100
+PREPARING = 64  # queries at most that calibrating, tuning and steering may see, and no verdict
 SPLIT = "test"
 # Parts that some distributions leave out, and what is no documentation:
 NOT_EVERYWHERE = frozenset(
@@ -96,9 +97,47 @@ class Candidates:
         drawn = np.sort(np.random.default_rng(0).permutation(len(groups))[:queries])
         return self._only(tuple(row for i in drawn for row in self.rows[groups[i]]))
 
+    def shuffled(self) -> Candidates:
+        """The queries in a random order, always the same, each with its candidates as they were."""
+        groups = list(self.groups().values())
+        order = np.random.default_rng(1).permutation(len(groups))
+        return self._only(tuple(row for i in order for row in self.rows[groups[i]]))
+
+    def between(self, first: int, last: int) -> Candidates:
+        """The queries from number `first` up to, without, `last`."""
+        rows = list(self.groups().values())[first:last]
+        return self._only(self.rows[rows[0].start : rows[-1].stop] if rows else ())
+
+    def without(self, hashes: Collection[str]) -> Candidates:
+        """The queries whose `query_hash` is none of these."""
+        return self._only(tuple(row for row in self.rows if query_hash(row.query) not in hashes)) if hashes else self
+
+    def split(self) -> tuple[Candidates, Candidates]:
+        """A part to prepare with (calibrate, tune, steer) and the rest, to judge by: they share no query.
+
+        A fifth of the queries, `PREPARING` at most, chosen by their texts. A single query is judged by, and there is
+        none to prepare with.
+        """
+        groups = self.groups()
+        count = min(PREPARING, max(1, len(groups) // 5)) if len(groups) > 1 else 0
+        by_hash = sorted(groups, key=lambda q: query_hash(self.rows[groups[q].start].query))
+        chosen = set(by_hash[:count])
+        parts = [tuple(r for r in self.rows if (r.query_id in chosen) is side) for side in (True, False)]
+        return self._only(parts[0]), self._only(parts[1])
+
     def _only(self, rows: tuple[Row, ...]) -> Candidates:
         kept = {row.query_id for row in rows}
         return Candidates(self.name, rows, {q: judged for q, judged in self.qrels.items() if q in kept})
+
+
+def preparing(candidates: Candidates) -> Candidates:
+    """The part of candidates to calibrate, tune and steer with: the demo data's, where a single query leaves none."""
+    return candidates.split()[0] if len(candidates.groups()) > 1 else demo_candidates().split()[0]
+
+
+def query_hash(query: str) -> str:
+    """Twelve digits of a query's sha256, by which a manifest tells which queries calibrated a variant."""
+    return hashlib.sha256(query.encode()).hexdigest()[:12]
 
 
 def read_candidates(
@@ -121,7 +160,7 @@ def read_candidates(
     """
     path = Path(data)
     try:
-        beir = data != DEMO and path.is_dir()
+        beir = data != DEMO and path.is_dir() and not any(path.glob("*.parquet"))
         if split and not beir and not data.startswith("hf:"):
             raise BadInput(f"{data}: has no splits to choose from; --split is for BEIR folders and hf: datasets")
         if beir or data.startswith("irds:"):
@@ -142,7 +181,9 @@ def read_candidates(
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise BadInput(f"{data}: cannot be read ({error}); files are text in UTF-8, gzipped or not") from error
     if not found.rows:
-        raise BadInput(f"{data}: no candidates in it; each row needs {' and '.join(TEXTS)}")
+        raise BadInput(
+            f"{data}: no candidates in it; each row needs {' and '.join(TEXTS)}, of CSV and TSV below a header"
+        )
     _warn_of_strangers(found)
     return found.cut(depth).draw(queries)
 

@@ -17,7 +17,7 @@ from scipy import stats
 
 from xopt.runtime.data.candidates import Candidates
 
-__all__ = ["CUT", "quality_by_query"]
+__all__ = ["CUT", "discounts", "quality_by_query"]
 
 CUT = 10  # ranks that count
 DISCOUNTS = 1 / np.log2(np.arange(CUT) + 2)
@@ -45,19 +45,30 @@ def _of_query(
     judged: NDArray[np.float64], grades: NDArray[np.float64], scores: NDArray[np.floating[Any]]
 ) -> tuple[float, float, float]:
     """nDCG, reciprocal rank and recall of one query; `judged` holds the grades of all its judged documents."""
-    places = -np.where(np.isnan(scores), -np.inf, scores)
-    above = stats.rankdata(places, "min").astype(int) - 1  # documents that are ranked before, whatever the order
-    tied = stats.rankdata(places, "max").astype(int) - above
-    seen = np.concatenate([[0.0], np.cumsum(DISCOUNTS)])
-    within = np.minimum(above + tied, CUT), np.minimum(above, CUT)
-    discounts = (seen[within[0]] - seen[within[1]]) / tied  # means over the ranks that a document can have
+    above, tied = _ranks(scores)
     ideal = np.sort(np.maximum(judged, 0))[::-1][:CUT]
     best = float(ideal @ DISCOUNTS[: len(ideal)])
     relevant = grades >= 1
     known = int((judged >= 1).sum())
-    ndcg = float(np.maximum(grades, 0) @ discounts) / best if best else 0.0
-    recall = float(((within[0] - within[1]) / tied)[relevant].sum()) / known if known else 0.0
+    ndcg = float(np.maximum(grades, 0) @ discounts(scores)) / best if best else 0.0
+    within = np.minimum(above + tied, CUT) - np.minimum(above, CUT)  # ranks of a tie that count
+    recall = float((within / tied)[relevant].sum()) / known if known else 0.0
     return ndcg, _reciprocal_rank(above, tied, relevant), recall
+
+
+def discounts(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The weight of each document's rank in DCG@10: the mean over the ranks that it can have within its tie."""
+    above, tied = _ranks(scores)
+    seen = np.concatenate([[0.0], np.cumsum(DISCOUNTS)])
+    weights: NDArray[np.float64] = (seen[np.minimum(above + tied, CUT)] - seen[np.minimum(above, CUT)]) / tied
+    return weights
+
+
+def _ranks(scores: NDArray[np.floating[Any]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """How many documents are ranked before each one, whatever the order of ties, and how many share its score."""
+    places = -np.where(np.isnan(scores), -np.inf, scores)
+    above = stats.rankdata(places, "min").astype(np.intp) - 1
+    return above, stats.rankdata(places, "max").astype(np.intp) - above
 
 
 def _reciprocal_rank(above: NDArray[np.intp], tied: NDArray[np.intp], relevant: NDArray[np.bool_]) -> float:

@@ -157,6 +157,7 @@ def test_a_tsv_has_no_quotes(tmp_path: Path) -> None:
         (['1,q,x,"Unclosed', "1,q,y,second", '1,q,z,third"'], r"t.csv:2: a quoted field reaches to line 4"),
         (['7,q,d1,"Unclosed', "12,r,d23,second, or, third".replace(", ", ";"), '3,s,d4,third"'], r"t.csv:2: a quoted"),
         (['1,q,x,"Unclosed', "1,q,y,second"], r"t.csv:2: not CSV"),
+        (['1,"Unclosed,d1,first', '1,q",d2,second'], r"t.csv:2: a quoted field reaches to line 3"),
         (["1,q,x,first", "1,q,y"], r"t.csv:3: 3 fields, starting '1', below a header of 4"),
         (["1,q,x,first", "1,q,y,one, two"], r"t.csv:3: 5 fields"),
     ],
@@ -247,16 +248,24 @@ def test_what_stands_twice_in_a_row_is_refused(tmp_path: Path) -> None:
         read_candidates(str(tmp_path / "t.parquet"))
 
 
+def test_a_folder_of_parquet_files_is_one_table(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").mkdir()
+    for i in range(2):
+        write(tmp_path / "t.parquet" / f"part-{i}.parquet", [{**GOOD, "doc_id": f"d{i}", "text": f"text {i}"}])
+    assert [row.doc_id for row in read_candidates(str(tmp_path / "t.parquet")).rows] == ["d0", "d1"]
+
+
 def test_a_title_stands_above_the_text_or_for_it(tmp_path: Path) -> None:
-    titles = [("A", "text"), ("A", None), ("", "text"), (None, ""), (5, "text")]
+    titles = [("A", "text"), ("B", None), ("", "text b"), (None, ""), (5, "text"), ("C", "")]
     rows = [{**GOOD, "doc_id": i, "title": title, "text": text} for i, (title, text) in enumerate(titles)]
     found = jsonl(tmp_path, *rows)
     assert [(row.doc_id, row.text) for row in found.rows] == [
         ("0", "A\ntext"),
-        ("1", "A"),
-        ("2", "text"),
+        ("1", "B"),
+        ("2", "text b"),
         ("3", ""),
         ("4", "5\ntext"),
+        ("5", "C"),
     ]
 
 
@@ -277,14 +286,6 @@ def test_gzip_is_known_by_content(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"d.json.gz: unknown kind"):
         (tmp_path / "d.json.gz").touch()
         read_candidates(str(tmp_path / "d.json.gz"))
-
-
-def test_demo_is_the_built_in_data_whatever_lies_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
-    assert len(read_candidates("demo", queries=2).groups()) == 2
-    with pytest.raises(BadInput, match=r"demo: no corpus.jsonl"):
-        read_candidates("./demo")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # datasets leaves a CSV file open

@@ -1,0 +1,88 @@
+"""Looking several times errs no more than looking once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from xopt.optimize.judge.looks import FIRST_LOOK, look_sizes, one_sided_levels
+from xopt.optimize.judge.statistics import ALPHA, FAILED, PASSED, UNDECIDED, Gate, hold
+from xopt.optimize.judge.verdict import SWAP
+
+RUNS = 3000
+Values = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def test_one_look_has_the_whole_error() -> None:
+    assert one_sided_levels([40], ALPHA) == pytest.approx([ALPHA], abs=1e-4)
+
+
+@given(st.integers(1, 20_000))
+def test_looks_double_and_end_with_all_queries(queries: int) -> None:
+    sizes = look_sizes(queries)
+    assert sizes[-1] == queries
+    assert all(later >= 4 / 3 * size for size, later in itertools.pairwise(sizes))
+    assert sizes[0] == min(FIRST_LOOK, queries) or len(sizes) == 1
+
+
+@pytest.mark.parametrize("queries", [100, 300, 1000, 5000])
+def test_a_brownian_motion_crosses_the_bounds_as_often_as_it_may(queries: int) -> None:
+    sizes = look_sizes(queries)
+    steps = np.random.default_rng(0).normal(size=(100_000, len(sizes))) * np.sqrt(np.diff([0, *sizes]))
+    bounds = stats.norm.isf(one_sided_levels(sizes, ALPHA))
+    assert ((steps.cumsum(1) / np.sqrt(sizes)) > bounds).any(1).mean() == pytest.approx(ALPHA, abs=0.003)
+    alone = ((steps.cumsum(1) / np.sqrt(sizes)) > stats.norm.isf(ALPHA)).any(1).mean()
+    assert alone > 1.5 * ALPHA  # what looking without them does
+
+
+def taus(random: np.random.Generator, n: int) -> np.ndarray:
+    return 1 - 0.07 * random.gamma(2, 0.5, n)  # mean 0.93, skewed as agreement is
+
+
+def overlaps(random: np.random.Generator, n: int) -> np.ndarray:
+    return random.binomial(10, 0.9, n) / 10
+
+
+def losses(random: np.random.Generator, n: int) -> np.ndarray:
+    return 0.01 * random.gamma(0.7, 1 / 0.7, n)  # many near 0, a few large
+
+
+def drops(random: np.random.Generator, n: int) -> np.ndarray:
+    moved = random.random(n) < 0.13  # of one relevant document, by a rank or more
+    size = random.choice([0.07, 0.13, 0.37], n)
+    return np.where(moved, size * random.choice([-1, 1], n), 0.0) + 0.005
+
+
+AT_THE_EDGE = [
+    (Gate("tau", 0.93), taus),
+    (Gate("top10", 0.9), overlaps),
+    (Gate("dcg10_loss", 0.01, at_most=True), losses),
+    (Gate("ndcg10_drop", 0.005, at_most=True, unseen=SWAP), drops),
+]
+
+
+@pytest.mark.parametrize(("gate", "values"), AT_THE_EDGE, ids=lambda value: getattr(value, "measure", ""))
+def test_at_a_gates_edge_few_pass_with_all_looks(gate: Gate, values: Values) -> None:
+    random, sizes = np.random.default_rng(3), look_sizes(300)
+    levels = one_sided_levels(sizes, ALPHA)
+    passed = 0
+    for _ in range(RUNS):
+        drawn = values(random, sizes[-1])
+        verdicts = (hold(gate, drawn[:size], False, level).verdict for size, level in zip(sizes, levels, strict=True))
+        passed += next((verdict for verdict in verdicts if verdict != UNDECIDED), UNDECIDED) == PASSED
+    assert passed / RUNS <= 0.05
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.05, PASSED), (-0.05, FAILED)])
+def test_what_is_clear_is_decided_at_the_first_look(shift: float, verdict: str) -> None:
+    random, sizes = np.random.default_rng(4), look_sizes(5000)
+    level = one_sided_levels(sizes, ALPHA)[0]
+    found = [hold(Gate("tau", 0.93), taus(random, sizes[0]) + shift, False, level).verdict for _ in range(200)]
+    assert found.count(verdict) > 90
+    assert not set(found) - {verdict, UNDECIDED}
