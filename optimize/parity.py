@@ -76,9 +76,10 @@ def hard_pairs(tokenizer: Any, max_length: int) -> list[Pair]:
     """Pairs that show what a tokenizer was told: special tokens in texts, either text too long, both, none, odd."""
     special = " a ".join(dict.fromkeys(tokenizer.all_special_tokens))
     words = TEXT.split()
-    long = " ".join(words[i % len(words)] for i in range(2 * max_length))
+    long, half = (" ".join(words[i % len(words)] for i in range(n)) for n in (2 * max_length, max_length // 2))
     return [
-        (" ".join(long.split()[: max_length // 2]), long),
+        (half, long),
+        (long, half),
         ("data", special),
         (special, "index shard"),
         (long, "index shard"),
