@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
+from xopt.runtime.machine import has_bf16
 from xopt.runtime.scoring.backends.backend import UNPADDED, PaddedArrays
 
 try:
@@ -20,7 +21,8 @@ except ImportError as error:
 __all__ = ["OpenVinoBackend"]
 
 ELSE = 1  # the branch of an If for padded pairs
-PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # of what is not INT8
+# Of what is not INT8; with INT8 products bfloat16 between them where the processor multiplies it.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "f32"}
 
 
 class OpenVinoBackend(PaddedArrays):
