@@ -96,7 +96,7 @@ def print_validation(out: Output, validation: Validation) -> None:
         f", {validation.pairs} pairs ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
     )
     if validation.prepared_with:
-        title += f"; {validation.prepared_with} more calibrated and are left out"
+        title += f"; {validation.prepared_with} more calibrated or tuned and are left out"
     if validation.reference_difference:
         title += f"; scored by {validation.reference}, {validation.reference_difference:.1g} from sentence-transformers"
     if validation.out_of_time:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from xopt.optimize.export import export
@@ -89,6 +89,8 @@ def optimize(
     speeds = {m.case.variant: m.pairs_per_s for m in measured.measured if m.case.strategy == "planned"}
     by_speed = sorted(variants, key=lambda variant: -speeds[variant])
     validation = validate(folder, by_speed, judging, gates, device=device, minutes=minutes, first=True)
+    apart = len(candidates.groups()) - len(judging.groups())
+    validation = replace(validation, prepared_with=validation.prepared_with + apart)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))
 
 

@@ -43,10 +43,10 @@ Scores = NDArray[np.floating[Any]]
 class Validation:
     """All variants, or the run, on the same candidates. `first_stage` is empty where there are no qrels.
 
-    queries and pairs: those that were scored, of `all_queries`; `prepared_with` more calibrated a variant and were left
-    out. reference: what scored for the reference, and `reference_difference` the largest difference of its logits to
-    sentence-transformers' on the first pairs. out_of_time: the minutes ended before all was decided. `missing` and
-    `extra` count documents of the reference that a run lacks, and a run's that the reference lacks.
+    queries and pairs: what was scored, of `all_queries`; `prepared_with` more calibrated a variant, or tuned, and
+    were left out. reference: what scored for the reference, and `reference_difference` the largest difference of its
+    logits to sentence-transformers' on the first pairs. out_of_time: the minutes ended before all was decided.
+    `missing` and `extra` count documents of the reference that a run lacks, and a run's that the reference lacks.
     """
 
     data: str
