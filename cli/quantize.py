@@ -64,7 +64,6 @@ def quantize(
     from xopt.optimize.quantize import SCHEMES, detect_target, prepare, recipe_for
     from xopt.optimize.quantize import quantize as run
     from xopt.optimize.steer import steer
-    from xopt.runtime.data.candidates import preparing
     from xopt.runtime.folder import ModelFolder
 
     if int8 == fp16:
@@ -82,7 +81,11 @@ def quantize(
     model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)
     output = Output(json_file)
     model.check_writable()  # before the data are read
-    candidates = None if scheme == "stock" else preparing(read())
+    candidates = None
+    if scheme != "stock":
+        whole = read()
+        part, _ = whole.split()
+        candidates = part if part.rows else whole  # one query calibrates, and judges nothing later
     steered = prepared = None
     if candidates and bounds:
         gates = [

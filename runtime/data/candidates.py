@@ -131,8 +131,11 @@ class Candidates:
 
 
 def preparing(candidates: Candidates) -> Candidates:
-    """The part of candidates to calibrate, tune and steer with: the demo data's, where a single query leaves none."""
-    return candidates.split()[0] if len(candidates.groups()) > 1 else demo_candidates().split()[0]
+    """The part of candidates to prepare with: the demo data's, with a warning, where one query leaves none."""
+    if len(candidates.groups()) > 1:
+        return candidates.split()[0]
+    log.warning("%s: its only query is left to judge by; the demo data calibrate and tune", candidates.name)
+    return demo_candidates().split()[0]
 
 
 def query_hash(query: str) -> str:
