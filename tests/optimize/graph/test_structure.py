@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -53,3 +56,19 @@ def test_half_of_a_model_over_the_limit_is_a_graph_again(tiny_copy: ModelFolder,
     assert np.abs(scores - expected).max() < 0.05
     write_graph(onnx.load(file), file)  # small enough now: no weights stay behind
     assert not data_file(file).exists()
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_weights_behind_a_link_are_read(
+    tiny_copy: ModelFolder, docs: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[..., None]
+) -> None:
+    file = tiny_copy.path / ONNX_FILE
+    monkeypatch.setattr(module, "LIMIT_BYTES", 1000)
+    write_graph(onnx.load(file), file)
+    made = tiny_copy.with_variant(tiny_copy.variant("onnx-fp32"))
+    blob = data_file(file).rename(tmp_path / "blob")  # as a hub's cache has it
+    link(data_file(file), blob)
+    monkeypatch.undo()
+    quantised = quantize(made, recipe_for("avx2", "stock"))
+    assert np.isfinite(open_scorer(quantised.path, "onnx-int8-stock").score(docs.pairs[:4])).all()
+    assert halve(made).variant("onnx-fp16").file
