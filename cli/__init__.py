@@ -1,1 +1,1 @@
-"""The command line: each command parses, calls one function and prints."""
+"""The command line: the `xopt` command, and the options and tables that commands share."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import click
 
-from xopt.cli.bench import bench
-from xopt.cli.export import export
-from xopt.cli.optimize import optimize
-from xopt.cli.quantize import quantize
-from xopt.cli.report import report
-from xopt.cli.tune import tune
-from xopt.cli.validate import validate
+from xopt.cli.commands.bench import bench
+from xopt.cli.commands.export import export
+from xopt.cli.commands.optimize import optimize
+from xopt.cli.commands.quantize import quantize
+from xopt.cli.commands.report import report
+from xopt.cli.commands.tune import tune
+from xopt.cli.commands.validate import validate
 from xopt.runtime.errors import BadInput, GateFailed
 
 __all__ = ["cli", "main"]

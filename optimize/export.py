@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from xopt.optimize.parity import check_parity, expected_logits, first_line, pairs_for
-from xopt.optimize.source import check_cross_encoder, check_files, check_weights, fingerprint, local_folder, materialise
+from xopt.optimize.model.parity import check_parity, expected_logits, first_line, pairs_for
+from xopt.optimize.model.source import (
+    check_cross_encoder,
+    check_files,
+    check_weights,
+    fingerprint,
+    local_folder,
+    materialise,
+)
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import already_there, check_writable, new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder

@@ -10,8 +10,8 @@ from xopt.optimize.export import export
 from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
 from xopt.optimize.judge.verdict import gates_with
+from xopt.optimize.model.source import changed_since, same_model
 from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
-from xopt.optimize.source import changed_since, same_model
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench

@@ -17,11 +17,12 @@ ROOMS = [  # each may import from itself and from those before it
     "xopt.runtime.bench",
     "xopt.optimize.graph",
     "xopt.optimize.judge",
+    "xopt.optimize.model",
     "xopt.optimize.report",
     "xopt.optimize",
     "xopt.cli",
 ]
-STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "report")]  # do not know each other
+STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "model", "report")]  # do not know each other
 OWNERS = {  # in runtime, the modules that import a library
     "daft": {"rerank.py", "in_daft.py"},
     "openvino": {"openvino.py"},

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
-from xopt.optimize.parity import TEXT
+from xopt.optimize.model.parity import TEXT
 
 MAX_LENGTH = 64
 SIZES: dict[str, Any] = {

@@ -20,7 +20,7 @@ import peft
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from xopt.optimize.demo import BASE_ID, base_folder
+from xopt.optimize.model.demo import BASE_ID, base_folder
 from xopt.runtime.beir import read_beir
 from xopt.runtime.data.bm25 import bm25_ranking
 from xopt.runtime.data.docstrings import read_docstrings

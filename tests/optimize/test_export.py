@@ -14,9 +14,9 @@ from sentence_transformers import CrossEncoder
 from tiny import ARCHITECTURES, MAX_LENGTH, make_tiny
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from xopt.optimize import parity as parity_module
+from xopt.optimize.model import parity as parity_module
 from xopt.optimize.export import export
-from xopt.optimize.parity import MAX_DIFFERENCE, parity_pairs
+from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.bench.strategy import ScorerSpec

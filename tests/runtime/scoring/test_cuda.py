@@ -11,7 +11,7 @@ import torch
 from tiny import MAX_LENGTH, make_tiny
 
 from xopt.optimize.export import export
-from xopt.optimize.parity import parity_pairs
+from xopt.optimize.model.parity import parity_pairs
 from xopt.optimize.tune import tune
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.folder import ModelFolder, Plan

@@ -14,7 +14,7 @@ from tiny import make_tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from xopt.optimize.parity import TEXT
+from xopt.optimize.model.parity import TEXT
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import Manifest, ModelFolder
 from xopt.runtime.scoring.encode import WINDOW_CHARACTERS, Encoder, clean, windows

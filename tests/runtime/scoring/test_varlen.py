@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import MAX_LENGTH, make_tiny
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from xopt.optimize.parity import parity_pairs
+from xopt.optimize.model.parity import parity_pairs
 from xopt.runtime.scoring.backends.packed import pack
 from xopt.runtime.scoring.backends.varlen import VARLEN_TYPES, VarlenNetwork
 from xopt.runtime.scoring.encode import Tokens

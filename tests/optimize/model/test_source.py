@@ -18,7 +18,7 @@ from tiny import MAX_LENGTH, make_tiny
 from transformers import AutoTokenizer, BertModel, PreTrainedModel
 
 from xopt.optimize.export import export
-from xopt.optimize.parity import MAX_DIFFERENCE, pairs_for, parity_pairs
+from xopt.optimize.model.parity import MAX_DIFFERENCE, pairs_for, parity_pairs
 from xopt.optimize.quantize import quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates, Row

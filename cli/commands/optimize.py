@@ -53,9 +53,9 @@ def optimize(
     part of the queries calibrates and tunes, the rest judges, fastest variant first. What fails a gate, or what
     the queries or the minutes are too few for, is shown as such and not recommended. DIR/report.html has it all.
     """
+    from xopt.optimize.model.source import default_out
     from xopt.optimize.pipeline import optimize as run
     from xopt.optimize.report.page import gather, render
-    from xopt.optimize.source import default_out
     from xopt.runtime.files import write_text
 
     output, candidates = Output(json_file), read()

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from xopt.optimize import demo as demo_module
-from xopt.optimize.demo import BASE_SHA256, base_folder, merge
+from xopt.optimize.model import demo as demo_module
+from xopt.optimize.model.demo import BASE_SHA256, base_folder, merge
 from xopt.runtime import open_scorer
 from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import demo_candidates

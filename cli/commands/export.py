@@ -41,7 +41,7 @@ def export(
     appears only after the logits of its FP32 variants have been checked against torch's (at most 1e-4 apart).
     """
     from xopt.optimize.export import export as run
-    from xopt.optimize.source import default_out
+    from xopt.optimize.model.source import default_out
 
     output = Output(json_file)
     folder = run(

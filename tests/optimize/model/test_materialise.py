@@ -12,7 +12,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from tiny import make_tiny
 
 from xopt.optimize.export import export
-from xopt.optimize.source import fingerprint, materialise, same_model
+from xopt.optimize.model.source import fingerprint, materialise, same_model
 from xopt.runtime.errors import BadInput
 
 

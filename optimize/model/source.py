@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, PretrainedConfig
 
-from xopt.optimize.demo import write_demo
+from xopt.optimize.model.demo import write_demo
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import sha256_of
 from xopt.runtime.folder import WEIGHTS

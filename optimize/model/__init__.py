@@ -1,0 +1,1 @@
+"""The model as it was given: where it comes from, what it is, and what its logits are."""
