@@ -20,6 +20,7 @@ __all__ = [
     "folder_argument",
     "gate_options",
     "minutes_option",
+    "rank_label_option",
     "refuse",
     "threads_option",
     "trust_option",
@@ -56,6 +57,11 @@ minutes_option = click.option(
     default=10,
     show_default=True,
     help="Draw no more queries for a verdict after so long; what is open then is undecided.",
+)
+rank_label_option = click.option(
+    "--rank-label",
+    metavar="LABEL",
+    help="Of several labels the one that ranks, by name or number; A-B for the difference of two; or none.",
 )
 trust_option = click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
 DATA = (

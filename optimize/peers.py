@@ -78,7 +78,11 @@ def _quantize_openvino(folder: ModelFolder, candidates: Candidates, out: Path) -
     tokens = encoder.encode(calibration_pairs(candidates))
     forwards = [Forward(np.array([row]), int(length)) for row, length in enumerate(tokens.lengths)]
     inputs = [
-        {k: v for k, v in pad(tokens, forward, encoder.pad_id).items() if k in folder.manifest.inputs}
+        {
+            k: v
+            for k, v in pad(tokens, forward, encoder.pad_id, left=encoder.left).items()
+            if k in folder.manifest.inputs
+        }
         for forward in forwards
     ]
     log.info("peers: quantising with NNCF on %d pairs", len(inputs))

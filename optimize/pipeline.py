@@ -62,6 +62,7 @@ def optimize(
     device: str = "cpu",
     trust_remote_code: bool = False,
     minutes: float | None = None,
+    rank_label: str | None = None,
 ) -> Outcome:
     """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again.
 
@@ -72,8 +73,8 @@ def optimize(
     check_device(device)
     check_writable(out)  # before the work, not after it
     gates_with(bounds, bool(candidates.qrels), labels=None)
-    folder = _exported(model, out, trust_remote_code)
-    gates = gates_with(bounds, bool(candidates.qrels), folder.manifest.labels)
+    folder = _exported(model, out, trust_remote_code, rank_label)
+    gates = gates_with(bounds, bool(candidates.qrels), 1 if folder.manifest.ranks else folder.manifest.labels)
     part, judging = preparing(candidates), candidates.split()[1]
     folder = _halved(folder) if device == "cuda" else _quantized(folder, part)
     variants = variants_on(folder, device)
@@ -83,7 +84,8 @@ def optimize(
     folder, tunings = tune(folder, untuned, part, device=device)
     cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
     for variant in map(folder.variant, variants):
-        strategies = ("default", "planned") if variant.precision == "fp32" else ("planned",)
+        theirs = variant.precision == "fp32" and BACKENDS[variant.backend].in_sentence_transformers(folder)
+        strategies = ("default", "planned") if theirs else ("planned",)
         cases += [Case(variant.name, strategy) for strategy in strategies]
     measured = bench(folder, judging.head(bench_pairs), cases, repeat=repeat, device=device)
     speeds = {m.case.variant: m.pairs_per_s for m in measured.measured if m.case.strategy == "planned"}
@@ -105,7 +107,8 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
     where = "" if measured.device == "cpu" else f', device="{measured.device}"'
     python = f'scores = open_scorer("{folder.path}", "{best.case.variant}"{where}).score(pairs)'
     if folder.manifest.labels > 1:
-        python += "[:, LABEL]  # the logit of the label to rank by"
+        first, *second = [f"[:, {label}]" for label in folder.manifest.rank_label or ("LABEL",)]
+        python += first if not second else f"; scores = scores{first} - scores{second[0]}"
     undecided = {m.case.variant: m.ratio for m in faster if verdicts[m.case.variant] == UNDECIDED}
     return Recommendation(best.case.variant, best.ratio, python, undecided)
 
@@ -128,10 +131,10 @@ def _halved(folder: ModelFolder) -> ModelFolder:
     return folder if made else halve(folder)
 
 
-def _exported(model: str, out: Path, trusted: bool) -> ModelFolder:
+def _exported(model: str, out: Path, trusted: bool, rank_label: str | None) -> ModelFolder:
     if not (out / MANIFEST).is_file():
         log.info("export: %s to %s", model, out)
-        return export(model, out, trust_remote_code=trusted)
+        return export(model, out, trust_remote_code=trusted, rank_label=rank_label)
     folder = ModelFolder.open(out, trusted)
     kept = folder.manifest.source
     if not same_model(model, kept):

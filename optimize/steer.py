@@ -105,7 +105,8 @@ class _Trial:
         self.folder, self.prepared, self.candidates, self.gates = folder, prepared, candidates, gates
         self.fp32 = open_scorer(folder, FP32)
         log.info("steer: %s scores %d pairs", FP32, len(candidates.rows))
-        self.expected = self.fp32.score(candidates.pairs)
+        self.rank = folder.manifest.ranking
+        self.expected = self.rank(self.fp32.score(candidates.pairs))
 
     def scorer(self, recipe: Recipe) -> PlannedScorer:
         write_graph(quantized(self.prepared, recipe), self.folder.path / recipe.file)
@@ -114,7 +115,8 @@ class _Trial:
 
     def step(self, recipe: Recipe) -> Step:
         scorer = self.scorer(recipe)
-        judged = judge(self.candidates, self.expected, scorer.logits(self.candidates.pairs), self.gates, name="int8")
+        scores = self.rank(scorer.logits(self.candidates.pairs))
+        judged = judge(self.candidates, self.expected, scores, self.gates, name="int8")
         step = Step(recipe, judged, self._speed(scorer))
         held = ", ".join(f"{g.gate.measure} {g.interval.mean:.3f} {g.verdict}" for g in judged.gates)
         log.info(
@@ -160,7 +162,7 @@ def _harms(trial: _Trial, recipe: Recipe) -> tuple[Harm, ...]:
     harms = []
     for number, work in enumerate(groups.values(), start=1):
         others = tuple(whole for other in groups.values() if other is not work for whole in other)
-        scores = trial.scorer(replace(recipe, floats=others)).logits(pairs)
+        scores = trial.rank(trial.scorer(replace(recipe, floats=others)).logits(pairs))
         difference = scores.astype(np.float64) - trial.expected[rows]
         harms.append(Harm(tuple(work), float(np.std(difference)), sum(work.values()) / total))
         log.info("steer: %d of %d, %s alone: %.3f", number, len(groups), next(iter(work)), harms[-1].spread)

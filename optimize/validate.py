@@ -74,12 +74,12 @@ class _Reference:
         self, folder: ModelFolder, candidates: Candidates, exact: str | None, threads: int, device: str
     ) -> None:
         self.folder, self.candidates, self.threads, self.device = folder, candidates, threads, device
-        few = candidates.pairs[:NOISE_PAIRS]
-        itself = ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device).score(few)
+        few, rank = candidates.pairs[:NOISE_PAIRS], folder.manifest.ranking
+        itself = rank(ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device).score(few))
         tolerance = max(SAME * float(np.std(itself)), FLOAT_NOISE)
         able = exact is not None and device == "cpu" and exact in folder.manifest.variants
         for name in (exact, REFERENCE) if exact and able else (REFERENCE,):
-            scores = open_scorer(folder, name, threads=threads, device=device).logits(few)
+            scores = rank(open_scorer(folder, name, threads=threads, device=device).logits(few))
             self.name, self.difference = name, _largest_difference(itself, scores)
             if self.difference <= min(EXACT, tolerance):
                 break
@@ -96,7 +96,7 @@ class _Reference:
             pairs = self.candidates.between(self.queries, queries).pairs
             log.info("validate: the reference scores %d pairs, to %d queries", len(pairs), queries)
             scorer = open_scorer(self.folder, self.name, threads=self.threads, device=self.device)
-            self.scores = np.concatenate([self.scores, scorer.score(pairs)])
+            self.scores = np.concatenate([self.scores, self.folder.manifest.ranking(scorer.score(pairs))])
             self.queries = queries
         return self.scores[: len(self.candidates.between(0, queries).rows)]
 
@@ -119,9 +119,11 @@ class _Course:
         else:
             log.info("validate: %s, %d queries", self.variant, queries)
             scorer = open_scorer(r.folder, self.variant, threads=r.threads, device=r.device)
-            fresh = scorer.logits(seen.pairs[len(self.scores) :])
+            rank = r.folder.manifest.ranking
+            fresh = rank(scorer.logits(seen.pairs[len(self.scores) :]))
             if not self.looks:
-                again = _again(scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens)).logits, seen.pairs)
+                other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
+                again = rank(_again(other.logits, seen.pairs))
                 self.noise = _largest_difference(fresh, again)
                 self.unsteady = not_repeatable(seen, expected, fresh, again, self.gates)
             self.scores = np.concatenate([self.scores, fresh]) if self.looks else fresh
@@ -159,8 +161,8 @@ def validate(
     reference is the FP32 model as sentence-transformers runs it; where `exact` gives its logits within `EXACT` on the
     first pairs, that variant scores the rest of the reference on a CPU. With `first`, `variants` stand by speed,
     fastest first, and once one has passed the slower ones are not followed any further. Models of several labels are
-    judged by the label with the largest logit. Raises BadInput where a variant is missing or no query is left,
-    GateFailed where the reference is not to be trusted.
+    judged by what ranks, and where nothing does by the label with the largest logit. Raises BadInput where a variant is
+    missing or no query is left, GateFailed where the reference is not to be trusted.
     """
     for variant in (REFERENCE, *variants):
         check_variant(folder.variant(variant), device)

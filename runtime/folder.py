@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, sha256_of, write_text
 
@@ -65,6 +68,23 @@ class Manifest:
     plans: dict[str, dict[str, Plan]] = field(default_factory=dict)
     truncation: str = "longest_first"  # which text of a pair that is too long is cut; as tokenizers names it
     split_special_tokens: bool = False  # the names of special tokens within a text are text
+    padding_side: str = "right"
+    trailing_pad: int | None = None  # an id that is cut from the end of a pair: the head reads the last token before it
+    template: list[str] = field(default_factory=list)  # of pairs as one text: literal parts, QUERY or DOCUMENT between
+    suffix: list[int] = field(default_factory=list)  # ids that such a text ends in where it was cut, too
+    rank_label: list[int] = field(default_factory=list)  # of several labels: one that ranks, or two for the difference
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the logits of a pair give one score to rank by."""
+        return self.labels == 1 or bool(self.rank_label)
+
+    def ranking(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What ranks, float32[n], of the logits of a model that has one label, or says which one ranks; else those."""
+        if logits.ndim == 1 or not self.rank_label:
+            return logits
+        first, *second = self.rank_label
+        return logits[:, first] - logits[:, second[0]] if second else logits[:, first]
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"

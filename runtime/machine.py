@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 from functools import cache
@@ -9,9 +10,17 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-__all__ = ["cores", "cpu_flags", "cpu_name", "has_bf16", "machine_name", "memory_bytes", "saturates"]
+__all__ = ["cores", "cpu_flags", "cpu_name", "has_bf16", "has_module", "machine_name", "memory_bytes", "saturates"]
 
 UNLIMITED = 1 << 20
+
+
+def has_module(name: str) -> bool:
+    """Whether a module is installed; it is not imported, but for the packages that it lies in."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def cores() -> int:

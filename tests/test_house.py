@@ -27,8 +27,8 @@ OWNERS = {  # in runtime, the modules that import a library
     "daft": {"rerank.py", "in_daft.py"},
     "openvino": {"openvino.py"},
     "onnxruntime": {"onnx.py", "ceilings.py", "reference.py"},  # the reference sets threads through its options
-    "sentence_transformers": {"reference.py"},
-    "transformers": {"torch.py"},
+    "sentence_transformers": {"network.py", "reference.py", "varlen.py"},
+    "transformers": {"network.py"},
     "tokenizers": {"encode.py"},
     "bm25s": {"bm25.py"},
 }

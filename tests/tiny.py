@@ -1,4 +1,4 @@
-"""Tiny random cross-encoders of each architecture that xopt exports, with word-level tokenizers."""
+"""Tiny random cross-encoders of each kind that xopt exports, with word-level tokenizers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Dense, Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from xopt.optimize.model.parity import TEXT
 
@@ -20,8 +25,17 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": MAX_LENGTH + 2,
     "initializer_range": 0.3,  # so that logits spread
 }
-TYPED = {"bert", "electra", "deberta-v2"}  # tell the query's tokens from the document's
+TYPED = {
+    "bert",
+    "electra",
+    "deberta-v2",
+    "albert",
+    "mobilebert",
+    "ernie",
+}  # tell the query's tokens from the document's
 PAD_IS_ONE = {"roberta", "xlm-roberta", "camembert", "mpnet"}  # and positions start behind it
+DECODER: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8, "rope_theta": 500.0}
+DECODER_TYPES = ("qwen2", "llama", "gemma", "qwen3", "mistral")
 SPECIAL: dict[str, dict[str, Any]] = {
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "deberta-v2": {
@@ -33,6 +47,15 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "modernbert": {"reference_compile": False, "classifier_pooling": "cls", "local_attention": 16},
     "electra": {"embedding_size": 32},
+    "albert": {"embedding_size": 16},
+    "mobilebert": {
+        "embedding_size": 32,
+        "true_hidden_size": 32,
+        "intra_bottleneck_size": 32,
+        "num_feedforward_networks": 2,
+    },
+    "deberta": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]},
+    **dict.fromkeys(DECODER_TYPES, DECODER),
 }
 ARCHITECTURES = (
     "bert",
@@ -45,21 +68,67 @@ ARCHITECTURES = (
     "deberta-v2",
     "modernbert",
 )
+OTHERS = ("albert", "mobilebert", "deberta", "ernie")
+DECODERS = ("qwen2", "llama", "gemma")
+TEMPLATE = (
+    "{% for m in messages if m.role == 'system' %}Rank: {{ m.content }} {% endfor %}"
+    "query {{ (messages | selectattr('role', 'eq', 'query') | first).content }} "
+    "document {{ (messages | selectattr('role', 'eq', 'document') | first).content | trim }} [SEP] score"
+)
 
 
 def make_tiny(folder: Path, architecture: str = "bert", labels: int = 1, **config: Any) -> Path:
     """Write a random cross-encoder into `folder`; `config` overrides its configuration."""
+    network, tokenizer = _network(architecture, "SequenceClassification", num_labels=labels, **config)
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_modular(folder: Path, architecture: str = "modernbert", pooling: str = "cls", labels: int = 1) -> Path:
+    """Write a random cross-encoder of modules, as Ettin's are: a body, a pooling and a head of their own."""
+    transformer = _body(folder, architecture, "feature-extraction")
+    size = transformer.get_embedding_dimension()
+    modules = [
+        transformer,
+        Pooling(size, pooling_mode=pooling),
+        Dense(size, size, activation_function=torch.nn.GELU()),
+        LayerNorm(size),
+        Dense(size, labels, activation_function=torch.nn.Identity(), module_output_name="scores"),
+    ]
+    CrossEncoder(modules=modules).save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+def make_logit_score(folder: Path, architecture: str = "qwen3", template: str = TEMPLATE, **prompt: Any) -> Path:
+    """Write a random language model that ranks by the logit of one word less that of another, as Qwen3-Reranker."""
+    transformer = _body(folder, architecture, "text-generation", template)
+    ids = transformer.tokenizer.get_vocab()
+    score = LogitScore(true_token_id=ids["data"], false_token_id=ids["index"])
+    CrossEncoder(modules=[transformer, score], **prompt).save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+def _body(folder: Path, architecture: str, task: str, template: str | None = None) -> Transformer:
+    """sentence-transformers' first module, of a random network."""
+    scratch = folder.with_name(f"{folder.name}-body")
+    network, tokenizer = _network(architecture, "CausalLM" if task == "text-generation" else "")
+    tokenizer.chat_template = template
+    network.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    return Transformer(str(scratch), transformer_task=task)
+
+
+def _network(architecture: str, task: str, **config: Any) -> tuple[Any, PreTrainedTokenizerFast]:
     torch.manual_seed(7)
     tokenizer = _tokenizer(architecture)
     special = {
         f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "cls", "sep", "bos", "eos")
     }
     values = {**SIZES, **special, **SPECIAL.get(architecture, {}), **config}
-    made = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), num_labels=labels, **values)
-    model = AutoModelForSequenceClassification.from_config(made).eval()
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    made = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **values)
+    kind = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
+    return kind.from_config(made).eval(), tokenizer
 
 
 def _tokenizer(architecture: str) -> PreTrainedTokenizerFast:
@@ -72,9 +141,10 @@ def _tokenizer(architecture: str) -> PreTrainedTokenizerFast:
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     second = 1 if architecture in TYPED else 0
+    causal = architecture in DECODER_TYPES
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair=f"[CLS] $A [SEP] $B:{second} [SEP]:{second}",
+        single="[CLS] $A" if causal else "[CLS] $A [SEP]",
+        pair="[CLS] $A [CLS] $B" if causal else f"[CLS] $A [SEP] $B:{second} [SEP]:{second}",
         special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
     )
     names = ["input_ids", *(["token_type_ids"] if second else []), "attention_mask"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xopt.cli.options import trust_option
+from xopt.cli.options import rank_label_option, trust_option
 from xopt.cli.output import Output, json_option
 
 __all__ = ["export"]
@@ -25,6 +25,13 @@ __all__ = ["export"]
     help="Read weights from pickles, which can run code, where there are no safetensors.",
 )
 @click.option("--torch-only", is_flag=True, help="Leave ONNX out, where a GPU will run it.")
+@click.option(
+    "--exporter",
+    type=click.Choice(["torch", "optimum"]),
+    help="What writes the graph: torch's own exporter, or optimum's (pip install 'xopt-rerank[optimum]').  "
+    "[default: torch, optimum where that cannot]",
+)
+@rank_label_option
 @json_option
 def export(
     model: str,
@@ -33,12 +40,15 @@ def export(
     trust_remote_code: bool,
     allow_pickle: bool,
     torch_only: bool,
+    exporter: str | None,
+    rank_label: str | None,
     json_file: str | None,
 ) -> None:
     """Export MODEL to ONNX, in a self-contained model folder.
 
-    MODEL is a hub id, a folder, or `demo`. The folder loads in sentence-transformers as it is, and
-    appears only after the logits of its FP32 variants have been checked against torch's (at most 1e-4 apart).
+    MODEL is a hub id, a folder, or `demo`: any CrossEncoder of sentence-transformers, its modules and language
+    models included. The folder loads in sentence-transformers as it is, and appears only after the logits
+    of its FP32 variants have been checked against sentence-transformers' (at most 1e-4 apart).
     """
     from xopt.optimize.export import export as run
     from xopt.optimize.model.source import default_out
@@ -51,6 +61,8 @@ def export(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         torch_only=torch_only,
+        exporter=exporter,
+        rank_label=rank_label,
     )
     output.json({"folder": folder.path, "manifest": folder.manifest})
     rows = [[v.name, v.file, f"{folder.size_bytes(v.name) / 1e6:.1f}"] for v in folder.manifest.variants.values()]

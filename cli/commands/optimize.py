@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, device_option, gate_options, minutes_option, trust_option
+from xopt.cli.options import data_options, device_option, gate_options, minutes_option, rank_label_option, trust_option
 from xopt.cli.output import Output, json_option, plain
 from xopt.cli.tables import print_advice, print_bench, print_tuning, print_validation
 
@@ -30,6 +30,7 @@ __all__ = ["optimize"]
 @minutes_option
 @click.option("-v", "--verbose", is_flag=True, help="Also the plans that tune tried.")
 @device_option
+@rank_label_option
 @trust_option
 @json_option
 def optimize(
@@ -42,6 +43,7 @@ def optimize(
     minutes: float,
     verbose: bool,
     device: str,
+    rank_label: str | None,
     trust_remote_code: bool,
     json_file: str | None,
 ) -> None:
@@ -60,7 +62,16 @@ def optimize(
 
     output, candidates = Output(json_file), read()
     result = run(
-        model, out or default_out(model), candidates, bounds, pairs, repeat, device, trust_remote_code, minutes
+        model,
+        out or default_out(model),
+        candidates,
+        bounds,
+        pairs,
+        repeat,
+        device,
+        trust_remote_code,
+        minutes,
+        rank_label,
     )
     output.json(result)
     page = Path(result.folder) / "report.html"

@@ -89,7 +89,9 @@ def quantize(
     steered = prepared = None
     if candidates and bounds:
         gates = [
-            gate for gate in gates_with(bounds, bool(candidates.qrels), model.manifest.labels) if gate.measure in bounds
+            gate
+            for gate in gates_with(bounds, bool(candidates.qrels), 1 if model.manifest.ranks else model.manifest.labels)
+            if gate.measure in bounds
         ]
         prepared = prepare(model, recipe, calibration_pairs(candidates))
         steered = steer(model, prepared, recipe, candidates, gates)

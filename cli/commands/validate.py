@@ -106,7 +106,7 @@ def validate(
         result = validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
     else:
         model, candidates = ModelFolder.open(str(folder), trust_remote_code), read()
-        gates = gates_with(bounds, bool(candidates.qrels), model.manifest.labels)
+        gates = gates_with(bounds, bool(candidates.qrels), 1 if model.manifest.ranks else model.manifest.labels)
         exact = None if reference == "torch" else EXACT_VARIANT
         chosen = variants or variants_on(model, device)
         result = run(model, chosen, candidates, gates, threads, device, exact=exact, minutes=minutes)

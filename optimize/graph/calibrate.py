@@ -93,7 +93,7 @@ def calibrate(
     tokens = encoder.encode(pairs)
     sums: dict[str, _Sums] = {}
     for forward in plan_forwards(tokens.lengths, TOKENS, encoder.max_length):
-        arrays = pad(tokens, forward, encoder.pad_id)
+        arrays = pad(tokens, forward, encoder.pad_id, left=encoder.left)
         mask = arrays["attention_mask"].astype(bool)
         held = session.run(list(tensors), {k: v for k, v in arrays.items() if k in inputs})
         for name, value in zip(tensors, held, strict=True):

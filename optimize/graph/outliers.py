@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from xopt.optimize.graph.first_row import ELEMENTWISE
+from xopt.optimize.graph.one_row import ELEMENTWISE
 from xopt.optimize.graph.structure import makers, outer_reads, readers, rebuilt
 
 __all__ = ["Split", "find_blocks", "split_outliers"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -51,11 +52,24 @@ def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
         with (
             TemporaryDirectory() as scratch,
             _chdir(scratch),
+            _quiet(),
         ):  # where it fails it leaves a file in the working directory
             inferred: onnx.ModelProto = SymbolicShapeInference.infer_shapes(model, auto_merge=True)
         return inferred
     except Exception:  # it raises nothing more special; what depends on a shape that is not known is left alone
         return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the terminal which sizes it cannot compare."""
+    logger = logging.getLogger(SymbolicShapeInference.__module__)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xopt.optimize.model.facts import default_prompt
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
-from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import open_scorer
 
-__all__ = ["MAX_DIFFERENCE", "TEXT", "check_parity", "expected_logits", "first_line", "pairs_for", "parity_pairs"]
+__all__ = [
+    "MAX_DIFFERENCE",
+    "TEXT",
+    "check_parity",
+    "expected_logits",
+    "check_tokens",
+    "first_line",
+    "pairs_for",
+    "parity_pairs",
+    "short_pairs",
+]
 
 MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32
+LONG = 1024  # tokens of the longest pairs whose logits are compared
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 TEXT = (
     "the of ranking a query and document search engine with score 12 models, 'quoted' text (in brackets) for reading "
@@ -43,6 +56,37 @@ def expected_logits(encoder: Any, given: str, pairs: list[Pair]) -> NDArray[np.f
             "weights are damaged"
         )
     return expected
+
+
+def tokens_of(encoder: Any, pairs: Sequence[Pair]) -> list[list[int]]:
+    """The ids that sentence-transformers makes of pairs."""
+    made = []
+    for start in range(0, len(pairs), 8):
+        features = encoder.preprocess(list(pairs[start : start + 8]), prompt=default_prompt(encoder) or None)
+        rows = zip(features["input_ids"], features["attention_mask"], strict=True)
+        made += [ids[mask.bool()].tolist() for ids, mask in rows]
+    return made
+
+
+def short_pairs(encoder: Any, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs whose logits are compared: of a model that takes thousands of tokens not the longest, as attention
+
+    over those needs more memory than there may be. How they are cut their tokens tell.
+    """
+    if encoder.max_seq_length <= LONG:
+        return list(pairs)
+    return [pair for pair, ids in zip(pairs, tokens_of(encoder, pairs), strict=True) if len(ids) <= LONG]
+
+
+def check_tokens(folder: ModelFolder, encoder: Any, pairs: Sequence[Pair]) -> None:
+    """Hold the tokens that scorers make against those that sentence-transformers makes."""
+    mine = Encoder(folder)
+    for pair, ids, expected in zip(pairs, mine.encode(pairs).ids, tokens_of(encoder, pairs), strict=True):
+        if ids.tolist() != expected[: len(ids)] or any(token != mine.trailing_pad for token in expected[len(ids) :]):
+            raise GateFailed(
+                f"{folder.manifest.source['model']}: the tokens of a scorer and of sentence-transformers differ on "
+                f"the pair ({pair[0]!r:.60}, {pair[1]!r:.60})"
+            )
 
 
 def check_parity(folder: ModelFolder, pairs: list[Pair], expected: NDArray[np.float32], hint: str = "") -> None:

@@ -9,9 +9,10 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig
 
 from xopt.optimize.model.demo import write_demo
 from xopt.runtime.errors import BadInput
@@ -26,6 +27,7 @@ __all__ = [
     "fingerprint",
     "materialise",
     "same_model",
+    "task_of",
 ]
 
 log = logging.getLogger(__name__)
@@ -183,30 +185,61 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
             raise BadInput(f"{given}: its {file.name} is damaged ({error}); get it again") from error
 
 
+def task_of(folder: Path) -> str:
+    """What the transformer of a CrossEncoder was trained for, as transformers' AutoModelFor... has it; "" for its body.
+
+    sentence-transformers tells by modules.json and by the architecture that config.json names.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = folder / "sentence_bert_config.json"
+    if len(_modules(folder)) > 1 and settings.is_file():
+        task = json.loads(settings.read_text(encoding="utf-8")).get("transformer_task", "feature-extraction")
+        return {"text-generation": "CausalLM", "sequence-classification": "SequenceClassification"}.get(task, "")
+    return "CausalLM" if _architecture(config).endswith("ForCausalLM") else "SequenceClassification"
+
+
 def check_cross_encoder(folder: Path, given: str, trust_remote_code: bool) -> None:
-    """Raises BadInput where `folder` holds something else than a sequence classifier."""
-    modules = [kind for kind, _ in _modules(folder)]
-    if len(modules) > 1:
-        raise BadInput(
-            f"{given}: its head is modules of their own ({', '.join(modules[1:])}), which are not exported yet"
-        )
+    """Raises BadInput where `folder` holds something else than a CrossEncoder, or code that is not trusted."""
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).to_dict()
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise BadInput(f"{given}: runs code from its repository; read it, then give --trust-remote-code") from error
         raise BadInput(f"{given}: its config.json cannot be read ({str(error).split(chr(10))[0]})") from error
-    kind = (config.architectures or ["no architecture"])[0]
-    if kind.endswith(("ForCausalLM", "LMHeadModel")):
-        raise BadInput(
-            f"{given}: {kind} is a causal language model; xopt takes cross-encoders with a classification head"
+    modules, kind = _modules(folder), _architecture(config)
+    for name, _ in modules:
+        if not name.startswith("sentence_transformers.") and not trust_remote_code:
+            raise BadInput(f"{given}: its module {name} is code of its own; read it, then give --trust-remote-code")
+    if len(modules) > 1:
+        if not any(_scores(folder / path, name) for name, path in modules):
+            names = ", ".join(name.rpartition(".")[2] for name, _ in modules)
+            raise BadInput(f"{given}: none of its modules gives scores ({names}): a bi-encoder? Give a CrossEncoder")
+    elif kind.endswith("ForCausalLM"):
+        log.warning(
+            "%s: a language model that does not say how it ranks; sentence-transformers takes the logit of 'yes' less "
+            "that of 'no', and so does this export",
+            given,
         )
-    if not kind.endswith("ForSequenceClassification"):
-        raise BadInput(f"{given}: {kind} has no classification head (a bi-encoder?); give a CrossEncoder")
+    elif not kind.endswith("ForSequenceClassification"):
+        what = "a language model?" if kind.endswith("LMHeadModel") else "a bi-encoder?"
+        raise BadInput(f"{given}: {kind} has no classification head ({what}); give a CrossEncoder")
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    return str((config.get("architectures") or ["no architecture"])[0])
+
+
+def _scores(folder: Path, module: str) -> bool:
+    """Whether a module of sentence-transformers gives scores: its last one, or custom code that says nothing of it."""
+    if not module.startswith("sentence_transformers."):
+        return True
+    file = folder / "config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return module.endswith(".LogitScore") or settings.get("module_output_name") == "scores"
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
-    """The modules that sentence-transformers puts together, by class name and path; none without modules.json."""
+    """The modules that sentence-transformers puts together, by class and path; none without modules.json."""
     file = folder / "modules.json"
     listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return [(str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))) for module in listed]
+    return [(str(module.get("type", "")), str(module.get("path", ""))) for module in listed]

@@ -85,7 +85,7 @@ class Measured:
     mean_cores: float
     peak_cores: float
     root_mean_cores: float
-    agreement: Agreement | None  # with the baseline's scores of the same run; None for several labels
+    agreement: Agreement | None  # with the baseline's scores of the same run; None where no label ranks
     explained: Explained | None  # of the round with the median time; None on a GPU
     rounds: tuple[Round, ...]
 
@@ -149,8 +149,9 @@ def bench(
             log.warning(
                 "%s: %d scores are not finite, so no agreement is shown", case, (~np.isfinite(scores[case])).sum()
             )
-        elif folder.manifest.labels == 1 and np.isfinite(scores[BASELINE]).all():
-            agreed = agreement(candidates, scores[BASELINE], scores[case])
+        elif folder.manifest.ranks and np.isfinite(scores[BASELINE]).all():
+            rank = folder.manifest.ranking
+            agreed = agreement(candidates, rank(scores[BASELINE]), rank(scores[case]))
         explained = _explain(_home(case, folder, peers), case, rounds[case], threads, ceilings) if ceilings else None
         summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, explained))
     return Bench(

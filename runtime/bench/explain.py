@@ -55,7 +55,7 @@ class ModelShape:
         if len(found) < len(NAMES):
             return None
         fp32 = folder.manifest.variants.get("onnx-fp32")
-        narrowed = variant.backend != "torch" and bool(fp32 and fp32.recipe.get("first_row_matmuls"))
+        narrowed = variant.backend != "torch" and bool(fp32 and fp32.recipe.get("one_row_matmuls"))
         return ModelShape(**found, gated=config.get("model_type") == "modernbert", narrowed=narrowed)
 
     @property

@@ -103,7 +103,7 @@ class ScorerSpec:
         if strategy.batch_size is None:
             return open_scorer(model, self.variant, plan=self.plan, threads=self.threads, device=self.device)
         variant, threads = model.variant(self.variant), self.threads or cores()
-        if not BACKENDS[variant.backend].in_sentence_transformers:
+        if not BACKENDS[variant.backend].in_sentence_transformers(model):
             plan = Plan(callers=1, threads=threads, tokens=1)
             return BatchScorer(open_scorer(model, self.variant, plan=plan, device=self.device), strategy.batch_size)
         from xopt.runtime.bench.reference import ReferenceScorer

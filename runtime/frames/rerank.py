@@ -131,7 +131,8 @@ def rerank(
     finite; both are counted in warnings, but for `workers`, whose output Daft swallows: there count the nulls.
     With `nulls="raise"` a null text raises BadInput.
 
-    A model of several labels needs `label`: the number of the label whose logit is the score, two numbers for the
+    A model of several labels ranks by what its export was told; else it needs `label`, which is taken before that: the
+    number of the label whose logit is the score, two numbers for the
     difference of their logits, or "all" for a list of all logits a row, which nothing can sort by.
 
     Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384
@@ -145,6 +146,9 @@ def rerank(
     model = ModelFolder.open(os.fspath(folder))
     model.variant(variant)
     _check_columns(candidates, (query, text), score, overwrite)
+    if label is None and model.manifest.rank_label:
+        first, *second = model.manifest.rank_label
+        label = (first, second[0]) if second else first
     _check_label(label, model.manifest.labels)
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and (not isinstance(value, int) or value < 1):

@@ -12,7 +12,7 @@ from tokenizers import Encoding, Tokenizer
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
-__all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs", "clean", "windows"]
+__all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs", "clean", "render", "windows"]
 
 Pair = tuple[str, str]
 
@@ -42,6 +42,8 @@ class Encoder:
             manifest.max_length, strategy=manifest.truncation, direction=manifest.truncation_side
         )
         self.prompt, self.pad_id, self.max_length = manifest.prompt, manifest.pad_id, manifest.max_length
+        self.template, self.suffix = manifest.template, np.array(manifest.suffix, np.int64)
+        self.trailing_pad, self.left = manifest.trailing_pad, manifest.padding_side == "left"
         self.typed = "token_type_ids" in manifest.inputs  # else the reference gives the model none, and it takes zeros
 
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
@@ -56,25 +58,43 @@ class Encoder:
 
     def encodings(self, pairs: Sequence[Pair]) -> list[Encoding]:
         """The tokenizer's own part of `encode`, which runs on its own threads and leaves Python free."""
-        prompted = [(self.prompt + query, text) for query, text in pairs]
         try:
             try:
-                made: list[Encoding] = self.tokenizer.encode_batch_fast(prompted)
+                return self._encoded([(self.prompt + query, text) for query, text in pairs])
             except TypeError:  # it takes no half of a surrogate pair
-                made = self.tokenizer.encode_batch_fast([(clean(query), clean(text)) for query, text in prompted])
+                return self._encoded([(clean(self.prompt + query), clean(text)) for query, text in pairs])
         except Exception as error:  # tokenizers has no exceptions of its own
             raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
+
+    def _encoded(self, pairs: Sequence[Pair]) -> list[Encoding]:
+        inputs = [render(self.template, pair) for pair in pairs] if self.template else pairs
+        made: list[Encoding] = self.tokenizer.encode_batch_fast(inputs, add_special_tokens=not self.template)
         return made
 
     def tokens(self, encodings: Sequence[Encoding]) -> Tokens:
         """The other part, which is Python's: arrays of what the tokenizer made."""
-        ids = [np.array(e.ids, np.int64) for e in encodings]
+        ids = [self._ended(np.array(e.ids, np.int64)) for e in encodings]
         return Tokens(
             ids,
-            [np.array(e.type_ids, np.int64) * self.typed for e in encodings],
+            [np.array(e.type_ids[: len(row)], np.int64) * self.typed for e, row in zip(encodings, ids, strict=True)],
             np.array([len(row) for row in ids], np.int64),
             sum(bool(e.overflowing) for e in encodings),
         )
+
+    def _ended(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Ids whose last one is the one that a score is read from, where that is the last."""
+        if len(self.suffix) and len(ids) >= self.max_length:
+            ids[-len(self.suffix) :] = self.suffix[-len(ids) :]
+        if self.trailing_pad is not None:
+            others = np.flatnonzero(ids != self.trailing_pad)
+            ids = ids[: others[-1] + 1 if len(others) else 1]
+        return ids
+
+
+def render(template: Sequence[str], pair: Pair) -> str:
+    """A pair as one text. Between the literal parts of a template stands which text comes there, stripped or not."""
+    texts = {"query": pair[0], "document": pair[1], "query.strip": pair[0].strip(), "document.strip": pair[1].strip()}
+    return "".join(texts[part] if number % 2 else part for number, part in enumerate(template))
 
 
 def windows(pairs: Sequence[Pair]) -> Iterator[slice]:

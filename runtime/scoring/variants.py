@@ -6,7 +6,6 @@ A new backend is a file in `backends/` and a row here.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import logging
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ONNX_FILE, WEIGHTS, ModelFolder, Plan, Variant
-from xopt.runtime.machine import has_bf16, saturates
+from xopt.runtime.machine import has_bf16, has_module, saturates
 from xopt.runtime.scoring.backends.backend import Backend
 from xopt.runtime.scoring.device import check_device, check_name
 
@@ -45,6 +44,10 @@ def _always(*_: Any) -> bool:
     return True
 
 
+def _never(*_: Any) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class BackendKind:
     """A backend's row.
@@ -52,9 +55,10 @@ class BackendKind:
     precisions: for each device that it can run on, the precisions that commands run there unless told which.
     file, exported: the precisions that need nothing but that file, which export writes; quantising makes others.
     open: makes the backend of a model folder, a variant, a plan and a device. takes: whether it has a form of the
-    model with this config.json. installed: whether its package is there. gpu_ready: whether its package can use the
+    model in a folder. installed: whether its package is there. gpu_ready: whether its package can use the
     GPU. tried: whether it takes only some graphs, so that commands try to open a variant before they run it on a CPU.
-    in_sentence_transformers: whether sentence-transformers runs it too.
+    in_sentence_transformers: whether sentence-transformers, as it is installed, runs the variants of a
+    folder too.
     """
 
     name: str
@@ -62,15 +66,22 @@ class BackendKind:
     file: str
     exported: tuple[str, ...]
     open: Callable[[ModelFolder, Variant, Plan, str], Backend]
-    takes: Callable[[dict[str, Any]], bool] = _always
+    takes: Callable[[Path], bool] = _always
     installed: Callable[[], bool] = _always
     gpu_ready: Callable[[], bool] = _always
     tried: bool = False
-    in_sentence_transformers: bool = False
+    in_sentence_transformers: Callable[[ModelFolder], bool] = _never
 
 
 def _has_openvino() -> bool:
-    return importlib.util.find_spec("openvino") is not None
+    return has_module("openvino")
+
+
+def _optimum_runs(folder: ModelFolder) -> bool:
+    """Whether sentence-transformers runs the folder's graphs: through optimum, and padded on the right, to logits."""
+    modules = folder.path / "modules.json"
+    one = not modules.is_file() or len(json.loads(modules.read_text(encoding="utf-8"))) == 1
+    return has_module("optimum.onnxruntime") and one and folder.manifest.padding_side == "right"
 
 
 BACKENDS = {
@@ -82,7 +93,7 @@ BACKENDS = {
             WEIGHTS,
             ("fp32", "fp16", "bf16"),
             _lazily("torch", "TorchBackend"),
-            in_sentence_transformers=True,
+            in_sentence_transformers=_always,
         ),
         BackendKind(
             "torch-varlen",
@@ -100,7 +111,7 @@ BACKENDS = {
             ("fp32",),
             _lazily("onnx", "OnnxBackend"),
             gpu_ready=_lazily("onnx", "has_cuda"),
-            in_sentence_transformers=True,
+            in_sentence_transformers=_optimum_runs,
         ),
         BackendKind(  # sentence-transformers' own needs optimum-intel, which bars optimum-onnx
             "openvino",
@@ -117,12 +128,11 @@ BACKENDS = {
 
 def exported_variants(folder: Path, recipe: dict[str, Any] | None) -> list[Variant]:
     """The variants of what export has written into `folder`; `recipe` tells how the graph was made, None of none."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     made = {WEIGHTS: {}, **({} if recipe is None else {ONNX_FILE: recipe})}
     return [
         Variant(f"{kind.name}-{precision}", kind.name, precision, kind.file, made[kind.file])
         for kind in BACKENDS.values()
-        if kind.file in made and kind.takes(config)
+        if kind.file in made and kind.takes(folder)
         for precision in kind.exported
     ]
 

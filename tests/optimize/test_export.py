@@ -11,41 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder
-from tiny import ARCHITECTURES, MAX_LENGTH, make_tiny
+from tiny import MAX_LENGTH, make_tiny
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from xopt.optimize.model import parity as parity_module
 from xopt.optimize.export import export
+from xopt.optimize.model import parity as parity_module
 from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.bench.strategy import ScorerSpec
-from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import sha256_of
 
 IDENTITY = "torch.nn.modules.linear.Identity"
-
-
-@pytest.mark.parametrize("labels", [1, 3])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_architecture_exports_and_agrees_with_sentence_transformers(
-    tmp_path: Path, docs: Candidates, architecture: str, labels: int
-) -> None:
-    made = export(str(make_tiny(tmp_path / "model", architecture, labels)), tmp_path / "out")
-    pairs = parity_pairs(MAX_LENGTH)
-    expected = CrossEncoder(str(tmp_path / "model")).predict(pairs, batch_size=1, activation_fn=_identity)
-    for variant in ("onnx-fp32", "torch-fp32"):
-        scores = open_scorer(made.path, variant).score(pairs)
-        assert scores.shape == ((len(pairs),) if labels == 1 else (len(pairs), labels))
-        assert np.abs(scores - expected).max() < MAX_DIFFERENCE
-    assert np.ptp(expected) > 0.1  # the scores spread, so that agreement means something
-    int8 = open_scorer(quantize(made, recipe_for(detect_target()), docs).path, "onnx-int8").score(pairs)
-    assert 0 < np.abs(int8 - expected).max() < 0.5
-
-
-def _identity(logits: object) -> object:
-    return logits
 
 
 def test_a_model_folder_carries_what_makes_it_a_cross_encoder(tmp_path: Path) -> None:
@@ -94,7 +72,7 @@ def bi_encoder(folder: Path) -> str:
 
 def causal(folder: Path) -> str:
     GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(folder)
-    return "GPT2LMHeadModel is a causal language model"
+    return r"GPT2LMHeadModel has no classification head \(a language model\?\)"
 
 
 def headless(folder: Path) -> str:

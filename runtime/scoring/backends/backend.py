@@ -74,21 +74,23 @@ class PaddedArrays:
     streams = False
     equal = False
     pad_id: int
+    left: bool
 
     def load(self, tokens: Tokens, forward: Forward) -> dict[str, NDArray[np.int64]]:
         """The int64[pairs, width] arrays of a forward."""
-        return pad(tokens, forward, self.pad_id)
+        return pad(tokens, forward, self.pad_id, left=self.left)
 
     def finish(self, outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Logits of all forwards."""
         return np.concatenate(outputs)
 
 
-def pad(tokens: Tokens, forward: Forward, pad_id: int) -> dict[str, NDArray[np.int64]]:
-    """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids."""
+def pad(tokens: Tokens, forward: Forward, pad_id: int, *, left: bool) -> dict[str, NDArray[np.int64]]:
+    """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids; padding on the `left`."""
     shape = (len(forward.rows), forward.width)
     ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for i, row in enumerate(forward.rows):
         length = int(tokens.lengths[row])
-        ids[i, :length], mask[i, :length], types[i, :length] = tokens.ids[row], 1, tokens.type_ids[row]
+        place = slice(forward.width - length, None) if left else slice(length)
+        ids[i, place], mask[i, place], types[i, place] = tokens.ids[row], 1, tokens.type_ids[row]
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}

@@ -50,7 +50,7 @@ class OnnxBackend(PaddedArrays):
                 f"device {device!r}: {provider} did not load, so onnxruntime fell back to the CPU; see its log"
             )
         self.equal = device == "cpu"  # attention without a mask is one operator; see xopt.optimize.graph.attention
-        self.pad_id = folder.manifest.pad_id
+        self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.name for node in self.session.get_inputs()}
 
     def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:

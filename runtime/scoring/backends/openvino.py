@@ -41,7 +41,7 @@ class OpenVinoBackend(PaddedArrays):
         except RuntimeError as error:
             reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
             raise BadInput(f"{file}: OpenVINO cannot open it ({' '.join(reason)})") from error
-        self.pad_id = folder.manifest.pad_id
+        self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.any_name for node in self.model.inputs}
         # All requests are made here: made while another runs, one can wait for it for ever, holding Python's lock.
         self.idle: SimpleQueue[Any] = SimpleQueue()

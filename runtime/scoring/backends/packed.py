@@ -46,6 +46,11 @@ class Packed:
         return self.bounds[:-1].long()
 
     @property
+    def ends(self) -> torch.Tensor:
+        """The last token of each pair: int64[pairs]."""
+        return self.bounds[1:].long() - 1
+
+    @property
     def rows(self) -> torch.Tensor:
         """The pair of each token: int64[tokens]."""
         counts = (self.bounds[1:] - self.bounds[:-1]).long()

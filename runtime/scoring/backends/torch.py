@@ -1,4 +1,4 @@
-"""PyTorch through the planner, on a CPU and on a GPU: the transformers model, padded or packed."""
+"""PyTorch through the planner, on a CPU and on a GPU: the CrossEncoder's modules, padded or packed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import AutoModelForSequenceClassification
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder, Plan, Variant
+from xopt.runtime.folder import Manifest, ModelFolder, Plan, Variant
 from xopt.runtime.scoring.backends.backend import Clock, CpuClock, OutOfMemory
+from xopt.runtime.scoring.backends.network import Network, load_encoder
 from xopt.runtime.scoring.backends.packed import Packed, pack
 from xopt.runtime.scoring.backends.varlen import VarlenNetwork
 from xopt.runtime.scoring.encode import Tokens
@@ -58,21 +58,14 @@ class TorchBackend:
             if not has_flash():
                 raise BadInput(f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16")
         # A packed network brings its own attention, and casts the body alone.
-        how = {"dtype": torch.float32, "attn_implementation": "eager"} if packed else {"dtype": dtype}
+        how: dict[str, Any] = {"attn_implementation": "eager"} if packed else {}
         with its_own_code(folder):
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder.path,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=folder.trusted,
-                **how,
-            ).eval()
-        inputs = set(folder.manifest.inputs)
+            encoder = load_encoder(folder.path, torch.float32 if packed else dtype, trusted=folder.trusted, **how)
         self.network: functools.partial[torch.Tensor] | VarlenNetwork
         if packed:
-            self.network = VarlenNetwork(model, dtype, device, typed="token_type_ids" in inputs)
+            self.network = VarlenNetwork(encoder, dtype, device, typed="token_type_ids" in folder.manifest.inputs)
         else:
-            self.network = functools.partial(_padded, model.to(device), inputs, folder.manifest.pad_id)
+            self.network = functools.partial(_padded, Network(encoder).to(device), folder.manifest)
 
     def load(self, tokens: Tokens, forward: Forward) -> Packed:
         """The pairs of a forward on the device."""
@@ -128,17 +121,19 @@ def _within_memory() -> Iterator[None]:
         raise OutOfMemory from error
 
 
-def _padded(model: Any, inputs: set[str], pad_id: int, packed: Packed) -> torch.Tensor:
-    """Logits of packed pairs by the model as transformers runs it, padded on the device."""
+def _padded(network: Network, manifest: Manifest, packed: Packed) -> torch.Tensor:
+    """Logits of packed pairs by the modules as sentence-transformers runs them, padded on the device."""
     shape, rows, columns = (packed.pairs, packed.width), packed.rows, packed.positions.long()
+    if manifest.padding_side == "left":
+        columns = columns + (packed.width - (packed.bounds[1:] - packed.bounds[:-1]).long())[rows]
 
     def padded(values: torch.Tensor, fill: int) -> torch.Tensor:
         made = torch.full(shape, fill, dtype=torch.int64, device=values.device)
         made[rows, columns] = values.long()
         return made
 
-    arrays = {"input_ids": padded(packed.ids, pad_id), "attention_mask": padded(torch.ones_like(packed.ids), 0)}
-    if "token_type_ids" in inputs:
-        arrays["token_type_ids"] = padded(packed.type_ids, 0)
-    logits: torch.Tensor = model(**arrays).logits.float()
+    arrays = [padded(packed.ids, manifest.pad_id), padded(torch.ones_like(packed.ids), 0)]
+    if "token_type_ids" in manifest.inputs:
+        arrays.append(padded(packed.type_ids, 0))
+    logits: torch.Tensor = network(*arrays).float()
     return logits

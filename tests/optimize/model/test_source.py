@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import CrossEncoder
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
 from tiny import MAX_LENGTH, make_tiny
 from transformers import AutoTokenizer, BertModel, PreTrainedModel
@@ -118,21 +118,24 @@ def never_cut(folder: Path) -> str:
     return "its processing_kwargs set truncation=False, which is not reproduced"
 
 
-def a_head_of_modules(folder: Path) -> str:
+def a_bi_encoder_of_modules(folder: Path) -> str:
     BertModel.from_pretrained(folder).save_pretrained(folder / "body")
     AutoTokenizer.from_pretrained(folder).save_pretrained(folder / "body")
-    modules = [Transformer(str(folder / "body")), Pooling(32, "cls"), Dense(32, 1, module_output_name="scores")]
+    modules = [Transformer(str(folder / "body")), Pooling(32, "cls"), Dense(32, 8)]
     shutil.rmtree(folder)
-    CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder))
-    return r"its head is modules of their own \(Pooling, Dense\)"
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder))
+    return r"none of its modules gives scores \(Transformer, Pooling, Dense\): a bi-encoder\?"
 
 
-def a_module_behind_the_head(folder: Path) -> str:
+def a_module_of_its_own(folder: Path) -> str:
     dense = Dense(1, 1, module_input_name="scores", module_output_name="scores")
     modules = [CrossEncoder(str(folder), device="cpu")[0], dense]
     shutil.rmtree(folder)
     CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder))
-    return r"its head is modules of their own \(Dense\)"
+    listed = json.loads((folder / "modules.json").read_text())
+    listed[1]["type"] = "head.Mine"
+    (folder / "modules.json").write_text(json.dumps(listed))
+    return r"its module head\.Mine is code of its own; read it, then give --trust-remote-code"
 
 
 def no_padding_token(folder: Path) -> str:
@@ -191,8 +194,8 @@ REFUSED = (
     processed_otherwise,
     no_room,
     never_cut,
-    a_head_of_modules,
-    a_module_behind_the_head,
+    a_bi_encoder_of_modules,
+    a_module_of_its_own,
     no_padding_token,
     a_missing_shard,
     a_cut_shard,

@@ -79,7 +79,7 @@ def test_a_graph_that_openvino_does_not_take_is_left_out_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("xopt.runtime.scoring.variants.has_bf16", lambda: True)
-    made = export(str(make_tiny(tmp_path / "model", "deberta-v2")), tmp_path / "out")
+    made = export(str(make_tiny(tmp_path / "model", "deberta-v2")), tmp_path / "out", exporter="optimum")
     assert "openvino-bf16" in made.manifest.variants
     assert variants_on(made, "cpu") == ["torch-fp32", "torch-bf16", "onnx-fp32"]
     assert "openvino-bf16 is left out" in caplog.text

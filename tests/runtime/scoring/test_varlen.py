@@ -9,9 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import MAX_LENGTH, make_tiny
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from xopt.optimize.model.parity import parity_pairs
+from xopt.runtime.scoring.backends.network import load_encoder
 from xopt.runtime.scoring.backends.packed import pack
 from xopt.runtime.scoring.backends.varlen import VARLEN_TYPES, VarlenNetwork
 from xopt.runtime.scoring.encode import Tokens
@@ -29,15 +30,15 @@ def made(folder: Path, architecture: str, **config: Any) -> tuple[Any, Tokens, n
     """A tiny model, its tokens of pairs of all lengths, and transformers' own logits of them, padded."""
     make_tiny(folder, architecture, **config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    encoder = load_encoder(folder, attn_implementation="eager")
     queries, texts = (list(side) for side in zip(*parity_pairs(MAX_LENGTH), strict=True))
     arrays = tokenizer(queries, texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
     with torch.inference_mode():
-        expected = model(**arrays).logits.numpy()
+        expected = encoder.model(**arrays).logits.numpy()
     lengths = arrays["attention_mask"].sum(1).numpy()
     types = arrays.get("token_type_ids", torch.zeros_like(arrays["input_ids"])).numpy()
     ids = [row[:n] for row, n in zip(arrays["input_ids"].numpy(), lengths, strict=True)]
-    return model, Tokens(ids, [row[:n] for row, n in zip(types, lengths, strict=True)], lengths, 0), expected
+    return encoder, Tokens(ids, [row[:n] for row, n in zip(types, lengths, strict=True)], lengths, 0), expected
 
 
 def logits(network: VarlenNetwork, tokens: Tokens, rows: np.ndarray) -> np.ndarray:
@@ -69,7 +70,7 @@ def test_half_precision_is_close_and_keeps_the_head_in_fp32(tmp_path: Path) -> N
     network = VarlenNetwork(model, torch.float16, "cpu", typed=True)
     difference = np.abs(logits(network, tokens, rows) - expected).max()
     assert SAME < difference < 0.02
-    assert model.classifier.weight.dtype == torch.float32
+    assert model.model.classifier.weight.dtype == torch.float32
 
 
 def test_token_types_are_read_where_the_model_was_given_them(tmp_path: Path) -> None:
@@ -82,17 +83,17 @@ def test_token_types_are_read_where_the_model_was_given_them(tmp_path: Path) -> 
 def test_a_padding_token_within_a_text_is_placed_as_transformers_places_it(tmp_path: Path) -> None:
     model, tokens, _ = made(tmp_path, "roberta")
     ids = tokens.ids[9].copy()
-    ids[5] = model.config.pad_token_id
+    ids[5] = model.model.config.pad_token_id
     with torch.inference_mode():
         array = torch.from_numpy(ids)[None]
-        expected = model(input_ids=array, attention_mask=torch.ones_like(array)).logits.numpy()
+        expected = model.model(input_ids=array, attention_mask=torch.ones_like(array)).logits.numpy()
     changed = Tokens([tokens.ids[8], ids], [tokens.type_ids[8], tokens.type_ids[9]], tokens.lengths[8:10], 0)
     network = VarlenNetwork(model, torch.float32, "cpu", typed=False)
     assert np.abs(logits(network, changed, np.array([0, 1]))[1] - expected).max() < SAME
 
 
 def test_what_has_no_packed_form_is_refused(tmp_path: Path) -> None:
-    model = AutoModelForSequenceClassification.from_pretrained(make_tiny(tmp_path, "distilbert"))
+    model = load_encoder(make_tiny(tmp_path, "distilbert"))
     with pytest.raises(ValueError, match="distilbert: no packed form; it takes bert"):
         VarlenNetwork(model, torch.float32, "cpu", typed=False)
 

@@ -1,8 +1,8 @@
 """An exact rewrite: what the head never reads is not computed.
 
-A cross-encoder's head reads the first token only, so the last layer needs its keys and values for
-all tokens and everything else for one. The rewrite knows no architecture: going backwards through
-the graph it asks of each tensor whether all its readers want just the first entry along one axis,
+A cross-encoder's head reads one token only, the first, or the last of a decoder, so the last layer needs its
+keys and values for all tokens and everything else for one. The rewrite knows no architecture: going backwards through
+the graph it asks of each tensor whether all its readers want just the first or the last entry along one axis,
 and if so, and the operator computes each entry of that axis by itself, passes the wish on to the
 operator's inputs. Where a wish can't be passed on, a Slice grants it.
 """
@@ -23,17 +23,21 @@ from onnx import helper, numpy_helper
 from xopt.optimize.graph.shapes import Dim, shapes_from_inputs, tensor_shapes
 from xopt.optimize.graph.structure import SMALL, outer_reads, rebuilt
 
-__all__ = ["ELEMENTWISE", "keep_first_row"]
+__all__ = ["ELEMENTWISE", "keep_one_row"]
 
 ELEMENTWISE = (
     "Abs Add Cast Clip Div Elu Equal Erf Exp Gelu Greater GreaterOrEqual HardSigmoid HardSwish Identity IsNaN "
     "LeakyRelu Less LessOrEqual Log Max Min Mul Neg Not Pow Reciprocal Relu Sigmoid Softplus Sqrt Sub Tanh Where"
 )
 ALONG_LAST = "LayerNormalization LogSoftmax Softmax"  # mix the entries of the last axis only
+REDUCTIONS = "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum"
 
-# What an operator then wants of each input: the axis whose first entry is enough, None for all of it, or the name of
+FIRST, LAST = 0, -1
+END = np.iinfo(np.int32).max  # an index from which on exporters mean the end of an axis
+# What an operator then wants of each input: the axis of which one entry is enough, None for all of it, or the name of
 # a new constant to read in its place.
 Wishes = list["int | str | None"]
+Wish = tuple[int, int]  # an axis, and whether its first or its last entry is wanted
 
 
 @dataclass
@@ -49,35 +53,35 @@ class _Graph:
         return len(self.shapes[name])
 
 
-def keep_first_row(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+def keep_one_row(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     """The same function with less work, and how many matrix products now see one row a pair.
 
     Outputs are equal but for the order of floating-point sums. Where the head reads more than a
-    first entry (mean pooling), nothing changes and the count is 0.
+    first or a last entry (mean pooling), nothing changes and the count is 0.
     """
     given, model = model, shapes_from_inputs(model)
     graph = _facts(model)
-    wishes: dict[str, set[int | None]] = defaultdict(set)  # by tensor: what its readers want of it
+    wishes: dict[str, set[Wish | None]] = defaultdict(set)  # by tensor: what its readers want of it
     for output in model.graph.output:
         wishes[output.name].add(None)
-    narrow: dict[int, Wishes] = {}  # by node: what it reads, where its output has one entry on an axis
-    reads: dict[int, Wishes] = {}
+    narrow: set[int] = set()  # the nodes whose outputs have one entry on an axis
+    reads: dict[int, list[Wish | str | None]] = {}  # by node
     for i in reversed(range(len(model.graph.node))):
         node = model.graph.node[i]
         wanted = set().union(*(wishes[name] for name in node.output))
         if not wanted:
             continue  # nobody reads it any more
-        inputs = _pass_on(graph, node, wanted)
-        reads[i] = inputs or [None] * len(node.input)
+        inputs, entry = _pass_on(graph, node, wanted)
+        reads[i] = [(wish, entry) if isinstance(wish, int) else wish for wish in inputs or [None] * len(node.input)]
         if inputs and wanted != {None}:
-            narrow[i] = inputs
+            narrow.add(i)
         for name, wish in zip(node.input, reads[i], strict=True):
             if not isinstance(wish, str):
                 wishes[name].add(wish)
         for name in outer_reads(node):
             wishes[name].add(None)
     products = sum(model.graph.node[i].op_type == "MatMul" for i in narrow)
-    return (_rewrite(model, graph, reads, set(narrow)), products) if products else (given, 0)
+    return (_rewrite(model, graph, reads, narrow), products) if products else (given, 0)
 
 
 def _facts(model: onnx.ModelProto) -> _Graph:
@@ -93,29 +97,38 @@ def _facts(model: onnx.ModelProto) -> _Graph:
     return _Graph(shapes, constants)
 
 
-def _pass_on(graph: _Graph, node: onnx.NodeProto, wanted: set[int | None]) -> Wishes | None:
-    """What `node` wants of its inputs if that is less than all, else None."""
+def _pass_on(graph: _Graph, node: onnx.NodeProto, wanted: set[Wish | None]) -> tuple[Wishes | None, int]:
+    """What `node` wants of its inputs if that is less than all, else None; and which entry of an axis."""
     try:
         if wanted == {None}:
-            return _first_reader(graph, node)
-        (axis,) = wanted
+            return _one_entry(graph, node)
+        (wish,) = wanted
         rule = RULES.get(node.op_type)
-        return rule(graph, node, axis) if rule and axis is not None else None
+        return (rule(graph, node, wish[0]), wish[1]) if rule and wish is not None else (None, FIRST)
     except (KeyError, ValueError, IndexError):  # a rank, a constant or an attribute is not known, or the wishes differ
-        return None
+        return None, FIRST
 
 
-def _first_reader(graph: _Graph, node: onnx.NodeProto) -> Wishes | None:
-    """Where the wish begins: an operator that reads the first entry of an axis, whatever is wanted of it."""
+def _one_entry(graph: _Graph, node: onnx.NodeProto) -> tuple[Wishes | None, int]:
+    """Where the wish begins: an operator that reads one entry of an axis, whatever is wanted of it, and which entry."""
     if node.op_type not in {"Gather", "Slice"} or graph.rank(node.input[0]) < 2:
-        return None  # the first entry of a shape gains nothing
-    if node.op_type == "Gather" and not graph.constants[node.input[1]].any():
-        return [_axis(graph, node, 0), None]
-    if node.op_type == "Slice" and len(node.input) == 4:
-        starts, ends, axes = (graph.constants[name] for name in node.input[1:])
-        if (starts.tolist(), ends.tolist()) == ([0], [1]):
-            return [int(axes[0]) % graph.rank(node.input[0]), None, None, None]
-    return None
+        return None, FIRST  # one entry of a shape gains nothing
+    if node.op_type == "Gather":
+        entries = set(graph.constants[node.input[1]].ravel().tolist())
+        if entries in ({FIRST}, {LAST}):
+            return [_axis(graph, node, 0), None], entries.pop()
+    elif len(node.input) >= 4 and _steps(graph, node) == [1]:
+        (start,), (end,), (axis,) = (graph.constants[name].tolist() for name in node.input[1:4])
+        wishes: Wishes = [int(axis) % graph.rank(node.input[0]), *[None] * (len(node.input) - 1)]
+        if (start, end) == (0, 1):
+            return wishes, FIRST
+        if start == -1 and end >= END:
+            return wishes, LAST
+    return None, FIRST
+
+
+def _steps(graph: _Graph, node: onnx.NodeProto) -> list[int]:
+    return [int(step) for step in graph.constants[node.input[4]]] if len(node.input) > 4 else [1]
 
 
 def _axis(graph: _Graph, node: onnx.NodeProto, default: int) -> int:
@@ -136,6 +149,15 @@ def _broadcast(graph: _Graph, name: str, axis: int, rank: int) -> int | None:
 
 def _along_last(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes | None:
     return [axis, *[None] * (len(node.input) - 1)] if axis < _axis(graph, node, -1) else None
+
+
+def _reduce(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes | None:
+    """Where the axis is not among those that are reduced, which stay with one entry, or go."""
+    rank = graph.rank(node.input[0])
+    gone = {int(a) % rank for a in graph.constants[node.input[1]].ravel()}
+    kept = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+    own = axis if kept else [i for i in range(rank) if i not in gone][axis]
+    return None if own in gone else [own, None]
 
 
 def _matmul(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes:
@@ -212,6 +234,7 @@ def _gather_elements(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes |
 RULES: dict[str, Callable[[_Graph, onnx.NodeProto, int], Wishes | None]] = {
     **dict.fromkeys(ELEMENTWISE.split(), _elementwise),
     **dict.fromkeys(ALONG_LAST.split(), _along_last),
+    **dict.fromkeys(REDUCTIONS.split(), _reduce),
     "Concat": _other_axis,
     "Gather": _gather,
     "GatherElements": _gather_elements,
@@ -225,22 +248,26 @@ RULES: dict[str, Callable[[_Graph, onnx.NodeProto, int], Wishes | None]] = {
 }
 
 
-def _rewrite(model: onnx.ModelProto, graph: _Graph, reads: dict[int, Wishes], narrow: set[int]) -> onnx.ModelProto:
+def _rewrite(
+    model: onnx.ModelProto, graph: _Graph, reads: dict[int, list[Wish | str | None]], narrow: set[int]
+) -> onnx.ModelProto:
     """The model with its unread nodes gone, its wishes passed on, and a Slice where one could not be."""
     small = {name for i in narrow for name in model.graph.node[i].output}
     nodes: list[onnx.NodeProto] = []
-    sliced: dict[tuple[str, int], str] = {}
+    sliced: dict[tuple[str, Wish], str] = {}
 
-    def read(name: str, wish: int | str | None) -> str:
+    def read(name: str, wish: Wish | str | None) -> str:
         if wish is None or name in small:
             return name
         if isinstance(wish, str):
             return wish
         if (name, wish) not in sliced:
-            sliced[name, wish] = f"{name}_first_{wish}"
-            bounds = [f"first_row_{value}" for value in (0, 1, wish)]
-            graph.new_constants.update({b: np.array([v], np.int64) for b, v in zip(bounds, (0, 1, wish), strict=True)})
-            nodes.append(helper.make_node("Slice", [name, *bounds], [sliced[name, wish]], f"/first_row/{len(sliced)}"))
+            axis, entry = wish
+            sliced[name, wish] = f"{name}_{'first' if entry == FIRST else 'last'}_{axis}"
+            bounds = {f"one_row_{value}": value for value in (entry, entry + 1 or END, axis)}
+            graph.new_constants.update({bound: np.array([value], np.int64) for bound, value in bounds.items()})
+            read_from = [f"one_row_{value}" for value in (entry, entry + 1 or END, axis)]
+            nodes.append(helper.make_node("Slice", [name, *read_from], [sliced[name, wish]], f"/one_row/{len(sliced)}"))
         return sliced[name, wish]
 
     for i, node in enumerate(model.graph.node):
@@ -248,6 +275,8 @@ def _rewrite(model: onnx.ModelProto, graph: _Graph, reads: dict[int, Wishes], na
             new = onnx.NodeProto()
             new.CopyFrom(node)
             new.input[:] = [read(name, wish) for name, wish in zip(node.input, reads[i], strict=True)]
+            if any(isinstance(wish, str) for wish in reads[i]):  # a new shape, in which 0 is the size that was there
+                new.ClearField("attribute")
             nodes.append(new)
     new_constants = [numpy_helper.from_array(value, name) for name, value in graph.new_constants.items()]
     return rebuilt(model, nodes, [*model.graph.initializer, *new_constants])

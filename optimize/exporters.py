@@ -1,0 +1,125 @@
+"""The ONNX graph of a network, by torch's exporter or by optimum's.
+
+torch's (`torch.onnx.export(dynamo=True)`) takes every kind of CrossEncoder, on transformers 4 and 5. optimum's traces,
+which gives wrong logits on transformers 5, and takes a transformer with its classification head only.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import onnx
+import torch
+
+from xopt.optimize.graph.structure import read_graph
+from xopt.optimize.model.parity import first_line
+from xopt.runtime.errors import BadInput
+from xopt.runtime.machine import has_module
+from xopt.runtime.scoring.backends.network import Network
+
+__all__ = ["EXPORTERS", "OPSET", "export_graph"]
+
+log = logging.getLogger(__name__)
+
+OPSET = 18
+EXPORTERS = ("torch", "optimum")
+SCOPES = "pkg.torch.onnx.name_scopes"  # torch's note of the modules that a node comes from
+OUTER = re.compile(r"^encoder\.(0\.model\.)?")  # what stands around a model: the network, and sentence-transformers
+
+
+def export_graph(network: Network, inputs: Sequence[str], exporter: str | None) -> tuple[onnx.ModelProto, str]:
+    """The graph of `network` over int64[batch, width] `inputs`, and which of `EXPORTERS` made it.
+
+    Unless named, that is torch's; and optimum's where torch's fails and optimum is installed. Raises BadInput where the
+    architecture cannot be exported.
+    """
+    if exporter == "optimum":
+        return _by_optimum(network), exporter
+    try:
+        return _by_torch(network, inputs), "torch"
+    except Exception as error:  # each architecture fails in its own way
+        if exporter or not network.classifies or not has_module("optimum.exporters.onnx"):
+            raise BadInput(
+                f"{network.kind}: torch cannot export this architecture ({first_line(error)}); --torch-only leaves "
+                "ONNX out"
+            ) from error
+        log.warning("export: torch cannot export %s (%s); optimum does it", network.kind, first_line(error))
+    return _by_optimum(network), "optimum"
+
+
+def _by_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
+    # A dimension of 1 would be taken for a constant, one tensor given twice for one input.
+    tokens = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in inputs)
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            tokens,
+            dynamo=True,
+            dynamic_shapes=({0: "batch", 1: "width"},) * len(inputs),
+            opset_version=OPSET,
+            external_data=False,
+            input_names=list(inputs),
+            output_names=["logits"],
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave nothing")
+    return _named(program.model_proto)
+
+
+def _by_optimum(network: Network) -> onnx.ModelProto:
+    try:
+        from optimum.exporters.onnx import onnx_export_from_model
+    except ImportError as error:
+        raise BadInput("--exporter optimum needs optimum: pip install 'xopt-rerank[optimum]'") from error
+    if not network.classifies:
+        raise BadInput(f"{network.kind}: optimum exports classification heads only; use --exporter torch")
+    with TemporaryDirectory(prefix="xopt-optimum-") as scratch, _quiet():
+        try:
+            onnx_export_from_model(
+                network.encoder.model, Path(scratch), opset=OPSET, task="text-classification", do_validation=False
+            )
+        except Exception as error:  # each architecture fails in its own way
+            raise BadInput(
+                f"{network.kind}: optimum cannot export this architecture ({first_line(error)}); --torch-only leaves "
+                "ONNX out"
+            ) from error
+        return read_graph(Path(scratch) / "model.onnx")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep an exporter's advice to its own authors off the terminal; the parity check judges the result."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _named(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Nodes named by the modules that they come from, as tracing names them; torch's notes of source lines go."""
+    names: Counter[str] = Counter()
+    for node in model.graph.node:
+        scopes = next((note.value for note in node.metadata_props if note.key == SCOPES), "['']")
+        module = next((path for path in reversed(ast.literal_eval(scopes)[:-1]) if path), "")
+        path = re.sub(r"\.(?!\d)", "/", OUTER.sub("", module))
+        name = "/".join(["", *([path] if path else []), node.op_type])
+        node.name = f"{name}_{names[name]}" if names[name] else name
+        names[name] += 1
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+    model.graph.ClearField("value_info")
+    return model

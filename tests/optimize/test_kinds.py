@@ -1,0 +1,225 @@
+"""Every kind of CrossEncoder that sentence-transformers has, exported, quantised and scored."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from sentence_transformers import CrossEncoder
+from sentence_transformers.base.modules import Dense
+from tiny import ARCHITECTURES, DECODERS, MAX_LENGTH, OTHERS, make_logit_score, make_modular, make_tiny
+
+from xopt.optimize import exporters
+from xopt.optimize.export import export
+from xopt.optimize.model.parity import MAX_DIFFERENCE, expected_logits, pairs_for
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.runtime import open_scorer
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput, GateFailed
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.machine import has_module
+from xopt.runtime.scoring.backends.network import load_encoder
+
+Make = Callable[[Path], Path]
+
+
+def kind(make: Callable[..., Path], *arguments: Any, **named: Any) -> Any:
+    """A maker of models, with a name for its test."""
+    words = [make.__name__.removeprefix("make_"), *map(str, arguments), *(f"{k}={v}" for k, v in named.items())]
+    return pytest.param(lambda folder: make(folder, *arguments, **named), id="-".join(words)[:60])
+
+
+def behind_the_head(folder: Path, architecture: str) -> Path:
+    """A classification head, and a module that changes what it gives."""
+    make_tiny(folder.with_name("head"), architecture)
+    dense = Dense(
+        1, 1, activation_function=torch.nn.Identity(), module_input_name="scores", module_output_name="scores"
+    )
+    modules = [CrossEncoder(str(folder.with_name("head")), device="cpu")[0], dense]
+    dense.linear.weight.data.fill_(-2.0)
+    CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
+KINDS = [
+    *(kind(make_tiny, name) for name in (*ARCHITECTURES, *OTHERS, *DECODERS)),
+    kind(make_tiny, "llama", labels=3),
+    *(kind(make_modular, *how) for how in (("modernbert", "cls"), ("bert", "mean"), ("qwen3", "lasttoken"))),
+    kind(make_modular, "distilbert", "max"),
+    kind(make_modular, "roberta", "cls", labels=3),
+    *(kind(behind_the_head, name) for name in ("electra", "qwen2")),
+    *(kind(make_logit_score, name) for name in ("qwen3", "gemma")),
+    kind(make_logit_score, "qwen2", prompts={"rank": "search data"}, default_prompt_name="rank"),
+]
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_every_kind_exports_and_scores_as_sentence_transformers_does(
+    tmp_path: Path, docs: Candidates, make: Make
+) -> None:
+    model = make(tmp_path / "model")
+    made = export(str(model), tmp_path / "out", rank_label="none" if several(model) else None)
+    encoder = load_encoder(model)
+    pairs = pairs_for(encoder.tokenizer, MAX_LENGTH)
+    expected = expected_logits(encoder, "model", pairs)
+    assert np.std(expected) > 0.1  # the scores spread, so that agreement means something
+    exact = [v.name for v in made.manifest.variants.values() if v.precision == "fp32"]
+    assert {"torch-fp32", "onnx-fp32"} <= set(exact)
+    for variant in exact:
+        assert np.abs(open_scorer(made, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
+    int8 = open_scorer(quantize(made, recipe_for(detect_target()), docs), "onnx-int8").score(pairs)
+    assert 0 < np.abs(int8 - expected).max()
+    steady = encoder.model.config.model_type != "mobilebert"  # which normalises nothing between its layers
+    assert np.corrcoef(int8.ravel(), expected.ravel())[0, 1] > (0.98 if steady else 0.8)
+    again = CrossEncoder(str(made.path), device="cpu")  # the folder is a CrossEncoder still
+    assert np.array_equal(expected_logits(again, "again", pairs), expected)
+
+
+def several(model: Path) -> bool:
+    return CrossEncoder(str(model), device="cpu").num_labels > 1
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_optimums_graphs_agree_where_it_is_installed(tmp_path: Path, architecture: str, labels: int) -> None:
+    if not has_module("optimum.exporters.onnx"):
+        pytest.skip("optimum is not installed here")
+    model = make_tiny(tmp_path / "model", architecture, labels)
+    theirs, mine = (
+        export(str(model), tmp_path / name, exporter=name, rank_label="none" if labels > 1 else None)
+        for name in ("optimum", "torch")
+    )
+    recipes = [made.variant("onnx-fp32").recipe for made in (theirs, mine)]
+    assert [recipe.pop("exporter") for recipe in recipes] == ["optimum", "torch"]
+    assert recipes[0] == recipes[1]
+    pairs = pairs_for(load_encoder(model).tokenizer, MAX_LENGTH)
+    assert np.abs(open_scorer(theirs).score(pairs) - open_scorer(mine).score(pairs)).max() < 2e-5
+
+
+def test_optimum_exports_what_torch_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unable(*_: Any, **__: Any) -> None:
+        raise RuntimeError("an operator without a translation")
+
+    monkeypatch.setattr(torch.onnx, "export", unable)
+    with pytest.raises(BadInput, match=r"bert: torch cannot export this architecture \(an operator without a"):
+        export(str(make_tiny(tmp_path / "model")), tmp_path / "out", exporter="torch")
+    modular = str(make_modular(tmp_path / "modular", "bert"))
+    with pytest.raises(BadInput, match="torch cannot export"):
+        export(modular, tmp_path / "out")
+    with pytest.raises(BadInput, match=r"optimum needs optimum|optimum exports classification heads only"):
+        export(modular, tmp_path / "out", exporter="optimum")
+    if has_module("optimum.exporters.onnx"):
+        monkeypatch.undo()
+        monkeypatch.setattr(exporters, "_by_torch", unable)
+        made = export(str(tmp_path / "model"), tmp_path / "out")
+        assert made.variant("onnx-fp32").recipe["exporter"] == "optimum"
+        assert "optimum does it" in caplog.text
+
+
+def test_a_traced_graph_that_is_wrong_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TorchScript exporter gives wrong logits on transformers 5, without a warning."""
+    own = torch.onnx.export
+
+    def traced(network: Any, inputs: Any, *_: Any, input_names: list[str], **__: Any) -> Any:
+        file = tmp_path / "traced.onnx"
+        axes = {name: {0: "batch", 1: "width"} for name in input_names}
+        own(network, inputs, str(file), dynamo=False, input_names=input_names, output_names=["logits"],
+            dynamic_axes=axes, opset_version=17)  # fmt: skip
+        import onnx
+
+        return type("Program", (), {"model_proto": onnx.load(file)})
+
+    monkeypatch.setattr(torch.onnx, "export", traced)
+    model = str(make_tiny(tmp_path / "model"))
+    if transformers.__version__.startswith("4."):
+        export(model, tmp_path / "out")  # there it is right
+        return
+    with pytest.raises(GateFailed, match=r"onnx-fp32 and sentence-transformers differ by|scores that are not finite"):
+        export(model, tmp_path / "out")
+
+
+TEMPLATES = {
+    "twice": "{{ messages[0].content }} and {{ messages[1].content }} and {{ messages[0].content }} data",
+    "document first": "{{ messages[1].content | trim }} search {{ messages[0].content }}\n\nindex",
+}
+
+
+@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+def test_a_template_may_place_texts_anywhere(tmp_path: Path, template: str) -> None:
+    made = export(str(make_logit_score(tmp_path / "model", template=template)), tmp_path / "out", torch_only=True)
+    assert made.manifest.template[1::2] in (
+        ["query", "document", "query"],
+        ["document.strip", "query"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0].content | upper }} {{ messages[1].content }}", "does more with the texts than place them"),
+        ("{{ messages[0].content }}", "sentence-transformers cannot score with it|does more with the texts"),
+        ("{{ raise_exception('no') }}", r"its chat template cannot render a query and a document \(no\)"),
+    ],
+)
+def test_a_template_that_is_not_reproduced_is_refused(tmp_path: Path, template: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        export(str(make_logit_score(tmp_path / "model", template=template)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_language_model_that_does_not_say_how_it_ranks_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_logit_score(tmp_path / "model", "llama")
+    (model / "modules.json").unlink()  # sentence-transformers then compares "yes" and "no", which both are unknown here
+    with caplog.at_level(logging.WARNING), pytest.raises(BadInput, match="ranks by the logit of a token less its own"):
+        export(str(model), tmp_path / "out", torch_only=True)
+    assert "a language model that does not say how it ranks" in caplog.text
+
+
+@pytest.fixture(scope="session")
+def judge_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of three labels with names."""
+    folder = make_tiny(tmp_path_factory.mktemp("labels") / "model", labels=3)
+    config = json.loads((folder / "config.json").read_text())
+    names = ["contradiction", "entailment", "neutral"]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "kept"),
+    [("entailment", [1]), ("2", [2]), ("entailment-contradiction", [1, 0]), ("1-0", [1, 0]), ("none", [])],
+)
+def test_which_of_several_labels_ranks_is_kept(tmp_path: Path, judge_model: Path, asked: str, kept: list[int]) -> None:
+    made = export(str(judge_model), tmp_path / "out", rank_label=asked, torch_only=True)
+    assert ModelFolder.open(made.path).manifest.rank_label == kept
+    logits = open_scorer(made, "torch-fp32").score([("a query", "a document"), ("data", "index")])
+    ranked = made.manifest.ranking(logits)
+    assert ranked.shape == ((2,) if kept else (2, 3))
+    if len(kept) == 2:
+        assert np.array_equal(ranked, logits[:, 1] - logits[:, 0])
+    again = export(str(made.path), tmp_path / "again", torch_only=True)  # a model folder says it itself
+    assert again.manifest.rank_label == kept
+
+
+@pytest.mark.parametrize("asked", [None, "relevant", "3", "1-1", "entailment-"])
+def test_a_label_that_is_not_known_is_asked_for(tmp_path: Path, judge_model: Path, asked: str | None) -> None:
+    with pytest.raises(BadInput, match=r"has 3 labels \(contradiction, entailment, neutral\); .*say with --rank-label"):
+        export(str(judge_model), tmp_path / "out", rank_label=asked)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_label_needs_no_name(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="has one label, which ranks"):
+        export(str(make_tiny(tmp_path / "model")), tmp_path / "out", rank_label="0")
