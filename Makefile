@@ -1,17 +1,23 @@
 # `make demo` and `make test` need nothing but Python (3.10 to 3.13), pip and make.
+# `make test5` runs the tests with the other set of versions, transformers 5 and sentence-transformers 6.
 PYTHON ?= python3
 BIN := .venv/bin
 # The folders themselves stand here: the links of a strict editable install are made anew when a file comes or goes.
+SOURCES := pyproject.toml models/demo $(shell find cli optimize runtime -type d -not -name '__pycache__')
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
+DEVELOPED5 := .venv5/.developed
 
-.PHONY: demo test check format clean
+.PHONY: demo test test5 check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/xopt optimize demo
 
 test: $(DEVELOPED)
 	$(BIN)/python -m pytest
+
+test5: $(DEVELOPED5)
+	.venv5/bin/python -m pytest
 
 check: $(DEVELOPED)
 	$(BIN)/ruff format --check .
@@ -23,11 +29,14 @@ format: $(DEVELOPED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv5 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
-$(INSTALLED): EXTRAS := demo
-$(DEVELOPED): EXTRAS := demo,dev
-$(INSTALLED) $(DEVELOPED): pyproject.toml constraints.txt models/demo $(shell find cli optimize runtime -type d -not -name '__pycache__')
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -C editable_mode=strict -e '.[$(EXTRAS)]'
+$(INSTALLED): EXTRAS := demo,optimum
+$(DEVELOPED): EXTRAS := demo,dev,optimum
+$(DEVELOPED5): EXTRAS := demo,dev
+$(INSTALLED) $(DEVELOPED): CONSTRAINTS := constraints.txt
+$(DEVELOPED5): CONSTRAINTS := constraints-transformers5.txt
+$(INSTALLED) $(DEVELOPED) $(DEVELOPED5): $(SOURCES) constraints.txt constraints-transformers5.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -C editable_mode=strict -e '.[$(EXTRAS)]'
 	touch $@

@@ -36,7 +36,7 @@ from xopt.runtime.scoring.backends.network import DTYPE, Network, load_encoder
 from xopt.runtime.scoring.encode import clean
 from xopt.runtime.scoring.variants import exported_variants
 
-__all__ = ["export"]
+__all__ = ["export", "versions_here"]
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,12 @@ def export(
         left = encoder.tokenizer.padding_side == "left"
         check_parity(replace(made, trusted=trust_remote_code), short, expected, PADDED_LEFT if left else "")
     return ModelFolder.open(out, trust_remote_code)
+
+
+def versions_here() -> dict[str, str]:
+    """The versions of the libraries that make a model folder and run it."""
+    here = {package.name for package in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in LIBRARIES if name in here}
 
 
 def _check_place(out: Path, force: bool) -> None:
@@ -178,8 +184,8 @@ def _write_manifest(
 ) -> ModelFolder:
     files = {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
     variants = exported_variants(folder, recipe)
-    here = {package.name for package in importlib.metadata.distributions()}
-    versions = {name: importlib.metadata.version(name) for name in LIBRARIES if name in here}
-    manifest = Manifest(source=source, versions=versions, files=files, variants={v.name: v for v in variants}, **facts)
+    manifest = Manifest(
+        source=source, versions=versions_here(), files=files, variants={v.name: v for v in variants}, **facts
+    )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ModelFolder(folder, manifest)

@@ -6,7 +6,9 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xopt.optimize.export import export
+import numpy as np
+
+from xopt.optimize.export import export, versions_here
 from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
 from xopt.optimize.judge.verdict import gates_with
@@ -93,7 +95,37 @@ def optimize(
     validation = validate(folder, by_speed, judging, gates, device=device, minutes=minutes, first=True)
     apart = len(candidates.groups()) - len(judging.groups())
     validation = replace(validation, prepared_with=validation.prepared_with + apart)
-    return Outcome(str(folder.path), tuple(tunings), validation, measured, recommend(folder, validation, measured))
+    recommendation = recommend(folder, validation, measured)
+    _keep(folder, validation, measured, recommendation)
+    return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation)
+
+
+def _keep(folder: ModelFolder, validation: Validation, measured: Bench, recommendation: Recommendation) -> None:
+    """Write into the manifest what was found: scorers read there what is recommended, `xopt card` the figures."""
+    ratios = {m.case.variant: m.ratio for m in measured.measured if m.case.strategy == "planned"}
+    found = {
+        "recommended": recommendation.variant,
+        "data": validation.data,
+        "queries": validation.queries,
+        "pairs": validation.pairs,
+        "bench_pairs": measured.pairs,
+        "threads": measured.threads,
+        "versions": versions_here(),
+        "variants": {
+            judged.name: {
+                "verdict": judged.verdict,
+                "ratio": ratios.get(judged.name),
+                "measures": {
+                    name: [each.mean, each.low, each.high]
+                    for name, each in judged.measures.items()
+                    if np.isfinite([each.mean, each.low, each.high]).all()
+                },
+            }
+            for judged in validation.judged
+        },
+    }
+    machine = machine_name(measured.device)
+    folder.write(lambda manifest: replace(manifest, measured={**manifest.measured, machine: found}))
 
 
 def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> Recommendation:

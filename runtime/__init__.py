@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from xopt.runtime.scoring.cross_encoder import CrossEncoder
 from xopt.runtime.scoring.scorer import open_scorer
 
 if TYPE_CHECKING:
     from xopt.runtime.frames.rerank import rerank
 
-__all__ = ["open_scorer", "rerank"]
+__all__ = ["CrossEncoder", "open_scorer", "rerank"]
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,13 @@ class Manifest:
     trailing_pad: int | None = None  # an id that is cut from the end of a pair: the head reads the last token before it
     template: list[str] = field(default_factory=list)  # of pairs as one text: literal parts, QUERY or DOCUMENT between
     suffix: list[int] = field(default_factory=list)  # ids that such a text ends in where it was cut, too
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # by machine: what `xopt optimize` found there
     rank_label: list[int] = field(default_factory=list)  # of several labels: one that ranks, or two for the difference
+
+    def recommended(self, machine: str) -> str | None:
+        """The variant that `xopt optimize` recommended on a machine, if it is there still."""
+        name = self.measured.get(machine, {}).get("recommended")
+        return name if name in self.variants else None
 
     @property
     def ranks(self) -> bool:
@@ -163,14 +169,16 @@ class ModelFolder:
         check_writable(self.path)
 
     def with_variant(self, variant: Variant) -> ModelFolder:
-        """Add or replace a variant whose file is in place; plans found for another file of that name go."""
+        """Add or replace a variant whose file is in place; what was found for another file of that name goes."""
         names = (variant.file, data_file(Path(variant.file)).as_posix())
         made = {name: sha256_of(self.path / name) for name in names if (self.path / name).is_file()}
 
         def add(to: Manifest) -> Manifest:
             files = {name: digest for name, digest in to.files.items() if name not in names}
             plans = {m: {v: p for v, p in kept.items() if v != variant.name} for m, kept in to.plans.items()}
-            return replace(to, files=files | made, variants={**to.variants, variant.name: variant}, plans=plans)
+            measured = {machine: _without(found, variant.name) for machine, found in to.measured.items()}
+            variants = {**to.variants, variant.name: variant}
+            return replace(to, files=files | made, variants=variants, plans=plans, measured=measured)
 
         return self.write(add)
 
@@ -178,3 +186,9 @@ class ModelFolder:
         """What the files of a variant hold."""
         file = self.path / self.variant(variant).file
         return sum(path.stat().st_size for path in (file, data_file(file)) if path.is_file())
+
+
+def _without(found: dict[str, Any], variant: str) -> dict[str, Any]:
+    """What was measured on a machine, but for one variant."""
+    left = {**found, "variants": {name: value for name, value in found["variants"].items() if name != variant}}
+    return {**left, "recommended": None} if found["recommended"] == variant else left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import logging
@@ -104,6 +105,12 @@ class PlannedScorer(Scorer):
     def with_plan(self, plan: Plan) -> PlannedScorer:
         """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""
         return PlannedScorer(self.encoder, self.backend, plan, self.labels, self._reopen)
+
+    def with_prompt(self, prompt: str) -> PlannedScorer:
+        """A scorer of the same open backend, with another prompt before each query."""
+        encoder = copy.copy(self.encoder)
+        encoder.prompt = prompt
+        return PlannedScorer(encoder, self.backend, self.plan, self.labels, self._reopen)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is opened again: sessions and locks cannot be sent there."""

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentence_transformers
+import torch
+from tiny import make_logit_score, make_tiny
+
+from xopt.optimize.export import export
+from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs
+from xopt.runtime import CrossEncoder
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.machine import machine_name
+
+PAIRS = parity_pairs(60)
+Both = tuple[CrossEncoder, sentence_transformers.CrossEncoder]
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """A model as xopt and as sentence-transformers run it, of one label with a sigmoid, and of three."""
+    root = tmp_path_factory.mktemp("both")
+    model = str(make_tiny(root / "model", labels=request.param))
+    made = export(model, root / "out", rank_label="2-0" if request.param > 1 else None)
+    return CrossEncoder(made.path), sentence_transformers.CrossEncoder(model, device="cpu")
+
+
+CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "pairs": (PAIRS, {}),
+    "lists": ([list(pair) for pair in PAIRS], {}),
+    "one pair": (PAIRS[5], {}),
+    "one list": (list(PAIRS[5]), {}),
+    "an array": (np.array(PAIRS), {}),
+    "an array of one pair": (np.array(PAIRS[5]), {}),
+    "none": ([], {}),
+    "a tensor": (PAIRS, {"convert_to_tensor": True}),
+    "one tensor": (PAIRS[5], {"convert_to_tensor": True}),
+    "tensors": (PAIRS, {"convert_to_numpy": False}),
+    "no tensors": ([], {"convert_to_numpy": False}),
+    "logits": (PAIRS, {"activation_fn": torch.nn.Identity()}),
+    "tanh": (PAIRS, {"activation_fn": torch.nn.Tanh(), "convert_to_tensor": True}),
+    "softmax": (PAIRS, {"apply_softmax": True}),
+    "a batch size": (PAIRS, {"batch_size": 1}),
+    "a prompt": (PAIRS, {"prompt": "search data "}),
+    "a bar": (PAIRS, {"show_progress_bar": True}),
+}
+
+
+@pytest.mark.parametrize(("inputs", "named"), CALLS.values(), ids=CALLS)
+def test_predict_gives_what_sentence_transformers_gives(both: Both, inputs: Any, named: dict[str, Any]) -> None:
+    mine, theirs = (model.predict(inputs, **named) for model in both)
+    assert type(mine) is type(theirs)
+    if isinstance(mine, list):
+        assert [type(score) for score in mine] == [type(score) for score in theirs]
+        mine, theirs = (torch.stack(scores) if scores else torch.zeros(0) for scores in (mine, theirs))
+    if len(inputs):
+        assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
+        assert np.abs(np.asarray(mine) - np.asarray(theirs)).max() < MAX_DIFFERENCE
+    else:
+        assert len(mine) == len(theirs) == 0
+
+
+@pytest.mark.parametrize("top_k", [None, 3, 100])
+@pytest.mark.parametrize("documents", [True, False])
+def test_rank_gives_what_sentence_transformers_gives(both: Both, top_k: int | None, documents: bool) -> None:
+    mine, theirs = both
+    texts = [text for _, text in PAIRS] + [PAIRS[3][1]]  # the last one ties with the fourth
+    ranked = mine.rank("ranking data", texts, top_k=top_k, return_documents=documents)
+    assert all(type(row["score"]) is float for row in ranked)
+    if mine.num_labels == 1:
+        expected = theirs.rank("ranking data", texts, top_k=top_k, return_documents=documents)
+        assert [row["corpus_id"] for row in ranked] == [row["corpus_id"] for row in expected]
+        assert [row.get("text") for row in ranked] == [row.get("text") for row in expected]
+        assert [row["score"] for row in ranked] == pytest.approx([row["score"] for row in expected], abs=1e-4)
+    else:  # by the difference of two labels, as its export was told
+        scores = theirs.predict([("ranking data", text) for text in texts])
+        order = np.argsort(scores[:, 0] - scores[:, 2], kind="stable")[:top_k]
+        assert [row["corpus_id"] for row in ranked] == order.tolist()
+
+
+def test_what_older_versions_call_arguments_is_taken(both: Both) -> None:
+    mine, _ = both
+    expected = mine.predict(PAIRS, activation_fn=torch.nn.Identity())
+    old = mine.predict(sentences=PAIRS, activation_fct=torch.nn.Identity(), num_workers=2, device="cpu", pool=None)
+    assert np.array_equal(old, expected)
+    assert mine.rank("data", ["index"], convert_to_tensor=True) == mine.rank("data", ["index"])
+    with pytest.raises(TypeError, match="device='cuda': a model folder has no such argument"):
+        mine.predict(PAIRS, device="cuda")
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
+        mine.predict(PAIRS, batch_size=0)
+    with pytest.raises(BadInput, match="prompt_name='query': a model folder keeps its default prompt alone"):
+        mine.predict(PAIRS, prompt_name="query")
+
+
+@pytest.mark.parametrize(
+    "bad", ["text", [("a", "b"), "text"], [("a", "b", "c")], [("a", None)], [["a", "b"], [1, "b"]]]
+)
+def test_what_is_no_pair_is_refused(both: Both, bad: Any) -> None:
+    with pytest.raises(BadInput, match="expected a query and a document, two texts"):
+        both[0].predict(bad)
+
+
+def test_the_activation_is_the_models_own_once_and_can_be_another(tmp_path: Path) -> None:
+    model = sentence_transformers.CrossEncoder(str(make_tiny(tmp_path / "tiny")), activation_fn=torch.nn.Tanh())
+    model.save_pretrained(str(tmp_path / "model"))
+    mine = CrossEncoder(export(str(tmp_path / "model"), tmp_path / "out").path)
+    assert isinstance(mine.activation_fn, torch.nn.Tanh)
+    assert np.abs(mine.predict(PAIRS) - model.predict(PAIRS)).max() < MAX_DIFFERENCE
+    other = CrossEncoder(mine.folder.path, activation_fn=torch.nn.Sigmoid())
+    assert np.abs(np.arctanh(mine.predict(PAIRS[:9])) - np.log(1 / (1 / other.predict(PAIRS[:9]) - 1))).max() < 1e-2
+
+
+def test_an_activation_that_is_code_needs_trust(tiny_copy: ModelFolder) -> None:
+    manifest = tiny_copy.path / "xopt.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"activation": "mine.Activation"}))
+    model = CrossEncoder(tiny_copy.path)
+    with pytest.raises(BadInput, match="its activation mine.Activation is code of its own; give trust_remote_code"):
+        model.predict(PAIRS)
+    assert model.predict(PAIRS, activation_fn=torch.nn.Identity()).shape == (len(PAIRS),)
+
+
+def test_pairs_can_be_cut_shorter_here_and_in_another_process(
+    tmp_path: Path, tiny: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = [("data " * 30, "search engine " * 30)]
+    short = CrossEncoder(tiny.path, "torch-fp32", max_length=12)
+    theirs = sentence_transformers.CrossEncoder(str(tiny.path), device="cpu", max_length=12)
+    assert short.max_length == short.max_seq_length == 12
+    assert np.abs(short.predict(long) - theirs.predict(long)).max() < MAX_DIFFERENCE
+    again = pickle.loads(pickle.dumps(short))
+    assert (again.variant, again.max_length) == ("torch-fp32", 12)
+    assert np.array_equal(again.predict(long), short.predict(long))
+    assert CrossEncoder(tiny.path, max_length=4096).max_length == tiny.manifest.max_length
+    assert "cuts pairs to 64" in caplog.text
+    with pytest.raises(BadInput, match="max_length is 0"):
+        CrossEncoder(tiny.path, max_length=0)
+
+
+def test_the_variant_is_the_one_that_was_recommended_here(tiny_copy: ModelFolder) -> None:
+    assert CrossEncoder(tiny_copy.path).variant == "onnx-fp32"
+    found = {machine_name("cpu"): {"recommended": "onnx-int8", "variants": {"onnx-int8": {}}}}
+    made = tiny_copy.write(lambda manifest: replace(manifest, measured=found))
+    assert CrossEncoder(tiny_copy.path).variant == "onnx-int8"
+    assert CrossEncoder(tiny_copy.path, "torch-fp32").variant == "torch-fp32"
+    made.with_variant(made.variant("onnx-int8"))  # made again: what was measured is another file's
+    assert CrossEncoder(tiny_copy.path).variant == "onnx-fp32"
+    assert ModelFolder.open(tiny_copy.path).manifest.measured[machine_name("cpu")]["variants"] == {}
+
+
+def test_a_prompt_within_a_chat_template_stays(tmp_path: Path) -> None:
+    model = make_logit_score(tmp_path / "model", prompts={"rank": "search data"}, default_prompt_name="rank")
+    mine = CrossEncoder(export(str(model), tmp_path / "out").path)
+    theirs = sentence_transformers.CrossEncoder(str(model), device="cpu")
+    assert np.abs(mine.predict(PAIRS) - theirs.predict(PAIRS)).max() < MAX_DIFFERENCE
+    with pytest.raises(BadInput, match="its prompt is part of the chat template"):
+        mine.predict(PAIRS, prompt="another")
+
+
+def test_no_label_that_ranks_is_said(tmp_path: Path) -> None:
+    made = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out", rank_label="none")
+    with pytest.raises(
+        ValueError, match=r"CrossEncoder\.rank\(\) only works for models with num_labels=1.*--rank-label"
+    ):
+        CrossEncoder(made.path).rank("data", ["index"])
+
+
+def test_neither_torch_nor_transformers_is_imported_where_none_is_needed(tiny: ModelFolder) -> None:
+    code = (
+        "import sys; from xopt.runtime import CrossEncoder\n"
+        f"model = CrossEncoder({str(tiny.path)!r}); model.predict([('a', 'b')]); model.rank('a', ['b', 'c'])\n"
+        "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
