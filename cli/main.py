@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from xopt.cli.commands.bench import bench
+from xopt.cli.commands.card import card
 from xopt.cli.commands.export import export
 from xopt.cli.commands.optimize import optimize
 from xopt.cli.commands.quantize import quantize
@@ -66,7 +67,7 @@ def cli(quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (optimize, export, quantize, tune, validate, bench, report):
+for command in (optimize, export, quantize, tune, validate, bench, report, card):
     cli.add_command(command)
 
 

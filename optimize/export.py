@@ -65,11 +65,13 @@ def export(
     torch_only: bool = False,
     exporter: str | None = None,
     rank_label: str | None = None,
+    portable: bool = False,
 ) -> ModelFolder:
     """Write the model folder `out` for `model`, a hub id, a folder or `demo`.
 
     The folder appears when it is complete and has passed its check, else not at all. `torch_only` leaves ONNX out, and
-    needs no exporter; `exporter` is one of `EXPORTERS`, see there. A model of several labels needs `rank_label`: the
+    needs no exporter; `exporter` is one of `EXPORTERS`, see there. A `portable` graph has no operators of onnxruntime's
+    own. A model of several labels needs `rank_label`: the
     label that ranks, by name or number, two with a minus for the difference of their logits, or "none".
     Raises BadInput where `model` is not a CrossEncoder, `out` can't be written or is there and, with `force`, no model
     folder, and GateFailed where the tokens, or the logits of an FP32 variant by more than `MAX_DIFFERENCE`, differ
@@ -96,7 +98,7 @@ def export(
         write_for_all_versions(folder)
         recipe = None
         if not torch_only:
-            recipe = _write_onnx(folder, facts["inputs"], trust_remote_code, exporter)
+            recipe = _write_onnx(folder, facts["inputs"], trust_remote_code, exporter, portable)
         made = _write_manifest(folder, {"model": model, **_origin(model, source)}, recipe, facts)
         check_tokens(made, encoder, pairs)
         left = encoder.tokenizer.padding_side == "left"
@@ -165,13 +167,15 @@ def _save(encoder: Any, folder: Path) -> None:
         file.unlink()
 
 
-def _write_onnx(folder: Path, inputs: Sequence[str], trusted: bool, exporter: str | None) -> dict[str, Any]:
+def _write_onnx(
+    folder: Path, inputs: Sequence[str], trusted: bool, exporter: str | None, portable: bool
+) -> dict[str, Any]:
     """Export into `onnx/model.onnx`, rewritten, exactly, to less work; how it was made."""
     network = Network(load_encoder(folder, trusted=trusted, attn_implementation="eager"))
     read = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in (*inputs, "attention_mask")]
     model, made_by = export_graph(network, read, exporter)
     model, narrowed = keep_one_row(model)
-    model, fused = fuse_attention(model)
+    model, fused = (model, 0) if portable else fuse_attention(model)
     (folder / ONNX_FILE).parent.mkdir()
     write_graph(model, folder / ONNX_FILE)
     log.info("export: %d matrix products of the last layer now see one token a pair only", narrowed)

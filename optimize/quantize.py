@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 SCHEMES = {  # and the variant that each one makes
     "per-token": "onnx-int8",
     "static": "openvino-int8",
+    "portable": "onnx-int8-portable",
     "stock": "onnx-int8-stock",
 }
 
@@ -56,6 +57,7 @@ class Target:
     saturates: bool  # U8 x S8 products are added in 16 bits: two products of 8-bit weights can overflow
 
 
+ANY = "any"  # the target of what runs on every processor
 TARGETS = {
     target.name: target
     for target in (
@@ -76,7 +78,8 @@ class Recipe:
     alone; see `xopt.optimize.graph.int8_matmul` and `xopt.optimize.graph.outliers`. `smoothing` is the exponent of
     the activations in its smoothing factors and `hot` the share of a block's neurons with a scale of
     their own. "static" takes the scales from calibration, for OpenVINO, and multiplies what the hot
-    neurons give in float. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at
+    neurons give in float. "portable" is the same for any runtime and processor: it needs none's own operators, and its
+    weights do not saturate. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at
     run time, so that a score depends on the batch; it takes no calibration. `floats` names MatMuls of the
     FP32 graph that are left as they are.
     """
@@ -90,8 +93,15 @@ class Recipe:
 
     @property
     def file(self) -> str:
-        """The file within the model folder, named as sentence-transformers names it."""
+        """The file within the model folder, named as sentence-transformers names it, and the portable one as others."""
+        if self.scheme == "portable":
+            return "onnx/model_quantized.onnx"
         return f"onnx/model_qint8_{self.target}{'' if self.scheme == 'per-token' else '_' + self.scheme}.onnx"
+
+    @property
+    def static(self) -> bool:
+        """Whether all scales come from calibration."""
+        return self.scheme in ("static", "portable")
 
     @property
     def variant(self) -> Variant:
@@ -117,6 +127,8 @@ class Prepared:
 
 def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
     """The recipe for an instruction set. Raises BadInput with the names there are."""
+    if scheme == "portable":
+        return Recipe(scheme, ANY, 7, smoothing=0.65, hot=1 / 16)
     if target not in TARGETS:
         raise BadInput(f"target {target!r}: unknown; one of {', '.join(TARGETS)}")
     bits = 7 if TARGETS[target].saturates else 8
@@ -166,14 +178,14 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
         whole = calibrate(folder, model, [block.activation for block in blocks], pairs, gram=False)
         model = split_outliers(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
     products = {name: name.removesuffix("/hot").removesuffix("/cold") for name in token_matmuls(model)}
-    if recipe.scheme == "static":
+    if recipe.static:
         products = {
             name: whole for name, whole in products.items() if name not in {f"{b.second.name}/hot" for b in blocks}
         }
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
     seen = calibrate(folder, model, read, pairs)
     queries = frozenset(query_hash(query) for query, _ in pairs)
-    return Prepared(model if recipe.scheme == "static" else fuse_attention(model)[0], products, seen, queries)
+    return Prepared(model if recipe.static else fuse_attention(model)[0], products, seen, queries)
 
 
 def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
@@ -184,7 +196,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
         prepared.seen,
         bits=recipe.weight_bits,
         smoothing=recipe.smoothing,
-        static=recipe.scheme == "static",
+        static=recipe.static,
         rounded=prepared.rounded,
     )
 

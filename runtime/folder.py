@@ -133,7 +133,13 @@ class ModelFolder:
             return self.manifest.variants[name]
         except KeyError:
             there = ", ".join(self.manifest.variants)
-            made = {"onnx-fp16": "--fp16", "onnx-int8": "--int8", "openvino-int8": "--int8 --scheme static"}
+            made = {
+                "onnx-fp16": "--fp16",
+                "onnx-int8": "--int8",
+                "openvino-int8": "--int8 --scheme static",
+                "onnx-int8-portable": "--int8 --scheme portable",
+                "onnx-int8-stock": "--int8 --scheme stock",
+            }
             make = f"; make it with `xopt quantize {self.path} {made[name]}`" if name in made else ""
             raise BadInput(f"{self.path}: no variant {name!r}, only {there}{make}") from None
 

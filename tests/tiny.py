@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +111,17 @@ def make_logit_score(folder: Path, architecture: str = "qwen3", template: str = 
     return folder
 
 
+def make_behind_the_head(folder: Path, architecture: str) -> Path:
+    """Write a random cross-encoder with a module that changes what its classification head gives."""
+    head = make_tiny(folder.with_name(f"{folder.name}-head"), architecture)
+    scores = {"module_input_name": "scores", "module_output_name": "scores"}
+    dense = Dense(1, 1, activation_function=torch.nn.Identity(), **scores)
+    dense.linear.weight.data.fill_(-2.0)
+    modules = [CrossEncoder(str(head), device="cpu")[0], dense]
+    CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
+    return folder
+
+
 def _body(folder: Path, architecture: str, task: str, template: str | None = None) -> Transformer:
     """sentence-transformers' first module, of a random network."""
     scratch = folder.with_name(f"{folder.name}-body")
@@ -160,3 +173,21 @@ def _tokenizer(architecture: str) -> PreTrainedTokenizerFast:
         unk_token="[UNK]",
         mask_token="[MASK]",
     )
+
+
+PROMPT: dict[str, Any] = {"prompts": {"rank": "search data"}, "default_prompt_name": "rank"}
+KINDS: dict[str, Callable[[Path], Path]] = {  # every kind of CrossEncoder that sentence-transformers has
+    **{name: functools.partial(make_tiny, architecture=name) for name in (*ARCHITECTURES, *OTHERS)},
+    **{f"{name}, head": functools.partial(make_tiny, architecture=name) for name in DECODERS},
+    "llama, head of 3 labels": functools.partial(make_tiny, architecture="llama", labels=3),
+    "modernbert, modules, cls": make_modular,
+    "bert, modules, mean": functools.partial(make_modular, architecture="bert", pooling="mean"),
+    "distilbert, modules, max": functools.partial(make_modular, architecture="distilbert", pooling="max"),
+    "roberta, modules, 3 labels": functools.partial(make_modular, architecture="roberta", labels=3),
+    "qwen3, modules, last token": functools.partial(make_modular, architecture="qwen3", pooling="lasttoken"),
+    "electra, module behind the head": functools.partial(make_behind_the_head, architecture="electra"),
+    "qwen2, module behind the head": functools.partial(make_behind_the_head, architecture="qwen2"),
+    "qwen3, LogitScore": make_logit_score,
+    "gemma, LogitScore": functools.partial(make_logit_score, architecture="gemma"),
+    "qwen2, LogitScore, prompt": functools.partial(make_logit_score, architecture="qwen2", **PROMPT),
+}

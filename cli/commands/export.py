@@ -26,6 +26,9 @@ __all__ = ["export"]
 )
 @click.option("--torch-only", is_flag=True, help="Leave ONNX out, where a GPU will run it.")
 @click.option(
+    "--portable", is_flag=True, help="No operators of onnxruntime's own in the graph, to publish it; a little slower."
+)
+@click.option(
     "--exporter",
     type=click.Choice(["torch", "optimum"]),
     help="What writes the graph: torch's own exporter, or optimum's (pip install 'xopt-rerank[optimum]').  "
@@ -40,6 +43,7 @@ def export(
     trust_remote_code: bool,
     allow_pickle: bool,
     torch_only: bool,
+    portable: bool,
     exporter: str | None,
     rank_label: str | None,
     json_file: str | None,
@@ -62,6 +66,7 @@ def export(
         allow_pickle=allow_pickle,
         torch_only=torch_only,
         exporter=exporter,
+        portable=portable,
         rank_label=rank_label,
     )
     output.json({"folder": folder.path, "manifest": folder.manifest})

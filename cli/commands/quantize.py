@@ -25,11 +25,12 @@ __all__ = ["quantize"]
 @click.option("--fp16", is_flag=True, help="Half precision, for a GPU: the variant onnx-fp16, made without DATA.")
 @click.option(
     "--scheme",
-    type=click.Choice(["per-token", "static", "stock"]),
+    type=click.Choice(["per-token", "static", "portable", "stock"]),
     default="per-token",
     show_default=True,
     help="per-token: the variant onnx-int8, a scale for every token, scores that depend on the pair alone. "
     "static: the variant openvino-int8, calibrated scales, for OpenVINO (pip install 'xopt-rerank[openvino]'). "
+    "portable: the variant onnx-int8-portable, the same for any runtime and processor, to publish. "
     "stock: the variant onnx-int8-stock, onnxruntime's own, a scale for a whole batch; for comparison.",
 )
 @click.option(
@@ -76,6 +77,8 @@ def quantize(
         model.check_writable()  # before the work, not after it
         _report(output, halve(model), FP16, None)
         return
+    if scheme == "portable":
+        refuse(("target",), "goes with no portable scheme: it is for all of them")
     if bounds and scheme == "stock":
         raise click.UsageError("--scheme stock has nothing to steer; leave the gates to `xopt validate`")
     model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)

@@ -125,7 +125,8 @@ def quantize_matmuls(
         # Onnxruntime joins a bias and a GELU into one pass only where it knows how many channels they have.
         write.shapes.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [None, None, len(scales)]))
         done.add(weight)
-    return _assemble(model, write, done)
+    made = _assemble(model, write, done)
+    return made if static else import_microsoft(made)
 
 
 def _biases(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, str]]:
@@ -241,5 +242,4 @@ def _assemble(model: onnx.ModelProto, write: _Writer, done: set[str]) -> onnx.Mo
     still_read = {name for node in write.nodes for name in node.input}
     kept = [t for t in model.graph.initializer if t.name not in done or t.name in still_read]
     constants = [numpy_helper.from_array(value, name) for name, value in write.constants.items()]
-    made = rebuilt(model, write.nodes, kept + constants, write.shapes)
-    return import_microsoft(made)
+    return rebuilt(model, write.nodes, kept + constants, write.shapes)

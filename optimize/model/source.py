@@ -20,6 +20,7 @@ from xopt.runtime.files import sha256_of
 from xopt.runtime.folder import WEIGHTS
 
 __all__ = [
+    "DEMO",
     "check_cross_encoder",
     "check_files",
     "check_weights",

@@ -34,18 +34,24 @@ NAMES = {  # in config.json, by architecture
     "hidden": ("hidden_size", "dim"),
     "intermediate": ("intermediate_size", "hidden_dim"),
 }
+GATED = ("modernbert", "gemma", "llama", "mistral", "qwen2", "qwen3")  # three products in a feed-forward block
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a forward's work follows from. `narrowed`: the last layer sees one row a pair, but for key and value."""
+    """What a forward's work follows from. `narrowed`: the last layer sees one row a pair, but for key and value.
+
+    `queries` is the width of all heads, `keys` that of keys and of values, less where heads share them.
+    """
 
     layers: int
     hidden: int
     intermediate: int
     gated: bool
     narrowed: bool
+    queries: int
+    keys: int
 
     @staticmethod
     def of(folder: ModelFolder, variant: Variant) -> ModelShape | None:
@@ -56,17 +62,22 @@ class ModelShape:
             return None
         fp32 = folder.manifest.variants.get("onnx-fp32")
         narrowed = variant.backend != "torch" and bool(fp32 and fp32.recipe.get("one_row_matmuls"))
-        return ModelShape(**found, gated=config.get("model_type") == "modernbert", narrowed=narrowed)
+        heads = config.get("num_attention_heads") or config.get("n_heads") or 1
+        size = config.get("head_dim") or found["hidden"] // heads
+        widths = {"queries": heads * size, "keys": (config.get("num_key_value_heads") or heads) * size}
+        return ModelShape(**found, gated=config.get("model_type") in GATED, narrowed=narrowed, **widths)
 
     @property
     def weights(self) -> int:
         """The weights of the products that see every token."""
-        layer = 4 * self.hidden**2 + (3 if self.gated else 2) * self.hidden * self.intermediate
-        return (self.layers - self.narrowed) * layer + 2 * self.narrowed * self.hidden**2
+        layer = (
+            2 * self.hidden * (self.queries + self.keys) + (3 if self.gated else 2) * self.hidden * self.intermediate
+        )
+        return (self.layers - self.narrowed) * layer + 2 * self.narrowed * self.hidden * self.keys
 
     def operations(self, padded_tokens: float, squared_tokens: float) -> float:
         """Multiplications and additions of the products and of attention."""
-        attention = 4 * (self.layers - self.narrowed) * self.hidden * squared_tokens
+        attention = 4 * (self.layers - self.narrowed) * self.queries * squared_tokens
         return 2 * padded_tokens * self.weights + attention
 
 

@@ -24,7 +24,9 @@ __all__ = [
     "BackendKind",
     "check_variant",
     "exported_variants",
+    "one_module",
     "overflows",
+    "plain",
     "variants_on",
 ]
 
@@ -77,11 +79,20 @@ def _has_openvino() -> bool:
     return has_module("openvino")
 
 
-def _optimum_runs(folder: ModelFolder) -> bool:
-    """Whether sentence-transformers runs the folder's graphs: through optimum, and padded on the right, to logits."""
+def plain(folder: ModelFolder) -> bool:
+    """Whether the folder's graphs take what every tool makes of pairs: without a template, padded on the right."""
+    return folder.manifest.padding_side == "right" and not folder.manifest.template
+
+
+def one_module(folder: ModelFolder) -> bool:
+    """Whether the model is a transformer with its own head, and not a list of modules."""
     modules = folder.path / "modules.json"
-    one = not modules.is_file() or len(json.loads(modules.read_text(encoding="utf-8"))) == 1
-    return has_module("optimum.onnxruntime") and one and folder.manifest.padding_side == "right"
+    return not modules.is_file() or len(json.loads(modules.read_text(encoding="utf-8"))) == 1
+
+
+def _optimum_runs(folder: ModelFolder) -> bool:
+    """Whether sentence-transformers runs the folder's graphs, which it does through optimum."""
+    return has_module("optimum.onnxruntime") and plain(folder) and one_module(folder)
 
 
 BACKENDS = {

@@ -13,8 +13,7 @@ import pytest
 import torch
 import transformers
 from sentence_transformers import CrossEncoder
-from sentence_transformers.base.modules import Dense
-from tiny import ARCHITECTURES, DECODERS, MAX_LENGTH, OTHERS, make_logit_score, make_modular, make_tiny
+from tiny import ARCHITECTURES, KINDS, MAX_LENGTH, make_logit_score, make_modular, make_tiny
 
 from xopt.optimize import exporters
 from xopt.optimize.export import export
@@ -27,42 +26,10 @@ from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import load_encoder
 
-Make = Callable[[Path], Path]
 
-
-def kind(make: Callable[..., Path], *arguments: Any, **named: Any) -> Any:
-    """A maker of models, with a name for its test."""
-    words = [make.__name__.removeprefix("make_"), *map(str, arguments), *(f"{k}={v}" for k, v in named.items())]
-    return pytest.param(lambda folder: make(folder, *arguments, **named), id="-".join(words)[:60])
-
-
-def behind_the_head(folder: Path, architecture: str) -> Path:
-    """A classification head, and a module that changes what it gives."""
-    make_tiny(folder.with_name("head"), architecture)
-    dense = Dense(
-        1, 1, activation_function=torch.nn.Identity(), module_input_name="scores", module_output_name="scores"
-    )
-    modules = [CrossEncoder(str(folder.with_name("head")), device="cpu")[0], dense]
-    dense.linear.weight.data.fill_(-2.0)
-    CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
-    return folder
-
-
-KINDS = [
-    *(kind(make_tiny, name) for name in (*ARCHITECTURES, *OTHERS, *DECODERS)),
-    kind(make_tiny, "llama", labels=3),
-    *(kind(make_modular, *how) for how in (("modernbert", "cls"), ("bert", "mean"), ("qwen3", "lasttoken"))),
-    kind(make_modular, "distilbert", "max"),
-    kind(make_modular, "roberta", "cls", labels=3),
-    *(kind(behind_the_head, name) for name in ("electra", "qwen2")),
-    *(kind(make_logit_score, name) for name in ("qwen3", "gemma")),
-    kind(make_logit_score, "qwen2", prompts={"rank": "search data"}, default_prompt_name="rank"),
-]
-
-
-@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 def test_every_kind_exports_and_scores_as_sentence_transformers_does(
-    tmp_path: Path, docs: Candidates, make: Make
+    tmp_path: Path, docs: Candidates, make: Callable[[Path], Path]
 ) -> None:
     model = make(tmp_path / "model")
     made = export(str(model), tmp_path / "out", rank_label="none" if several(model) else None)

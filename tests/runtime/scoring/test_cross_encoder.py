@@ -57,6 +57,9 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("inputs", "named"), CALLS.values(), ids=CALLS)
 def test_predict_gives_what_sentence_transformers_gives(both: Both, inputs: Any, named: dict[str, Any]) -> None:
+    if "apply_softmax" in named and both[0].num_labels == 1:
+        assert np.array_equal(both[0].predict(inputs, **named), both[0].predict(inputs))
+        return  # before version 6 sentence-transformers makes 1 of all scores
     mine, theirs = (model.predict(inputs, **named) for model in both)
     assert type(mine) is type(theirs)
     if isinstance(mine, list):
@@ -123,7 +126,7 @@ def test_an_activation_that_is_code_needs_trust(tiny_copy: ModelFolder) -> None:
     manifest = tiny_copy.path / "xopt.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"activation": "mine.Activation"}))
     model = CrossEncoder(tiny_copy.path)
-    with pytest.raises(BadInput, match="its activation mine.Activation is code of its own; give trust_remote_code"):
+    with pytest.raises(BadInput, match=r"its activation mine\.Activation is code of its own; give trust"):
         model.predict(PAIRS)
     assert model.predict(PAIRS, activation_fn=torch.nn.Identity()).shape == (len(PAIRS),)
 
