@@ -110,16 +110,28 @@ def _quiet() -> Iterator[None]:
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Nodes named by the modules that they come from, as tracing names them; torch's notes of source lines go."""
+    """Nodes, tensors and weights named by the modules that they come from, as tracing names them.
+
+    Messages and recipes name them. torch's notes of source lines go.
+    """
+    graph, kept = model.graph, {value.name for value in (*model.graph.input, *model.graph.output)}
+    weights = {tensor.name: OUTER.sub("", tensor.name) for tensor in graph.initializer}
+    renamed = weights if len(set(weights.values())) == len(weights) else {}
     names: Counter[str] = Counter()
-    for node in model.graph.node:
+    for node in graph.node:
         scopes = next((note.value for note in node.metadata_props if note.key == SCOPES), "['']")
         module = next((path for path in reversed(ast.literal_eval(scopes)[:-1]) if path), "")
         path = re.sub(r"\.(?!\d)", "/", OUTER.sub("", module))
         name = "/".join(["", *([path] if path else []), node.op_type])
         node.name = f"{name}_{names[name]}" if names[name] else name
         names[name] += 1
+        renamed |= {output: f"{node.name}_output_{i}" for i, output in enumerate(node.output) if output not in kept}
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-    model.graph.ClearField("value_info")
+    for node in graph.node:
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+    for tensor in graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+    graph.ClearField("value_info")
     return model

@@ -19,6 +19,7 @@ from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_mo
 
 from xopt.optimize.graph.calibrate import calibration_pairs
 from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
 from xopt.runtime.files import sha256_of, write_text
 from xopt.runtime.folder import MANIFEST, ModelFolder, Variant
 from xopt.runtime.scoring.backends.backend import pad
@@ -39,7 +40,13 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
 
     st-onnx: its ONNX export. st-onnx-qint8: its dynamic INT8 for `target`. st-openvino-qint8, where
     openvino and nncf are installed: static INT8 by NNCF with its settings, calibrated on pairs of `candidates`.
+    Raises BadInput where sentence-transformers cannot export the model.
     """
+    if not BACKENDS["onnx"].in_sentence_transformers(folder):
+        raise BadInput(
+            f"{folder.path}: sentence-transformers has no ONNX of it to compare with: that takes a transformer with "
+            "its own head, and optimum (pip install 'xopt-rerank[optimum]')"
+        )
     shutil.copytree(folder.path, out, ignore=shutil.ignore_patterns("onnx", MANIFEST))
     log.info("peers: exporting with sentence-transformers")
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # a result's JSON may go to standard output

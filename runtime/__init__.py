@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from xopt.runtime.scoring.cross_encoder import CrossEncoder
 from xopt.runtime.scoring.scorer import open_scorer
 
 if TYPE_CHECKING:
     from xopt.runtime.frames.rerank import rerank
+    from xopt.runtime.scoring.cross_encoder import CrossEncoder
 
 __all__ = ["CrossEncoder", "open_scorer", "rerank"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "rerank":  # Daft takes a second to import: only who asks for it waits
-        from xopt.runtime.frames.rerank import rerank
+LAZY = {"CrossEncoder": "scoring.cross_encoder", "rerank": "frames.rerank"}  # only who asks for them waits
 
-        return rerank
+
+def __getattr__(name: str) -> Any:
+    if name in LAZY:
+        return getattr(importlib.import_module(f"xopt.runtime.{LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
