@@ -1,7 +1,7 @@
 """The ONNX graph of a network, by torch's exporter or by optimum's.
 
-torch's (`torch.onnx.export(dynamo=True)`) takes every kind of CrossEncoder, on transformers 4 and 5. optimum's traces,
-which gives wrong logits on transformers 5, and takes a transformer with its classification head only.
+torch's (`torch.onnx.export(dynamo=True)`) takes every kind of CrossEncoder, on transformers 4 and 5. optimum's takes a
+transformer with its classification head, and transformers before 4.58.
 """
 
 from __future__ import annotations
