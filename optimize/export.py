@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph
 from xopt.optimize.graph.attention import fuse_attention
+from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.model.facts import encoder_facts, rank_label_of
@@ -174,7 +175,7 @@ def _write_onnx(
     network = Network(load_encoder(folder, trusted=trusted, attn_implementation="eager"))
     read = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in (*inputs, "attention_mask")]
     model, made_by = export_graph(network, read, exporter)
-    model, narrowed = keep_one_row(model)
+    model, narrowed = keep_one_row(reorder_gelu(model)[0])
     model, fused = (model, 0) if portable else fuse_attention(model)
     (folder / ONNX_FILE).parent.mkdir()
     write_graph(model, folder / ONNX_FILE)

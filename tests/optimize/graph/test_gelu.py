@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from test_one_row import THERE, graph_of, logits, session_of
+from tiny import make_tiny
+
+from xopt.optimize.graph.gelu import reorder_gelu
+
+IDS = np.random.default_rng(0).integers(5, 40, (3, 16))
+
+
+@pytest.mark.parametrize("exporter", THERE)
+def test_every_gelu_is_one_that_onnxruntime_knows_and_no_score_changes(tmp_path: Path, exporter: str) -> None:
+    graph = graph_of(make_tiny(tmp_path / "model", "electra"), exporter)  # two in the layers, one in the head
+    before = logits(session_of(graph), IDS, np.ones_like(IDS))
+    reordered, count = reorder_gelu(graph)
+    onnx.checker.check_model(reordered)
+    assert count == (3 if exporter == "torch" else 0)  # tracing writes them so
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # that the file fits this machine alone
+    session = ort.InferenceSession(reordered.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert np.abs(logits(session, IDS, np.ones_like(IDS)) - before).max() < 1e-5
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert "Erf" not in kinds
+    assert kinds.count("BiasGelu") + kinds.count("Gelu") == 3
+
+
+def test_other_activations_stay(tmp_path: Path) -> None:
+    graph = graph_of(make_tiny(tmp_path / "model", "bert", hidden_act="gelu_new"))
+    assert reorder_gelu(graph)[1] == 0
