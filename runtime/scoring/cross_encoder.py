@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,16 @@ class CrossEncoder:
         module, _, name = path.rpartition(".")
         made: Callable[..., Any] = getattr(importlib.import_module(module), name)()
         return made
+
+    @property
+    def default_activation_function(self) -> Callable[..., Any]:
+        """The older name of `activation_fn`."""
+        warnings.warn(
+            "The `default_activation_function` property was renamed and is now deprecated; use `activation_fn`",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.activation_fn
 
     def predict(
         self,
