@@ -1,5 +1,5 @@
 # `make demo` and `make test` need nothing but Python (3.10 to 3.13), pip and make.
-# `make test5` runs the tests with the other set of versions, transformers 5 and sentence-transformers 6.
+# `make test5` runs those that depend on it with the other set of versions, transformers 5 and sentence-transformers 6.
 PYTHON ?= python3
 BIN := .venv/bin
 # The folders themselves stand here: the links of a strict editable install are made anew when a file comes or goes.
@@ -7,6 +7,8 @@ SOURCES := pyproject.toml models/demo $(shell find cli optimize runtime -type d 
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
 DEVELOPED5 := .venv5/.developed
+TESTS5 := $(addprefix tests/optimize/,model test_card.py test_export.py test_kinds.py test_quantize.py test_stacks.py test_validate.py) \
+  $(addprefix tests/runtime/,frames scoring)
 
 .PHONY: demo test test5 check format clean
 
@@ -17,7 +19,7 @@ test: $(DEVELOPED)
 	$(BIN)/python -m pytest
 
 test5: $(DEVELOPED5)
-	.venv5/bin/python -m pytest
+	.venv5/bin/python -m pytest $(TESTS5)
 
 check: $(DEVELOPED)
 	$(BIN)/ruff format --check .

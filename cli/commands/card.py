@@ -21,7 +21,7 @@ __all__ = ["card"]
 def card(folder: str, repo: str | None, base_model: str | None, force: bool, json_file: str | None) -> None:
     """Write DIR/README.md, the card of a model on a hub: metadata, what was measured, how to load it.
 
-    What `xopt optimize` measured goes into it. Nothing is uploaded: `huggingface-cli upload ID DIR` does that.
+    What `xopt optimize` measured goes into it. Nothing is uploaded: `hf upload ID DIR` does that.
     `xopt export --portable` and `xopt quantize --int8 --scheme portable` make graphs for runtimes other than
     onnxruntime.
     """
