@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.scoring.backends.network import DTYPE
 from xopt.runtime.scoring.backends.torch import DTYPES, its_own_code
 from xopt.runtime.scoring.encode import Pair, clean
 from xopt.runtime.scoring.scorer import Scorer
@@ -81,7 +82,7 @@ class ReferenceScorer(Scorer):
 
 def _model_kwargs(variant: Variant, threads: int, device: str) -> dict[str, Any]:
     if variant.backend == "torch":
-        return {"dtype": DTYPES[variant.precision], "use_safetensors": True}
+        return {DTYPE: DTYPES[variant.precision], "use_safetensors": True}
     import onnxruntime as ort
 
     options = ort.SessionOptions()
