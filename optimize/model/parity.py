@@ -99,7 +99,12 @@ def check_parity(folder: ModelFolder, pairs: list[Pair], expected: NDArray[np.fl
         scorer = open_scorer(folder, name, plan=PARITY_PLAN)
         for padded in (False, True) if scorer.backend.equal else (True,):
             scorer.backend.equal = not padded  # other tools pad, whatever is fastest here
-            scores = scorer.logits(pairs)
+            try:
+                scores = scorer.logits(pairs)
+            except Exception as error:  # of the runtime: a graph with a size in it that is not always so
+                raise GateFailed(
+                    f"{given}: {name} does not run; the export is damaged ({first_line(error)})"
+                ) from error
             difference = np.abs(scores - expected).reshape(len(pairs), -1).max(1)
             if not np.isfinite(scores).all():
                 raise GateFailed(f"{given}: {name} gives scores that are not finite; the export is damaged")
