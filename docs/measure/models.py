@@ -70,7 +70,7 @@ def row(make: Callable[[Path], Path], scratch: Path, docs: Any) -> list[str]:
                 )
             except BadInput:
                 cells.append("no export")
-            except parity.GateFailed:
+            except Exception:  # of the check, of a rewrite or of the runtime
                 cells.append("does not run")
     finally:
         torch.onnx.export, parity.MAX_DIFFERENCE = OWN, kept
