@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,11 @@ def write_card(folder: ModelFolder, repo: str, *, base_model: str | None = None,
         manifest=manifest,
         folder=folder.path,
         repo=repo,
-        base_model=base_model or _base_model(folder),
+        base_model=json.dumps(base) if (base := base_model or _base_model(folder)) else "",  # YAML takes JSON's texts
+        base=base,
         tags=_tags(folder, graphs),
         rows=lambda found: _rows(folder, found),
-        plain=plain(folder),
+        plain=plain(folder) and manifest.labels == 1,
         in_sentence_transformers=plain(folder) and one_module(folder),
         graphs=graphs,
         portable=portable,
@@ -74,8 +76,8 @@ def _base_model(folder: ModelFolder) -> str:
 
 
 def _tags(folder: ModelFolder, graphs: Sequence[str]) -> list[str]:
-    tags = ["sentence-transformers", "cross-encoder", "reranker", "onnx"]
-    if plain(folder) and graphs:
+    tags = ["sentence-transformers", "cross-encoder", "reranker", *(["onnx"] if graphs else [])]
+    if plain(folder) and folder.manifest.labels == 1 and graphs:
         tags.append("transformers.js")
     if any(variant.backend == "openvino" for variant in folder.manifest.variants.values()):
         tags.append("openvino")

@@ -18,7 +18,7 @@ from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
-from xopt.optimize.model.facts import encoder_facts, rank_label_of
+from xopt.optimize.model.facts import encoder_facts, label_names, rank_label_of
 from xopt.optimize.model.parity import check_parity, check_tokens, expected_logits, first_line, pairs_for, short_pairs
 from xopt.optimize.model.portable import write_for_all_versions
 from xopt.optimize.model.source import (
@@ -91,7 +91,8 @@ def export(
         except Exception as error:  # each architecture and tokenizer fails in its own way
             raise BadInput(f"{model}: cannot be loaded ({first_line(error)})") from error
         facts = encoder_facts(encoder, model)
-        facts["rank_label"] = rank_label_of(encoder, rank_label, source, model)
+        names = label_names(encoder.config.to_dict(), encoder.num_labels)
+        facts["rank_label"] = rank_label_of(names, rank_label, source, model)
         pairs = pairs_for(encoder.tokenizer, facts["max_length"], facts["truncation"])
         short = short_pairs(encoder, pairs)
         expected = expected_logits(encoder, model, short)
@@ -102,7 +103,7 @@ def export(
             recipe = _write_onnx(folder, facts["inputs"], trust_remote_code, exporter, portable)
         made = _write_manifest(folder, {"model": model, **_origin(model, source)}, recipe, facts)
         check_tokens(made, encoder, pairs)
-        left = encoder.tokenizer.padding_side == "left"
+        left = encoder.tokenizer.padding_side == "left" and facts["padding_side"] == "right"
         check_parity(replace(made, trusted=trust_remote_code), short, expected, PADDED_LEFT if left else "")
     return ModelFolder.open(out, trust_remote_code)
 

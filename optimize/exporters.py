@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import io
 import logging
 import re
 import warnings
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 
 OPSET = 18
 EXPORTERS = ("torch", "optimum")
+NOISY = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "torch.fx.experimental.symbolic_shapes")
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SCOPES = "pkg.torch.onnx.name_scopes"  # torch's note of the modules that a node comes from
 OUTER = re.compile(r"^encoder\.(0\.model\.)?")  # what stands around a model: the network, and sentence-transformers
 
@@ -46,13 +49,22 @@ def export_graph(network: Network, inputs: Sequence[str], exporter: str | None) 
     try:
         return _by_torch(network, inputs), "torch"
     except Exception as error:  # each architecture fails in its own way
-        if exporter or not network.classifies or not has_module("optimum.exporters.onnx"):
+        reason = _cause(error)
+        # Tracing keeps one branch of positions that turn by the length of their batch, and is right on that side only.
+        able = network.classifies and not network.turns_by_length and has_module("optimum.exporters.onnx")
+        if exporter or not able:
             raise BadInput(
-                f"{network.kind}: torch cannot export this architecture ({first_line(error)}); --torch-only leaves "
-                "ONNX out"
+                f"{network.kind}: torch cannot export this architecture ({reason}); --torch-only leaves ONNX out"
             ) from error
-        log.warning("export: torch cannot export %s (%s); optimum does it", network.kind, first_line(error))
+        log.warning("export: torch cannot export %s (%s); optimum does it", network.kind, reason)
     return _by_optimum(network), "optimum"
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong at the bottom of an exporter's error, in a line without colours."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return COLOURS.sub("", first_line(error))  # type: ignore[arg-type]
 
 
 def _by_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
@@ -98,15 +110,17 @@ def _by_optimum(network: Network) -> onnx.ModelProto:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep an exporter's advice to its own authors off the terminal; the parity check judges the result."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _named(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from xopt.optimize.export import export, versions_here
 from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
 from xopt.optimize.judge.verdict import gates_with
+from xopt.optimize.model.facts import label_names, rank_label_of
 from xopt.optimize.model.source import changed_since, same_model
 from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
 from xopt.optimize.tune import Tuning, tune
@@ -176,4 +178,10 @@ def _exported(model: str, out: Path, trusted: bool, rank_label: str | None) -> M
             f"{model}: changed since {out} was made of it; `xopt export {model} -o {out} --force` makes it again"
         )
     log.info("export: %s is there already; `xopt export %s -o %s --force` makes it again", out, model, out)
-    return folder
+    if rank_label is None:
+        return folder
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    label = rank_label_of(label_names(config, folder.manifest.labels), rank_label, out, str(out))
+    if label == folder.manifest.rank_label:
+        return folder
+    return folder.write(lambda manifest: replace(manifest, rank_label=label, measured={}))  # by another label

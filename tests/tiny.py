@@ -89,7 +89,7 @@ def make_tiny(folder: Path, architecture: str = "bert", labels: int = 1, **confi
 
 def make_modular(folder: Path, architecture: str = "modernbert", pooling: str = "cls", labels: int = 1) -> Path:
     """Write a random cross-encoder of modules, as Ettin's are: a body, a pooling and a head of their own."""
-    transformer = _body(folder, architecture, "feature-extraction")
+    transformer = make_body(folder, architecture, "feature-extraction")
     size = transformer.get_embedding_dimension()
     modules = [
         transformer,
@@ -104,7 +104,7 @@ def make_modular(folder: Path, architecture: str = "modernbert", pooling: str = 
 
 def make_logit_score(folder: Path, architecture: str = "qwen3", template: str = TEMPLATE, **prompt: Any) -> Path:
     """Write a random language model that ranks by the logit of one word less that of another, as Qwen3-Reranker."""
-    transformer = _body(folder, architecture, "text-generation", template)
+    transformer = make_body(folder, architecture, "text-generation", template)
     ids = transformer.tokenizer.get_vocab()
     score = LogitScore(true_token_id=ids["data"], false_token_id=ids["index"])
     CrossEncoder(modules=[transformer, score], **prompt).save_pretrained(str(folder), create_model_card=False)
@@ -122,7 +122,7 @@ def make_behind_the_head(folder: Path, architecture: str) -> Path:
     return folder
 
 
-def _body(folder: Path, architecture: str, task: str, template: str | None = None) -> Transformer:
+def make_body(folder: Path, architecture: str, task: str, template: str | None = None) -> Transformer:
     """sentence-transformers' first module, of a random network."""
     scratch = folder.with_name(f"{folder.name}-body")
     network, tokenizer = _network(architecture, "CausalLM" if task == "text-generation" else "")

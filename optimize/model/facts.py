@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sentence_transformers.cross_encoder.modules import LogitScore
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import MANIFEST
 from xopt.runtime.scoring.backends.network import decodes, reads_last
 from xopt.runtime.scoring.encode import Pair, render
 
-__all__ = ["default_prompt", "encoder_facts", "rank_label_of"]
+__all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of"]
 
 UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
 MARKS = {"\ue000query\ue001": "query", "\ue000document\ue001": "document"}  # texts to be found again in a template
@@ -25,8 +26,12 @@ PROBES = (
     (" \n a  query\t", "\n a document  \n"),
     ("", "x"),
     ("x", ""),
-    ("<b> {{x}}", "é\\n"),
+    ("<b> {{x}} &amp; 'y'", 'é\\n "z"'),
+    ("What is 1 + 1?", "Two. It is 2!"),
+    ("日本語", "Ünïcödé " * 200),
+    ("QUERY: http://x.y/z", "1. first\n2. second\n\n# third"),
 )
+CLOCKS = ("strftime_now", "now()")  # a text of another day each day
 NO_SCORE = ("padding", "pad_to_multiple_of", "return_tensors", "logits_to_keep")  # settings that change no score
 
 
@@ -46,6 +51,18 @@ def encoder_facts(encoder: Any, given: str) -> dict[str, Any]:
     if isinstance(last, LogitScore) and last.true_token_id == last.false_token_id:
         raise BadInput(
             f"{given}: ranks by the logit of a token less its own; its tokenizer has no 'yes' and 'no' for a LogitScore"
+        )
+    for module in encoder:
+        if (
+            isinstance(module, Pooling)
+            and not module.include_prompt
+            and module.pooling_mode not in ("cls", "lasttoken")
+        ):
+            raise BadInput(f"{given}: its pooling leaves prompts out (include_prompt), which is not reproduced")
+    if decodes(encoder) and encoder.config.pad_token_id != tokenizer.pad_token_id:
+        raise BadInput(
+            f"{given}: pads with the id {tokenizer.pad_token_id}, and its head takes {encoder.config.pad_token_id} for "
+            "padding; set pad_token_id in its config.json to that of its tokenizer"
         )
     activation = type(encoder.activation_fn)
     facts = {
@@ -68,31 +85,38 @@ def encoder_facts(encoder: Any, given: str) -> dict[str, Any]:
     return facts
 
 
-def rank_label_of(encoder: Any, asked: str | None, source: Path, given: str) -> list[int]:
-    """Which label ranks, or which two by their difference; empty for one label, and for "none".
+def rank_label_of(names: list[str], asked: str | None, source: Path, given: str) -> list[int]:
+    """Which of the labels with these names ranks, or which two by their difference; empty for one, and for "none".
 
     Unless asked for it is that of `source`, where that is a model folder. Raises BadInput where it is not known.
     """
-    names = [str(encoder.config.id2label.get(i, i)) for i in range(encoder.num_labels)]
     if len(names) == 1:
         if asked is not None:
             raise BadInput(f"{given}: has one label, which ranks; leave --rank-label out")
         return []
     known = source / MANIFEST
     if asked is None and known.is_file():
-        label = json.loads(known.read_text(encoding="utf-8")).get("rank_label", [])
-        return [int(number) for number in label]
+        label = json.loads(known.read_text(encoding="utf-8")).get("rank_label")
+        if label is not None:
+            return [int(number) for number in label]
     if asked == "none":
         return []
-    choices = {**{str(i): [i] for i in range(len(names))}, **{name: [i] for i, name in enumerate(names)}}
-    choices |= {f"{a}-{b}": x + y for (a, x), (b, y) in itertools.permutations(choices.items(), 2) if x != y}
-    if asked not in choices:
-        wrong = "" if asked is None else f"--rank-label {asked!r} is none of them; "
+    single = [*((str(i), [i]) for i in range(len(names))), *((name, [i]) for i, name in enumerate(names))]
+    double = [(f"{a}-{b}", x + y) for (a, x), (b, y) in itertools.permutations(single, 2) if x != y]
+    meant = {tuple(label) for name, label in single + double if name == asked}
+    if len(meant) != 1:
+        wrong = "" if asked is None else f"--rank-label {asked!r} is {'several' if meant else 'none'} of them; "
         raise BadInput(
             f"{given}: has {len(names)} labels ({', '.join(names)}); {wrong}say with --rank-label which one ranks, by "
             "name or number, A-B for the difference of two, or none"
         )
-    return choices[asked]
+    return list(meant.pop())
+
+
+def label_names(config: dict[str, Any], labels: int) -> list[str]:
+    """The names of a model's labels by its config.json, or their numbers."""
+    named = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
+    return [named.get(i, str(i)) for i in range(labels)]
 
 
 def default_prompt(encoder: Any) -> str:
@@ -120,6 +144,8 @@ def _encoding(encoder: Any, given: str) -> dict[str, Any]:
             )
     if not messages:
         return {**facts, "prompt": default_prompt(encoder), "template": [], "suffix": []}
+    if any(clock in str(encoder.tokenizer.chat_template) for clock in CLOCKS):
+        raise BadInput(f"{given}: its chat template writes the date, so that scores change from day to day")
     rendered = _renderer(encoder, chat)
     try:
         template = _template(rendered)

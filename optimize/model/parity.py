@@ -73,9 +73,13 @@ def short_pairs(encoder: Any, pairs: Sequence[Pair]) -> list[Pair]:
 
     over those needs more memory than there may be. How they are cut their tokens tell.
     """
-    if encoder.max_seq_length <= LONG:
+    rope = getattr(encoder.config, "rope_scaling", None) or getattr(encoder.config, "rope_parameters", None) or {}
+    turning = getattr(encoder.config, "original_max_position_embeddings", None) or 0
+    turning = rope.get("original_max_position_embeddings", turning) or 0  # behind it positions may turn otherwise
+    long = LONG if turning + LONG // 4 <= LONG or turning > 4 * LONG else turning + LONG // 4
+    if encoder.max_seq_length <= long:
         return list(pairs)
-    return [pair for pair, ids in zip(pairs, tokens_of(encoder, pairs), strict=True) if len(ids) <= LONG]
+    return [pair for pair, ids in zip(pairs, tokens_of(encoder, pairs), strict=True) if len(ids) <= long]
 
 
 def check_tokens(folder: ModelFolder, encoder: Any, pairs: Sequence[Pair]) -> None:

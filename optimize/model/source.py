@@ -119,7 +119,7 @@ def _snapshot(model: str, allow_pickle: bool) -> Path:
     """The folder of a hub id in the cache, its newest revision where the hub answers."""
     from huggingface_hub import snapshot_download
 
-    wanted = [*PARTS, *(f"*/{name}" for name in PARTS), *(PICKLES if allow_pickle else ())]
+    wanted = [*PARTS, *(f"*/{name}" for name in PARTS), *((*PICKLES, "*/pytorch_model.bin") if allow_pickle else ())]
     revision = hub_revision(model)
     try:
         found = snapshot_download(
@@ -158,10 +158,20 @@ def check_files(folder: Path, given: str) -> None:
     if not (folder / "config.json").is_file():
         raise BadInput(f"{given}: no config.json in it; give a folder in the Hugging Face layout")
     for file in (folder / name for name in CONFIGS if (folder / name).is_file()):
-        try:
-            json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{file}: damaged, not JSON ({error}); get the model again") from error
+        _check_json(file, list if file.name == "modules.json" else dict)
+    for _, path in _modules(folder):
+        if path and (folder / path / "config.json").is_file():
+            _check_json(folder / path / "config.json", dict)
+
+
+def _check_json(file: Path, kind: type[dict[str, Any]] | type[list[Any]]) -> None:
+    """Raises BadInput where a file does not hold JSON of a kind, of objects where it is a list."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{file}: damaged, not JSON ({error}); get the model again") from error
+    if not isinstance(value, kind) or (isinstance(value, list) and not all(isinstance(item, dict) for item in value)):
+        raise BadInput(f"{file}: damaged, not {'a list of objects' if kind is list else 'an object'}; get it again")
 
 
 def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
@@ -170,6 +180,10 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map", {}).values()))
     pickles = [file for pattern in PICKLES for file in folder.glob(pattern)]
+    for _, path in _modules(folder):
+        place = folder / path
+        if path and (place / "pytorch_model.bin").is_file() and not (place / WEIGHTS).is_file() and not allow_pickle:
+            raise BadInput(f"{given}: its {path} has no safetensors; --allow-pickle reads pickles, which can run code")
     for file in (folder / name for name in names):
         if not file.is_file():
             if pickles and allow_pickle:

@@ -61,7 +61,8 @@ class ModelShape:
         if len(found) < len(NAMES):
             return None
         fp32 = folder.manifest.variants.get("onnx-fp32")
-        narrowed = variant.backend != "torch" and bool(fp32 and fp32.recipe.get("one_row_matmuls"))
+        counts = ("one_row_matmuls", "first_row_matmuls")  # the latter of older folders
+        narrowed = variant.backend != "torch" and bool(fp32 and any(fp32.recipe.get(name) for name in counts))
         heads = config.get("num_attention_heads") or config.get("n_heads") or 1
         size = config.get("head_dim") or found["hidden"] // heads
         widths = {"queries": heads * size, "keys": (config.get("num_key_value_heads") or heads) * size}

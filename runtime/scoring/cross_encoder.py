@@ -19,6 +19,7 @@ from scipy.special import expit, softmax
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import machine_name
+from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.scorer import open_scorer
 
@@ -57,16 +58,18 @@ class CrossEncoder:
         threads: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        self.device = str(device or "cpu")  # sentence-transformers takes a torch.device, too
+        check_device(self.device)
         how: dict[str, Any] = {
             "plan": plan,
             "threads": threads,
-            "device": device or "cpu",
+            "device": self.device,
             "trust_remote_code": trust_remote_code,
         }
         folder = ModelFolder.open(model_name_or_path, trust_remote_code)
-        self.variant = variant or folder.manifest.recommended(machine_name(device or "cpu")) or "onnx-fp32"
+        self.variant = variant or folder.manifest.recommended(machine_name(self.device)) or "onnx-fp32"
         self.folder = folder if max_length is None else _cut_to(folder, max_length)
-        self.device, self._given = device or "cpu", activation_fn
+        self._given = activation_fn
         self.scorer = open_scorer(self.folder, self.variant, **how)
         there = folder.path.resolve()
         more: dict[str, Any] = {"max_length": max_length, "activation_fn": activation_fn}
@@ -172,13 +175,18 @@ class CrossEncoder:
                 "CrossEncoder.rank() only works for models with num_labels=1. Consider using CrossEncoder.predict() "
                 "with input pairs instead. Or export the model with --rank-label, which says by which label it ranks."
             )
+        if batch_size <= 0:
+            raise ValueError(f"batch_size must be a positive integer, got {batch_size}.")
         documents = list(documents)
-        pairs = [(query, document) for document in documents]
-        scores = self.predict(pairs, prompt_name, prompt, batch_size, show_progress_bar, activation_fn)
-        ranked = self.folder.manifest.ranking(scores).tolist()
-        order = sorted(range(len(documents)), key=lambda number: -ranked[number])[:top_k]
+        pairs = [_pair((query, document)) for document in documents]
+        logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
+        rank = self.folder.manifest.ranking
+        scores = rank(self._activated(logits, activation_fn)).tolist()
+        # Of several labels the logits rank, as validate has judged them: activations turn differences around.
+        by = scores if self.num_labels == 1 else rank(logits).tolist()
+        order = sorted(range(len(documents)), key=lambda number: -by[number])[:top_k]
         texts = [{"text": documents[i]} if return_documents else {} for i in order]
-        return [{"corpus_id": i, "score": ranked[i], **text} for i, text in zip(order, texts, strict=True)]
+        return [{"corpus_id": i, "score": scores[i], **text} for i, text in zip(order, texts, strict=True)]
 
     @staticmethod
     def is_singular_input(inputs: Any) -> bool:
@@ -208,7 +216,9 @@ class CrossEncoder:
                     f"prompt={prompt!r}: its prompt is part of the chat template; export the model with this one"
                 )
             scorer = scorer.with_prompt(prompt)
-        if not bar or not pairs:
+        if not pairs:
+            return np.empty(0, np.float32)  # of several labels, too
+        if not bar:
             return scorer.score(pairs)
         parts = []
         for start in range(0, len(pairs), CHUNK):
@@ -225,9 +235,9 @@ class CrossEncoder:
         import torch
 
         with torch.inference_mode():
-            rows = torch.from_numpy(logits if self.num_labels > 1 else logits[:, None])
-            scores = np.asarray((given or self.activation_fn)(rows), np.float32)
-        return scores if self.num_labels > 1 else scores.reshape(len(logits))
+            rows = torch.from_numpy(logits[:, None] if self.num_labels == 1 else logits)
+            scores = np.asarray((given or self.activation_fn)(rows).float(), np.float32)
+        return scores.reshape(len(logits)) if self.num_labels == 1 else scores
 
 
 def _cut_to(folder: ModelFolder, tokens: int) -> ModelFolder:

@@ -110,7 +110,8 @@ class PlannedScorer(Scorer):
         """A scorer of the same open backend, with another prompt before each query."""
         encoder = copy.copy(self.encoder)
         encoder.prompt = prompt
-        return PlannedScorer(encoder, self.backend, self.plan, self.labels, self._reopen)
+        reopen = functools.partial(_with_prompt, self._reopen, prompt)
+        return PlannedScorer(encoder, self.backend, self.plan, self.labels, reopen)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is opened again: sessions and locks cannot be sent there."""
@@ -204,6 +205,10 @@ class PlannedScorer(Scorer):
             self._watch.forwarded(took, copied, len(s.rows), s.width, s.text_tokens)
         self._watch.ran(time.monotonic() - start)
         return logits[:, 0] if self.labels == 1 else logits
+
+
+def _with_prompt(reopen: Callable[..., PlannedScorer], prompt: str, *, plan: Plan) -> PlannedScorer:
+    return reopen(plan=plan).with_prompt(prompt)
 
 
 def open_scorer(

@@ -80,8 +80,9 @@ def _has_openvino() -> bool:
 
 
 def plain(folder: ModelFolder) -> bool:
-    """Whether the folder's graphs take what every tool makes of pairs: without a template, padded on the right."""
-    return folder.manifest.padding_side == "right" and not folder.manifest.template
+    """Whether the folder's graphs take what every tool makes of pairs: no template or prompt, padded on the right."""
+    own = folder.manifest
+    return own.padding_side == "right" and not own.template and not own.prompt
 
 
 def one_module(folder: ModelFolder) -> bool:
@@ -92,7 +93,8 @@ def one_module(folder: ModelFolder) -> bool:
 
 def _optimum_runs(folder: ModelFolder) -> bool:
     """Whether sentence-transformers runs the folder's graphs, which it does through optimum."""
-    return has_module("optimum.onnxruntime") and plain(folder) and one_module(folder)
+    right = folder.manifest.padding_side == "right" and not folder.manifest.template  # a prompt it adds itself
+    return has_module("optimum.onnxruntime") and right and one_module(folder)
 
 
 BACKENDS = {

@@ -18,7 +18,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-__all__ = ["DTYPE", "Network", "compare_only", "decodes", "load_encoder", "reads_last"]
+__all__ = ["DTYPE", "Network", "compare_only", "decodes", "load_encoder", "reads_last", "rope_type"]
 
 DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"  # from_pretrained's name
 
@@ -42,8 +42,20 @@ def reads_last(encoder: Any) -> bool:
     return (
         isinstance(encoder[-1], LogitScore)
         or decodes(encoder)
-        or (pooling is not None and pooling.pooling_mode == "lasttoken")
+        or (pooling is not None and pooling.pooling_mode == "lasttoken" and causal_body(encoder.model))
     )
+
+
+def causal_body(model: Any) -> bool:
+    """Whether a token of this network sees none behind it."""
+    causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
+    return causal and getattr(model.config, "is_causal", True) is not False
+
+
+def rope_type(config: dict[str, Any]) -> str:
+    """How positions turn, by config.json of transformers 4 or 5."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return str(rope.get("rope_type", rope.get("type", "default")))
 
 
 def decodes(encoder: Any) -> bool:
@@ -70,6 +82,7 @@ class Network(nn.Module):
         self.decodes = decodes(encoder)
         self.kind = str(encoder.model.config.model_type)
         self.classifies = len(encoder) == 1  # by a head of transformers' own
+        self.turns_by_length = rope_type(encoder.model.config.to_dict()) in ("dynamic", "longrope")
         self.fixed: dict[str, Any] = {"modality": "message" if "message" in encoder[0].modality_config else "text"}
         parameters = inspect.signature(encoder.model.forward).parameters
         if "use_cache" in parameters:

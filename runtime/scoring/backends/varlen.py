@@ -15,7 +15,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-from xopt.runtime.scoring.backends.network import compare_only
+from xopt.runtime.scoring.backends.network import compare_only, rope_type
 from xopt.runtime.scoring.backends.packed import Packed
 from xopt.runtime.scoring.backends.varlen_layers import BertEmbedding, BertLayer, DecoderLayer, ModernLayer, Window
 
@@ -33,7 +33,10 @@ def has_packed_form(folder: Path) -> bool:
     """Whether the model in a folder can run packed, by its configuration."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     poolings = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*_Pooling/config.json")]
-    return _packs(config) and all(_reads(pooling) for pooling in poolings)
+    listed = folder / "modules.json"
+    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
+    between = [m for m in modules[1:2] if poolings and not str(m["type"]).endswith(".Pooling")]  # before the pooling
+    return _packs(config) and not between and all(_reads(pooling) for pooling in poolings)
 
 
 def _packs(config: dict[str, Any]) -> bool:
@@ -42,11 +45,11 @@ def _packs(config: dict[str, Any]) -> bool:
     windows = {"sliding_attention", "chunked_attention"} & set(config.get("layer_types") or ())
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     sliding = bool(window) and window < config.get("max_position_embeddings", 0)
-    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    turns = rope.get("rope_type", rope.get("type", "default")) in ("default", "linear", "llama3")
     if kind in DECODERS:
-        return not windows and not sliding and turns
-    return kind in VARLEN_TYPES and config.get("position_embedding_type", "absolute") == "absolute"
+        turns = rope_type(config) in ("default", "linear", "llama3")
+        return not windows and not sliding and turns and config.get("is_causal", True) is not False
+    encodes = config.get("position_embedding_type", "absolute") == "absolute" and not config.get("is_decoder")
+    return kind in VARLEN_TYPES and encodes
 
 
 def _reads(pooling: dict[str, Any]) -> str:

@@ -183,3 +183,12 @@ def test_neither_torch_nor_transformers_is_imported_where_none_is_needed(tiny: M
         "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_device_that_is_not_there_is_one_clear_line(tiny: ModelFolder) -> None:
+    assert CrossEncoder(tiny.path, device=torch.device("cpu")).device == "cpu"
+    with pytest.raises(BadInput, match="device 'cuda:0': unknown; use cpu or cuda"):
+        CrossEncoder(tiny.path, device="cuda:0")
+    if not torch.cuda.is_available():
+        with pytest.raises(BadInput, match="device 'cuda'"):
+            CrossEncoder(tiny.path, device="cuda")
