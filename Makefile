@@ -7,8 +7,8 @@ SOURCES := pyproject.toml models/demo $(shell find cli optimize runtime -type d 
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
 DEVELOPED5 := .venv5/.developed
-TESTS5 := $(addprefix tests/optimize/,model test_card.py test_export.py test_kinds.py test_odd_models.py test_quantize.py \
-  test_stacks.py test_validate.py) $(addprefix tests/runtime/,frames scoring)
+TESTS5 := $(addprefix tests/optimize/test_,export.py kinds.py odd_models.py quantize.py stacks.py validate.py) \
+  tests/runtime/frames tests/runtime/scoring
 
 .PHONY: demo test test5 check format clean
 

@@ -11,11 +11,14 @@ import contextlib
 import io
 import logging
 import re
+import signal
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
 import onnx
 import torch
@@ -70,7 +73,7 @@ def _cause(error: BaseException) -> str:
 def _by_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
     # A dimension of 1 would be taken for a constant, one tensor given twice for one input.
     tokens = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in inputs)
-    with _quiet():
+    with _quiet(), _heard():
         program = torch.onnx.export(
             network,
             tokens,
@@ -105,6 +108,30 @@ def _by_optimum(network: Network) -> onnx.ModelProto:
                 "ONNX out"
             ) from error
         return read_graph(Path(scratch) / "model.onnx")
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Let Ctrl-C and a termination end the process even where torch loses, or wraps, what their handlers raise."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in kept.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}  # signals are the main thread's
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handlers[signal.Signals(number)](number, frame)
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            handlers[signal.Signals(came[0])](came[0], None)
 
 
 @contextlib.contextmanager
