@@ -13,7 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph
+from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph, heard
 from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
@@ -81,7 +81,7 @@ def export(
     if exporter not in (None, *EXPORTERS):
         raise BadInput(f"exporter {exporter!r}: unknown; one of {', '.join(EXPORTERS)}")
     _check_place(out, force)
-    with materialise(model, allow_pickle) as source, new_folder(out, replace=force) as folder:
+    with materialise(model, allow_pickle) as source, new_folder(out, replace=force) as folder, heard():
         check_files(source, model)
         check_cross_encoder(source, model, trust_remote_code)
         check_weights(source, model, allow_pickle)

@@ -29,7 +29,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import Network
 
-__all__ = ["EXPORTERS", "OPSET", "export_graph"]
+__all__ = ["EXPORTERS", "OPSET", "export_graph", "heard"]
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def _cause(error: BaseException) -> str:
 def _by_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
     # A dimension of 1 would be taken for a constant, one tensor given twice for one input.
     tokens = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in inputs)
-    with _quiet(), _heard():
+    with _quiet():
         program = torch.onnx.export(
             network,
             tokens,
@@ -111,8 +111,11 @@ def _by_optimum(network: Network) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[None]:
-    """Let Ctrl-C and a termination end the process even where torch loses, or wraps, what their handlers raise."""
+def heard() -> Iterator[None]:
+    """Let Ctrl-C and a termination end what is within, even where a library loses, or wraps, what their handlers raise.
+
+    torch's exporter does, in callbacks and around its own errors.
+    """
     kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     handlers = {number: handler for number, handler in kept.items() if callable(handler)}
     if threading.current_thread() is not threading.main_thread():
