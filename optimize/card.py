@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import onnx
 
 from xopt.optimize.model.demo import BASE_ID
 from xopt.optimize.model.source import DEMO
+from xopt.optimize.report.page import template_named
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import write_text
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.scoring.variants import one_module, plain
+from xopt.runtime.scoring.variants import reads_as_others
 
 __all__ = ["OURS", "write_card"]
 
 README = "README.md"
 OURS = "Written by `xopt card`"
-MEASURES = ("tau", "top10", "dcg10_loss")
 
 
 def write_card(folder: ModelFolder, repo: str, *, base_model: str | None = None, force: bool = False) -> Path:
@@ -37,30 +34,20 @@ def write_card(folder: ModelFolder, repo: str, *, base_model: str | None = None,
         raise BadInput(f"{file}: is there, and not written by xopt; --force replaces it")
     folder.check_writable()
     graphs = list(dict.fromkeys(v.file for v in manifest.variants.values() if v.file.endswith(".onnx")))
-    portable = next((v.file for v in manifest.variants.values() if v.recipe.get("scheme") == "portable"), "")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("xopt.optimize.report", "templates"),
-        autoescape=False,  # it is no HTML
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        keep_trailing_newline=True,
-    )
-    text = environment.get_template("card.md").render(
+    # Other tools add no prompt, and take the first logit for the score.
+    bare = manifest.padding_side == "right" and not (manifest.template or manifest.prompt) and manifest.labels == 1
+    text = template_named("card.md").render(
         manifest=manifest,
-        folder=folder.path,
         repo=repo,
-        base_model=json.dumps(base) if (base := base_model or _base_model(folder)) else "",  # YAML takes JSON's texts
-        base=base,
-        tags=_tags(folder, graphs),
-        rows=lambda found: _rows(folder, found),
-        plain=plain(folder) and manifest.labels == 1,
-        in_sentence_transformers=plain(folder) and one_module(folder),
+        base_model=base_model or _base_model(folder),
+        tags=_tags(folder, graphs, bare),
+        bare=bare,
+        in_sentence_transformers=reads_as_others(folder),
         graphs=graphs,
-        portable=portable,
+        portable=next((v.file for v in manifest.variants.values() if v.recipe.get("scheme") == "portable"), ""),
         operators={name: _operators(folder.checked(name)) for name in graphs},
     )
-    write_text(file, text)
+    write_text(file, text + "\n")
     return file
 
 
@@ -75,29 +62,10 @@ def _base_model(folder: ModelFolder) -> str:
     return _given(folder) if folder.manifest.source.get("revision") else ""
 
 
-def _tags(folder: ModelFolder, graphs: Sequence[str]) -> list[str]:
-    tags = ["sentence-transformers", "cross-encoder", "reranker", *(["onnx"] if graphs else [])]
-    if plain(folder) and folder.manifest.labels == 1 and graphs:
-        tags.append("transformers.js")
-    if any(variant.backend == "openvino" for variant in folder.manifest.variants.values()):
-        tags.append("openvino")
-    return [*tags, "xopt"]
-
-
-def _rows(folder: ModelFolder, found: Mapping[str, Any]) -> list[list[str]]:
-    """A row a variant that was judged and is there still, fastest first."""
-    rows = []
-    for name, judged in sorted(found["variants"].items(), key=lambda item: -(item[1]["ratio"] or 0)):
-        if name in folder.manifest.variants:
-            measures = [_interval(judged["measures"].get(measure)) for measure in MEASURES]
-            speed = f"{judged['ratio']:.1f} x" if judged["ratio"] else ""
-            verdict = judged["verdict"] + (", recommended" if name == found["recommended"] else "")
-            rows.append([name, f"`{folder.variant(name).file}`", speed, *measures, verdict])
-    return rows
-
-
-def _interval(values: Sequence[float] | None) -> str:
-    return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]" if values else ""
+def _tags(folder: ModelFolder, graphs: Sequence[str], bare: bool) -> list[str]:
+    openvino = any(variant.backend == "openvino" for variant in folder.manifest.variants.values())
+    tags = {"onnx": bool(graphs), "transformers.js": bool(graphs) and bare, "openvino": openvino, "xopt": True}
+    return ["sentence-transformers", "cross-encoder", "reranker", *(tag for tag, fits in tags.items() if fits)]
 
 
 def _operators(graph: Path) -> str:

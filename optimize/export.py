@@ -13,13 +13,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph, heard
+from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph
 from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.model.facts import encoder_facts, label_names, rank_label_of
-from xopt.optimize.model.parity import check_parity, check_tokens, expected_logits, first_line, pairs_for, short_pairs
+from xopt.optimize.model.parity import check_parity, check_tokens, expected_logits, pairs_for, short_pairs
 from xopt.optimize.model.portable import write_for_all_versions
 from xopt.optimize.model.source import (
     check_cross_encoder,
@@ -30,8 +30,8 @@ from xopt.optimize.model.source import (
     materialise,
     task_of,
 )
-from xopt.runtime.errors import BadInput
-from xopt.runtime.files import already_there, check_writable, new_folder, sha256_of
+from xopt.runtime.errors import BadInput, first_line
+from xopt.runtime.files import already_there, check_writable, heard, new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder
 from xopt.runtime.scoring.backends.network import DTYPE, Network, load_encoder
 from xopt.runtime.scoring.encode import clean

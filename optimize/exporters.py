@@ -11,25 +11,21 @@ import contextlib
 import io
 import logging
 import re
-import signal
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 import onnx
 import torch
 
 from xopt.optimize.graph.structure import read_graph
-from xopt.optimize.model.parity import first_line
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import Network
 
-__all__ = ["EXPORTERS", "OPSET", "export_graph", "heard"]
+__all__ = ["EXPORTERS", "OPSET", "export_graph"]
 
 log = logging.getLogger(__name__)
 
@@ -56,18 +52,22 @@ def export_graph(network: Network, inputs: Sequence[str], exporter: str | None) 
         # Tracing keeps one branch of positions that turn by the length of their batch, and is right on that side only.
         able = network.classifies and not network.turns_by_length and has_module("optimum.exporters.onnx")
         if exporter or not able:
-            raise BadInput(
-                f"{network.kind}: torch cannot export this architecture ({reason}); --torch-only leaves ONNX out"
-            ) from error
+            raise _unable(network, "torch", reason) from error
         log.warning("export: torch cannot export %s (%s); optimum does it", network.kind, reason)
     return _by_optimum(network), "optimum"
+
+
+def _unable(network: Network, exporter: str, reason: str) -> BadInput:
+    return BadInput(
+        f"{network.kind}: {exporter} cannot export this architecture ({reason}); --torch-only leaves ONNX out"
+    )
 
 
 def _cause(error: BaseException) -> str:
     """What went wrong at the bottom of an exporter's error, in a line without colours."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return COLOURS.sub("", first_line(error))  # type: ignore[arg-type]
+    return COLOURS.sub("", first_line(error))
 
 
 def _by_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
@@ -103,38 +103,8 @@ def _by_optimum(network: Network) -> onnx.ModelProto:
                 network.encoder.model, Path(scratch), opset=OPSET, task="text-classification", do_validation=False
             )
         except Exception as error:  # each architecture fails in its own way
-            raise BadInput(
-                f"{network.kind}: optimum cannot export this architecture ({first_line(error)}); --torch-only leaves "
-                "ONNX out"
-            ) from error
+            raise _unable(network, "optimum", _cause(error)) from error
         return read_graph(Path(scratch) / "model.onnx")
-
-
-@contextlib.contextmanager
-def heard() -> Iterator[None]:
-    """Let Ctrl-C and a termination end what is within, even where a library loses, or wraps, what their handlers raise.
-
-    torch's exporter does, in callbacks and around its own errors.
-    """
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in kept.items() if callable(handler)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # signals are the main thread's
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        handlers[signal.Signals(number)](number, frame)
-
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if came:
-            handlers[signal.Signals(came[0])](came[0], None)
 
 
 @contextlib.contextmanager

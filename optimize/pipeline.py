@@ -118,7 +118,7 @@ def _keep(folder: ModelFolder, validation: Validation, measured: Bench, recommen
                 "verdict": judged.verdict,
                 "ratio": ratios.get(judged.name),
                 "measures": {
-                    name: [each.mean, each.low, each.high]
+                    name: {"mean": each.mean, "low": each.low, "high": each.high}
                     for name, each in judged.measures.items()
                     if np.isfinite([each.mean, each.low, each.high]).all()
                 },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "GateFailed", "NotFinite"]
+__all__ = ["BadInput", "GateFailed", "NotFinite", "first_line"]
 
 
 class BadInput(Exception):
@@ -15,3 +15,8 @@ class GateFailed(Exception):
 
 class NotFinite(GateFailed):
     """Scores that are NaN or infinite, and rank nothing."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without its details."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

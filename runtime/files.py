@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their fingerprints."""
+"""Files that appear whole or not at all, whatever ends the work; and their fingerprints."""
 
 from __future__ import annotations
 
@@ -7,17 +7,30 @@ import glob
 import hashlib
 import os
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import psutil
 from safetensors import SafetensorError
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["already_there", "check_writable", "locked", "new_file", "new_folder", "sha256_of", "write_text", "writing"]
+__all__ = [
+    "already_there",
+    "check_writable",
+    "heard",
+    "locked",
+    "new_file",
+    "new_folder",
+    "sha256_of",
+    "write_text",
+    "writing",
+]
 
 BLOCK_BYTES = 1 << 20
 HOST = "".join(c if c.isalnum() else "_" for c in socket.gethostname())  # a folder may be shared between machines
@@ -30,6 +43,33 @@ def sha256_of(path: Path) -> str:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Let Ctrl-C and a termination end what is within, even where a library loses, or wraps, what their handlers raise.
+
+    torch's exporter does, in callbacks and around its own errors.
+    """
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in kept.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():
+        handlers = {}  # signals are the main thread's
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        handlers[signal.Signals(number)](number, frame)
+
+    for number in handlers:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            handlers[signal.Signals(came[0])](came[0], None)
 
 
 @contextlib.contextmanager

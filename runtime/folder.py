@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, sha256_of, write_text
 
-__all__ = ["MANIFEST", "ONNX_FILE", "WEIGHTS", "Manifest", "ModelFolder", "Plan", "Variant", "data_file"]
+__all__ = ["MANIFEST", "ONNX_FILE", "WEIGHTS", "Manifest", "ModelFolder", "Plan", "Variant", "data_file", "modules_of"]
 
 MANIFEST = "xopt.json"
 WEIGHTS, ONNX_FILE = "model.safetensors", "onnx/model.onnx"  # what export writes: FP32, for torch and as a graph
@@ -24,6 +24,13 @@ FORMAT = 1
 def data_file(file: Path) -> Path:
     """Where the weights stand of an ONNX graph that is too large to hold them."""
     return file.with_name(f"{file.name}_data")
+
+
+def modules_of(folder: Path) -> list[tuple[str, str]]:
+    """The modules that sentence-transformers puts a model together of, by class and path; none without modules.json."""
+    file = folder / "modules.json"
+    listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    return [(str(module.get("type", "")), str(module.get("path", ""))) for module in listed]
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,8 @@ def row(make: Callable[[Path], Path], scratch: Path, docs: Any) -> list[str]:
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # torch's older exporter warns of each Python branch
+    logging.disable(logging.WARNING)  # as do the libraries of what random models are not made for
     docs = demo_candidates(queries=8, depth=12)
     optimum = "with optimum" if has_module("optimum.exporters.onnx") else "without optimum"
     print(

@@ -37,34 +37,9 @@ NO_SCORE = ("padding", "pad_to_multiple_of", "return_tensors", "logits_to_keep")
 
 def encoder_facts(encoder: Any, given: str) -> dict[str, Any]:
     """The fields of the manifest that describe `encoder`. Raises BadInput for what scorers do not reproduce."""
-    tokenizer = encoder.tokenizer
-    if tokenizer is None or encoder[0].processor is not tokenizer:
-        raise BadInput(f"{given}: reads more than texts; xopt takes rerankers of texts")
-    if not tokenizer.is_fast:
-        raise BadInput(f"{given}: its tokenizer has no fast form (tokenizer.json), which the ONNX scorer needs")
-    if tokenizer.pad_token_id is None:
-        raise BadInput(
-            f"{given}: its tokenizer has no padding token, so that pairs cannot be scored together; set pad_token in "
-            "its tokenizer_config.json, and pad_token_id in config.json"
-        )
-    last = encoder[-1]
-    if isinstance(last, LogitScore) and last.true_token_id == last.false_token_id:
-        raise BadInput(
-            f"{given}: ranks by the logit of a token less its own; its tokenizer has no 'yes' and 'no' for a LogitScore"
-        )
-    for module in encoder:
-        if (
-            isinstance(module, Pooling)
-            and not module.include_prompt
-            and module.pooling_mode not in ("cls", "lasttoken")
-        ):
-            raise BadInput(f"{given}: its pooling leaves prompts out (include_prompt), which is not reproduced")
-    if decodes(encoder) and encoder.config.pad_token_id != tokenizer.pad_token_id:
-        raise BadInput(
-            f"{given}: pads with the id {tokenizer.pad_token_id}, and its head takes {encoder.config.pad_token_id} for "
-            "padding; set pad_token_id in its config.json to that of its tokenizer"
-        )
-    activation = type(encoder.activation_fn)
+    _check_tokenizer(encoder, given)
+    _check_modules(encoder, given)
+    tokenizer, activation = encoder.tokenizer, type(encoder.activation_fn)
     facts = {
         **_encoding(encoder, given),
         "labels": encoder.num_labels,
@@ -83,6 +58,35 @@ def encoder_facts(encoder: Any, given: str) -> dict[str, Any]:
             f"{given}: its max_length is {facts['max_length']}, which leaves no room for {special} special tokens"
         )
     return facts
+
+
+def _check_tokenizer(encoder: Any, given: str) -> None:
+    tokenizer = encoder.tokenizer
+    if tokenizer is None or encoder[0].processor is not tokenizer:
+        raise BadInput(f"{given}: reads more than texts; xopt takes rerankers of texts")
+    if not tokenizer.is_fast:
+        raise BadInput(f"{given}: its tokenizer has no fast form (tokenizer.json), which the ONNX scorer needs")
+    if tokenizer.pad_token_id is None:
+        raise BadInput(
+            f"{given}: its tokenizer has no padding token, so that pairs cannot be scored together; set pad_token in "
+            "its tokenizer_config.json, and pad_token_id in config.json"
+        )
+    if decodes(encoder) and encoder.config.pad_token_id != tokenizer.pad_token_id:
+        raise BadInput(
+            f"{given}: pads with the id {tokenizer.pad_token_id}, and its head takes {encoder.config.pad_token_id} for "
+            "padding; set pad_token_id in its config.json to that of its tokenizer"
+        )
+
+
+def _check_modules(encoder: Any, given: str) -> None:
+    last = encoder[-1]
+    if isinstance(last, LogitScore) and last.true_token_id == last.false_token_id:
+        raise BadInput(
+            f"{given}: ranks by the logit of a token less its own; its tokenizer has no 'yes' and 'no' for a LogitScore"
+        )
+    poolings = [module for module in encoder if isinstance(module, Pooling)]
+    if any(not pooling.include_prompt and pooling.pooling_mode not in ("cls", "lasttoken") for pooling in poolings):
+        raise BadInput(f"{given}: its pooling leaves prompts out (include_prompt), which is not reproduced")
 
 
 def rank_label_of(names: list[str], asked: str | None, source: Path, given: str) -> list[int]:

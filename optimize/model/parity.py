@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from xopt.optimize.model.facts import default_prompt
-from xopt.runtime.errors import BadInput, GateFailed
+from xopt.runtime.errors import BadInput, GateFailed, first_line
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Encoder, Pair
@@ -20,9 +20,8 @@ __all__ = [
     "MAX_DIFFERENCE",
     "TEXT",
     "check_parity",
-    "expected_logits",
     "check_tokens",
-    "first_line",
+    "expected_logits",
     "pairs_for",
     "parity_pairs",
     "short_pairs",
@@ -30,16 +29,12 @@ __all__ = [
 
 MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32
 LONG = 1024  # tokens of the longest pairs whose logits are compared
+BEHIND, REACH = 256, 4096  # tokens compared behind a length where positions turn in another way, and the longest such
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 TEXT = (
     "the of ranking a query and document search engine with score 12 models, 'quoted' text (in brackets) for reading "
     "über naïve 東京 Zürich e-mail 3.14 Python function returns None data index shard"
 )
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without its details."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def expected_logits(encoder: Any, given: str, pairs: list[Pair]) -> NDArray[np.float32]:
@@ -69,17 +64,21 @@ def tokens_of(encoder: Any, pairs: Sequence[Pair]) -> list[list[int]]:
 
 
 def short_pairs(encoder: Any, pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs whose logits are compared: of a model that takes thousands of tokens not the longest, as attention
+    """The pairs whose logits are compared; of the longest ones of a long model the tokens alone are.
 
-    over those needs more memory than there may be. How they are cut their tokens tell.
+    Attention over many thousand tokens needs more memory than there may be.
     """
-    rope = getattr(encoder.config, "rope_scaling", None) or getattr(encoder.config, "rope_parameters", None) or {}
-    turning = getattr(encoder.config, "original_max_position_embeddings", None) or 0
-    turning = rope.get("original_max_position_embeddings", turning) or 0  # behind it positions may turn otherwise
-    long = LONG if turning + LONG // 4 <= LONG or turning > 4 * LONG else turning + LONG // 4
-    if encoder.max_seq_length <= long:
+    most = max(LONG, _turning(encoder.config.to_dict()) + BEHIND)
+    if encoder.max_seq_length <= most:
         return list(pairs)
-    return [pair for pair, ids in zip(pairs, tokens_of(encoder, pairs), strict=True) if len(ids) <= long]
+    return [pair for pair, ids in zip(pairs, tokens_of(encoder, pairs), strict=True) if len(ids) <= most]
+
+
+def _turning(config: dict[str, Any]) -> int:
+    """The length from which on positions turn in another way, by config.json; 0 for none, or none within reach."""
+    parts = (config, config.get("rope_scaling") or {}, config.get("rope_parameters") or {})
+    length = max(int(part.get("original_max_position_embeddings") or 0) for part in parts)
+    return length if length <= REACH else 0
 
 
 def check_tokens(folder: ModelFolder, encoder: Any, pairs: Sequence[Pair]) -> None:

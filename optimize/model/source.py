@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
 from xopt.optimize.model.demo import write_demo
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
-from xopt.runtime.folder import WEIGHTS
+from xopt.runtime.folder import MANIFEST, WEIGHTS, modules_of
 
 __all__ = [
     "DEMO",
@@ -108,7 +108,7 @@ def hub_revision(model: str) -> str | None:
     try:
         return HfApi().model_info(model, timeout=HUB_S).sha
     except (HFValidationError, RepositoryNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise BadInput(f"{model}: neither a folder here nor a model that the hub gives ({reason})") from error
     except Exception as error:  # each version of the client has errors of its own for a hub out of reach
         log.info("%s: the hub does not answer (%s); what is cached is taken", model, type(error).__name__)
@@ -130,7 +130,7 @@ def _snapshot(model: str, allow_pickle: bool) -> Path:
             local_files_only=revision is None,
         )
     except Exception as error:  # the client's own, by version
-        reason = str(error).strip().splitlines()[0] if revision else "it does not answer, and nothing is cached"
+        reason = first_line(error) if revision else "it does not answer, and nothing is cached"
         raise BadInput(f"{model}: neither a folder here nor a model that the hub gives ({reason})") from error
     return Path(found)
 
@@ -138,7 +138,7 @@ def _snapshot(model: str, allow_pickle: bool) -> Path:
 def fingerprint(folder: Path) -> str:
     """The sha256 of all files that are loaded: another one where a model was trained again or its tokenizer changed."""
     digest = hashlib.sha256()
-    inner = [folder / path for _, path in _modules(folder) if path]
+    inner = [folder / path for _, path in modules_of(folder) if path]
     for place in (folder, *inner):
         for file in sorted({f for pattern in (*PARTS, *PICKLES) for f in place.glob(pattern) if f.is_file()}):
             digest.update(f"{file.relative_to(folder).as_posix()} {sha256_of(file)}\n".encode())
@@ -157,9 +157,9 @@ def check_files(folder: Path, given: str) -> None:
     """Raises BadInput, with its name, where a file of a model is missing or damaged."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"{given}: no config.json in it; give a folder in the Hugging Face layout")
-    for file in (folder / name for name in CONFIGS if (folder / name).is_file()):
+    for file in (folder / name for name in (*CONFIGS, MANIFEST) if (folder / name).is_file()):
         _check_json(file, list if file.name == "modules.json" else dict)
-    for _, path in _modules(folder):
+    for _, path in modules_of(folder):
         if path and (folder / path / "config.json").is_file():
             _check_json(folder / path / "config.json", dict)
 
@@ -180,7 +180,7 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map", {}).values()))
     pickles = [file for pattern in PICKLES for file in folder.glob(pattern)]
-    for _, path in _modules(folder):
+    for _, path in modules_of(folder):
         place = folder / path
         if path and (place / "pytorch_model.bin").is_file() and not (place / WEIGHTS).is_file() and not allow_pickle:
             raise BadInput(f"{given}: its {path} has no safetensors; --allow-pickle reads pickles, which can run code")
@@ -207,7 +207,7 @@ def task_of(folder: Path) -> str:
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings = folder / "sentence_bert_config.json"
-    if len(_modules(folder)) > 1 and settings.is_file():
+    if len(modules_of(folder)) > 1 and settings.is_file():
         task = json.loads(settings.read_text(encoding="utf-8")).get("transformer_task", "feature-extraction")
         return {"text-generation": "CausalLM", "sequence-classification": "SequenceClassification"}.get(task, "")
     return "CausalLM" if _architecture(config).endswith("ForCausalLM") else "SequenceClassification"
@@ -220,8 +220,8 @@ def check_cross_encoder(folder: Path, given: str, trust_remote_code: bool) -> No
     except (OSError, ValueError) as error:
         if "trust_remote_code" in str(error):
             raise BadInput(f"{given}: runs code from its repository; read it, then give --trust-remote-code") from error
-        raise BadInput(f"{given}: its config.json cannot be read ({str(error).split(chr(10))[0]})") from error
-    modules, kind = _modules(folder), _architecture(config)
+        raise BadInput(f"{given}: its config.json cannot be read ({first_line(error)})") from error
+    modules, kind = modules_of(folder), _architecture(config)
     for name, _ in modules:
         if not name.startswith("sentence_transformers.") and not trust_remote_code:
             raise BadInput(f"{given}: its module {name} is code of its own; read it, then give --trust-remote-code")
@@ -251,10 +251,3 @@ def _scores(folder: Path, module: str) -> bool:
     file = folder / "config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return module.endswith(".LogitScore") or settings.get("module_output_name") == "scores"
-
-
-def _modules(folder: Path) -> list[tuple[str, str]]:
-    """The modules that sentence-transformers puts together, by class and path; none without modules.json."""
-    file = folder / "modules.json"
-    listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return [(str(module.get("type", "")), str(module.get("path", ""))) for module in listed]

@@ -14,7 +14,7 @@ from xopt.optimize.report.charts import frontier, scatter, sparkline
 from xopt.runtime.bench.explain import STAGES
 from xopt.runtime.errors import BadInput
 
-__all__ = ["Change", "compare", "gather", "read_results", "render"]
+__all__ = ["Change", "compare", "gather", "read_results", "render", "template_named"]
 
 Json = dict[str, Any]
 
@@ -100,21 +100,25 @@ def _name(measured: Json) -> str:
     return f"{measured['case']['variant']}/{measured['case']['strategy']}"
 
 
-def render(results: Json, baseline: Json | None, markdown: bool) -> str:
-    """The page. What comes from data is escaped."""
+def template_named(name: str) -> jinja2.Template:
+    """A template, with the filters that they share; what goes into a page of HTML is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("xopt.optimize.report", "templates"),
-        autoescape=not markdown,
+        autoescape=name.endswith(".html"),
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"interval": _interval, "cell": _cell, "bytes": _bytes}
+    return environment.get_template(name)
+
+
+def render(results: Json, baseline: Json | None, markdown: bool) -> str:
+    """The page. What comes from data is escaped."""
     cases = [_case(bench, m) for bench in results["benches"] for m in bench["measured"]]
     points = [(c["name"], c["ratio"], c["top10"]) for c in cases if c["top10"] is not None]
     best = frontier(points)
-    template = environment.get_template("report.md" if markdown else "report.html")
-    return template.render(
+    return template_named("report.md" if markdown else "report.html").render(
         headline=_headline(results, cases),
         benches=results["benches"],
         validations=results["validations"],

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +20,7 @@ from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Pair
-from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.scorer import checked, open_scorer
 
 __all__ = ["CrossEncoder"]
 
@@ -220,12 +219,11 @@ class CrossEncoder:
             return np.empty(0, np.float32)  # of several labels, too
         if not bar:
             return scorer.score(pairs)
-        parts = []
-        for start in range(0, len(pairs), CHUNK):
-            parts.append(scorer.score(pairs[start : start + CHUNK]))
-            print(f"\r{start + len(parts[-1])} of {len(pairs)} pairs", end="", file=sys.stderr, flush=True)  # noqa: T201
-        print(file=sys.stderr)  # noqa: T201
-        return np.concatenate(parts)
+        from rich.console import Console
+        from rich.progress import track
+
+        chunks = track(range(0, len(pairs), CHUNK), "Batches", console=Console(stderr=True))
+        return checked(pairs, np.concatenate([scorer.logits(pairs[start : start + CHUNK]) for start in chunks]))
 
     def _activated(self, logits: Scores, given: Callable[..., Any] | None) -> Scores:
         """Scores: what the activation makes of logits, float32, once."""

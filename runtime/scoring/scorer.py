@@ -27,7 +27,7 @@ from xopt.runtime.scoring.plan import Forward, default_plan, plan_forwards
 from xopt.runtime.scoring.stages import Stages, Stopwatch
 from xopt.runtime.scoring.variants import BACKENDS, check_variant
 
-__all__ = ["PlannedScorer", "Scorer", "find_plan", "open_scorer"]
+__all__ = ["PlannedScorer", "Scorer", "checked", "find_plan", "open_scorer"]
 
 log = logging.getLogger(__name__)
 
@@ -52,16 +52,20 @@ class Scorer(ABC):
         cut as the reference cuts them and counted in `stages`.
         """
         pairs = list(pairs)  # an iterator can be read once
-        logits = self.logits(pairs)
-        sound = np.isfinite(logits) if logits.ndim == 1 else np.isfinite(logits).all(1)
-        if not sound.all():
-            first = int(np.argmin(sound))
-            query, text = pairs[first]
-            raise NotFinite(
-                f"{int((~sound).sum())} of {len(pairs)} scores are not finite, first that of pair {first} "
-                f"({query!r:.60}, {text!r:.60}): the weights are damaged, or half precision overflows; try onnx-fp32"
-            )
-        return logits
+        return checked(pairs, self.logits(pairs))
+
+
+def checked(pairs: Sequence[Pair], logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The logits of pairs. Raises NotFinite, with the first pair, where one of them is NaN or infinite."""
+    sound = np.isfinite(logits) if logits.ndim == 1 else np.isfinite(logits).all(1)
+    if not sound.all():
+        first = int(np.argmin(sound))
+        query, text = pairs[first]
+        raise NotFinite(
+            f"{int((~sound).sum())} of {len(pairs)} scores are not finite, first that of pair {first} "
+            f"({query!r:.60}, {text!r:.60}): the weights are damaged, or half precision overflows; try onnx-fp32"
+        )
+    return logits
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ A new backend is a file in `backends/` and a row here.
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ONNX_FILE, WEIGHTS, ModelFolder, Plan, Variant
+from xopt.runtime.folder import ONNX_FILE, WEIGHTS, ModelFolder, Plan, Variant, modules_of
 from xopt.runtime.machine import has_bf16, has_module, saturates
 from xopt.runtime.scoring.backends.backend import Backend
 from xopt.runtime.scoring.device import check_device, check_name
@@ -24,9 +23,8 @@ __all__ = [
     "BackendKind",
     "check_variant",
     "exported_variants",
-    "one_module",
     "overflows",
-    "plain",
+    "reads_as_others",
     "variants_on",
 ]
 
@@ -79,22 +77,18 @@ def _has_openvino() -> bool:
     return has_module("openvino")
 
 
-def plain(folder: ModelFolder) -> bool:
-    """Whether the folder's graphs take what every tool makes of pairs: no template or prompt, padded on the right."""
+def reads_as_others(folder: ModelFolder) -> bool:
+    """Whether the folder's graphs read pairs as other tools make them, to logits.
+
+    So they do where the model is one module, has no chat template, and is padded on the right.
+    """
     own = folder.manifest
-    return own.padding_side == "right" and not own.template and not own.prompt
-
-
-def one_module(folder: ModelFolder) -> bool:
-    """Whether the model is a transformer with its own head, and not a list of modules."""
-    modules = folder.path / "modules.json"
-    return not modules.is_file() or len(json.loads(modules.read_text(encoding="utf-8"))) == 1
+    return own.padding_side == "right" and not own.template and len(modules_of(folder.path)) <= 1
 
 
 def _optimum_runs(folder: ModelFolder) -> bool:
     """Whether sentence-transformers runs the folder's graphs, which it does through optimum."""
-    right = folder.manifest.padding_side == "right" and not folder.manifest.template  # a prompt it adds itself
-    return has_module("optimum.onnxruntime") and right and one_module(folder)
+    return has_module("optimum.onnxruntime") and reads_as_others(folder)
 
 
 BACKENDS = {

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import daft
 import numpy as np
 import pytest
 import torch
@@ -18,9 +19,11 @@ from torch import Tensor
 
 from xopt.optimize import exporters
 from xopt.optimize.export import export
+from xopt.optimize.judge.statistics import PASSED
 from xopt.optimize.model.parity import MAX_DIFFERENCE, expected_logits, pairs_for
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
-from xopt.runtime import open_scorer
+from xopt.optimize.validate import validate
+from xopt.runtime import open_scorer, rerank
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
@@ -48,6 +51,13 @@ def test_every_kind_exports_and_scores_as_sentence_transformers_does(
     assert np.corrcoef(int8.ravel(), expected.ravel())[0, 1] > (0.98 if steady else 0.8)
     again = CrossEncoder(str(made.path), device="cpu")  # the folder is a CrossEncoder still
     assert np.array_equal(expected_logits(again, "again", pairs), expected)
+    judged = validate(made, ["onnx-fp32"], docs.head(24), exact=None).judged[1]
+    assert judged.max_difference < MAX_DIFFERENCE
+    assert judged.verdict == PASSED
+    label = None if made.manifest.ranks else 0
+    frame = daft.from_pydict({"query": [query for query, _ in pairs], "text": [text for _, text in pairs]})
+    ranked = rerank(frame, made.path, "onnx-fp32", label=label).to_pydict()["score"]
+    assert np.abs(np.array(ranked) - (expected if label is None else expected[:, label])).max() < MAX_DIFFERENCE
 
 
 def several(model: Path) -> bool:

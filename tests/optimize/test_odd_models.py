@@ -78,8 +78,8 @@ def a_date(folder: Path) -> str:
 
 
 def a_question(folder: Path) -> str:
-    make_logit_score(folder, template="{% if '?' in messages[0].content %}data {% endif %}{{ messages[0].content }} "
-                     "{{ messages[1].content }}")  # fmt: skip
+    texts = "{{ messages[0].content }} {{ messages[1].content }}"
+    make_logit_score(folder, template="{% if '?' in messages[0].content %}data {% endif %}" + texts)
     return "its chat template does more with the texts"
 
 

@@ -42,11 +42,11 @@ def reads_last(encoder: Any) -> bool:
     return (
         isinstance(encoder[-1], LogitScore)
         or decodes(encoder)
-        or (pooling is not None and pooling.pooling_mode == "lasttoken" and causal_body(encoder.model))
+        or (pooling is not None and pooling.pooling_mode == "lasttoken" and _causal_body(encoder.model))
     )
 
 
-def causal_body(model: Any) -> bool:
+def _causal_body(model: Any) -> bool:
     """Whether a token of this network sees none behind it."""
     causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
     return causal and getattr(model.config, "is_causal", True) is not False

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.scoring.backends.backend import OutOfMemory, PaddedArrays
 
@@ -44,7 +44,7 @@ class OnnxBackend(PaddedArrays):
                 str(file), options, providers=[provider], disabled_optimizers=SLOW_FUSIONS
             )
         except Exception as error:  # onnxruntime's own exception types are not public
-            raise BadInput(f"{file}: onnxruntime cannot open it ({str(error).splitlines()[0]})") from error
+            raise BadInput(f"{file}: onnxruntime cannot open it ({first_line(error)})") from error
         if self.session.get_providers()[0] != provider:
             raise BadInput(
                 f"device {device!r}: {provider} did not load, so onnxruntime fell back to the CPU; see its log"

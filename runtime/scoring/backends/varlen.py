@@ -15,6 +15,7 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
+from xopt.runtime.folder import modules_of
 from xopt.runtime.scoring.backends.network import compare_only, rope_type
 from xopt.runtime.scoring.backends.packed import Packed
 from xopt.runtime.scoring.backends.varlen_layers import BertEmbedding, BertLayer, DecoderLayer, ModernLayer, Window
@@ -32,11 +33,11 @@ Layer = BertLayer | ModernLayer | DecoderLayer
 def has_packed_form(folder: Path) -> bool:
     """Whether the model in a folder can run packed, by its configuration."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    poolings = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*_Pooling/config.json")]
-    listed = folder / "modules.json"
-    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
-    between = [m for m in modules[1:2] if poolings and not str(m["type"]).endswith(".Pooling")]  # before the pooling
-    return _packs(config) and not between and all(_reads(pooling) for pooling in poolings)
+    poolings = [path for kind, path in modules_of(folder) if kind.endswith(".Pooling")]
+    if poolings and modules_of(folder)[1][1] != poolings[0]:
+        return False  # what stands before it sees every token
+    modes = [json.loads((folder / path / "config.json").read_text(encoding="utf-8")) for path in poolings]
+    return _packs(config) and all(_reads(mode.get("pooling_mode")) for mode in modes)
 
 
 def _packs(config: dict[str, Any]) -> bool:
@@ -52,14 +53,8 @@ def _packs(config: dict[str, Any]) -> bool:
     return kind in VARLEN_TYPES and encodes
 
 
-def _reads(pooling: dict[str, Any]) -> str:
-    """Which rows of a pair a pooling reads; empty where it reads them in another way."""
-    modes = [name for name in pooling if name.startswith("pooling_mode_") and pooling[name] is True]
-    mode = pooling.get("pooling_mode") or {
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_lasttoken": "lasttoken",
-        "pooling_mode_mean_tokens": "mean",
-    }.get(modes[0] if len(modes) == 1 else "")
+def _reads(mode: Any) -> str:
+    """Which rows of a pair a pooling reads; empty where it reads them in another way, or in several."""
     return ROWS.get(mode, "") if isinstance(mode, str) else ""
 
 
@@ -158,7 +153,7 @@ def _head(encoder: Any, kind: str, device: str) -> tuple[str, Callable[[Tensor],
     model, pooling = encoder.model, next((module for module in encoder if isinstance(module, Pooling)), None)
     if pooling is not None:
         after = [module.to(device).float() for module in list(encoder)[list(encoder).index(pooling) + 1 :]]
-        return _reads(pooling.get_config_dict()), lambda rows: _through(after, {"sentence_embedding": rows})
+        return _reads(pooling.pooling_mode), lambda rows: _through(after, {"sentence_embedding": rows})
     if isinstance(encoder[-1], LogitScore):
         compare_only(model, encoder[-1])
         kept = model.get_output_embeddings().to(device).float()
