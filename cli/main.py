@@ -15,10 +15,12 @@ import click
 
 from xopt.cli.commands.bench import bench
 from xopt.cli.commands.card import card
+from xopt.cli.commands.cascade import cascade
 from xopt.cli.commands.export import export
 from xopt.cli.commands.optimize import optimize
 from xopt.cli.commands.quantize import quantize
 from xopt.cli.commands.report import report
+from xopt.cli.commands.shrink import shrink
 from xopt.cli.commands.tune import tune
 from xopt.cli.commands.validate import validate
 from xopt.runtime.errors import BadInput, GateFailed
@@ -67,7 +69,7 @@ def cli(quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (optimize, export, quantize, tune, validate, bench, report, card):
+for command in (optimize, export, quantize, tune, validate, bench, cascade, shrink, report, card):
     cli.add_command(command)
 
 

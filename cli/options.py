@@ -127,10 +127,10 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_data(
         data: str, run: str | None, split: str | None, depth: int | None, queries: int | None, **rest: Any
     ) -> Any:
-        def read() -> Candidates:
+        def read(first: str | None = None) -> Candidates:
             from xopt.runtime.data.candidates import read_candidates
 
-            return read_candidates(data, run=run, split=split, depth=depth, queries=queries)
+            return read_candidates(data, run=run, split=split, depth=depth, queries=queries, first=first)
 
         return command(read=read, **rest)
 

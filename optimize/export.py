@@ -37,7 +37,7 @@ from xopt.runtime.scoring.backends.network import DTYPE, Network, load_encoder
 from xopt.runtime.scoring.encode import clean
 from xopt.runtime.scoring.variants import exported_variants
 
-__all__ = ["export", "versions_here"]
+__all__ = ["check_place", "export", "versions_here"]
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def export(
     """
     if exporter not in (None, *EXPORTERS):
         raise BadInput(f"exporter {exporter!r}: unknown; one of {', '.join(EXPORTERS)}")
-    _check_place(out, force)
+    check_place(out, force)
     with materialise(model, allow_pickle) as source, new_folder(out, replace=force) as folder, heard():
         check_files(source, model)
         check_cross_encoder(source, model, trust_remote_code)
@@ -114,7 +114,7 @@ def versions_here() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in LIBRARIES if name in here}
 
 
-def _check_place(out: Path, force: bool) -> None:
+def check_place(out: Path, force: bool) -> None:
     """Raises BadInput where `out` cannot become a model folder, before anything is loaded."""
     if out.is_symlink() and not out.exists():
         raise BadInput(f"{out}: is a link to nothing; remove it, or choose another folder with -o")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xopt.optimize.cascade.attempt import Tried, try_cascade
 from xopt.optimize.export import export, versions_here
 from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
@@ -19,7 +20,7 @@ from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
 from xopt.optimize.tune import Tuning, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
-from xopt.runtime.data.candidates import Candidates, preparing
+from xopt.runtime.data.candidates import Candidates, preparing, query_hash
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import check_writable
 from xopt.runtime.folder import MANIFEST, ModelFolder
@@ -47,13 +48,17 @@ class Recommendation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the main job made and found. `tunings` is empty where the plans were found before."""
+    """What the main job made and found. `tunings` is empty where the plans were found before.
+
+    `cascade` is None where the data are no case for one: few candidates a query, too few queries, or minutes.
+    """
 
     folder: str
     tunings: tuple[Tuning, ...]
     validation: Validation
     bench: Bench
     recommendation: Recommendation
+    cascade: Tried | None
 
 
 def optimize(
@@ -99,7 +104,10 @@ def optimize(
     validation = replace(validation, prepared_with=validation.prepared_with + apart)
     recommendation = recommend(folder, validation, measured)
     _keep(folder, validation, measured, recommendation)
-    return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation)
+    seen = judging.shuffled().between(0, validation.queries)  # they chose the variant, and certify nothing
+    hashes = {query_hash(row.query) for row in seen.rows}
+    tried = try_cascade(folder, candidates.without(hashes), recommendation.variant, speeds, minutes, device)
+    return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation, tried)
 
 
 def _keep(folder: ModelFolder, validation: Validation, measured: Bench, recommendation: Recommendation) -> None:

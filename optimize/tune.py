@@ -121,16 +121,12 @@ def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:
 
 def _rate(scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair]) -> float:
     """Pairs a second; 0 where the plan does not fit into memory."""
-    plan, sample, texts = scorer.plan, _taken(tokens, rows), [pairs[row] for row in rows]
+    plan, sample, texts = scorer.plan, tokens.taken(rows), [pairs[row] for row in rows]
     few = rows if scorer.backend.streams else rows[:: -(-len(rows) // (2 * plan.callers))]
-    scorer.score_tokens(_taken(tokens, few))  # the first forward of a shape allocates
+    scorer.score_tokens(tokens.taken(few))  # the first forward of a shape allocates
     start = time.perf_counter()
     if scorer.backend.streams:
         scorer.logits(texts)
     else:
         scorer.score_tokens(sample)
     return len(rows) / (time.perf_counter() - start) if scorer.plan == plan else 0.0
-
-
-def _taken(tokens: Tokens, rows: NDArray[np.intp]) -> Tokens:
-    return Tokens([tokens.ids[i] for i in rows], [tokens.type_ids[i] for i in rows], tokens.lengths[rows], 0)

@@ -27,7 +27,7 @@ from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import open_scorer
 from xopt.runtime.scoring.variants import check_variant
 
-__all__ = ["Validation", "validate", "validate_runs"]
+__all__ = ["Reference", "Validation", "validate", "validate_runs"]
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Validation:
     passed: bool
 
 
-class _Reference:
+class Reference:
     """The reference's scores of the first queries, as far as they were asked for."""
 
     def __init__(
@@ -104,7 +104,7 @@ class _Reference:
 class _Course:
     """A variant on its way to a verdict: its scores so far, and what the last look said."""
 
-    def __init__(self, reference: _Reference, variant: str, gates: Sequence[Gate]) -> None:
+    def __init__(self, reference: Reference, variant: str, gates: Sequence[Gate]) -> None:
         self.reference, self.variant, self.gates = reference, variant, gates
         self.looks, self.scores = 0, np.empty(0, np.float32)
         self.noise, self.unsteady = 0.0, ""
@@ -172,7 +172,7 @@ def validate(
     left = whole.without(used)
     if not left.rows:
         raise BadInput(f"{candidates.name}: all its queries calibrated a variant; give other data to judge by")
-    reference = _Reference(folder, left, exact, threads, device)
+    reference = Reference(folder, left, exact, threads, device)
     sizes = look_sizes(len(left.groups()))
     levels = one_sided_levels(sizes, ALPHA)
     courses = [_Course(reference, variant, gates) for variant in dict.fromkeys([REFERENCE, *variants])]

@@ -8,13 +8,18 @@ from typing import TYPE_CHECKING, Any
 from xopt.runtime.scoring.scorer import open_scorer
 
 if TYPE_CHECKING:
+    from xopt.runtime.cascade.cascade import open_cascade
     from xopt.runtime.frames.rerank import rerank
     from xopt.runtime.scoring.cross_encoder import CrossEncoder
 
-__all__ = ["CrossEncoder", "open_scorer", "rerank"]
+__all__ = ["CrossEncoder", "open_cascade", "open_scorer", "rerank"]
 
 
-LAZY = {"CrossEncoder": "scoring.cross_encoder", "rerank": "frames.rerank"}  # only who asks for them waits
+LAZY = {
+    "CrossEncoder": "scoring.cross_encoder",
+    "open_cascade": "cascade.cascade",
+    "rerank": "frames.rerank",
+}  # only who asks for them waits
 
 
 def __getattr__(name: str) -> Any:

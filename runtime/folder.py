@@ -81,6 +81,8 @@ class Manifest:
     suffix: list[int] = field(default_factory=list)  # ids that such a text ends in where it was cut, too
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)  # by machine: what `xopt optimize` found there
     rank_label: list[int] = field(default_factory=list)  # of several labels: one that ranks, or two for the difference
+    trained_with: list[str] = field(default_factory=list)  # hashes of the queries that `xopt shrink` trained it with
+    cascade: dict[str, Any] = field(default_factory=dict)  # as `xopt.runtime.cascade` keeps it
 
     def recommended(self, machine: str) -> str | None:
         """The variant that `xopt optimize` recommended on a machine, if it is there still."""
@@ -191,7 +193,8 @@ class ModelFolder:
             plans = {m: {v: p for v, p in kept.items() if v != variant.name} for m, kept in to.plans.items()}
             measured = {machine: _without(found, variant.name) for machine, found in to.measured.items()}
             variants = {**to.variants, variant.name: variant}
-            return replace(to, files=files | made, variants=variants, plans=plans, measured=measured)
+            cascade = {} if to.cascade.get("variant") == variant.name else to.cascade
+            return replace(to, files=files | made, variants=variants, plans=plans, measured=measured, cascade=cascade)
 
         return self.write(add)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xopt.cli.cascade_tables import print_cascaded
 from xopt.cli.options import data_options, device_option, folder_argument, threads_option, trust_option, variant_option
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_bench, print_explained
@@ -28,7 +29,7 @@ __all__ = ["bench"]
     "strategies",
     multiple=True,
     help="row (a pair a call), default (sentence-transformers' defaults), batch (64), concurrent (batch 64, "
-    "max_concurrency 4) or planned (xopt's plan); repeat for more.  [default: all]",
+    "max_concurrency 4), planned (xopt's plan) or cascade (the one in DIR); repeat for more.  [default: all there are]",
 )
 @device_option
 @data_options
@@ -69,6 +70,7 @@ def bench(
     from xopt.runtime.bench.bench import Case
     from xopt.runtime.bench.bench import bench as run
     from xopt.runtime.bench.strategy import STRATEGIES
+    from xopt.runtime.cascade.cascade import Cascade
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.scoring.variants import variants_on
 
@@ -80,6 +82,11 @@ def bench(
     model, candidates = ModelFolder.open(folder, trust_remote_code), read()
     fitting = variants_on(model, device)
     cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or STRATEGIES)]
+    if not strategies or not variants:  # of what was not asked for, what there is
+        scores = str(model.manifest.cascade.get("variant", ""))
+        cases = [case for case in cases if case.strategy != "cascade" or case.variant == scores]
+    if "cascade" in strategies:
+        Cascade.of(model)
     with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
         made = None
         if peers:
@@ -88,8 +95,12 @@ def bench(
 
             made = make_peers(model, candidates, detect_target(), Path(scratch) / "model")
             cases += [Case(v, "default") for v in fitting if v == "torch-bf16"]
-        result = run(model, candidates.head(pairs), cases, threads=threads, repeat=repeat, device=device, peers=made)
+        part = candidates.head(pairs)
+        if any(case.strategy == "cascade" for case in cases):
+            part = candidates.whole(pairs)
+        result = run(model, part, cases, threads=threads, repeat=repeat, device=device, peers=made)
     output.json(result)
     print_bench(output, result)
+    print_cascaded(output, result)
     if explain:
         print_explained(output, result)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from xopt.cli.cascade_tables import print_cascaded, print_certified
 from xopt.cli.options import data_options, device_option, gate_options, minutes_option, rank_label_option, trust_option
 from xopt.cli.output import Output, json_option, plain
 from xopt.cli.tables import print_advice, print_bench, print_tuning, print_validation
@@ -77,6 +78,10 @@ def optimize(
     page = Path(result.folder) / "report.html"
     write_text(page, render(gather([plain(result)]), None, markdown=False))
     print_advice(output, result.recommendation, result.validation)
+    if result.cascade:
+        print_certified(output, result.cascade.certified)
+        if result.cascade.bench:
+            print_cascaded(output, result.cascade.bench)
     print_validation(output, result.validation)
     print_bench(output, result.bench)
     for tuning in result.tunings if verbose else ():

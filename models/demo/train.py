@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from xopt.optimize.model.demo import BASE_ID, base_folder
-from xopt.runtime.beir import read_beir
 from xopt.runtime.data.bm25 import bm25_ranking
+from xopt.runtime.data.collection import read_beir
 from xopt.runtime.data.docstrings import read_docstrings
 
 NEGATIVES = 5

@@ -21,8 +21,11 @@ from xopt.runtime.bench.explain import Explained, ModelShape, Observed, explain
 from xopt.runtime.bench.monitor import TreeMonitor, Usage
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec, strategy_named
 from xopt.runtime.bench.worker import started
+from xopt.runtime.cascade.cascade import Cascade
+from xopt.runtime.cascade.loss import lost
 from xopt.runtime.data.agreement import Agreement, agreement
 from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores, cpu_name, machine_name, memory_bytes
 from xopt.runtime.scoring.encode import Encoder
@@ -71,6 +74,14 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Cascaded:
+    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see `lost`."""
+
+    share: float
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Measured:
     """A case over all rounds: medians, and the raw rounds. CPU in cores, latencies and loading in seconds."""
 
@@ -86,6 +97,7 @@ class Measured:
     peak_cores: float
     root_mean_cores: float
     agreement: Agreement | None  # with the baseline's scores of the same run; None where no label ranks
+    cascaded: Cascaded | None  # of the strategy "cascade"
     explained: Explained | None  # of the round with the median time; None on a GPU
     rounds: tuple[Round, ...]
 
@@ -128,7 +140,8 @@ def bench(
     others = list(peers.manifest.variants) if peers else []
     cases = list(dict.fromkeys([BASELINE, *cases, *(Case(variant, BASELINE.strategy) for variant in others)]))
     for case in cases:
-        strategy_named(case.strategy)
+        if strategy_named(case.strategy).by_query and case.variant != Cascade.of(folder).variant:
+            raise BadInput(f"{case}: the cascade of {folder.path} scores with {Cascade.of(folder).variant}")
         check_variant(_home(case, folder, peers).variant(case.variant), device)
     tokens = Encoder(folder).encode(candidates.pairs)
     ceilings = measure_ceilings(threads) if device == "cpu" else None
@@ -144,16 +157,17 @@ def bench(
     totals = len(candidates.rows), int(tokens.lengths.sum())
     summaries = []
     for case in cases:
-        agreed = None
-        if not np.isfinite(scores[case]).all():
-            log.warning(
-                "%s: %d scores are not finite, so no agreement is shown", case, (~np.isfinite(scores[case])).sum()
-            )
+        agreed, cascaded, rank = None, None, folder.manifest.ranking
+        unsound = int((~np.isfinite(scores[case])).sum())
+        if STRATEGIES[case.strategy].by_query:
+            cascaded = _cascaded(Cascade.of(folder), candidates, rank(scores[BASELINE]), scores[case])
+            scores[case], unsound = np.nan_to_num(scores[case], nan=-np.inf), 0  # what was not scored comes last
+        if unsound:
+            log.warning("%s: %d scores are not finite, so no agreement is shown", case, unsound)
         elif folder.manifest.ranks and np.isfinite(scores[BASELINE]).all():
-            rank = folder.manifest.ranking
             agreed = agreement(candidates, rank(scores[BASELINE]), rank(scores[case]))
         explained = _explain(_home(case, folder, peers), case, rounds[case], threads, ceilings) if ceilings else None
-        summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, explained))
+        summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, cascaded, explained))
     return Bench(
         candidates.name,
         *totals,
@@ -169,6 +183,16 @@ def bench(
     )
 
 
+def _cascaded(
+    cascade: Cascade, candidates: Candidates, reference: NDArray[np.float32], scores: NDArray[np.float32]
+) -> Cascaded:
+    own, losses = cascade.certificate, []
+    for rows in candidates.groups().values():
+        ranking = np.argsort(np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable")
+        losses.append(lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure))
+    return Cascaded(float(np.isfinite(scores).mean()), tuple(losses))
+
+
 def _home(case: Case, folder: ModelFolder, peers: ModelFolder | None) -> ModelFolder:
     return peers if peers and case.variant in peers.manifest.variants else folder
 
@@ -180,6 +204,7 @@ def _summarise(
     pairs: int,
     tokens: int,
     agreed: Agreement | None,
+    cascaded: Cascaded | None,
     explained: Explained | None,
 ) -> Measured:
     walls = [r.wall_s for r in rounds]
@@ -197,6 +222,7 @@ def _summarise(
         peak_cores=max(r.usage.peak_cores for r in rounds),
         root_mean_cores=statistics.median(r.usage.root_mean_cores for r in rounds),
         agreement=agreed,
+        cascaded=cascaded,
         explained=explained,
         rounds=tuple(rounds),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import daft
@@ -15,6 +15,7 @@ from daft import DataType, col
 from numpy.typing import NDArray
 
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
+from xopt.runtime.frames.cascade import ROW, CascadeUDF, together
 from xopt.runtime.frames.rerank import RerankUDF, instances
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.stages import Call
@@ -44,9 +45,26 @@ class TimedUDF(RerankUDF):
         )
 
 
+class TimedCascadeUDF(CascadeUDF):
+    """The same instance, whose calls are timed."""
+
+    @daft.method.batch(return_dtype=RESULT)
+    def timed(self, *columns: daft.Series) -> pa.StructArray:
+        """For each query the logits of its pairs, null where they were not scored, and the call; see `TimedUDF`."""
+        start, before = time.monotonic(), self.scorer.stages
+        scores, _ = self.ranked(*columns)
+        call = Call(os.getpid(), start, time.monotonic(), sum(map(len, scores)), self.scorer.stages.minus(before))
+        stamp = json.dumps({"load_s": self.load_s, "call": asdict(call)})
+        stamps = pa.array([stamp, *[None] * (len(scores) - 1)], pa.string())
+        return pa.StructArray.from_arrays([pa.array(scores, pa.list_(pa.float32())), stamps], ["logits", "stamp"])
+
+
 @dataclass(frozen=True)
 class DaftRun:
-    """One query over all pairs: logits in the order given, the calls, and times on the monotonic clock."""
+    """One query over all pairs: logits in the order given, the calls, and times on the monotonic clock.
+
+    NaN for pairs that were not scored.
+    """
 
     scores: NDArray[np.float32]
     calls: tuple[Call, ...]
@@ -63,6 +81,8 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
     """
     strategy = STRATEGIES[spec.strategy]
     warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
+    if strategy.by_query:
+        return _run_cascade(spec, pairs, warm_up)
     udf = instances(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)
 
     def query(frame: daft.DataFrame) -> DaftRun:
@@ -79,12 +99,35 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
     return lambda: query(frame if frame is not None else pairs_frame(pairs))
 
 
+def _run_cascade(spec: ScorerSpec, pairs: Sequence[Pair], warm_up: list[Pair]) -> Callable[[], DaftRun]:
+    """A query that ranks the candidates of each text of a query."""
+    udf = instances(TimedCascadeUDF, None, None, spec.device)(spec.open_cascade, warm_up)
+
+    def query(frame: daft.DataFrame) -> DaftRun:
+        start = time.monotonic()
+        grouped, _ = together(frame.with_column("query_id", col("query")), "query_id")
+        timed = grouped.with_column("timed", udf.timed(*map(col, ("query_id", "query", "text", ROW, ROW))))
+        columns = timed.with_columns({name: col("timed")[name] for name in ("logits", "stamp")})
+        made = columns.explode("pair_id", "logits").select("pair_id", "logits", "stamp").sort("pair_id").to_arrow()
+        end = time.monotonic()
+        stamps = set(made["stamp"].drop_null().to_pylist())
+        return _run(made["logits"].to_numpy(zero_copy_only=False).astype(np.float32), stamps, start, end)
+
+    query(pairs_frame(warm_up))
+    return lambda: query(pairs_frame(pairs))
+
+
 def _collect(made: pa.StructArray, start_s: float, end_s: float) -> DaftRun:
     logits = made.field("logits").flatten().to_numpy().reshape(len(made), -1)
-    stamps = [json.loads(stamp) for stamp in made.field("stamp").drop_null().to_pylist()]
+    logits = logits[:, 0] if logits.shape[1] == 1 else logits
+    return _run(logits, made.field("stamp").drop_null().to_pylist(), start_s, end_s)
+
+
+def _run(logits: NDArray[np.float32], stamped: Iterable[str], start_s: float, end_s: float) -> DaftRun:
+    stamps = [json.loads(stamp) for stamp in stamped]
     calls = [Call.of(stamp["call"]) for stamp in stamps]
     return DaftRun(
-        logits[:, 0] if logits.shape[1] == 1 else logits,
+        logits,
         tuple(sorted(calls, key=lambda call: call.start_s)),
         max(stamp["load_s"] for stamp in stamps),
         start_s,

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.cascade.cascade import CascadeScorer, open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
@@ -29,12 +30,14 @@ class Strategy:
     rows_a_call: rows that Daft gives the UDF at once, None for all that it has. batch_size: pairs
     that sentence-transformers pads together; None for xopt's planned forwards. workers: processes,
     each with its own model (Daft's max_concurrency); None for one instance within Daft's process.
+    by_query: a query's rows come together, and the model folder's cascade ranks them.
     """
 
     name: str
     rows_a_call: int | None
     batch_size: int | None
     workers: int | None = None
+    by_query: bool = False
 
     def rows_on(self, device: str) -> int | None:
         """Rows a call on a device: planned forwards want many, a GPU more."""
@@ -49,6 +52,7 @@ STRATEGIES = {
         Strategy("batch", rows_a_call=64, batch_size=64),
         Strategy("concurrent", rows_a_call=64, batch_size=64, workers=4),
         Strategy("planned", rows_a_call=None, batch_size=None),
+        Strategy("cascade", rows_a_call=None, batch_size=None, by_query=True),
     )
 }
 
@@ -96,6 +100,10 @@ class ScorerSpec:
     device: str = "cpu"
     plan: Plan | None = None
     trusted: bool = False
+
+    def open_cascade(self) -> CascadeScorer:
+        """Open the cascade that the strategy calls. Raises BadInput; see `xopt.runtime.open_cascade`."""
+        return open_cascade(ModelFolder.open(Path(self.folder), self.trusted), threads=self.threads, device=self.device)
 
     def open(self) -> Scorer:
         """Open the scorer that the strategy calls. Raises BadInput; see `open_scorer`."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from xopt.runtime.data.candidates import Candidates
-from xopt.runtime.data.quality import discounts
+from xopt.runtime.data.quality import discounts, gains
 
 __all__ = [
     "TOPS",
@@ -154,8 +154,8 @@ def _inversions(expected: Scores, got: Scores, noise: float) -> float:
 def _dcg_loss(expected: Scores, got: Scores) -> float:
     if len(expected) < 2:
         return np.nan
-    gains = 1 / (1 + np.exp(-np.clip(expected.astype(np.float64), -500, 500)))
-    return 1 - float(gains @ discounts(got)) / float(gains @ discounts(expected))
+    worth = gains(expected)
+    return 1 - float(worth @ discounts(got)) / float(worth @ discounts(expected))
 
 
 def broken(candidates: Candidates, reference: Scores, scores: Scores) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from xopt.runtime.data.collection import first_stage, read_beir, read_irds
 from xopt.runtime.data.docstrings import Docstring, read_docstrings
-from xopt.runtime.data.fields import Judgements, Qrels, Texts, document_of, id_of, query_of
+from xopt.runtime.data.fields import Judgements, Qrels, Texts, document_of, first_score_of, id_of, query_of
 from xopt.runtime.data.tables import FILES, Values, read_hf, read_rows
 from xopt.runtime.data.trec import read_run
 from xopt.runtime.errors import BadInput
@@ -56,6 +56,7 @@ class Row:
     query: str
     doc_id: str
     text: str
+    first_score: float | None = None  # the first stage's
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Candidates:
         """The first `pairs` rows, with the qrels of their queries."""
         rows = self.rows[:pairs]
         return self._only(rows)
+
+    def whole(self, pairs: int) -> Candidates:
+        """The first queries, with all their candidates, that have `pairs` rows at most; at least one."""
+        stops = [rows.stop for rows in self.groups().values()]
+        return self._only(self.rows[: max(stop for stop in stops if stop <= max(pairs, stops[0]))])
 
     def cut(self, depth: int | None) -> Candidates:
         """The first `depth` candidates of each query, or all."""
@@ -150,6 +156,7 @@ def read_candidates(
     split: str | None = None,
     depth: int | None = None,
     queries: int | None = None,
+    first: str | None = None,
 ) -> Candidates:
     """Read candidates from `data`.
 
@@ -158,7 +165,8 @@ def read_candidates(
     by BM25 for each query that the qrels of `split` (test) judge. A .jsonl, .ndjson, .csv, .tsv or .parquet file or
     `hf:ID[:CONFIG]`, a Hugging Face dataset with a split: a pair a row in the columns query and text (or title, or
     both) and, where there are any, query_id, doc_id and relevance, cut to `depth` a query where it is given. Text
-    files may be gzipped. `queries` draws so many queries, always the same. How each field is read: docs/data.md.
+    files may be gzipped. `queries` draws so many queries, always the same. `first` names a column of a table with
+    the first stage's scores, which rows keep. How each field is read: docs/data.md.
     Raises BadInput where the data is missing, empty or has a bad row; a warning counts what is left out.
     """
     path = Path(data)
@@ -166,6 +174,8 @@ def read_candidates(
         beir = data != DEMO and path.is_dir() and not any(path.glob("*.parquet"))
         if split and not beir and not data.startswith("hf:"):
             raise BadInput(f"{data}: has no splits to choose from; --split is for BEIR folders and hf: datasets")
+        if first and (beir or data == DEMO or data.startswith("irds:")):
+            raise BadInput(f"{data}: has no column {first!r}; the first stage's scores stand in a table's column")
         if beir or data.startswith("irds:"):
             found = _collection(data, run, split or SPLIT, depth or COLLECTION_DEPTH)
         elif run is not None:
@@ -173,9 +183,9 @@ def read_candidates(
         elif data == DEMO:
             found = demo_candidates()
         elif data.startswith("hf:"):
-            found = _from_rows(data, read_hf(data.removeprefix("hf:"), split or SPLIT))
+            found = _from_rows(data, read_hf(data.removeprefix("hf:"), split or SPLIT), first)
         elif path.exists():
-            found = _from_rows(path.name, read_rows(path))
+            found = _from_rows(path.name, read_rows(path), first)
         else:
             raise BadInput(
                 f"{data}: no such file or folder; give `demo`, a BEIR folder, irds:ID, hf:ID, "
@@ -232,7 +242,7 @@ def _collection(data: str, run: str | None, split: str, depth: int) -> Candidate
     return Candidates(collection.name, tuple(rows), {q: j for q, j in collection.qrels.items() if q in ranked})
 
 
-def _from_rows(name: str, rows: Iterable[Values]) -> Candidates:
+def _from_rows(name: str, rows: Iterable[Values], first: str | None = None) -> Candidates:
     queries, documents = Texts("query"), Texts("document")
     by_query: dict[str, list[Row]] = {}
     judgements = Judgements()
@@ -256,7 +266,12 @@ def _from_rows(name: str, rows: Iterable[Values]) -> Candidates:
         seen[query_id, doc_id] = where
         queries.add(query_id, query, where)
         documents.add(doc_id, text, where)
-        by_query.setdefault(query_id, []).append(Row(query_id, query, doc_id, text))
+        score = None
+        if first is not None:
+            if first not in values:
+                raise BadInput(f"{where}: no column {first!r}, only {', '.join(map(str, values))}")
+            score = first_score_of(values[first], first, where)
+        by_query.setdefault(query_id, []).append(Row(query_id, query, doc_id, text, score))
     return Candidates(name, tuple(row for rows in by_query.values() for row in rows), judgements.qrels)
 
 

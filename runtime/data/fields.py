@@ -14,6 +14,7 @@ __all__ = [
     "Qrels",
     "Texts",
     "document_of",
+    "first_score_of",
     "grade_of",
     "id_of",
     "number_of",
@@ -121,6 +122,17 @@ def grade_of(value: Any, where: str) -> int | None:
     except (TypeError, ValueError, OverflowError):
         pass
     raise BadInput(f"{where}: relevance is {value!r:.60}, not a whole number; grades are 0, 1, 2, ...")
+
+
+def first_score_of(value: Any, name: str, where: str) -> float:
+    """A score of the first stage. Raises BadInput for what is no finite number."""
+    try:
+        number = number_of(value) if isinstance(value, str) else float(value)
+        if math.isfinite(number) and not isinstance(value, bool):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadInput(f"{where}: {name} is {value!r:.60}, not a score; each row needs a finite number")
 
 
 def number_of(text: str) -> float:

@@ -17,7 +17,7 @@ from scipy import stats
 
 from xopt.runtime.data.candidates import Candidates
 
-__all__ = ["CUT", "discounts", "quality_by_query"]
+__all__ = ["CUT", "discounts", "gains", "quality_by_query"]
 
 CUT = 10  # ranks that count
 DISCOUNTS = 1 / np.log2(np.arange(CUT) + 2)
@@ -62,6 +62,12 @@ def discounts(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     seen = np.concatenate([[0.0], np.cumsum(DISCOUNTS)])
     weights: NDArray[np.float64] = (seen[np.minimum(above + tied, CUT)] - seen[np.minimum(above, CUT)]) / tied
     return weights
+
+
+def gains(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """What documents are worth by the reference's own logits, where there are no labels: their sigmoid."""
+    worth: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(np.asarray(logits, np.float64), -500, 500)))
+    return worth
 
 
 def _ranks(scores: NDArray[np.floating[Any]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

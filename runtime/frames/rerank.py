@@ -17,8 +17,10 @@ import pyarrow as pa
 from daft import DataType, col
 from numpy.typing import NDArray
 
+from xopt.runtime.cascade.cascade import open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
+from xopt.runtime.frames.cascade import CascadeUDF, by_cascade, check_cascade
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.device import check_name, claim_gpu
 from xopt.runtime.scoring.encode import Pair
@@ -28,6 +30,8 @@ from xopt.runtime.scoring.scorer import Scorer, open_scorer
 __all__ = ["Label", "RerankUDF", "instances", "rerank"]
 
 log = logging.getLogger(__name__)
+
+VARIANT = "onnx-fp32"  # unless another is asked for
 
 Label = int | tuple[int, int] | Literal["all"] | None
 
@@ -110,11 +114,15 @@ class RerankUDF:
 def rerank(
     candidates: daft.DataFrame,
     folder: str | os.PathLike[str],
-    variant: str = "onnx-fp32",
+    variant: str | None = None,
     *,
     query: str = "query",
     text: str = "text",
     score: str = "score",
+    cascade: bool = False,
+    query_id: str = "query_id",
+    first: str | None = None,
+    rank: str = "rank",
     overwrite: bool = False,
     label: Label = None,
     nulls: Literal["null", "raise"] = "null",
@@ -125,6 +133,11 @@ def rerank(
     trust_remote_code: bool = False,
 ) -> daft.DataFrame:
     """Score a Daft DataFrame of candidates: the same rows with a float32 column `score`, lazily.
+
+    By `variant`, onnx-fp32 unless given. With `cascade` the rows are ranked by the folder's cascade, see
+    `xopt.runtime.open_cascade`: a query's candidates, rows of one `query_id`, are brought together, in the order in
+    which they stand or, highest first, by the column `first` where the cascade was made with one. Those that are not
+    scored have a null score; the column `rank`, from 1, has them after the others.
 
     `query` and `text` name the columns with the two texts, which must be strings. A column named `score` that is there
     already is refused unless `overwrite`. A row with a null text has a null score, and so has one whose score is not
@@ -144,50 +157,50 @@ def rerank(
     """
     check_name(device)  # whether it is there, only a worker can tell
     model = ModelFolder.open(os.fspath(folder))
-    model.variant(variant)
-    _check_columns(candidates, (query, text), score, overwrite)
-    if label is None and model.manifest.rank_label:
-        first, *second = model.manifest.rank_label
-        label = (first, second[0]) if second else first
-    _check_label(label, model.manifest.labels)
+    _check_columns(candidates, (query, text), {"score": score, **({"rank": rank} if cascade else {})}, overwrite)
     for name, value in (("workers", workers), ("threads", threads)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise BadInput(f"{name} is {value}; give a whole number, at least 1, or leave it out")
     if nulls not in ("null", "raise"):
         raise BadInput(f"nulls is {nulls!r}; 'null' gives a null score to a null text, 'raise' refuses it")
-    opener = functools.partial(
-        open_scorer,
-        str(model.path.resolve()),
-        variant,
-        plan=plan,
-        threads=threads,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
+    where = str(model.path.resolve())
+    how: dict[str, Any] = {"threads": threads, "device": device, "trust_remote_code": trust_remote_code}
     alone = workers is not None and device == "cuda"
-    udf = instances(RerankUDF, workers, threads, device)(opener, (), alone, label, nulls)
+    if cascade:
+        check_cascade(candidates, model, query_id, first, variant=variant, plan=plan, label=label)
+        opener = functools.partial(open_cascade, where, **how)
+        ranked = instances(CascadeUDF, workers, threads, device)(opener, (), alone, nulls)
+        return by_cascade(candidates, ranked, query_id, (query, text, first), (score, rank))
+    model.variant(variant or VARIANT)
+    if label is None and model.manifest.rank_label:
+        one, *second = model.manifest.rank_label
+        label = (one, second[0]) if second else one
+    _check_label(label, model.manifest.labels)
+    open_one = functools.partial(open_scorer, where, variant or VARIANT, plan=plan, **how)
+    udf = instances(RerankUDF, workers, threads, device)(open_one, (), alone, label, nulls)
     method = udf.lists if label == "all" else udf.score
     texts = (col(name).cast(DataType.string()) for name in (query, text))  # a column of nulls alone has no type
     return candidates.into_batches(ROWS_A_CALL[device]).with_column(score, method(*texts))
 
 
-def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], score: str, overwrite: bool) -> None:
+def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], made: dict[str, str], overwrite: bool) -> None:
     if not isinstance(candidates, daft.DataFrame):
         raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
-    if not all(isinstance(name, str) and name.strip() not in ("", "*") for name in (*texts, score)):
-        raise BadInput(f"columns {(*texts, score)}: name each by a text other than '*'")
+    if not all(isinstance(name, str) and name.strip() not in ("", "*") for name in (*texts, *made.values())):
+        raise BadInput(f"columns {(*texts, *made.values())}: name each by a text other than '*'")
     types = {field.name: field.dtype for field in candidates.schema()}
     for name in texts:
         if name not in types:
             raise BadInput(f"no column {name!r} among {', '.join(types)}; name the columns with query= and text=")
         if types[name] not in (DataType.string(), DataType.null()):
             raise BadInput(f"column {name!r} is of {types[name]}, not of strings; cast it first")
-    if score in texts:
-        raise BadInput(f"score={score!r} is the column of a text; name another")
-    if score in types and not overwrite:
-        raise BadInput(
-            f"there is a column {score!r} already; name another with score=, or replace it with overwrite=True"
-        )
+    for kind, name in made.items():
+        if name in texts:
+            raise BadInput(f"{kind}={name!r} is the column of a text; name another")
+        if name in types and not overwrite:
+            raise BadInput(
+                f"there is a column {name!r} already; name another with {kind}=, or replace it with overwrite=True"
+            )
 
 
 def _check_label(label: Label, labels: int) -> None:
@@ -205,7 +218,7 @@ def _check_label(label: Label, labels: int) -> None:
         raise BadInput(f"label={label!r}: the model's labels are 0 to {labels - 1}; {ways}")
 
 
-def instances(kind: type[RerankUDF], workers: int | None, threads: int | None, device: str) -> Any:
+def instances(kind: type[Any], workers: int | None, threads: int | None, device: str) -> Any:
     """A UDF class for Daft: one instance in this process, or `workers` processes that reserve `threads` CPUs each."""
     gpus = 1 if device == "cuda" else 0
     if workers is not None:

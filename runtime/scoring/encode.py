@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ __all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs", "clean", "ren
 Pair = tuple[str, str]
 
 FIRST_WINDOW, LAST_WINDOW = 256, 2048  # pairs tokenised at once: few at first, so that a device beside it starts early
+# What makes an encoder's tokens, beside its tokenizer.
+MAKING = ("prompt", "template", "suffix", "split_special_tokens", "trailing_pad", "typed")
 WINDOW_CHARACTERS = 1 << 21  # and no more text: the tokenizer holds some hundred bytes for each token, cut ones too
 
 
@@ -29,6 +32,10 @@ class Tokens:
     lengths: NDArray[np.int64]
     truncated: int
 
+    def taken(self, rows: NDArray[np.intp]) -> Tokens:
+        """Some of the pairs, none of which counts as cut."""
+        return Tokens([self.ids[i] for i in rows], [self.type_ids[i] for i in rows], self.lengths[rows], 0)
+
 
 class Encoder:
     """A model folder's tokenizer, set up once: truncation is never changed afterwards, so threads may share it."""
@@ -37,7 +44,8 @@ class Encoder:
         manifest = folder.manifest
         self.tokenizer = Tokenizer.from_file(str(folder.checked("tokenizer.json")))
         self.tokenizer.no_padding()
-        self.tokenizer.encode_special_tokens = manifest.split_special_tokens
+        self.split_special_tokens = manifest.split_special_tokens
+        self.tokenizer.encode_special_tokens = self.split_special_tokens
         self.tokenizer.enable_truncation(
             manifest.max_length, strategy=manifest.truncation, direction=manifest.truncation_side
         )
@@ -80,6 +88,38 @@ class Encoder:
             np.array([len(row) for row in ids], np.int64),
             sum(bool(e.overflowing) for e in encodings),
         )
+
+    def parts(self, pairs: Sequence[Pair], ids: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], list[Any]]:
+        """Of pairs with one query, and their ids: the ids of the query, and of each document as far as it was kept."""
+        none = np.empty(0, np.int64)
+        if self.template:
+            alone = self.tokenizer.encode_batch_fast(
+                [pairs[0][0], *(text for _, text in pairs)], add_special_tokens=False
+            )
+            query, *documents = [np.array(each.ids, np.int64) for each in alone]
+            return query, documents
+        longest = int(np.argmax([len(row) for row in ids]))
+        sides = np.array(self._sides(pairs[longest]))
+        query = ids[longest][: len(sides)][sides[: len(ids[longest])] == 0]
+        if not (sides == 1).any():
+            return query, [none] * len(ids)
+        start, after = int(np.argmax(sides == 1)), int(np.argmax(sides[::-1] == 1))
+        documents = []
+        for pair, row in zip(pairs, ids, strict=True):
+            if np.array_equal(row[:start], ids[longest][:start]):
+                documents.append(row[start : len(row) - after])
+            else:  # the query was cut too, elsewhere
+                documents.append(row[np.array(self._sides(pair))[: len(row)] == 1])
+        return query, documents
+
+    def _sides(self, pair: Pair) -> list[int]:
+        """For each token of a pair 0 where it is the query's, 1 where it is the document's, and else -1."""
+        return [-1 if side is None else side for side in self.encodings([pair])[0].sequence_ids]
+
+    def same_tokens(self, other: Encoder) -> bool:
+        """Whether the other one makes the same tokens of every pair."""
+        same = all(np.array_equal(vars(self)[name], vars(other)[name]) for name in MAKING)
+        return same and bool(self.tokenizer.to_str() == other.tokenizer.to_str())  # its truncation included
 
     def _ended(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Ids whose last one is the one that a score is read from, where that is the last."""

@@ -1,0 +1,1 @@
+"""Finds cascades: fits orders, tries rules, and certifies what is lost."""

@@ -1,0 +1,278 @@
+"""Certify: the cheapest order and stop rule whose expected loss on unseen queries is shown to be small."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.optimize.cascade.fit import FOLDS, Query, Walk, fit_order, walk
+from xopt.optimize.cascade.parts import ORDERS, Scored, open_first, queries_of, with_score
+from xopt.optimize.judge.bounds import least_mean, mean_allowed, queries_needed, upper_bound
+from xopt.optimize.judge.statistics import Interval, interval
+from xopt.optimize.validate import EXACT_VARIANT, Reference
+from xopt.runtime.cascade.cascade import LEXICON, Cascade, Certificate
+from xopt.runtime.cascade.order import Order
+from xopt.runtime.cascade.rule import Rule
+from xopt.runtime.cascade.stage import Stage
+from xopt.runtime.data.candidates import Candidates, query_hash
+from xopt.runtime.errors import BadInput
+from xopt.runtime.files import new_file, sha256_of
+from xopt.runtime.folder import Manifest, ModelFolder
+from xopt.runtime.machine import cores
+from xopt.runtime.scoring.scorer import open_scorer
+
+__all__ = ["Certified", "Fitted", "Option", "certify", "cheapest", "cheapest_option", "fit_first"]
+
+log = logging.getLogger(__name__)
+
+FEWEST_DOCUMENTS = 2  # times `top`, in the mean: of fewer candidates there is nothing to save
+FEWEST_SAVED = 0.05  # of the pairs: less is not worth a cascade
+NOISE = 0.05  # of a share, on the few queries that choose: what a rule has to gain over the one that asks as it goes
+VALUES = {  # of each rule, the safest first: the first one scores everything
+    "gain": (-1.0, 0.0, *np.geomspace(1e-4, 0.5, 80).tolist()),
+    "depth": tuple(np.geomspace(1, 0.02, 80).tolist()),  # of the deepest query's candidates
+    "score": tuple(np.linspace(0, 0.98, 80).tolist()),  # of all predictions, how many lie below
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An order with a kind of rule, on the queries that choose.
+
+    share: of the pairs, how many are scored where no more is lost than may be there. cost: the same with the first
+    stage's own time, in what it takes to score everything.
+    """
+
+    order: str
+    rule: str
+    share: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class Certified:
+    """What was tried, and what was shown.
+
+    `cascade` is None where no saving is safe: score everything. variant_loss: where everything is scored, by the
+    variant. share: of a query's candidates, how many are scored, in the mean over queries. chosen_with: queries that
+    chose. queries_needed: how many others it takes at least.
+    """
+
+    folder: str
+    variant: str
+    options: tuple[Option, ...]
+    cascade: Cascade | None
+    variant_loss: float
+    share: Interval
+    chosen_with: int
+    pairs: int
+
+
+def certify(
+    folder: ModelFolder,
+    candidates: Candidates,
+    variant: str,
+    *,
+    first: str | None = None,
+    column: str | None = None,
+    top: int = 10,
+    max_loss: float = 0.01,
+    confidence: float | None = 0.95,
+    measure: str = "dcg",
+    threads: int | None = None,
+    device: str = "cpu",
+) -> Certified:
+    """Find a cascade, certify it, and write it into the manifest.
+
+    A part of the queries, as `Candidates.split` has it, fits the orders and chooses one with a kind of rule. The others
+    choose nothing but the rule's value: beginning with the one that scores everything, each cheaper one is tested at
+    the same level until one is not shown to lose at most `max_loss` (fixed-sequence testing, as in "Learn then Test",
+    Angelopoulos et al. 2021, arXiv:2110.01052), so that all tests together err with a probability of at most 1 -
+    `confidence`; where that is None, the loss is controlled in expectation, see `xopt.optimize.judge.bounds`. Losses
+    are against scoring everything with the reference, the variant's own included. `first` is "given", "learned" or a
+    cheaper model's folder, and None tries the first two; `column` is where the first stage's scores come from, for the
+    record. Raises BadInput where the queries are too few, before anything is scored.
+    """
+    threads, error = threads or cores(), None if confidence is None else 1 - confidence
+    choosing, judging = candidates.split()
+    judging = judging.without(_told(folder, variant, first))
+    _check(folder, candidates, judging, top, max_loss, error)
+    folder.check_writable()
+    scorer = open_scorer(folder, variant, threads=threads, device=device)
+    opened = [open_first(kind, folder, scorer, choosing, threads, device) for kind in ((first,) if first else ORDERS)]
+    both = Candidates(candidates.name, choosing.rows + judging.rows)
+    reference = Reference(folder, both, EXACT_VARIANT, threads, device)
+    log.info("cascade: %d queries choose, %d certify", len(choosing.groups()), len(judging.groups()))
+    few = Scored.by(scorer, folder, choosing, reference.of(len(choosing.groups())))
+    fitted = []
+    for stage, names in opened:
+        queries, took_s = queries_of(stage, few)
+        cost = took_s / few.seconds if stage.kind != "given" else 0.0
+        fitted.append(fit_first(queries, stage.kind, with_score(both), top, measure, stage.dimensions, cost, names))
+    allowed = mean_allowed(max_loss, error, len(judging.groups()))
+    options = [option for each in fitted for option in each.options(allowed)]
+    best = cheapest_option(options)
+    log.info("cascade: %s order, %s rule: %.0f %% of the pairs", best.order, best.rule, 100 * best.share)
+    chosen = next(each for each in fitted if each.order.kind == best.order)
+    scores = reference.of(len(both.groups()))[len(choosing.rows) :]
+    stage = next(stage for stage, _ in opened if stage.kind == best.order)
+    queries, _ = queries_of(stage, Scored.by(scorer, folder, judging, scores))
+    walks = [walk(query, chosen.order, top, measure) for query in queries]
+    rule, losses = cheapest(walks, chosen.rules(best.rule), top, max_loss, error, measure)
+    share = interval(np.array([each.stop(rule, top)[0] / len(each.predicted) for each in walks]))
+    own = float(np.mean([each.losses[-1] for each in walks]))
+    cascade = None
+    if losses is not None and share.mean <= 1 - FEWEST_SAVED:
+        certificate = Certificate(
+            measure=measure,
+            top=top,
+            max_loss=max_loss,
+            confidence=confidence,
+            loss=float(losses.mean()),
+            bound=upper_bound(losses, error, measure == "top"),
+            share=share.mean,
+            queries=len(losses),
+            depth=len(judging.rows) / len(losses),
+            first_stage=candidates.name,
+            column=column,
+            data=_fingerprint(judging),
+            seen=tuple(sorted({query_hash(row.query) for row in both.rows})),
+        )
+        cascade = Cascade(chosen.order, rule, variant, certificate)
+        _write(folder, cascade, stage)
+    chose = len(choosing.groups())
+    return Certified(str(folder.path), variant, tuple(options), cascade, own, share, chose, len(both.rows))
+
+
+def _told(folder: ModelFolder, variant: str, first: str | None) -> set[str]:
+    """Hashes of the queries that made what is to be judged: they calibrated the variant, or trained a model."""
+    told = {*folder.variant(variant).recipe.get("calibrated_with", ()), *folder.manifest.trained_with}
+    return told if first in (None, *ORDERS) else told | set(ModelFolder.open(str(first)).manifest.trained_with)
+
+
+def _check(
+    folder: ModelFolder, candidates: Candidates, judging: Candidates, top: int, max_loss: float, error: float | None
+) -> None:
+    groups = judging.groups()
+    if not folder.manifest.ranks:
+        raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
+    needed = queries_needed(max_loss, error)
+    if len(groups) < needed:
+        how = "in expectation" if error is None else f"at a confidence of {1 - error:g}"
+        raise BadInput(
+            f"{candidates.name}: {len(groups)} queries are left to certify by, and it takes {needed} to show a loss "
+            f"under {max_loss:g} {how} even where nothing is lost; give more queries, --max-loss "
+            f"{least_mean(len(groups), error):.2g} or more, or --in-expectation, which takes "
+            f"{queries_needed(max_loss, None)} and promises less"
+        )
+    if len(judging.rows) < FEWEST_DOCUMENTS * top * len(groups):
+        raise BadInput(
+            f"{candidates.name}: {len(judging.rows) / len(groups):.0f} candidates a query, of which the best {top} "
+            f"count: too few to leave any out; give more (--depth), or a smaller --top"
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """An order, fitted on all queries that choose; and walks of each, by orders that were fitted without it."""
+
+    order: Order
+    walks: list[Walk]
+    top: int
+    own_cost: float = 0.0
+
+    def options(self, allowed: float) -> list[Option]:
+        """The order with each kind of rule."""
+        return [self._option(kind, allowed) for kind in VALUES]
+
+    def rules(self, kind: str) -> list[Rule]:
+        """Rules of a kind, the safest first."""
+        deepest = max(len(walk.predicted) for walk in self.walks)
+        predicted = np.concatenate([walk.predicted for walk in self.walks])
+        values = VALUES[kind]
+        if kind == "depth":
+            return [
+                Rule(kind, float(depth))
+                for depth in sorted({max(self.top, round(deepest * v)) for v in values}, reverse=True)
+            ]
+        if kind == "score":  # nothing lies below the first one
+            return [Rule(kind, float(np.quantile(predicted, v)) if v else -1e9) for v in values]
+        return [Rule(kind, value) for value in values]
+
+    def _option(self, kind: str, allowed: float) -> Option:
+        share = 1.0
+        for rule in self.rules(kind):
+            stops = [walk.stop(rule, self.top) for walk in self.walks]
+            if np.mean([loss for _, loss in stops]) > allowed:
+                break
+            share = float(np.mean([d / len(walk.predicted) for walk, (d, _) in zip(self.walks, stops, strict=True)]))
+        return Option(self.order.kind, kind, share, share + self.own_cost)
+
+
+def fit_first(
+    queries: Sequence[Query],
+    kind: str,
+    with_score: bool,
+    top: int,
+    measure: str,
+    dimensions: int = 0,
+    own_cost: float = 0.0,
+    names: dict[str, Any] | None = None,
+) -> Fitted:
+    """Fit an order by the queries that choose; `names` says which model it goes by, where it goes by one."""
+    walks: list[Walk] = []
+    for fold in range(FOLDS):
+        others = [query for number, query in enumerate(queries) if number % FOLDS != fold]
+        order = fit_order(others, kind, with_score, dimensions)
+        walks += [walk(query, order, top, measure) for query in queries[fold::FOLDS]]
+    order = fit_order(queries, kind, with_score, dimensions)
+    return Fitted(replace(order, **(names or {})), walks, top, own_cost)
+
+
+def cheapest_option(options: Sequence[Option]) -> Option:
+    """The one to certify."""
+    return min(options, key=lambda option: option.cost + NOISE * (option.rule != "gain"))
+
+
+def cheapest(
+    walks: Sequence[Walk], rules: Sequence[Rule], top: int, max_loss: float, error: float | None, measure: str
+) -> tuple[Rule, NDArray[np.float64] | None]:
+    """The last rule of those that are shown, one after the other, to lose at most `max_loss`, and each query's loss.
+
+    The first rule, without losses, where not even that one is. In expectation a query's loss counts as the largest of
+    any safer rule, since conformal risk control takes losses that never fall.
+    """
+    shown: tuple[Rule, NDArray[np.float64] | None] = rules[0], None
+    largest = np.zeros(len(walks))
+    for rule in rules:
+        losses = np.array([each.stop(rule, top)[1] for each in walks])
+        largest = np.maximum(largest, losses)
+        if upper_bound(losses if error is not None else largest, error, measure == "top") > max_loss:
+            break
+        shown = rule, losses
+    return shown
+
+
+def _fingerprint(candidates: Candidates) -> str:
+    """The sha256 of queries and documents, whatever their order."""
+    rows = sorted(f"{row.query}\0{row.text}" for row in candidates.rows)
+    return hashlib.sha256("\1".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _write(folder: ModelFolder, cascade: Cascade, stage: Stage) -> None:
+    files = {}
+    if stage.lexicon is not None:
+        with new_file(folder.path / LEXICON) as temporary:
+            stage.lexicon.save(temporary)
+        files[LEXICON] = sha256_of(folder.path / LEXICON)
+
+    def add(to: Manifest) -> Manifest:
+        return replace(to, files=to.files | files, cascade=cascade.values())
+
+    folder.write(add)

@@ -1,0 +1,110 @@
+"""Candidates with all their scores, and with the features that an order goes by."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.optimize.cascade.fit import Query
+from xopt.optimize.cascade.lexicon import make_lexicon
+from xopt.runtime.cascade.stage import Lists, Stage, open_stage
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.machine import machine_name
+from xopt.runtime.scoring.scorer import PlannedScorer
+from xopt.runtime.scoring.variants import overflows
+
+__all__ = ["ORDERS", "Scored", "default_variant", "lists_of", "open_first", "queries_of", "with_score"]
+
+log = logging.getLogger(__name__)
+
+ORDERS = ("given", "learned")
+QUERIES_AT_ONCE = 64  # whose tokens are held for their features
+FASTEST = {"cpu": ("onnx-int8", "onnx-fp32", "torch-fp32"), "cuda": ("torch-varlen-fp16", "torch-fp16", "torch-fp32")}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Candidates with the reference's logits and the variant's, and how long the variant took."""
+
+    candidates: Candidates
+    reference: NDArray[np.floating]
+    scores: NDArray[np.floating]
+    seconds: float
+
+    @staticmethod
+    def by(scorer: PlannedScorer, folder: ModelFolder, part: Candidates, reference: NDArray[np.floating]) -> Scored:
+        """Score a part with the variant."""
+        start = time.monotonic()
+        scores = folder.manifest.ranking(scorer.score(part.pairs))
+        return Scored(part, reference, scores, time.monotonic() - start)
+
+
+def with_score(candidates: Candidates) -> bool:
+    """Whether the first stage's scores are there."""
+    return bool(candidates.rows) and all(row.first_score is not None for row in candidates.rows)
+
+
+def lists_of(candidates: Candidates) -> Lists:
+    """Candidates as cascades take them."""
+    groups = [candidates.rows[rows] for rows in candidates.groups().values()]
+    scores = [np.array([row.first_score for row in rows], np.float32) for rows in groups]
+    return Lists(
+        [rows[0].query for rows in groups],
+        [[row.text for row in rows] for rows in groups],
+        scores if with_score(candidates) else None,
+    )
+
+
+def open_first(
+    first: str, folder: ModelFolder, scorer: PlannedScorer, candidates: Candidates, threads: int, device: str
+) -> tuple[Stage, dict[str, Any]]:
+    """What an order goes by: "given", "learned", its lexicon from these candidates, or a cheaper model's folder.
+
+    With it which model that is, for `Order`.
+    """
+    if first == "given":
+        return Stage(scorer.encoder, first), {}
+    lexicon = make_lexicon(folder, _documents(scorer, lists_of(candidates)))
+    if first == "learned":
+        return Stage(scorer.encoder, first, lexicon), {}
+    cheaper = ModelFolder.open(first, folder.trusted)
+    variant = default_variant(cheaper, device)
+    stage = open_stage(scorer.encoder, "model", lexicon, (cheaper, variant), threads, device)
+    sha256 = cheaper.manifest.files[cheaper.variant(variant).file]
+    return stage, {"model": str(cheaper.path.resolve()), "variant": variant, "sha256": sha256}
+
+
+def _documents(scorer: PlannedScorer, lists: Lists) -> list[NDArray[np.int64]]:
+    """The ids of each document, once."""
+    found: dict[str, NDArray[np.int64]] = {}
+    for query, texts in zip(lists.queries, lists.documents, strict=True):
+        new = list(dict.fromkeys(text for text in texts if text not in found))
+        if new:
+            pairs = [(query, text) for text in new]
+            found.update(zip(new, scorer.encoder.parts(pairs, scorer.encoder.encode(pairs).ids)[1], strict=True))
+    return list(found.values())
+
+
+def default_variant(folder: ModelFolder, device: str) -> str:
+    """The variant that `xopt optimize` recommended on this machine, else what is likely the fastest there is."""
+    there = folder.manifest.variants
+    recommended = folder.manifest.recommended(machine_name(device))
+    return recommended or next(name for name in FASTEST[device] if name in there and not overflows(there[name]))
+
+
+def queries_of(stage: Stage, scored: Scored) -> tuple[list[Query], float]:
+    """Each query with its features, and the seconds that those took."""
+    start, groups = time.monotonic(), list(scored.candidates.groups().values())
+    features = []
+    for first in range(0, len(groups), QUERIES_AT_ONCE):
+        features += stage.features(lists_of(scored.candidates.between(first, first + QUERIES_AT_ONCE)))[0]
+    queries = [
+        Query(each, scored.reference[rows], scored.scores[rows]) for each, rows in zip(features, groups, strict=True)
+    ]
+    return queries, time.monotonic() - start

@@ -1,0 +1,137 @@
+"""Cheap features of a query's candidates, from the tokens that the model reads: what a learned order goes by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+
+from xopt.runtime.errors import BadInput
+
+__all__ = ["GIVEN", "TEXT", "Lexicon", "given_features", "text_features"]
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+GIVEN = ("log rank", "rank")  # and the first stage's score, where it is given
+TEXT = (
+    "BM25",
+    "BM25 a query's weight",
+    "nearest",
+    "nearest, unweighted",
+    "nearest of the worst",
+    "nearest^4",
+    "soft count",
+    "found",
+    "found, unweighted",
+    "log length",
+    "nearest in the lead",
+    "likeness",
+)  # and after these the document's pooled embedding
+K1, B = 1.2, 0.75  # of BM25
+SOFT = 8.0  # how fast a neighbour's count falls with its distance
+SAME = 0.999  # the cosine of a token with itself, and of hardly another
+LEAD = 24  # tokens that a document begins with: a title, often
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """What is known of tokens: embeddings float32[tokens, dimensions] of unit length, weights float32[tokens].
+
+    The embeddings are the model's own for words, centred and reduced; the weights are inverse document frequencies.
+    """
+
+    embeddings: Floats
+    weights: Floats
+
+    @staticmethod
+    def load(file: Path) -> Lexicon:
+        """Read what `save` wrote. Raises BadInput where it is damaged."""
+        try:
+            tensors = load_file(file)
+            return Lexicon(tensors["embeddings"].astype(np.float32), tensors["weights"])
+        except (SafetensorError, KeyError) as error:
+            raise BadInput(f"{file}: damaged ({error}); make it again with `xopt cascade`") from error
+
+    def save(self, file: Path) -> None:
+        """Write it, the embeddings in half precision."""
+        save_file({"embeddings": self.embeddings.astype(np.float16), "weights": self.weights}, file)
+
+
+def given_features(documents: int, scores: Floats | None) -> Floats:
+    """float32[documents, 2 or 3]: the place in the first stage's order and, where it is given, its score.
+
+    With scores that order is by them, highest first, else it is the order in which the documents stand.
+    """
+    ranks = np.arange(documents, dtype=np.float32)
+    if scores is None:
+        return np.stack([np.log1p(ranks), ranks / 100], 1)
+    ranks[np.argsort(-scores, kind="stable")] = ranks.copy()
+    return np.stack([np.log1p(ranks), ranks / 100, scores.astype(np.float32)], 1)
+
+
+def text_features(query: Ids, documents: Sequence[Ids], lexicon: Lexicon) -> Floats:
+    """float32[documents, 12 + dimensions]: how much of the query each document has, in words and in kind; and its kind.
+
+    `query` and `documents` are the ids of their tokens, the first columns those of `TEXT`. Matches are exact (BM25,
+    Robertson et al. 1994; coverage) and soft, by the cosine of word embeddings: of each token of the query the nearest
+    one of the document (MaxSim, as in Khattab and Zaharia 2020, arXiv:2004.12832, of tokens without context), and all
+    near ones (as kernels count them in Xiong et al. 2017, arXiv:1706.06613). The others are the weighted mean of the
+    document's embeddings: a model likes some kinds of documents, whatever the query.
+    """
+    tokens = np.unique(query)
+    if not len(tokens):
+        return np.zeros((len(documents), len(TEXT) + lexicon.embeddings.shape[1]), np.float32)
+    held = [ids if len(ids) else np.zeros(1, np.int64) for ids in documents]  # reduceat takes no empty stretch
+    lengths = np.array([len(ids) for ids in held])
+    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    flat = np.concatenate(held)
+    seen, place = np.unique(flat, return_inverse=True)
+    near = lexicon.embeddings[tokens] @ lexicon.embeddings[seen].T
+    cosines = near[:, place]
+    nearest = np.maximum.reduceat(cosines, starts, axis=1)  # [tokens, documents]
+    sums = sparse.csr_matrix(
+        (np.ones(len(place), np.float32), place, np.append(starts, len(place))), (len(held), len(seen))
+    )
+    counts = (sums @ (near > SAME).astype(np.float32).T).T
+    soft = np.log1p((sums @ np.exp(SOFT * (near - 1)).T).T)
+    lead = np.concatenate([np.arange(start, start + min(n, LEAD)) for start, n in zip(starts, lengths, strict=True)])
+    lead_starts = np.concatenate([[0], np.cumsum(np.minimum(lengths, LEAD))[:-1]])
+    nearest_lead = np.maximum.reduceat(cosines[:, lead], lead_starts, axis=1)
+    weights = lexicon.weights[tokens]
+    share = weights / max(float(weights.sum()), 1e-6)
+    norm = K1 * (1 - B + B * lengths / lengths.mean())
+    bm25 = weights @ (counts * (K1 + 1) / (counts + norm))
+    own = lexicon.weights[query] @ lexicon.embeddings[query]
+    pooled = _pooled(seen, place, starts, lexicon)
+    columns = (
+        bm25,
+        bm25 / max(float(weights.sum()), 1e-6),
+        share @ nearest,
+        nearest.mean(0),
+        nearest.min(0),
+        share @ nearest**4,
+        share @ soft,
+        share @ (counts > 0),
+        (counts > 0).mean(0),
+        np.log1p(lengths),
+        share @ nearest_lead,
+        pooled @ own / max(float(np.linalg.norm(own)), 1e-6),
+    )
+    features: Floats = np.concatenate([np.stack(columns, 1), pooled], 1).astype(np.float32)
+    return features
+
+
+def _pooled(seen: Ids, place: NDArray[np.intp], starts: NDArray[np.int64], lexicon: Lexicon) -> Floats:
+    """The weighted mean of each document's embeddings, of unit length."""
+    bounds = np.append(starts, len(place))
+    counts = sparse.csr_matrix((lexicon.weights[seen][place], place, bounds), (len(starts), len(seen)))
+    sums = counts @ lexicon.embeddings[seen]
+    pooled: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)
+    return pooled

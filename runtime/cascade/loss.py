@@ -1,0 +1,35 @@
+"""What a cascade lost on a query, against the reference's scores of all its candidates."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.runtime.cascade.rule import rank_weights
+from xopt.runtime.data.quality import gains
+
+__all__ = ["MEASURES", "lost"]
+
+MEASURES = ("dcg", "top")
+
+
+def lost(
+    reference: NDArray[np.floating],
+    ranking: NDArray[np.intp],
+    scored: NDArray[np.bool_],
+    top: int,
+    measure: str = "dcg",
+) -> float:
+    """Between 0 and 1. `reference` holds the logits of all candidates, `ranking` their places, best first.
+
+    "dcg": the share of DCG@top that the ranking loses against the reference's own, where a document's gain is the
+    sigmoid of the reference's logit: no labels are needed, and what the reference finds irrelevant weighs nothing.
+    "top": 1 where one of the reference's best `top` was not scored, else 0.
+    """
+    if not len(reference):
+        return 0.0
+    if measure == "top":
+        return float(not scored[np.argsort(-reference, kind="stable")[:top]].all())
+    worth, weights = gains(reference), rank_weights(min(top, len(reference)))
+    best = float(np.sort(worth)[::-1][:top] @ weights)
+    return min(1.0, max(0.0, 1 - float(worth[ranking[:top]] @ weights) / best)) if best else 0.0

@@ -1,0 +1,96 @@
+"""What orders go by: features of a query's candidates, from their places, their words, or a cheaper model."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.runtime.cascade.features import Lexicon, given_features, text_features
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.scoring.encode import Encoder, Pair, Tokens
+from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
+
+__all__ = ["Lists", "Stage", "open_stage", "pairs_of"]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Queries, each with its documents in the first stage's order, or with that stage's scores where they are given."""
+
+    queries: Sequence[str]
+    documents: Sequence[Sequence[str]]
+    first_scores: Sequence[NDArray[np.float32]] | None = None
+
+    def taken(self, numbers: Sequence[int]) -> Lists:
+        """Some of the queries."""
+        scores = self.first_scores and [self.first_scores[i] for i in numbers]
+        return Lists([self.queries[i] for i in numbers], [self.documents[i] for i in numbers], scores)
+
+
+class Stage:
+    """What an order goes by: makes features of a query's candidates, and tokens of them where it needs those itself."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        kind: str,
+        lexicon: Lexicon | None = None,
+        model: PlannedScorer | None = None,
+        ranking: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    ) -> None:
+        self.encoder, self.kind, self.lexicon, self.model = encoder, kind, lexicon, model
+        self.ranking = ranking or np.asarray  # of the model's logits, what ranks
+        self.shares_tokens = model is not None and model.encoder.same_tokens(encoder)
+
+    @property
+    def dimensions(self) -> int:
+        """How many of the last features are the document's embedding."""
+        return self.lexicon.embeddings.shape[1] if self.lexicon else 0
+
+    def features(self, lists: Lists) -> tuple[list[NDArray[np.float32]], Tokens | None]:
+        """float32[documents, features] of each query, and the tokens of all pairs, in turn, where they were made."""
+        columns = [
+            [given_features(len(documents), lists.first_scores[number] if lists.first_scores is not None else None)]
+            for number, documents in enumerate(lists.documents)
+        ]
+        pairs, tokens = pairs_of(lists), None
+        bounds = list(itertools.pairwise(np.cumsum([0, *(len(documents) for documents in lists.documents)])))
+        if self.lexicon or self.shares_tokens:
+            tokens = self.encoder.encode(pairs)
+        if self.model:
+            made = self.model.score_tokens(tokens) if tokens and self.shares_tokens else self.model.logits(pairs)
+            logits = self.ranking(checked(pairs, made))
+            for own, (start, stop) in zip(columns, bounds, strict=True):
+                own.append(logits[start:stop, None])
+        if self.lexicon and tokens:
+            for own, (start, stop) in zip(columns, bounds, strict=True):
+                own.append(text_features(*self.encoder.parts(pairs[start:stop], tokens.ids[start:stop]), self.lexicon))
+        return [np.concatenate(own, 1) for own in columns], tokens
+
+
+def pairs_of(lists: Lists) -> list[Pair]:
+    """All pairs, a query's together."""
+    return [(query, text) for query, texts in zip(lists.queries, lists.documents, strict=True) for text in texts]
+
+
+def open_stage(
+    encoder: Encoder,
+    kind: str,
+    lexicon: Lexicon | None,
+    cheaper: tuple[ModelFolder, str] | None,
+    threads: int | None,
+    device: str,
+) -> Stage:
+    """A stage with its cheaper model, a folder and a variant, opened."""
+    if cheaper is None:
+        return Stage(encoder, kind, lexicon)
+    folder, variant = cheaper
+    if not folder.manifest.ranks:
+        raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
+    model = open_scorer(folder, variant, threads=threads, device=device)
+    return Stage(encoder, kind, lexicon, model, folder.manifest.ranking)

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from xopt.optimize.cascade.certify import Certified, certify
+from xopt.runtime.data.candidates import Candidates, demo_candidates
+from xopt.runtime.folder import ModelFolder
+
+Xopt = Callable[..., Result]
+LOOSE = {"max_loss": 0.1, "confidence": 0.8}  # which takes 16 queries
+
+
+@pytest.fixture(scope="session")
+def queries() -> Candidates:
+    return demo_candidates(queries=56, depth=25).between(24, 56)
+
+
+@pytest.fixture(scope="session")
+def unseen() -> Candidates:
+    return demo_candidates(queries=72, depth=25).between(56, 72)
+
+
+@pytest.fixture(scope="session")
+def certified(
+    demo: ModelFolder, queries: Candidates, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ModelFolder, Certified]:
+    """The demo model with a cascade. Not to be changed."""
+    path = shutil.copytree(demo.path, tmp_path_factory.mktemp("certified") / "demo-xopt")
+    found = certify(ModelFolder.open(path), queries, "onnx-int8", **LOOSE)
+    return ModelFolder.open(path), found
+
+
+@pytest.fixture
+def copied(certified: tuple[ModelFolder, Certified], tmp_path: Path) -> ModelFolder:
+    return ModelFolder.open(shutil.copytree(certified[0].path, tmp_path / "demo-xopt"))

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import Result
+from tiny import make_tiny
+
+from xopt.optimize.cascade.certify import Certified, certify, cheapest
+from xopt.optimize.cascade.check import check
+from xopt.optimize.cascade.fit import Query, fit_order, walk
+from xopt.optimize.cascade.parts import lists_of
+from xopt.optimize.export import export
+from xopt.runtime import open_cascade, open_scorer
+from xopt.runtime.cascade.cascade import Cascade
+from xopt.runtime.cascade.loss import lost
+from xopt.runtime.cascade.rule import Course, Rule
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+
+Xopt = Callable[..., Result]
+LOOSE = {"max_loss": 0.1, "confidence": 0.8}  # which takes 16 queries
+
+
+def test_a_cascade_saves_pairs_and_says_what_it_loses(certified: tuple[ModelFolder, Certified]) -> None:
+    folder, found = certified
+    assert found.cascade is not None
+    own = found.cascade.certificate
+    assert found.cascade == Cascade.of(folder)
+    assert own.queries + found.chosen_with == len(own.seen) == 32
+    assert 0 <= own.loss <= own.bound <= own.max_loss
+    assert own.share == found.share.mean < 0.9
+    assert {option.order for option in found.options} == {"given", "learned"}
+    assert {option.rule for option in found.options} == {"gain", "depth", "score"}
+
+
+def test_what_runs_is_what_was_certified(certified: tuple[ModelFolder, Certified], queries: Candidates) -> None:
+    folder, found = certified
+    assert found.cascade is not None
+    judged = queries.split()[1]
+    ranked = open_cascade(folder).rank_all(lists_of(judged))
+    assert np.mean([each.scored / 25 for each in ranked]) == pytest.approx(found.share.mean, abs=0.01)
+    expected = open_scorer(folder).score(judged.pairs)
+    losses = [
+        lost(expected[rows], each.ranking, np.isfinite(each.scores), 10)
+        for rows, each in zip(judged.groups().values(), ranked, strict=True)
+    ]
+    assert np.mean(losses) == pytest.approx(found.cascade.certificate.loss, abs=2e-3)
+
+
+def test_walks_are_what_courses_do(certified: tuple[ModelFolder, Certified]) -> None:
+    order = Cascade.of(certified[0]).order
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, len(order.weights))).astype(np.float32)
+    reference = order.predict(features) + rng.normal(size=40)
+    query = Query(features, reference, reference + rng.normal(size=40) / 10)
+    followed = walk(query, order, 10, "dcg")
+    for rule in (Rule("gain", 0.01), Rule("gain", 0.2), Rule("depth", 17), Rule("score", float(reference.mean()))):
+        course = Course(features, order, rule, 10, "dcg")
+        while len(rows := course.next()):
+            course.tell(rows, query.scores[rows].astype(np.float32))
+        scored = np.isfinite(course.scores)
+        depth, loss = followed.stop(rule, 10)
+        assert depth == scored.sum()
+        assert loss == pytest.approx(lost(reference, course.ranking(), scored, 10), abs=1e-6)
+    assert followed.stop(Rule("gain", -1.0), 10)[0] == 40
+
+
+def test_an_order_is_learned_from_what_tells() -> None:
+    rng = np.random.default_rng(0)
+    queries = []
+    for _ in range(30):
+        features = rng.normal(size=(20, 5)).astype(np.float32)
+        reference = 3 * features[:, 1] - features[:, 2] + rng.normal() + rng.normal(size=20) / 2
+        queries.append(Query(features, reference, reference))
+    order = fit_order(queries, "given", False, 0)
+    assert np.allclose(order.weights, [0, 3, -1, 0, 0], atol=0.3)
+    assert 0.4 < order.spread < 0.7
+    assert 0.6 < order.shift < 1.4
+
+
+def test_where_nothing_is_safe_everything_is_scored() -> None:
+    """Random features, and a loss that no saving keeps."""
+    rng = np.random.default_rng(0)
+    queries = [
+        Query(rng.normal(size=(30, 3)).astype(np.float32), (x := rng.normal(0, 4, size=30)), x) for _ in range(300)
+    ]
+    order = fit_order(queries[:50], "given", False, 0)
+    walks = [walk(query, order, 10, "dcg") for query in queries[50:]]
+    rules = [Rule("depth", float(depth)) for depth in (30, 15, 10)]
+    assert cheapest(walks, rules, 10, 0.001, 0.05, "dcg") == (rules[0], None)  # too few queries for so small a loss
+    rule, losses = cheapest(walks, rules, 10, 0.02, 0.05, "dcg")
+    assert rule == rules[0]
+    assert losses is not None
+    assert losses.max() == 0
+
+
+def test_too_few_queries_are_known_before_the_work(demo_copy: ModelFolder, queries: Candidates) -> None:
+    before = demo_copy.manifest
+    with pytest.raises(BadInput, match=r"26 queries are left .* takes 299 .* --max-loss 0\.11 .* takes 99"):
+        certify(demo_copy, queries, "onnx-int8")
+    with pytest.raises(BadInput, match="25 candidates a query"):
+        certify(demo_copy, queries, "onnx-int8", top=20, **LOOSE)
+    assert ModelFolder.open(demo_copy.path).manifest == before
+
+
+def test_a_certificate_holds_on_queries_like_its_own_and_not_on_others(
+    certified: tuple[ModelFolder, Certified], unseen: Candidates, queries: Candidates
+) -> None:
+    folder, _ = certified
+    held = check(folder, unseen)
+    assert (held.result.verdict, held.seen) == ("pass", 0)
+    with pytest.raises(BadInput, match="all its queries were seen"):
+        check(folder, queries)
+
+
+def test_a_violated_certificate_is_caught(demo_copy: ModelFolder, queries: Candidates, unseen: Candidates) -> None:
+    """In the first stage's order; on the same queries, whose first stage then is turned round."""
+    found = certify(demo_copy, queries, "onnx-int8", first="given", max_loss=0.2, confidence=0.8)
+    assert found.cascade is not None
+    folder = ModelFolder.open(demo_copy.path)
+    turned = tuple(row for rows in unseen.groups().values() for row in unseen.rows[rows][::-1])
+    violated = check(folder, Candidates("turned", turned))
+    assert violated.result.verdict == "fail"
+    assert violated.result.interval.mean > 0.2
+
+
+def test_a_cheaper_model_orders(
+    demo: ModelFolder, demo_copy: ModelFolder, queries: Candidates, unseen: Candidates
+) -> None:
+    """The same model stands for one that agrees well."""
+    found = certify(demo_copy, queries, "onnx-int8", first=str(demo.path), **LOOSE)
+    assert found.cascade is not None
+    assert (found.cascade.order.kind, found.cascade.order.variant) == ("model", "onnx-int8")
+    scorer = open_cascade(demo_copy.path)
+    assert scorer.stage.shares_tokens
+    assert np.mean([each.scored for each in scorer.rank_all(lists_of(unseen))]) < 16
+
+
+def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
+    tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path
+) -> None:
+    other = str(make_tiny(tmp_path / "model", architecture="roberta"))
+    cheap = tmp_path / "cheap-xopt"
+    export(other, cheap)
+    loose = {"max_loss": 0.5, "confidence": 0.8}
+    assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is not None
+    scorer = open_cascade(tiny_copy.path)
+    assert not scorer.stage.shares_tokens
+    assert len(scorer.rank("search engine", ["ranking models", "a query"])) == 2
+    shutil.rmtree(cheap)
+    export(str(make_tiny(tmp_path / "another", architecture="roberta", intermediate_size=96)), cheap)
+    with pytest.raises(BadInput, match="is not what the cascade of"):
+        open_cascade(tiny_copy.path)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import daft
+import numpy as np
+import pytest
+from click.testing import Result
+
+from xopt.optimize.cascade.certify import Certified, certify
+from xopt.optimize.cascade.parts import lists_of
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.runtime import open_cascade, open_scorer, rerank
+from xopt.runtime.cascade.cascade import LEXICON, Cascade, Lists
+from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+
+Xopt = Callable[..., Result]
+
+
+def test_queries_rank_the_same_alone_and_together(certified: tuple[ModelFolder, Certified], unseen: Candidates) -> None:
+    scorer, lists = open_cascade(certified[0]), lists_of(unseen)
+    together = scorer.rank_all(lists)
+    everything = open_scorer(certified[0], "onnx-int8").score(unseen.pairs).reshape(-1, 25)
+    for number, (query, documents) in enumerate(zip(lists.queries, lists.documents, strict=True)):
+        alone = scorer.rank(query, documents, top_k=5)
+        assert [each["corpus_id"] for each in alone] == together[number].ranking[:5].tolist()
+        scored = np.isfinite(together[number].scores)
+        assert np.abs(together[number].scores - everything[number])[scored].max() < 1e-4
+    assert scorer.rank("a query", []) == []
+    assert scorer.rank("a query", ["one document"])[0]["corpus_id"] == 0
+    assert [each["score"] is None for each in scorer.rank(lists.queries[0], lists.documents[0])] == sorted(
+        each["score"] is None for each in scorer.rank(lists.queries[0], lists.documents[0])
+    )
+
+
+def test_a_cascade_goes_with_the_variant_and_the_files_that_it_was_certified_with(
+    copied: ModelFolder, calibration: Candidates
+) -> None:
+    (copied.path / LEXICON).write_bytes(b"changed")
+    with pytest.raises(BadInput, match="sha256 differs"):
+        open_cascade(copied)
+    again = quantize(copied, recipe_for(detect_target()), calibration)
+    with pytest.raises(BadInput, match="has no cascade; make one with `xopt cascade"):
+        open_cascade(again)
+
+
+def test_the_first_stage_s_scores_are_asked_for(tiny_copy: ModelFolder, queries: Candidates) -> None:
+    ranked = {row: -float(place) for rows in queries.groups().values() for place, row in enumerate(queries.rows[rows])}
+    scored = Candidates("scored", tuple(replace(row, first_score=ranked[row]) for row in queries.rows))
+    assert certify(tiny_copy, scored, "onnx-int8", first="given", column="bm25", max_loss=0.5, confidence=0.8).cascade
+    scorer = open_cascade(tiny_copy.path)
+    assert scorer.rank("a query", ["b", "c"], first_scores=[2, 1])
+    for scores, message in ((None, "needs the first stage's"), ([1.0], "one finite"), ([1.0, np.nan], "one finite")):
+        with pytest.raises(BadInput, match=message):
+            scorer.rank("a query", ["b", "c"], first_scores=scores)
+    frame = daft.from_pylist([{"query_id": "q", "query": "a", "text": t, "bm25": s} for t, s in (("b", 1), ("c", 2.5))])
+    assert rerank(frame, tiny_copy.path, cascade=True, first="bm25").count_rows() == 2
+    with pytest.raises(BadInput, match="goes by a column of scores, as 'bm25'"):
+        rerank(frame, tiny_copy.path, cascade=True)
+
+
+def test_a_dataframe_is_ranked_by_the_cascade(certified: tuple[ModelFolder, Certified], unseen: Candidates) -> None:
+    folder, rows = certified[0], []
+    for number, row in enumerate(unseen.rows):
+        rows.append({"id": number, "query_id": row.query_id, "query": row.query, "text": row.text, "tags": [number]})
+    mixed = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
+    mixed.sort(key=lambda row: row["id"] % 25)  # a query's candidates lie apart, in their order
+    mixed += [
+        {"id": -1, "query_id": rows[0]["query_id"], "query": rows[0]["query"], "text": None, "tags": []},
+        {"id": -2, "query_id": None, "query": "nobody's", "text": "a text", "tags": None},
+    ]
+    found = {row["id"]: row for row in rerank(daft.from_pylist(mixed), folder.path, cascade=True).to_pylist()}
+    assert len(found) == len(mixed)
+    assert (found[-1]["score"], found[-1]["rank"]) == (None, 26)
+    assert (found[-2]["score"], found[-2]["rank"], found[-2]["text"]) == (None, None, "a text")
+    for rows_of, ranked in zip(unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True):
+        got = [found[number] for number in range(rows_of.start, rows_of.stop)]
+        assert [row["tags"] for row in got] == [[row["id"]] for row in got]
+        assert np.argsort([row["rank"] for row in got]).tolist() == ranked.ranking.tolist()
+        scores = np.array([np.nan if row["score"] is None else row["score"] for row in got])
+        assert np.allclose(scores, ranked.scores, atol=1e-4, equal_nan=True)
+
+
+def test_a_dataframe_that_does_not_fit_is_refused(certified: tuple[ModelFolder, Certified], tiny: ModelFolder) -> None:
+    folder = certified[0].path
+    frame = daft.from_pydict({"query_id": ["a", "a"], "query": ["x", "y"], "text": ["b", "c"]})
+    with pytest.raises(BadInput, match="has no cascade"):
+        rerank(frame, tiny.path, cascade=True)
+    with pytest.raises(BadInput, match="no column 'topic'"):
+        rerank(frame, folder, cascade=True, query_id="topic")
+    with pytest.raises(BadInput, match=r"variant='onnx-fp32': a cascade was certified as it is, with onnx-int8"):
+        rerank(frame, folder, "onnx-fp32", cascade=True)
+    with pytest.raises(BadInput, match="first='bm25': its cascade goes without"):
+        rerank(frame, folder, cascade=True, first="bm25")
+    with pytest.raises(Exception, match="query id 'a' stands for several queries"):
+        rerank(frame, folder, cascade=True).collect()
+
+
+def test_the_bench_runs_the_cascade(xopt: Xopt, tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path) -> None:
+    certify(tiny_copy, queries, "onnx-int8", max_loss=0.5, confidence=0.8)
+    arguments = ("--strategy", "planned", "--strategy", "cascade", "--pairs", 60, "--repeat", 1)
+    out = tmp_path / "bench.json"
+    result = xopt("bench", tiny_copy.path, "--variant", "onnx-int8", *arguments, "--json", out)
+    assert result.exit_code == 0, result.output
+    cases = {f"{m['case']['variant']}/{m['case']['strategy']}": m for m in json.loads(out.read_text())["measured"]}
+    assert set(cases) == {"torch-fp32/default", "onnx-int8/planned", "onnx-int8/cascade"}
+    cascaded = cases["onnx-int8/cascade"]["cascaded"]
+    assert 0.3 < cascaded["share"] < 1
+    assert len(cascaded["losses"]) == 2  # whole queries
+    assert "times onnx-int8/planned; loss against FP32" in result.stdout
+    refused = xopt("bench", tiny_copy.path, "--variant", "onnx-fp32", "--strategy", "cascade")
+    assert (refused.exit_code, "scores with onnx-int8" in refused.stderr) == (2, True)
+
+
+def test_the_command(
+    xopt: Xopt, tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path, unseen: Candidates
+) -> None:
+    certify(tiny_copy, queries, "onnx-int8", max_loss=0.5, confidence=0.8)
+    data, out = tmp_path / "rows.jsonl", tmp_path / "found.json"
+    data.write_text(
+        "".join(
+            json.dumps({"query_id": r.query_id, "query": r.query, "doc_id": r.doc_id, "text": r.text, "bm25": -n % 25})
+            + "\n"
+            for n, r in enumerate(unseen.rows)
+        )
+    )
+    held = xopt("cascade", tiny_copy.path, "--data", data, "--check", "--json", out)
+    assert held.exit_code == 0, held.output
+    assert "The certificate holds" in held.stdout
+    assert json.loads(out.read_text())["queries"] == 16
+    few = xopt("cascade", tiny_copy.path, "--data", data)
+    assert (few.exit_code, "it takes 299" in few.stderr) == (2, True)
+    made = xopt("cascade", tiny_copy.path, "--data", data, "--first", "bm25", "--max-loss", 0.5, "--in-expectation")
+    assert made.exit_code == 0, made.output
+    assert "Certificate: on queries like those of rows.jsonl, 25 candidates each, at most 0.5" in made.stdout
+    assert Cascade.of(ModelFolder.open(tiny_copy.path)).certificate.column == "bm25"
+    missing = xopt("cascade", tiny_copy.path, "--data", data, "--first", "tfidf", "--max-loss", 0.5)
+    assert (missing.exit_code, "no column 'tfidf', only" in missing.stderr) == (2, True)
+    mixed = xopt("cascade", tiny_copy.path, "--data", data, "--check", "--top", 5)
+    assert mixed.exit_code == 2
+
+
+def test_no_lists_are_no_work(certified: tuple[ModelFolder, Certified]) -> None:
+    assert open_cascade(certified[0]).rank_all(Lists([], [])) == []

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import KINDS
+
+from xopt.optimize.export import export
+from xopt.runtime.cascade.features import TEXT, Lexicon, given_features, text_features
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.scoring.encode import Encoder
+
+rng = np.random.default_rng(0)
+made = rng.normal(size=(50, 8))
+LEXICON = Lexicon(
+    (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32), np.linspace(0.1, 3, 50).astype(np.float32)
+)
+ids = st.lists(st.integers(0, 49), max_size=40).map(lambda values: np.array(values, np.int64))
+
+
+@given(ids, st.lists(ids, min_size=1, max_size=6))
+def test_features_are_finite_and_those_of_each_document_alone(query: np.ndarray, documents: list[np.ndarray]) -> None:
+    found = text_features(query, documents, LEXICON)
+    assert found.shape == (len(documents), len(TEXT) + 8)
+    assert np.isfinite(found).all()
+    alone = text_features(query, documents[:1], LEXICON)
+    others = [i for i, name in enumerate(TEXT) if not name.startswith("BM25")]  # which goes by the mean length
+    assert np.allclose(found[0, others], alone[0, others], atol=1e-4)
+
+
+def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
+    query = np.array([40, 41, 42])
+    there, elsewhere = np.array([1, 40, 41, 42, 2]), np.array([1, 3, 4, 5, 2])
+    found = text_features(query, [there, elsewhere], LEXICON)
+    for name in ("BM25", "nearest", "nearest of the worst", "soft count", "found", "nearest in the lead"):
+        assert found[0, TEXT.index(name)] > found[1, TEXT.index(name)]
+    assert found[0, TEXT.index("found, unweighted")] == 1
+
+
+def test_the_place_and_the_score_of_the_first_stage() -> None:
+    assert given_features(3, None).shape == (3, 2)
+    with_scores = given_features(3, np.array([2.0, 1.0, 3.0], np.float32))
+    assert with_scores[:, 2].tolist() == [2, 1, 3]
+    assert np.allclose(with_scores[:, 0], np.log1p([1, 2, 0]))  # by score, wherever a document stands
+
+
+def test_a_damaged_lexicon_is_refused(tmp_path: Path) -> None:
+    LEXICON.save(tmp_path / "lexicon")
+    kept = Lexicon.load(tmp_path / "lexicon")
+    assert np.abs(kept.embeddings - LEXICON.embeddings).max() < 1e-3
+    (tmp_path / "lexicon").write_bytes(b"no")
+    with pytest.raises(BadInput, match="damaged"):
+        Lexicon.load(tmp_path / "lexicon")
+
+
+VOCABULARY = ("search", "engine", "ranking", "models", "a", "query", "and", "document", "text", "data")
+words = st.lists(st.sampled_from(VOCABULARY), max_size=90)
+
+
+@settings(max_examples=25)
+@given(words, st.lists(words, min_size=1, max_size=4))
+def test_parts_of_pairs_are_the_query_and_each_document(
+    tiny: ModelFolder, query: list[str], documents: list[list[str]]
+) -> None:
+    """Of short ones, of documents that are cut, and of queries that are cut too."""
+    encoder = Encoder(tiny)
+    pairs = [(" ".join(query), " ".join(document)) for document in documents]
+    tokens = encoder.encode(pairs)
+    _, parts = encoder.parts(pairs, tokens.ids)
+    for pair, part in zip(pairs, parts, strict=True):
+        sides = np.array(encoder.encodings([pair])[0].sequence_ids)
+        assert part.tolist() == np.array(encoder.encodings([pair])[0].ids)[sides == 1].tolist()
+
+
+@pytest.mark.parametrize("kind", ["roberta", "qwen3, LogitScore"])
+def test_parts_of_other_layouts(kind: str, tmp_path: Path) -> None:
+    encoder = Encoder(export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True))
+    pairs = [("search engine", "ranking models"), ("search engine", "")]
+    query, (document, empty) = encoder.parts(pairs, encoder.encode(pairs).ids)
+    assert encoder.tokenizer.decode(query.tolist()).split() == ["search", "engine"]
+    assert encoder.tokenizer.decode(document.tolist()).split() == ["ranking", "models"]
+    assert len(empty) == 0
