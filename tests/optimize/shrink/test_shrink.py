@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import Result
+from tiny import KINDS, make_tiny
+
+from xopt.optimize.cascade.certify import certify
+from xopt.optimize.export import export
+from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.optimize.shrink.distil import batch
+from xopt.optimize.shrink.layers import search_layers
+from xopt.optimize.shrink.lists import DOCUMENTS, WORDS, draw_lists, own_lists
+from xopt.optimize.shrink.shrink import _check_reload, shrink
+from xopt.runtime import open_scorer
+from xopt.runtime.data.candidates import Candidates, demo_candidates, query_hash
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.scoring.backends.network import Network, load_encoder
+from xopt.runtime.scoring.encode import Encoder
+
+Xopt = Callable[..., Result]
+SECONDS = 6 / 60
+
+
+@pytest.fixture(scope="module")
+def queries() -> Candidates:
+    return demo_candidates(queries=30, depth=12)
+
+
+def test_the_best_set_of_layers_is_found() -> None:
+    worth = np.array([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert search_layers(5, 3, lambda kept: float(worth[list(kept)].sum()))[0] == (0, 2, 4)
+    many = np.random.default_rng(0).permutation(16).astype(float)  # too many sets to try them all
+    kept, value = search_layers(16, 5, lambda kept: float(many[list(kept)].sum()))
+    assert sorted(many[list(kept)]) == [11, 12, 13, 14, 15]
+    assert value == sum(range(11, 16))
+
+
+def test_lists_have_documents_of_their_query_and_sentences_those_that_are_like_them(queries: Candidates) -> None:
+    lists = own_lists(queries, np.random.default_rng(0))
+    assert {query for query, _ in lists} == {row.query for row in queries.rows}
+    of = {(row.query, row.text) for row in queries.rows}
+    assert all((query, text) in of for query, texts in lists for text in texts)
+    assert sum(len(texts) for _, texts in lists) == len(queries.rows)
+    drawn = draw_lists(queries, 40, np.random.default_rng(0))
+    assert 10 < len(drawn) <= 40
+    for query, texts in drawn:
+        assert query in texts[0]
+        assert WORDS[0] <= len(query.split()) <= WORDS[1]
+        assert len(set(texts)) == len(texts) <= DOCUMENTS
+    assert draw_lists(Candidates("one", queries.rows[:1]), 40, np.random.default_rng(0)) == []
+
+
+@pytest.mark.parametrize("kind", ["bert", "qwen3, LogitScore", "modernbert, modules, cls"])
+def test_batches_are_read_as_scorers_read_them(kind: str, tmp_path: Path) -> None:
+    folder = export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True)
+    pairs = [("search engine", "ranking models"), ("search engine", "a query and a document of text data")]
+    inputs, sizes = batch([("search engine", [text for _, text in pairs])], Encoder(folder), "cpu")
+    assert sizes == [2]
+    with torch.inference_mode():
+        logits = Network(load_encoder(folder.path)).eval()(**inputs)[:, 0].numpy()
+    assert np.abs(logits - open_scorer(folder, "torch-fp32").score(pairs)).max() < 1e-4
+
+
+def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
+    demo: ModelFolder, queries: Candidates, tmp_path: Path, calibration: Candidates
+) -> None:
+    found = shrink(demo, tmp_path / "small", 3, queries, minutes=0.5)
+    assert len(found.kept) == 3
+    assert found.distilled.last_loss < 0.8 * found.distilled.first_loss
+    small = ModelFolder.open(tmp_path / "small")
+    assert json.loads((small.path / "config.json").read_text())["num_hidden_layers"] == 3
+    held_out, learned = queries.split()
+    assert set(small.manifest.trained_with) == {query_hash(row.query) for row in learned.rows}
+    assert not {query_hash(row.query) for row in held_out.rows} & set(small.manifest.trained_with)
+    assert found.measures["tau"].queries == found.queries == len(held_out.groups())
+    assert set(found.measures) == {"tau", "top10", "dcg10_loss", "ndcg10", "full_ndcg10"}
+    assert found.measures["tau"].mean > found.untrained
+    small = quantize(small, recipe_for(detect_target()), calibration)
+    pairs = held_out.pairs[:4]
+    assert np.abs(open_scorer(small, "onnx-int8").score(pairs) - open_scorer(small).score(pairs)).max() < 3
+    with pytest.raises(BadInput, match="0 queries are left to certify by"):
+        certify(demo, learned, "onnx-int8", first=str(small.path), max_loss=0.3, confidence=0.5)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "roberta",
+        "deberta-v2",
+        "modernbert",
+        "distilbert",
+        "llama, head of 3 labels",
+        "qwen3, LogitScore",
+        "roberta, modules, 3 labels",
+    ],
+)
+def test_every_kind_is_shrunk(kind: str, tmp_path: Path, queries: Candidates) -> None:
+    labels = "1-0" if "3 labels" in kind else None
+    folder = export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True, rank_label=labels)
+    found = shrink(folder, tmp_path / "small", 1, queries, minutes=SECONDS)
+    small = ModelFolder.open(tmp_path / "small")
+    assert small.manifest.rank_label == folder.manifest.rank_label
+    scores = open_scorer(small, "torch-fp32").score([("search engine", "ranking models")])
+    assert np.isfinite(scores).all()
+    assert found.distilled.steps > 0
+
+
+def test_what_cannot_be_shrunk_is_refused(tiny: ModelFolder, queries: Candidates, tmp_path: Path, xopt: Xopt) -> None:
+    for layers in (2, 3):
+        with pytest.raises(BadInput, match=f"--layers {layers}: .* has 2; keep at least one"):
+            shrink(tiny, tmp_path / "small", layers, queries)
+    with pytest.raises(BadInput, match="a single query"):
+        shrink(tiny, tmp_path / "small", 1, queries.between(0, 1))
+    (tmp_path / "there").mkdir()
+    with pytest.raises(BadInput, match="exists already"):
+        shrink(tiny, tmp_path / "there", 1, queries)
+    albert = export(str(make_tiny(tmp_path / "albert", architecture="albert")), tmp_path / "out", torch_only=True)
+    with pytest.raises(BadInput, match="albert has no list of 2 layers"):
+        shrink(albert, tmp_path / "small", 1, queries)
+    assert not (tmp_path / "small").exists()
+    assert xopt("shrink", tiny.path, "--layers", 1).exit_code == 2
+
+
+def test_layers_of_a_kind_by_their_place_are_seen(tmp_path: Path) -> None:
+    """ModernBERT's every second layer sees a window here: alone it would see everything, unless config.json says so."""
+    made = make_tiny(tmp_path / "model", architecture="modernbert", num_hidden_layers=3, global_attn_every_n_layers=2)
+    folder = export(str(made), tmp_path / "out", torch_only=True)
+    pairs = [("search engine", "ranking models of text data and " * 8)]
+    if "layer_types" in json.loads((folder.path / "config.json").read_text()):  # as transformers 5 writes it
+        _check_reload(folder, (1,), pairs)
+    else:
+        with pytest.raises(BadInput, match="of different kinds by their place"):
+            _check_reload(folder, (1,), pairs)
+    _check_reload(folder, (0,), pairs)
