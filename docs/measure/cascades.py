@@ -2,7 +2,8 @@
 
 Scores all claims of SciFact, BM25's best `--depth` each, with the reference and a variant, which takes an hour on two
 cores, and keeps that in SCORES.npz. Then for each of 50 random splits of the queries a half chooses and certifies a
-cascade, as `xopt cascade` does it, and the other half tests it.
+cascade, as `xopt cascade` does it, and the other half tests it. At the end all of them choose and certify, and that
+cascade is written into DIR.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.optimize.cascade.certify import cheapest, cheapest_option, fit_first
+from xopt.optimize.cascade.certify import cheapest, cheapest_option, fit_first, write_cascade
 from xopt.optimize.cascade.fit import Query, walk
 from xopt.optimize.cascade.lexicon import make_lexicon, token_weights
-from xopt.optimize.judge.bounds import mean_allowed
+from xopt.optimize.judge.bounds import mean_allowed, upper_bound
+from xopt.runtime.cascade.cascade import Cascade, Certificate
 from xopt.runtime.cascade.features import Lexicon, given_features, text_features
 from xopt.runtime.data.bm25 import bm25_ranking
+from xopt.runtime.data.candidates import query_hash
 from xopt.runtime.data.tables import read_jsonl
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.scorer import open_scorer
 
-Scores = NDArray[np.float32]
+Scores, Rows = NDArray[np.float32], NDArray[np.intp]
 CHUNK = 16  # queries between two looks at the clock
 
 
@@ -51,8 +54,8 @@ def score(folder: ModelFolder, lists: list[tuple[str, list[str]]], variant: str,
     return kept["reference"], kept["scores"]
 
 
-def main() -> None:
-    """Print each split's certificate, and what the other half lost."""
+def arguments() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("scifact", type=Path)
@@ -66,7 +69,12 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=50)
     parser.add_argument("--choosing", type=int, default=64)
     parser.add_argument("--order", default="learned", choices=["given", "learned"])
-    given = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print each split's certificate, and what the other half lost."""
+    given = arguments()
     folder, lists = ModelFolder.open(given.folder), read(given.scifact, given.depth)
     reference, scores = score(folder, lists, given.variant, given.scores)
     encoder = open_scorer(folder, given.variant).encoder
@@ -75,53 +83,66 @@ def main() -> None:
         pairs = [(query, text) for text in texts]
         parts.append(encoder.parts(pairs, encoder.encode(pairs).ids))
     embeddings = make_lexicon(folder, []).embeddings
-    error = None if given.in_expectation else 1 - given.confidence
-    held, shares, losses_seen = 0, [], []
+    error, learned = None if given.in_expectation else 1 - given.confidence, given.order == "learned"
+    held, shares, lost_there = 0, [], []
+
+    def queries(rows: Rows, lexicon: Lexicon) -> list[Query]:
+        first = given_features(given.depth, None)
+        texts = [[text_features(*parts[row], lexicon)] if learned else [] for row in rows]
+        return [
+            Query(np.concatenate([first, *text], 1), reference[row], scores[row])
+            for row, text in zip(rows, texts, strict=True)
+        ]
+
+    def found(choosing: Rows, judging: Rows, testing: Rows) -> tuple[Cascade, Lexicon, NDArray[np.float64]]:
+        """A cascade, and of each query that tests it how many documents it scores and what it loses."""
+        distinct = {ids.tobytes(): ids for row in choosing for ids in parts[row][1]}
+        lexicon = Lexicon(embeddings, token_weights(list(distinct.values()), len(embeddings)))
+        dimensions = embeddings.shape[1] if learned else 0
+        fitted = fit_first(queries(choosing, lexicon), given.order, False, given.top, "dcg", dimensions)
+        best = cheapest_option(fitted.options(mean_allowed(given.max_loss, error, len(judging))))
+        walks = [walk(query, fitted.order, given.top, "dcg") for query in queries(judging, lexicon)]
+        rule, losses = cheapest(walks, fitted.rules(best.rule), given.top, given.max_loss, error, "dcg")
+        losses = np.ones(len(walks)) if losses is None else losses
+        certificate = Certificate(
+            measure="dcg",
+            top=given.top,
+            max_loss=given.max_loss,
+            confidence=None if error is None else given.confidence,
+            loss=float(losses.mean()),
+            bound=upper_bound(losses, error),
+            share=float(np.mean([each.stop(rule, given.top)[0] for each in walks])) / given.depth,
+            queries=len(judging),
+            depth=given.depth,
+            first_stage="SciFact",
+            column=None,
+            data="",
+            seen=tuple(query_hash(query) for query, _ in lists),
+        )
+        tested = [
+            walk(query, fitted.order, given.top, "dcg").stop(rule, given.top) for query in queries(testing, lexicon)
+        ]
+        return Cascade(fitted.order, rule, given.variant, certificate), lexicon, np.array(tested).T
+
     for split in range(given.splits):
         turn = np.random.default_rng(split).permutation(len(lists))
         half = len(lists) // 2
-        choosing, judging, testing = turn[: given.choosing], turn[given.choosing : half], turn[half:]
-        lexicon = with_weights(embeddings, [ids for row in choosing for ids in parts[row][1]])
-
-        def queries(rows: NDArray[np.intp], lexicon: Lexicon = lexicon) -> list[Query]:
-            first = given_features(given.depth, None)
-            learned = given.order == "learned"
-            return [
-                Query(
-                    np.concatenate([first, text_features(*parts[row], lexicon)], 1) if learned else first,
-                    reference[row],
-                    scores[row],
-                )
-                for row in rows
-            ]
-
-        dimensions = embeddings.shape[1] if given.order == "learned" else 0
-        fitted = fit_first(queries(choosing), given.order, False, given.top, "dcg", dimensions)
-        allowed = mean_allowed(given.max_loss, error, len(judging))
-        best = cheapest_option(fitted.options(allowed))
-        walks = [walk(query, fitted.order, given.top, "dcg") for query in queries(judging)]
-        rule, losses = cheapest(walks, fitted.rules(best.rule), given.top, given.max_loss, error, "dcg")
-        tested = [walk(query, fitted.order, given.top, "dcg") for query in queries(testing)]
-        depths, found = np.array([each.stop(rule, given.top) for each in tested]).T
-        lost = float(found.mean())
+        cascade, _, (depths, losses) = found(turn[: given.choosing], turn[given.choosing : half], turn[half:])
         shares.append(float(depths.mean()) / given.depth)
-        losses_seen.append(lost)
-        held += lost <= given.max_loss
-        shown = "nothing" if losses is None else f"{losses.mean():.4f}"
+        lost_there.append(float(losses.mean()))
+        held += lost_there[-1] <= given.max_loss
+        certified = f"{cascade.certificate.loss:.4f} lost to certify"
+        print(f"split {split}: {cascade.rule}, {certified}; test: {lost_there[-1]:.4f}, {shares[-1]:.1%}", flush=True)
+    if shares:
         print(
-            f"split {split}: {rule}, {shown} lost to certify; test: {lost:.4f} lost, {shares[-1]:.1%} scored",
-            flush=True,
+            f"{held} of {given.splits} hold; {np.mean(shares):.1%} of the pairs scored ({np.min(shares):.1%} to "
+            f"{np.max(shares):.1%}); the other half lost {np.mean(lost_there):.4f}, at most {np.max(lost_there):.4f}"
         )
-    print(
-        f"{held} of {given.splits} hold; {np.mean(shares):.1%} of the pairs scored ({np.min(shares):.1%} to "
-        f"{np.max(shares):.1%}); the other half lost {np.mean(losses_seen):.4f}, at most {np.max(losses_seen):.4f}"
-    )
-
-
-def with_weights(embeddings: NDArray[np.float32], documents: list[NDArray[np.int64]]) -> Lexicon:
-    """The lexicon that `make_lexicon` makes of these documents."""
-    distinct = list({ids.tobytes(): ids for ids in documents}.values())
-    return Lexicon(embeddings, token_weights(distinct, len(embeddings)))
+    turn = np.random.default_rng(0).permutation(len(lists))
+    cascade, lexicon, _ = found(turn[: given.choosing], turn[given.choosing :], turn[:1])
+    own = cascade.certificate
+    print(f"all: {cascade.rule}, {own.loss:.4f} lost, {own.bound:.4f} shown, {own.share:.1%} of the pairs scored")
+    write_cascade(folder, cascade, lexicon if learned else None)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from xopt.optimize.judge.bounds import least_mean, mean_allowed, queries_needed,
 from xopt.optimize.judge.statistics import Interval, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
 from xopt.runtime.cascade.cascade import LEXICON, Cascade, Certificate
+from xopt.runtime.cascade.features import Lexicon
 from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import Rule
-from xopt.runtime.cascade.stage import Stage
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file, sha256_of
@@ -27,7 +27,7 @@ from xopt.runtime.folder import Manifest, ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.scorer import open_scorer
 
-__all__ = ["Certified", "Fitted", "Option", "certify", "cheapest", "cheapest_option", "fit_first"]
+__all__ = ["Certified", "Fitted", "Option", "certify", "cheapest", "cheapest_option", "fit_first", "write_cascade"]
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ def certify(
             seen=tuple(sorted({query_hash(row.query) for row in both.rows})),
         )
         cascade = Cascade(chosen.order, rule, variant, certificate)
-        _write(folder, cascade, stage)
+        write_cascade(folder, cascade, stage.lexicon)
     chose = len(choosing.groups())
     return Certified(str(folder.path), variant, tuple(options), cascade, own, share, chose, len(both.rows))
 
@@ -164,12 +164,14 @@ def _check(
         raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
     needed = queries_needed(max_loss, error)
     if len(groups) < needed:
-        how = "in expectation" if error is None else f"at a confidence of {1 - error:g}"
+        how, or_else = "in expectation", ""
+        if error is not None:
+            how = f"at a confidence of {1 - error:g}"
+            or_else = f", or --in-expectation, which takes {queries_needed(max_loss, None)} and promises less"
         raise BadInput(
             f"{candidates.name}: {len(groups)} queries are left to certify by, and it takes {needed} to show a loss "
             f"under {max_loss:g} {how} even where nothing is lost; give more queries, --max-loss "
-            f"{least_mean(len(groups), error):.2g} or more, or --in-expectation, which takes "
-            f"{queries_needed(max_loss, None)} and promises less"
+            f"{least_mean(len(groups), error):.2g} or more{or_else}"
         )
     if len(judging.rows) < FEWEST_DOCUMENTS * top * len(groups):
         raise BadInput(
@@ -265,11 +267,12 @@ def _fingerprint(candidates: Candidates) -> str:
     return hashlib.sha256("\1".join(rows).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _write(folder: ModelFolder, cascade: Cascade, stage: Stage) -> None:
+def write_cascade(folder: ModelFolder, cascade: Cascade, lexicon: Lexicon | None) -> None:
+    """Write a cascade into the manifest, and the lexicon that its order goes by beside it."""
     files = {}
-    if stage.lexicon is not None:
+    if lexicon is not None:
         with new_file(folder.path / LEXICON) as temporary:
-            stage.lexicon.save(temporary)
+            lexicon.save(temporary)
         files[LEXICON] = sha256_of(folder.path / LEXICON)
 
     def add(to: Manifest) -> Manifest:

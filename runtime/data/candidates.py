@@ -23,7 +23,7 @@ from xopt.runtime.scoring.encode import Pair
 
 log = logging.getLogger(__name__)
 
-__all__ = ["Candidates", "Row", "demo_candidates", "preparing", "query_hash", "read_candidates"]
+__all__ = ["DEMO_QUERIES", "Candidates", "Row", "demo_candidates", "preparing", "query_hash", "read_candidates"]
 
 DEMO = "demo"
 DEMO_QUERIES, DEMO_DEPTH = 512, 25
@@ -109,8 +109,8 @@ class Candidates:
         order = np.random.default_rng(1).permutation(len(groups))
         return self._only(tuple(row for i in order for row in self.rows[groups[i]]))
 
-    def between(self, first: int, last: int) -> Candidates:
-        """The queries from number `first` up to, without, `last`."""
+    def between(self, first: int, last: int | None) -> Candidates:
+        """The queries from number `first` up to, without, `last`, or to the end."""
         rows = list(self.groups().values())[first:last]
         return self._only(self.rows[rows[0].start : rows[-1].stop] if rows else ())
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 from tiny import make_tiny
 
+from xopt.optimize.cascade.attempt import try_cascade
 from xopt.optimize.cascade.certify import Certified, certify, cheapest
 from xopt.optimize.cascade.check import check
 from xopt.optimize.cascade.fit import Query, fit_order, walk
@@ -18,7 +19,7 @@ from xopt.runtime import open_cascade, open_scorer
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.loss import lost
 from xopt.runtime.cascade.rule import Course, Rule
-from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
@@ -156,3 +157,16 @@ def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
     export(str(make_tiny(tmp_path / "another", architecture="roberta", intermediate_size=96)), cheap)
     with pytest.raises(BadInput, match="is not what the cascade of"):
         open_cascade(tiny_copy.path)
+
+
+def test_the_main_job_tries_a_cascade_where_the_data_are_a_case_for_one(
+    tiny_copy: ModelFolder, queries: Candidates
+) -> None:
+    speeds = {"onnx-int8": 1e4, "onnx-fp32": 1e4, "torch-fp32": 1e3}
+    assert try_cascade(tiny_copy, queries, "onnx-int8", speeds, 10, "cpu") is None  # too few, and not deep enough
+    deep = demo_candidates(queries=400, depth=50)
+    assert try_cascade(tiny_copy, deep, "onnx-int8", dict.fromkeys(speeds, 1.0), 10, "cpu") is None  # for too long
+    tried = try_cascade(tiny_copy, deep, "onnx-int8", speeds, 10, "cpu")
+    assert tried is not None
+    assert tried.certified.chosen_with == 64
+    assert (tried.bench is None) == (tried.certified.cascade is None)

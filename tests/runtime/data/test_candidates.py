@@ -157,3 +157,24 @@ def test_demo_is_the_built_in_data_whatever_lies_here(tmp_path: Path, monkeypatc
     assert len(read_candidates("demo", queries=2).groups()) == 2
     with pytest.raises(BadInput, match=r"demo: no corpus.jsonl"):
         read_candidates("./demo")
+
+
+def test_a_column_holds_the_first_stage_s_scores(tmp_path: Path) -> None:
+    rows = [{"query": "a", "text": text, "bm25": score} for text, score in (("b", 1), ("c", 2.5), ("d", "0.5"))]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row.first_score for row in read_candidates(str(file), first="bm25").rows] == [1, 2.5, 0.5]
+    assert [row.first_score for row in read_candidates(str(file)).rows] == [None] * 3
+    with pytest.raises(BadInput, match=r"rows.jsonl:1: no column 'tfidf', only query, text, bm25"):
+        read_candidates(str(file), first="tfidf")
+    for value in ("null", '"many"', "true", "1e999", "[]"):
+        file.write_text(f'{{"query": "a", "text": "b", "bm25": {value}}}\n')
+        with pytest.raises(BadInput, match=r"rows.jsonl:1: bm25 is .*, not a score"):
+            read_candidates(str(file), first="bm25")
+    with pytest.raises(BadInput, match="demo: has no column 'bm25'"):
+        read_candidates("demo", first="bm25")
+
+
+def test_whole_queries_that_have_so_many_pairs() -> None:
+    candidates = demo_candidates(queries=4, depth=5)
+    assert [len(candidates.whole(pairs).rows) for pairs in (1, 5, 9, 10, 19, 100)] == [5, 5, 5, 10, 15, 20]
