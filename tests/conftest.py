@@ -62,7 +62,7 @@ def docs() -> Candidates:
 @pytest.fixture(scope="session")
 def benched(demo: ModelFolder, docs: Candidates) -> Bench:
     """A bench of the demo model under every strategy: some seconds a case, for its fresh process."""
-    cases = [Case("torch-fp32", strategy) for strategy in STRATEGIES] + [Case("onnx-int8", "planned")]
+    cases = [Case("torch-fp32", s.name) for s in STRATEGIES.values() if not s.by_query] + [Case("onnx-int8", "planned")]
     return bench(demo, docs, cases, repeat=1)
 
 
