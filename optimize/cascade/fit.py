@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from xopt.runtime.cascade.loss import lost
 from xopt.runtime.cascade.order import Order
-from xopt.runtime.cascade.rule import Course, Rule, rank_weights
-from xopt.runtime.data.quality import gains
+from xopt.runtime.cascade.rule import Course, Rule
+from xopt.runtime.data.quality import gains, rank_weights
 
 __all__ = ["FOLDS", "Query", "Walk", "fit_order", "walk"]
 

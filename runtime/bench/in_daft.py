@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
 from xopt.runtime.frames.cascade import ROW, CascadeUDF, together
-from xopt.runtime.frames.rerank import RerankUDF, instances
+from xopt.runtime.frames.instances import instances
+from xopt.runtime.frames.rerank import RerankUDF
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.stages import Call
 

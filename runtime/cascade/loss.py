@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.cascade.rule import rank_weights
-from xopt.runtime.data.quality import gains
+from xopt.runtime.data.quality import gains, rank_weights
 
 __all__ = ["MEASURES", "lost"]
 

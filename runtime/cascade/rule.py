@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.runtime.cascade.order import Belief, Order
-from xopt.runtime.data.quality import gains
+from xopt.runtime.data.quality import gains, rank_weights
 
-__all__ = ["BLOCK", "Course", "Rule", "expected_loss", "rank_weights"]
+__all__ = ["BLOCK", "Course", "Rule", "expected_loss"]
 
 Doubles = NDArray[np.float64]
 
@@ -28,12 +28,6 @@ class Rule:
 
     kind: str
     value: float
-
-
-def rank_weights(top: int) -> Doubles:
-    """The weights of ranks 1 to `top` in DCG."""
-    weights: Doubles = 1 / np.log2(np.arange(top) + 2)
-    return weights
 
 
 def expected_loss(

@@ -17,10 +17,18 @@ from scipy import stats
 
 from xopt.runtime.data.candidates import Candidates
 
-__all__ = ["CUT", "discounts", "gains", "quality_by_query"]
+__all__ = ["CUT", "discounts", "gains", "quality_by_query", "rank_weights"]
 
 CUT = 10  # ranks that count
-DISCOUNTS = 1 / np.log2(np.arange(CUT) + 2)
+
+
+def rank_weights(top: int) -> NDArray[np.float64]:
+    """The weights of ranks 1 to `top` in DCG."""
+    weights: NDArray[np.float64] = 1 / np.log2(np.arange(top) + 2)
+    return weights
+
+
+DISCOUNTS = rank_weights(CUT)
 
 
 def quality_by_query(candidates: Candidates, scores: NDArray[np.floating[Any]]) -> dict[str, NDArray[np.float64]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from daft.functions import monotonically_increasing_id
 from xopt.runtime.cascade.cascade import Cascade, CascadeScorer, Lists, Ranked
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.scoring.device import claim_gpu
+from xopt.runtime.frames.instances import opened
 from xopt.runtime.scoring.encode import Pair
 
 __all__ = ["ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
@@ -36,11 +35,7 @@ class CascadeUDF:
         alone: bool = False,
         nulls: str = "null",
     ) -> None:
-        start = time.monotonic()
-        if alone:
-            claim_gpu()
-        self.scorer = opener()
-        self.load_s = time.monotonic() - start
+        self.scorer, self.load_s = opened(opener, alone)
         self.nulls = nulls
         if warm_up:
             self.scorer.rank(warm_up[0][0], [text for _, text in warm_up], first_scores=self._ones(len(warm_up)))

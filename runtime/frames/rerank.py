@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -21,13 +20,13 @@ from xopt.runtime.cascade.cascade import open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.frames.cascade import CascadeUDF, by_cascade, check_cascade
-from xopt.runtime.machine import cores
-from xopt.runtime.scoring.device import check_name, claim_gpu
+from xopt.runtime.frames.instances import instances, opened
+from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.plan import ROWS_A_CALL
 from xopt.runtime.scoring.scorer import Scorer, open_scorer
 
-__all__ = ["Label", "RerankUDF", "instances", "rerank"]
+__all__ = ["Label", "RerankUDF", "rerank"]
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +50,7 @@ class RerankUDF:
         label: Label = None,
         nulls: str = "null",
     ) -> None:
-        start = time.monotonic()
-        if alone:
-            claim_gpu()
-        self.scorer = opener()
-        self.load_s = time.monotonic() - start
+        self.scorer, self.load_s = opened(opener, alone)
         self.label, self.nulls = label, nulls
         self.unscored = {"have a null text": 0, "have a score that is not finite": 0}
         if warm_up:
@@ -216,12 +211,3 @@ def _check_label(label: Label, labels: int) -> None:
     numbers = label if isinstance(label, tuple) and len(label) == 2 else (label,)
     if not all(type(number) is int and 0 <= number < labels for number in numbers):
         raise BadInput(f"label={label!r}: the model's labels are 0 to {labels - 1}; {ways}")
-
-
-def instances(kind: type[Any], workers: int | None, threads: int | None, device: str) -> Any:
-    """A UDF class for Daft: one instance in this process, or `workers` processes that reserve `threads` CPUs each."""
-    gpus = 1 if device == "cuda" else 0
-    if workers is not None:
-        return daft.cls(kind, max_concurrency=workers, cpus=threads, gpus=gpus)
-    # All of the machine's cores for a call: exactly one instance in this process, one call at a time.
-    return daft.cls(kind, cpus=cores(), gpus=gpus)

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from xopt.runtime.cascade.features import given_features
 from xopt.runtime.cascade.loss import lost
 from xopt.runtime.cascade.order import Belief, Order
-from xopt.runtime.cascade.rule import Course, Rule, _added, expected_loss, rank_weights
+from xopt.runtime.cascade.rule import Course, Rule, _added, expected_loss
 from xopt.runtime.data.agreement import agreement_by_query
 from xopt.runtime.data.candidates import Candidates, Row
+from xopt.runtime.data.quality import rank_weights
 
 ORDER = Order("given", False, 0, (0.0, -5.0), 0.0, 1.0, 1.0, tuple(np.linspace(-2, 2, 21)))
 logits = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=30)
