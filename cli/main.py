@@ -20,6 +20,7 @@ from xopt.cli.commands.export import export
 from xopt.cli.commands.optimize import optimize
 from xopt.cli.commands.quantize import quantize
 from xopt.cli.commands.report import report
+from xopt.cli.commands.rerank import rerank
 from xopt.cli.commands.shrink import shrink
 from xopt.cli.commands.tune import tune
 from xopt.cli.commands.validate import validate
@@ -69,7 +70,7 @@ def cli(quiet: bool) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (optimize, export, quantize, tune, validate, bench, cascade, shrink, report, card):
+for command in (optimize, export, quantize, tune, validate, bench, cascade, shrink, rerank, report, card):
     cli.add_command(command)
 
 

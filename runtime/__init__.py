@@ -10,15 +10,17 @@ from xopt.runtime.scoring.scorer import open_scorer
 if TYPE_CHECKING:
     from xopt.runtime.cascade.cascade import open_cascade
     from xopt.runtime.frames.rerank import rerank
+    from xopt.runtime.jobs.rerank_files import rerank_files
     from xopt.runtime.scoring.cross_encoder import CrossEncoder
 
-__all__ = ["CrossEncoder", "open_cascade", "open_scorer", "rerank"]
+__all__ = ["CrossEncoder", "open_cascade", "open_scorer", "rerank", "rerank_files"]
 
 
 LAZY = {
     "CrossEncoder": "scoring.cross_encoder",
     "open_cascade": "cascade.cascade",
     "rerank": "frames.rerank",
+    "rerank_files": "jobs.rerank_files",
 }  # only who asks for them waits
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "sha256_of",
+    "sweep",
     "write_text",
     "writing",
 ]
@@ -73,9 +74,13 @@ def heard() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` at the end, or leave nothing on an error."""
-    _sweep(path)
+def new_file(path: Path, swept: bool = False) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` at the end, or leave nothing on an error.
+
+    What a killed process left there is removed first, unless that has been done: `swept`.
+    """
+    if not swept:
+        _sweep(path)
     with _temporary(path) as temporary:
         yield temporary
         temporary.replace(path)
@@ -124,8 +129,11 @@ def check_writable(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Be the only process that is in such a block for this folder; others, of other users and machines too, wait."""
+def locked(folder: Path, wait: bool = True) -> Iterator[None]:
+    """Be the only process that is in such a block for this folder; others, of other users and machines too, wait.
+
+    Or, without `wait`, they raise BlockingIOError.
+    """
     if sys.platform == "win32":  # it has no locks on folders
         yield
         return
@@ -133,10 +141,16 @@ def locked(folder: Path) -> Iterator[None]:
 
     descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left behind
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes, of any machine, left half-written in a folder that nobody else writes to."""
+    for leftover in folder.glob(".*.new-*"):
+        _remove(leftover)
 
 
 def write_text(path: Path, text: str) -> None:

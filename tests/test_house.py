@@ -15,6 +15,7 @@ ROOMS = [  # each may import from itself and from those before it
     "xopt.runtime.data",
     "xopt.runtime.cascade",
     "xopt.runtime.frames",
+    "xopt.runtime.jobs",
     "xopt.runtime.bench",
     "xopt.optimize.graph",
     "xopt.optimize.judge",
@@ -25,7 +26,7 @@ ROOMS = [  # each may import from itself and from those before it
 ]
 STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "model", "report")]  # do not know each other
 OWNERS = {  # in runtime, the modules that import a library
-    "daft": {"rerank.py", "cascade.py", "instances.py", "in_daft.py"},
+    "daft": {"rerank.py", "cascade.py", "instances.py", "in_daft.py", "workers.py"},
     "openvino": {"openvino.py"},
     "onnxruntime": {"onnx.py", "ceilings.py", "reference.py"},  # the reference sets threads through its options
     "sentence_transformers": {"network.py", "reference.py", "varlen.py"},

@@ -14,11 +14,13 @@ __all__ = [
     "Qrels",
     "Texts",
     "document_of",
+    "document_or_null",
     "first_score_of",
     "grade_of",
     "id_of",
     "number_of",
     "query_of",
+    "query_or_null",
     "split_fields",
     "unranked_query_of",
 ]
@@ -106,6 +108,22 @@ def document_of(title: Any, text: Any, where: str) -> str:
     if not isinstance(text, str):
         raise BadInput(f"{where}: text is {text!r:.60}, not a text; each document needs one")
     return clean(f"{title}\n{text}" if isinstance(title, str) and title.strip() else text)
+
+
+def query_or_null(value: Any, name: str, where: str) -> str | None:
+    """A query's text, or None where there is none. Raises BadInput for what is no text."""
+    if _missing(value):
+        return None
+    if not isinstance(value, str):
+        raise BadInput(f"{where}: {name} is {value!r:.60}, not a text")
+    return clean(value)
+
+
+def document_or_null(title: Any, text: Any, where: str) -> str | None:
+    """As `document_of`, or None where there is neither a title nor a text."""
+    if _missing(text) and (_missing(title) or (isinstance(title, str) and not title.strip())):
+        return None
+    return document_of(title, text, where)
 
 
 def grade_of(value: Any, where: str) -> int | None:

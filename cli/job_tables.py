@@ -1,0 +1,45 @@
+"""What `xopt rerank` prints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xopt.cli.output import Output
+from xopt.runtime.jobs.progress import clock
+
+if TYPE_CHECKING:
+    from xopt.runtime.jobs.rerank_files import Preview, Reranked
+
+__all__ = ["print_preview", "print_reranked"]
+
+
+def print_preview(output: Output, seen: Preview) -> None:
+    """What a job would do."""
+    output.line(
+        f"{len(seen.inputs)} inputs, {seen.rows:,} pairs in {seen.parts:,} parts, by {seen.variant}, to {seen.out}"
+    )
+    if seen.gathered:
+        output.line(
+            f"{seen.gathered:,} rows are of queries whose candidates lie apart: they are written together first"
+        )
+    if seen.rows_left < seen.rows:
+        output.line(f"{seen.rows - seen.rows_left:,} pairs are done")
+    output.line(f"{seen.pairs_s:,.0f} pairs a second in a sample, with one instance: {clock(seen.seconds)} to go")
+
+
+def print_reranked(output: Output, made: Reranked) -> None:
+    """What a job made."""
+    counts = made.counts
+    output.line(f"{made.out}: {counts.written:,} rows of {counts.rows:,} pairs, by {made.variant}")
+    columns = ["pairs", "scored", "null text", "not finite", "left out", "cut", "tokens", "seconds", "pairs/s"]
+    rows = [("all", counts)] if made.parts_now == made.parts else [("all", counts), ("now", made.now)]
+    cells = []
+    for name, each in rows:
+        rate = f"{each.rows / each.seconds:,.0f}" if each.seconds else ""
+        values = (each.rows, each.scored, each.null, each.not_finite, each.skipped, each.cut, each.tokens)
+        cells.append([name, *(f"{value:,}" for value in values), f"{each.seconds:,.1f}", rate])
+    output.table("", ["", *columns], cells)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"

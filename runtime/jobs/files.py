@@ -1,0 +1,130 @@
+"""Parquet files of candidates, and their rows from any place on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from xopt.runtime.errors import BadInput, first_line
+from xopt.runtime.jobs.columns import Columns, check_types
+from xopt.runtime.jobs.prepared import JSON
+from xopt.runtime.jobs.sources import located
+
+__all__ = ["File", "Reader", "conformed", "known_file", "one_schema", "open_file"]
+
+BATCH_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class File:
+    """A Parquet file of candidates: the name of the input that it holds, its address, its rows, and its columns."""
+
+    name: str
+    path: str
+    rows: int
+    row_bytes: float
+    columns: Columns
+
+
+def open_file(path: str, name: str) -> pq.ParquetFile:
+    """Open a Parquet file. Raises BadInput where it is none."""
+    system, place = located(path)
+    try:
+        return pq.ParquetFile(system.open_input_file(place), pre_buffer="://" in path)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{name}: not a Parquet file ({first_line(error)})") from error
+
+
+def known_file(name: str, path: str, columns: Columns) -> tuple[File, pa.Schema]:
+    """A file whose columns are of the right types, and its schema."""
+    with open_file(path, name) as opened:
+        check_types(opened.schema_arrow, columns, name)
+        meta = opened.metadata
+        size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+        return File(name, path, meta.num_rows, size / max(1, meta.num_rows), columns), opened.schema_arrow
+
+
+class Reader:
+    """Reads rows of one file, its own columns and others that it has, cheaply where they follow those read before."""
+
+    def __init__(self, file: File, names: Sequence[str]) -> None:
+        self.file = file
+        self._opened = open_file(file.path, file.name)
+        there, wanted = self._opened.schema_arrow.names, {*names, *file.columns.names()}
+        self.names = [name for name in there if name in wanted]
+        groups = [self._opened.metadata.row_group(i).num_rows for i in range(self._opened.metadata.num_row_groups)]
+        self._starts = np.cumsum([0, *groups])
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._at = self._held_from = file.rows  # the next row of the iterator; the first one of what is held
+        self._held: pa.RecordBatch | None = None
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Rows from `start` up to, without, `stop`. Raises BadInput where the file is damaged there."""
+        try:
+            return self._rows(start, stop)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = first_line(error)
+            raise BadInput(
+                f"{self.file.name}: rows {start} to {stop} cannot be read ({reason}); mend the file"
+            ) from error
+
+    def _rows(self, start: int, stop: int) -> pa.Table:
+        group = int(np.searchsorted(self._starts, start, side="right")) - 1
+        if start < self._held_from or self._starts[group] > self._at:
+            self._at = self._held_from = int(self._starts[group])
+            self._held = None
+            ahead = range(group, len(self._starts) - 1)
+            self._batches = self._opened.iter_batches(BATCH_ROWS, row_groups=list(ahead), columns=self.names)
+        found = []
+        while start < stop:
+            if self._held is None or start >= self._at:
+                self._held = next(self._batches, None)
+                if self._held is None:
+                    raise ValueError(f"it ends before row {start}")
+                self._held_from, self._at = self._at, self._at + self._held.num_rows
+                continue
+            last = min(stop, self._at)
+            found.append(self._held.slice(start - self._held_from, last - start))
+            start = last
+        return pa.Table.from_batches(found) if found else self._opened.schema_arrow.empty_table().select(self.names)
+
+
+def one_schema(schemas: Sequence[pa.Schema], names: Sequence[str], kept: Sequence[str] | None) -> pa.Schema:
+    """One schema for the users' columns of all inputs, or those in `kept`; one that an input lacks is null there.
+
+    Raises BadInput where a column is of two types, naming the inputs.
+    """
+    together = pa.schema([])
+    for schema, name in zip(schemas, names, strict=True):
+        fields = [_plain(field) for field in schema if kept is None or field.name in kept]
+        try:
+            together = pa.unify_schemas([together, pa.schema(fields)])
+        except pa.ArrowException as error:
+            raise BadInput(
+                f"{name}: a column is of another type than in the inputs before it ({first_line(error)}); cast it, or "
+                "rerank the files one by one"
+            ) from error
+    return together
+
+
+def _plain(field: pa.Field) -> pa.Field:
+    """The field without dictionaries, with one kind of string, and without any metadata but xopt's own."""
+    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    kind = pa.large_string() if pa.types.is_string(kind) or kind == pa.string_view() else kind
+    metadata = field.metadata if field.metadata and JSON.items() <= field.metadata.items() else None
+    return pa.field(field.name, kind, metadata=JSON if metadata else None)
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` out of a table; those that it lacks are null."""
+    columns = [
+        table.column(field.name).cast(field.type)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,105 @@
+"""Candidates of queries that lie scattered over the inputs are brought together, on disk and in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xopt.runtime.files import writing
+from xopt.runtime.jobs.columns import Columns, rows_of
+from xopt.runtime.jobs.files import File, conformed, open_file
+from xopt.runtime.jobs.prepared import prepared_columns, prepared_fields, write_prepared
+
+__all__ = ["gather", "gathered_columns"]
+
+BUCKET_ROWS, MOST_BUCKETS = 1 << 16, 512
+ROWS_AT_ONCE = 1 << 15
+PLACE = "xopt:place"  # of a row among all
+
+
+def gather(files: Sequence[File], runs: NDArray[np.int64], schema: pa.Schema, folder: Path) -> list[Path]:
+    """Write the rows of `runs`, a query's together, to prepared files in `folder`.
+
+    The queries are cut into buckets by hash, as an external hash join does it; each bucket is then put in order: by
+    the first row of its queries, and within them in the inputs' order. `schema` is that of the users' columns.
+    """
+    rows = int((runs[:, 2] - runs[:, 1]).sum())
+    count = min(MOST_BUCKETS, -(-rows // BUCKET_ROWS))
+    columns = gathered_columns(files)
+    whole = pa.schema([*prepared_fields(columns), *schema])
+    buckets = [folder / f"bucket-{number:04d}.parquet" for number in range(count)]
+    with writing(folder), ExitStack() as stack:
+        placed = whole.append(pa.field(PLACE, pa.int64()))
+        writers = [stack.enter_context(pq.ParquetWriter(bucket, placed)) for bucket in buckets]
+        for table, hashes in _chosen(files, runs, columns, schema):
+            numbers = hashes % count
+            for number in np.unique(numbers):
+                writers[number].write_table(table.filter(pa.array(numbers == number)))
+    made = []
+    for number, bucket in enumerate(buckets):
+        table = pq.read_table(bucket)
+        if len(table):
+            made.append(folder / f"gathered-{number:04d}.parquet")
+            with writing(folder):
+                pq.write_table(_ordered(table, columns).select(whole.names), made[-1])
+        bucket.unlink()
+    return made
+
+
+def gathered_columns(files: Sequence[File]) -> Columns:
+    """The columns that say what is to be scored: document ids and first scores where one of the files has them."""
+    doc_id = next((f.columns.doc_id for f in files if f.columns.doc_id is not None), None)
+    first = next((f.columns.first for f in files if f.columns.first is not None), None)
+    return prepared_columns(Columns("query", "text", doc_id=doc_id, first=first))
+
+
+def _chosen(
+    files: Sequence[File], runs: NDArray[np.int64], columns: Columns, schema: pa.Schema
+) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+    """The rows of `runs` as prepared tables, with the hash of each one's query."""
+    before = 0
+    for number, file in enumerate(files):
+        mine = runs[runs[:, 0] == number]
+        rows = np.concatenate([np.arange(a, b) for a, b in mine[:, 1:3]]) if len(mine) else np.empty(0, np.int64)
+        hashes = np.repeat(mine[:, 3], mine[:, 2] - mine[:, 1])
+        if len(rows):
+            names = list(dict.fromkeys([*file.columns.names(), *(n for n in schema.names if n in _names(file))]))
+            at = 0
+            with open_file(file.path, file.name) as opened:
+                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=names):
+                    first, last = np.searchsorted(rows, [at, at + batch.num_rows])
+                    if last > first:
+                        chosen = rows[first:last]
+                        table = pa.Table.from_batches([batch]).take(pa.array(chosen - at))
+                        yield _prepared(table, file, columns, schema, chosen, before), hashes[first:last]
+                    at += batch.num_rows
+        before += file.rows
+
+
+def _names(file: File) -> list[str]:
+    with open_file(file.path, file.name) as opened:
+        return list(opened.schema_arrow.names)
+
+
+def _prepared(
+    table: pa.Table, file: File, columns: Columns, schema: pa.Schema, places: NDArray[np.int64], before: int
+) -> pa.Table:
+    values = {name: table.column(name).to_pylist() for name in file.columns.names()}
+    mine = write_prepared(rows_of(values, file.columns, file.name, places.tolist()), columns)
+    own = conformed(table, schema)
+    return pa.table({**mine, **{name: own.column(name) for name in schema.names}, PLACE: before + places})
+
+
+def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
+    places = table.column(PLACE).to_numpy()
+    queries = table.column(str(columns.query_id)).combine_chunks().dictionary_encode(null_encoding="encode")
+    numbers = queries.indices.to_numpy()
+    first = np.full(len(queries.dictionary), np.iinfo(np.int64).max)
+    np.minimum.at(first, numbers, places)
+    return table.take(pa.array(np.lexsort((places, first[numbers]))))

@@ -1,0 +1,181 @@
+"""A job's own record: what goes in and what comes out, by which model, and which parts are done."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.files import check_writable, locked, sweep, write_text
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.jobs.columns import Columns
+from xopt.runtime.jobs.files import File
+from xopt.runtime.jobs.output import Target
+from xopt.runtime.jobs.parts import Part
+from xopt.runtime.jobs.score import Counts
+from xopt.runtime.jobs.sources import Source
+
+__all__ = ["Job", "Record", "model_fingerprint", "only_one"]
+
+FORMAT = 1
+# Of a manifest, what no score depends on.
+NO_MATTER = ("plans", "measured", "versions", "trained_with", "source", "files", "variants", "cascade")
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a job is asked, and how it is cut. `finished` has the bytes of the one file that was made."""
+
+    asked: dict[str, Any]
+    sources: tuple[Source, ...]
+    model: str
+    files: tuple[File, ...]
+    schema: pa.Schema
+    parts: tuple[tuple[tuple[int, int, int], ...], ...]
+    finished: int | None = None
+
+    def to_json(self) -> str:
+        schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
+        return json.dumps({"format": FORMAT, **vars(self), "schema": schema}, default=asdict) + "\n"
+
+    @staticmethod
+    def from_json(text: str) -> Record:
+        values = json.loads(text)
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        values["sources"] = tuple(Source(**each) for each in values["sources"])
+        values["files"] = tuple(File(**{**each, "columns": Columns(**each["columns"])}) for each in values["files"])
+        values["schema"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["schema"])))
+        values["parts"] = tuple(tuple((f, a, b) for f, a, b in part) for part in values["parts"])
+        return Record(**values)
+
+
+class Job:
+    """A job on disk."""
+
+    def __init__(self, target: Target, record: Record) -> None:
+        self.target, self.record = target, record
+
+    @staticmethod
+    def open(target: Target) -> Job | None:
+        """The job that was begun for a target, if any. Raises BadInput where its record cannot be read."""
+        file = target.record
+        if not file.is_file():
+            return None
+        try:
+            return Job(target, Record.from_json(file.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise BadInput(f"{file}: not a job that this xopt reads ({error}); start again with --force") from error
+
+    @staticmethod
+    def begin(target: Target, record: Record) -> Job:
+        """Write the record of a new job."""
+        job = Job(target, record)
+        for folder in (target.job / "done", target.part(0).parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(target.record, record.to_json())
+        return job
+
+    def check(self, asked: dict[str, Any], sources: Sequence[Source], model: str) -> None:
+        """Raises BadInput where the command asks something else than the job did, or its inputs or model changed."""
+        there = f"{self.target.job}: this job"
+        out = "; give another -o, or start again with --force"
+        for name, value in self.record.asked.items():
+            if asked[name] != value:
+                raise BadInput(f"{there} was begun with {name}={value!r}, not {asked[name]!r}{out}")
+        before, now = ([source.name for source in each] for each in (self.record.sources, sources))
+        if before != now:
+            raise BadInput(
+                f"{there} was begun with the inputs {', '.join(before):.160}, not {', '.join(now):.160}{out}"
+            )
+        for old, new in zip(self.record.sources, sources, strict=True):
+            if old != new:
+                raise BadInput(f"{new.name}: changed since {self.target.job} was begun; put it back{out.lstrip(';')}")
+        if model != self.record.model:
+            raise BadInput(f"{there} was begun with another model folder, or that was made again since{out}")
+
+    def parts(self) -> list[Part]:
+        """All parts."""
+        return [Part(number, slices) for number, slices in enumerate(self.record.parts)]
+
+    def noted(self) -> list[int]:
+        """The numbers of the parts that were done, at a glance."""
+        return [int(file.stem) for file in (self.target.job / "done").glob("*.json")]
+
+    def done(self) -> dict[int, Counts]:
+        """The parts that are written whole, with what was counted."""
+
+        def whole(number: int, counts: Counts) -> bool:
+            file = self.target.part(number)
+            return file.is_file() and file.stat().st_size == counts.bytes
+
+        return {number: counts for number, counts in self.notes().items() if whole(number, counts)}
+
+    def left(self, parts: Sequence[Part]) -> list[Part]:
+        """Those of `parts` that are not done."""
+        done = self.done()
+        return [part for part in parts if part.number not in done]
+
+    def finish(self) -> None:
+        """Make the one file of the parts, if that is asked, and remove what is no longer needed."""
+        if self.target.one_file:
+            self.target.joined(range(len(self.record.parts)))
+        made = self.target.out.stat().st_size if self.target.one_file else 0
+        self.record = replace(self.record, finished=made)
+        write_text(self.target.record, self.record.to_json())
+        shutil.rmtree(self.target.job / "prepared", ignore_errors=True)
+        shutil.rmtree(self.target.job / "parts", ignore_errors=True)
+
+    def is_finished(self) -> bool:
+        """Whether all was made, and is there still. Raises BadInput where the one file was changed since."""
+        if self.record.finished is None:
+            return False
+        if not self.target.one_file:
+            return len(self.done()) == len(self.record.parts)
+        if not self.target.out.is_file():
+            return False
+        if self.target.out.stat().st_size != self.record.finished:
+            raise BadInput(
+                f"{self.target.out}: changed since it was made; give another -o, or start again with --force"
+            )
+        return True
+
+    def notes(self) -> dict[int, Counts]:
+        """What was counted in each part that was done."""
+        files = sorted((self.target.job / "done").glob("*.json"))
+        return {int(file.stem): Counts(**json.loads(file.read_text(encoding="utf-8"))) for file in files}
+
+
+def model_fingerprint(model: ModelFolder, variant: str, cascade: bool) -> str:
+    """The sha256 of what makes a variant's scores: its file, the tokenizer's, and the manifest's rules."""
+    values = {name: value for name, value in asdict(model.manifest).items() if name not in NO_MATTER}
+    file = model.variant(variant).file
+    names = [name for name in model.manifest.files if name.startswith(file) or not name.startswith("onnx/")]
+    values["files"] = {name: model.manifest.files[name] for name in names}
+    values["cascade"] = model.manifest.cascade if cascade else None
+    return hashlib.sha256(json.dumps([variant, values], sort_keys=True, default=str).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def only_one(target: Target) -> Iterator[None]:
+    """Be the only process that works at a job. Raises BadInput where another one does."""
+    check_writable(target.out)
+    target.job.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(target.job, wait=False):
+            for folder in (target.job, target.job / "done", target.part(0).parent):
+                sweep(folder)
+            yield
+    except BlockingIOError:
+        raise BadInput(f"{target.job}: another process works at this job; wait for it") from None
+    finally:
+        with contextlib.suppress(OSError):
+            target.job.rmdir()  # where no job was begun

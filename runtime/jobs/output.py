@@ -1,0 +1,156 @@
+"""What a job writes: parts, and the one file or folder that they make."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.files import new_file, writing
+from xopt.runtime.jobs.prepared import JSON
+
+__all__ = ["Target", "run_lines", "target_of", "write_part"]
+
+KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".run": "run", ".trec": "run"}
+TAG = "xopt"  # the last field of a run's lines
+GROUP_ROWS = 1 << 17  # of a Parquet file that is made of many parts
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where rankings go: one file by its name's ending, or a folder of Parquet files; and the job's own folder."""
+
+    out: Path
+    kind: str
+    one_file: bool
+
+    @property
+    def job(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.job")
+
+    @property
+    def record(self) -> Path:
+        """The file that says what the job is."""
+        return self.job / "job.json"
+
+    def part(self, number: int) -> Path:
+        """The file of a part."""
+        folder = self.job / "parts" if self.one_file else self.out
+        return folder / f"part-{number:06d}.{self.kind}"
+
+    def check_free(self, force: bool) -> None:
+        """Raises BadInput where something stands there that no job made; a file may be replaced with `force`."""
+        if self.record.is_file() or not self.out.exists():
+            return
+        if self.one_file and not force:
+            raise BadInput(f"{self.out}: exists already; choose another place with -o, or replace it with --force")
+        if not self.one_file and any(self.out.iterdir()):
+            raise BadInput(f"{self.out}: exists already, with files that no job made; choose another folder with -o")
+
+    def clear(self) -> None:
+        """Remove what an earlier job made, but for its one file, which the new one replaces when it is complete."""
+        if self.record.is_file() and not self.one_file and self.out.is_dir():
+            for part in self.out.glob(f"part-*.{self.kind}"):
+                part.unlink()
+        for path in self.job.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def joined(self, parts: Sequence[int]) -> None:
+        """Make the one file of its parts, whole or not at all."""
+        files = [self.part(number) for number in parts]
+        with new_file(self.out) as temporary, writing(self.out):
+            if self.kind == "parquet":
+                _join_parquet(files, temporary)
+            else:
+                with temporary.open("wb") as stream:
+                    for file in files:
+                        with file.open("rb") as part:
+                            shutil.copyfileobj(part, stream, 1 << 20)
+
+
+def target_of(out: str) -> Target:
+    """Where `out` is. Raises BadInput where its name says no kind that is written."""
+    if "://" in out:
+        raise BadInput(
+            f"{out}: rankings are written to a folder or a file of this machine's file systems; copy them from there"
+        )
+    path = Path(out)
+    kind = KINDS.get(path.suffix.lower())
+    if path.is_dir() or out.endswith("/") or (kind is None and not path.suffix):
+        return Target(path, "parquet", False)
+    if kind is None:
+        raise BadInput(
+            f"{out}: unknown kind {path.suffix!r}; end it in {', '.join(KINDS)}, or in / for a folder of Parquet"
+        )
+    return Target(path, kind, True)
+
+
+def _join_parquet(files: Sequence[Path], out: Path) -> None:
+    held: list[pa.Table] = []
+    with pq.ParquetWriter(out, pq.read_schema(files[0])) as writer:
+        for number, file in enumerate(files, start=1):
+            held.append(pq.read_table(file))
+            if number == len(files) or sum(map(len, held)) >= GROUP_ROWS:
+                writer.write_table(pa.concat_tables(held))
+                held = []
+
+
+def write_part(target: Target, number: int, table: pa.Table, lines: Callable[[], Sequence[str]]) -> int:
+    """Write a part, whole or not at all: a table, or of a run its lines. Returns its bytes."""
+    file = target.part(number)
+    with new_file(file, swept=True) as temporary:
+        if target.kind == "parquet":
+            pq.write_table(table, temporary)
+        else:
+            made = lines() if target.kind == "run" else _json_lines(table)
+            temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8", newline="\n")
+        return temporary.stat().st_size
+
+
+def run_lines(
+    query_ids: Sequence[str | None],
+    doc_ids: Sequence[str | None],
+    ranks: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> list[str]:
+    """A run's lines of rows, a query's together and by rank: query, Q0, document, rank, score, tag.
+
+    What has no score is given one, in its place: below the last that has, since many readers sort by score alone.
+    """
+    lines = []
+    last = 0.0
+    for query_id, doc_id, rank, score in zip(query_ids, doc_ids, ranks, scores.tolist(), strict=True):
+        if rank == 1:
+            last = 0.0
+        last = last - 1.0 if math.isnan(score) else score
+        lines.append(f"{query_id} Q0 {doc_id} {rank} {last:.9g} {TAG}")
+    return lines
+
+
+def _json_lines(table: pa.Table) -> list[str]:
+    parsed = [field.name for field in table.schema if field.metadata and JSON.items() <= field.metadata.items()]
+    lines = []
+    for row in table.to_pylist():
+        for name in parsed:
+            row[name] = None if row[name] is None else json.loads(row[name])
+        lines.append(json.dumps(_finite(row), ensure_ascii=False, default=str))
+    return lines
+
+
+def _finite(value: Any) -> Any:
+    """The value with nulls for NaN and infinities, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

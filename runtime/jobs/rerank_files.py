@@ -1,0 +1,210 @@
+"""The job: files of candidates in, files of rankings out, from where it was."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.jobs.columns import Columns
+from xopt.runtime.jobs.job import Job, only_one
+from xopt.runtime.jobs.parts import Part
+from xopt.runtime.jobs.progress import Progress
+from xopt.runtime.jobs.request import Asked, How, Request, checked_request
+from xopt.runtime.jobs.score import Counts, PartScorer
+
+__all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
+
+log = logging.getLogger(__name__)
+
+SAMPLES, SAMPLE_ROWS = 8, 64  # places in the inputs, and rows at each, by which a preview tells how long it will take
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """What a job made. `counts` are of all its calls, `now` of this one; `parts_now` of its parts were done by it."""
+
+    out: str
+    variant: str
+    parts: int
+    parts_now: int
+    counts: Counts
+    now: Counts
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a job would do. By a sample `pairs_s` pairs a second, and `seconds` for what is left, with one instance."""
+
+    out: str
+    variant: str
+    inputs: tuple[str, ...]
+    rows: int
+    rows_left: int
+    gathered: int
+    parts: int
+    pairs_s: float
+    seconds: float
+
+
+def rerank_files(
+    folder: str | os.PathLike[str],
+    inputs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    cascade: bool = False,
+    query: str = "",
+    text: str | None = None,
+    query_id: str | None = None,
+    doc_id: str | None = None,
+    first: str | None = None,
+    score: str = "score",
+    rank: str = "rank",
+    top_k: int | None = None,
+    ids_only: bool = False,
+    run: str | None = None,
+    split: str | None = None,
+    depth: int | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    workers: int | None = None,
+    where: str = "native",
+    force: bool = False,
+    trust_remote_code: bool = False,
+) -> Reranked:
+    """Score and rank files of candidates, and write the rankings; called again, go on where it was.
+
+    `inputs` are Parquet, JSON lines, CSV or TSV files, folders and patterns of them, on this machine or on a store that
+    Arrow or fsspec reach, or collections as in `read_candidates`, which `run`, `split` and `depth` are for. `out` is a
+    .parquet, .jsonl or .run file, or a folder of Parquet files. Beside it stands `OUT.job`: what the job is, and its
+    parts, each of which is written whole or not at all.
+
+    `query`, `text`, `query_id`, `doc_id` and `first`, the first stage's scores of a cascade, name columns. All columns
+    come out, or with `ids_only` the ids, with `score`, the logit, and `rank`, from 1 within its query; each row of the
+    inputs once, or with `top_k` each query's best. A row with a null text, or a score that is not finite, has a null
+    score and comes last. `variant`: the one that `xopt optimize` recommended on this machine, unless given.
+
+    One instance scores, with the whole machine's cores; `workers` is how many processes do it instead, each with a
+    GPU of its own where `device` is "cuda". `where` is "ray" or a Ray cluster's address, for an actor on each node or
+    GPU; the nodes have one file system. `force` begins the job again.
+
+    Raises BadInput where an input, the model or a column is missing or of no use, where the job was begun with
+    others, or where it cannot go on; what was done is kept.
+    """
+    columns = Columns(query, text, None, query_id, doc_id, first)
+    asked = Asked(variant, cascade, columns, score, rank, top_k, ids_only, run, split, depth)
+    model = ModelFolder.open(os.fspath(folder), trust_remote_code)
+    names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    return run_job(model, names, os.fspath(out), asked, How(device, threads, workers, where), force)
+
+
+def run_job(
+    model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How, force: bool = False
+) -> Reranked:
+    """As `rerank_files`."""
+    start = time.monotonic()
+    request = checked_request(model, inputs, out, asked, how)
+    with only_one(request.target):
+        job = _job(request, how, force)
+        before = job.done()
+        if job.is_finished():
+            log.info("rerank: %s is done already; nothing is scored", out)
+        else:
+            if before:
+                log.info("rerank: %d of %d parts are done; going on with the rest", len(before), len(job.parts()))
+            _do(request, job, how)
+            job.finish()
+        notes = job.notes()
+        now = [counts for number, counts in notes.items() if number not in before and job.record.finished is not None]
+        return Reranked(
+            out,
+            str(request.asked.variant),
+            len(notes),
+            len(now),
+            functools.reduce(Counts.plus, notes.values(), Counts()),
+            functools.reduce(Counts.plus, now, Counts()),
+            time.monotonic() - start,
+        )
+
+
+def _job(request: Request, how: How, force: bool) -> Job:
+    """The job that was begun, or a new one."""
+    target = request.target
+    job = None if force else Job.open(target)
+    if job is not None:
+        job.check(asdict(request.asked), request.sources, request.fingerprint)
+        if job.record.finished is None or job.is_finished():
+            return job
+        log.warning("rerank: %s is gone since it was made; it is made again", target.out)
+    target.check_free(force)
+    target.clear()
+    prepared = target.job / "prepared"
+    prepared.mkdir(parents=True)
+    try:
+        planned = request.planned(prepared, how.device)
+        return Job.begin(target, request.record(planned))
+    except BaseException:
+        shutil.rmtree(prepared)
+        raise
+
+
+def _do(request: Request, job: Job, how: How) -> None:
+    """Do the parts that are left."""
+    done = job.done()
+    parts = job.parts()
+    rows = {part.number: part.rows for part in parts}
+    progress = Progress(sum(rows.values()), sum(rows[number] for number in done))
+    work, todo = request.work(job.record, how), [part for part in parts if part.number not in done]
+    if how.where == "native" and how.workers is None:
+        scorer, count = PartScorer(work), progress.before
+        for part in todo:
+            count += scorer.do(part).rows
+            progress.at(count)
+        return
+    from xopt.runtime.jobs.workers import do_parts, start_ray
+
+    workers, cpus = how.workers or 1, how.threads
+    if how.where != "native":
+        most, whole = start_ray(how.where, how.device)
+        workers, cpus = how.workers or most, how.threads or (whole if how.workers is None else None)
+    do_parts(work, todo, workers, cpus, job.left, lambda: progress.at(sum(rows[n] for n in job.noted())))
+
+
+def preview(model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How) -> Preview:
+    """What `run_job` would do, and how long it would take by a sample. Writes nothing but a temporary copy of text."""
+    request = checked_request(model, inputs, out, asked, how)
+    begun = Job.open(request.target)
+    done = 0
+    if begun is not None:
+        begun.check(asdict(request.asked), request.sources, request.fingerprint)
+        done = sum(counts.rows for counts in begun.notes().values())
+    with tempfile.TemporaryDirectory(prefix="xopt-preview-") as scratch:
+        planned = request.planned(Path(scratch), how.device)
+        scorer = PartScorer(request.work(planned, how))
+        sample = _sample(planned.parts)
+        scorer.scored(scorer.read(sample[0])[1])  # the first forwards of a shape are slow
+        start = time.monotonic()
+        rows = sum(len(scorer.scored(scorer.read(part)[1])[0]) for part in sample)
+        rate = rows / (time.monotonic() - start)
+    left = planned.rows - done
+    names = tuple(source.name for source in request.sources)
+    variant = str(request.asked.variant)
+    return Preview(out, variant, names, planned.rows, left, planned.gathered, len(planned.parts), rate, left / rate)
+
+
+def _sample(parts: Sequence[Sequence[tuple[int, int, int]]]) -> list[Part]:
+    """The first rows of some parts."""
+    chosen = np.unique(np.linspace(0, len(parts) - 1, SAMPLES).astype(int))
+    firsts = [parts[number][0] for number in chosen]
+    return [Part(int(n), ((f, a, min(b, a + SAMPLE_ROWS)),)) for n, (f, a, b) in zip(chosen, firsts, strict=True)]

@@ -1,0 +1,155 @@
+"""Inputs: files, folders, patterns and collections, local or on a store, and their fingerprints."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from xopt.runtime.data.tables import FILES
+from xopt.runtime.errors import BadInput, first_line
+from xopt.runtime.files import sha256_of
+
+__all__ = ["Source", "find_sources", "located"]
+
+WILD = "*?["
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input by its name: a Parquet file, a table in text, or a collection; and the fingerprint of what it holds.
+
+    That is the sha256 of a local file or of all of a local collection's files, size and time of change of a file on a
+    store, and nothing for a data set that a library provides.
+    """
+
+    name: str
+    kind: str
+    fingerprint: str
+
+
+def located(name: str) -> tuple[fs.FileSystem, str]:
+    """The file system of a path or address, and the path there. Raises BadInput where there is none of that kind.
+
+    s3, gs, abfs and hdfs are Arrow's; of others (https, hf and what else fsspec has) fsspec's are taken.
+    """
+    if "://" not in name:
+        return fs.LocalFileSystem(), str(Path(name).resolve())
+    try:
+        system, path = fs.FileSystem.from_uri(name)
+    except (pa.ArrowException, OSError, ValueError):
+        try:
+            import fsspec
+
+            found, path = fsspec.core.url_to_fs(name)
+            system = fs.PyFileSystem(fs.FSSpecHandler(found))
+        except (ImportError, ValueError, OSError) as error:
+            raise BadInput(f"{name}: cannot be reached ({first_line(error)})") from error
+    return system, path
+
+
+def find_sources(inputs: Sequence[str], run: str | None = None) -> list[Source]:
+    """The sources that `inputs` name, in their order, a folder's and a pattern's by name.
+
+    Raises BadInput where one is missing, of no known kind or named twice, and where `run` goes with no collection.
+    """
+    found: list[tuple[str, str]] = []
+    for name in inputs:
+        found += _named(name, run)
+    if not found:
+        raise BadInput("no inputs; name files, folders or data sets of candidates")
+    places = [located(name)[1] if kind != "data set" else name for name, kind in found]
+    for number, place in enumerate(places):
+        if place in places[:number]:
+            raise BadInput(f"{found[number][0]}: named twice, also as {found[places.index(place)][0]}; name it once")
+    if run is not None and any(kind in ("parquet", "table") for _, kind in found):
+        named = next(name for name, kind in found if kind in ("parquet", "table"))
+        raise BadInput(f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
+    with ThreadPoolExecutor() as threads:
+        prints = threads.map(lambda item: _fingerprint(item[0], item[1], run), found)
+        return [Source(name, kind, each) for (name, kind), each in zip(found, prints, strict=True)]
+
+
+def _named(name: str, run: str | None) -> list[tuple[str, str]]:
+    if name == "demo" or (name.startswith(("hf:", "irds:")) and "://" not in name):
+        return [(name, "data set")]
+    system, path = located(name)
+    try:
+        info = system.get_file_info(path)
+        if info.type == fs.FileType.NotFound and any(c in name for c in WILD):
+            return _matching(name, system, path)
+        if info.type == fs.FileType.Directory:
+            return _within(name, system, path, run)
+    except OSError as error:
+        raise BadInput(f"{name}: cannot be read ({first_line(error)})") from error
+    if info.type == fs.FileType.NotFound:
+        raise BadInput(
+            f"{name}: no such file or folder; give {', '.join(FILES)} files, a BEIR folder, irds:ID or hf:ID"
+        )
+    kind = _kind(name)
+    if kind is None:
+        raise BadInput(f"{name}: unknown kind {Path(path).suffix!r}; give {', '.join(FILES)} files, gzipped or not")
+    return [(name, kind)]
+
+
+def _kind(name: str) -> str | None:
+    suffix = Path(name.lower().removesuffix(".gz")).suffix
+    if suffix not in FILES or (suffix == ".parquet" and name.lower().endswith(".gz")):
+        return None
+    return "parquet" if suffix == ".parquet" else "table"
+
+
+def _files(system: fs.FileSystem, folder: str) -> list[str]:
+    """The visible files below a folder, by path."""
+    found = system.get_file_info(fs.FileSelector(folder, recursive=True))
+    files = [info.path for info in found if info.type == fs.FileType.File]
+    below = len(folder.rstrip("/")) + 1
+    return sorted(path for path in files if not any(p.startswith((".", "_")) for p in path[below:].split("/")))
+
+
+def _within(name: str, system: fs.FileSystem, path: str, run: str | None) -> list[tuple[str, str]]:
+    files = _files(system, path)
+    if "://" not in name and (run is not None or any(Path(f).name.startswith("corpus.jsonl") for f in files)):
+        return [(name, "collection")]
+    found = [(name.rstrip("/") + file[len(path.rstrip("/")) :], _kind(file)) for file in files]
+    known = [(file, kind) for file, kind in found if kind is not None]
+    if not known:
+        raise BadInput(f"{name}: no {', '.join(FILES)} file in it, and no corpus.jsonl of a BEIR folder")
+    return known
+
+
+def _matching(name: str, system: fs.FileSystem, path: str) -> list[tuple[str, str]]:
+    folder = path[: min(path.find(c) for c in WILD if c in path)].rpartition("/")[0]
+    prefix = name[: len(name) - len(path)] if name.endswith(path) else ""
+    if system.get_file_info(folder).type == fs.FileType.NotFound:
+        raise BadInput(f"{name}: no such folder: {prefix}{folder}")
+    depth = path.count("/")
+    files = [f for f in _files(system, folder) if f.count("/") == depth or "**" in path]
+    known = [(prefix + f, kind) for f in files if fnmatch.fnmatch(f, path) and (kind := _kind(f)) is not None]
+    if not known:
+        raise BadInput(f"{name}: no {', '.join(FILES)} file has such a name")
+    return known
+
+
+def _fingerprint(name: str, kind: str, run: str | None) -> str:
+    if kind == "data set":
+        return "" if run is None else sha256_of(Path(run))
+    try:
+        if kind == "collection":
+            files: Iterable[Path] = sorted(path for path in Path(name).rglob("*") if path.is_file())
+            each = [f"{file.relative_to(name)} {sha256_of(file)}" for file in files]
+            each += [sha256_of(Path(run))] if run is not None else []
+            return hashlib.sha256("\n".join(each).encode()).hexdigest()
+        system, path = located(name)
+        if isinstance(system, fs.LocalFileSystem):
+            return sha256_of(Path(path))
+        info = system.get_file_info(path)
+        return f"{info.size} bytes of {info.mtime}"
+    except OSError as error:
+        raise BadInput(f"{name}: cannot be read ({first_line(error)})") from error
