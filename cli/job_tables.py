@@ -15,9 +15,8 @@ __all__ = ["print_preview", "print_reranked"]
 
 def print_preview(output: Output, seen: Preview) -> None:
     """What a job would do."""
-    output.line(
-        f"{len(seen.inputs)} inputs, {seen.rows:,} pairs in {seen.parts:,} parts, by {seen.variant}, to {seen.out}"
-    )
+    output.line(f"{_count(seen.rows, 'pair')} of {_count(len(seen.inputs), 'input')}, by {seen.variant}, to {seen.out}")
+    output.line(f"in {_count(seen.parts, 'part')}, each of which is written whole or not at all")
     if seen.gathered:
         output.line(
             f"{seen.gathered:,} rows are of queries whose candidates lie apart: they are written together first"

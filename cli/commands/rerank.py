@@ -86,7 +86,7 @@ def rerank(
     it scores nothing.
     """
     from xopt.runtime.folder import ModelFolder
-    from xopt.runtime.jobs.columns import Columns
+    from xopt.runtime.jobs.inputs.columns import Columns
     from xopt.runtime.jobs.request import Asked, How
     from xopt.runtime.jobs.rerank_files import preview, run_job
 

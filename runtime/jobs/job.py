@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +17,12 @@ import pyarrow as pa
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, sweep, write_text
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.columns import Columns
-from xopt.runtime.jobs.files import File
+from xopt.runtime.jobs.inputs.columns import Columns
+from xopt.runtime.jobs.inputs.files import File
+from xopt.runtime.jobs.inputs.parts import Part
+from xopt.runtime.jobs.inputs.sources import Source
 from xopt.runtime.jobs.output import Target
-from xopt.runtime.jobs.parts import Part
 from xopt.runtime.jobs.score import Counts
-from xopt.runtime.jobs.sources import Source
 
 __all__ = ["Job", "Record", "model_fingerprint", "only_one"]
 
@@ -133,6 +134,12 @@ class Job:
         write_text(self.target.record, self.record.to_json())
         shutil.rmtree(self.target.job / "prepared", ignore_errors=True)
         shutil.rmtree(self.target.job / "parts", ignore_errors=True)
+
+    def has_files(self) -> bool:
+        """Whether the files that were prepared for it are there still: they go when all is done."""
+        prepared = (self.target.job / "prepared").resolve()
+        mine = (Path(file.path) for file in self.record.files if "://" not in file.path)
+        return all(file.is_file() for file in mine if file.parent == prepared)
 
     def is_finished(self) -> bool:
         """Whether all was made, and is there still. Raises BadInput where the one file was changed since."""

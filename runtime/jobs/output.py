@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file, writing
-from xopt.runtime.jobs.prepared import JSON
+from xopt.runtime.jobs.inputs.prepared import JSON
 
 __all__ = ["Target", "run_lines", "target_of", "write_part"]
 

@@ -12,12 +12,12 @@ from xopt.runtime.data.candidates import read_candidates
 from xopt.runtime.data.tables import Values
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.columns import Columns
+from xopt.runtime.jobs.inputs.columns import Columns
+from xopt.runtime.jobs.inputs.plan import Planned, plan
+from xopt.runtime.jobs.inputs.sources import Source, find_sources
 from xopt.runtime.jobs.job import Record, model_fingerprint
 from xopt.runtime.jobs.output import Target, target_of
-from xopt.runtime.jobs.plan import Planned, plan
 from xopt.runtime.jobs.score import Work
-from xopt.runtime.jobs.sources import Source, find_sources
 from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.device import check_name
 

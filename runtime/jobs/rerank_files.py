@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.columns import Columns
+from xopt.runtime.jobs.inputs.columns import Columns
+from xopt.runtime.jobs.inputs.parts import Part
 from xopt.runtime.jobs.job import Job, only_one
-from xopt.runtime.jobs.parts import Part
 from xopt.runtime.jobs.progress import Progress
 from xopt.runtime.jobs.request import Asked, How, Request, checked_request
 from xopt.runtime.jobs.score import Counts, PartScorer
@@ -144,9 +144,9 @@ def _job(request: Request, how: How, force: bool) -> Job:
     job = None if force else Job.open(target)
     if job is not None:
         job.check(asdict(request.asked), request.sources, request.fingerprint)
-        if job.record.finished is None or job.is_finished():
+        if job.is_finished() or job.has_files():
             return job
-        log.warning("rerank: %s is gone since it was made; it is made again", target.out)
+        log.warning("rerank: %s: some of it is gone since it was made; it is made again", target.out)
     target.check_free(force)
     target.clear()
     prepared = target.job / "prepared"

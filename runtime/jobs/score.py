@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from xopt.runtime.cascade.cascade import CascadeScorer, Lists, open_cascade
 from xopt.runtime.files import new_file
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.columns import Row, rows_of
-from xopt.runtime.jobs.files import File, Reader, conformed
+from xopt.runtime.jobs.inputs.columns import Row, rows_of
+from xopt.runtime.jobs.inputs.files import File, Reader, conformed
+from xopt.runtime.jobs.inputs.parts import Part
 from xopt.runtime.jobs.output import Target, run_lines, write_part
-from xopt.runtime.jobs.parts import Part
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.scorer import open_scorer
 

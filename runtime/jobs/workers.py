@@ -17,7 +17,7 @@ from daft import DataType, col
 
 from xopt.runtime.errors import BadInput, GateFailed, first_line
 from xopt.runtime.frames.instances import instances
-from xopt.runtime.jobs.parts import Part
+from xopt.runtime.jobs.inputs.parts import Part
 from xopt.runtime.jobs.score import PartScorer, Work
 from xopt.runtime.scoring.device import claim_gpu
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from xopt.runtime.data.tables import Values
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file
-from xopt.runtime.jobs.columns import PREPARED, Columns, Row, columns_of, row_of
+from xopt.runtime.jobs.inputs.columns import PREPARED, Columns, Row, columns_of, row_of
 from xopt.runtime.scoring.encode import clean
 
 __all__ = ["JSON", "prepare", "prepared_columns", "prepared_fields", "write_prepared"]
@@ -27,10 +27,9 @@ JSON = {b"xopt": b"json"}  # marks a column of values that no one type holds, ea
 
 def prepared_columns(columns: Columns) -> Columns:
     """The columns that a prepared file has for those of an input."""
-    there = {"query_id": f"{PREPARED}query_id", "query": f"{PREPARED}query", "text": f"{PREPARED}text", "title": None}
-    there["doc_id"] = f"{PREPARED}doc_id" if columns.doc_id is not None else None
-    there["first"] = f"{PREPARED}first" if columns.first is not None else None
-    return Columns(**there)  # type: ignore[arg-type]
+    there = {"query": "query", "text": "text"}
+    there.update({name: name for name in ("query_id", "doc_id", "first") if getattr(columns, name) is not None})
+    return Columns(**{name: f"{PREPARED}{column}" for name, column in there.items()})
 
 
 def prepared_fields(columns: Columns) -> list[pa.Field]:

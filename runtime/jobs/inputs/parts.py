@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.jobs.files import File
+from xopt.runtime.jobs.inputs.files import File
 
 __all__ = ["Part", "cut"]
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xopt.runtime.files import writing
-from xopt.runtime.jobs.columns import Columns, rows_of
-from xopt.runtime.jobs.files import File, conformed, open_file
-from xopt.runtime.jobs.prepared import prepared_columns, prepared_fields, write_prepared
+from xopt.runtime.jobs.inputs.columns import Columns, rows_of
+from xopt.runtime.jobs.inputs.files import File, conformed, open_file
+from xopt.runtime.jobs.inputs.prepared import prepared_columns, prepared_fields, write_prepared
 
 __all__ = ["gather", "gathered_columns"]
 
@@ -53,10 +53,13 @@ def gather(files: Sequence[File], runs: NDArray[np.int64], schema: pa.Schema, fo
 
 
 def gathered_columns(files: Sequence[File]) -> Columns:
-    """The columns that say what is to be scored: document ids and first scores where one of the files has them."""
-    doc_id = next((f.columns.doc_id for f in files if f.columns.doc_id is not None), None)
-    first = next((f.columns.first for f in files if f.columns.first is not None), None)
-    return prepared_columns(Columns("query", "text", doc_id=doc_id, first=first))
+    """The columns that say what is to be scored: ids, and first scores, where one of the files has them."""
+
+    def any_of(name: str) -> str | None:
+        return next((getattr(f.columns, name) for f in files if getattr(f.columns, name) is not None), None)
+
+    found = {name: any_of(name) for name in ("query_id", "doc_id", "first")}
+    return prepared_columns(Columns("query", "text", **found))
 
 
 def _chosen(
@@ -98,7 +101,7 @@ def _prepared(
 
 def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
     places = table.column(PLACE).to_numpy()
-    queries = table.column(str(columns.query_id)).combine_chunks().dictionary_encode(null_encoding="encode")
+    queries = table.column(columns.query_id or columns.query).combine_chunks().dictionary_encode(null_encoding="encode")
     numbers = queries.indices.to_numpy()
     first = np.full(len(queries.dictionary), np.iinfo(np.int64).max)
     np.minimum.at(first, numbers, places)

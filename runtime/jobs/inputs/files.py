@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from xopt.runtime.errors import BadInput, first_line
-from xopt.runtime.jobs.columns import Columns, check_types
-from xopt.runtime.jobs.prepared import JSON
-from xopt.runtime.jobs.sources import located
+from xopt.runtime.jobs.inputs.columns import Columns, check_types
+from xopt.runtime.jobs.inputs.prepared import JSON
+from xopt.runtime.jobs.inputs.sources import located
 
 __all__ = ["File", "Reader", "conformed", "known_file", "one_schema", "open_file"]
 

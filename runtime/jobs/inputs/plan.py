@@ -13,13 +13,13 @@ import pyarrow as pa
 from xopt.runtime.data.tables import Values, read_rows
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import writing
-from xopt.runtime.jobs.columns import PREPARED, Columns, columns_of
-from xopt.runtime.jobs.files import File, known_file, one_schema, open_file
-from xopt.runtime.jobs.gather import gather, gathered_columns
-from xopt.runtime.jobs.parts import cut
-from xopt.runtime.jobs.prepared import prepare, prepared_columns
-from xopt.runtime.jobs.scan import scan
-from xopt.runtime.jobs.sources import Source, located
+from xopt.runtime.jobs.inputs.columns import PREPARED, Columns, columns_of
+from xopt.runtime.jobs.inputs.files import File, known_file, one_schema, open_file
+from xopt.runtime.jobs.inputs.gather import gather, gathered_columns
+from xopt.runtime.jobs.inputs.parts import cut
+from xopt.runtime.jobs.inputs.prepared import prepare, prepared_columns
+from xopt.runtime.jobs.inputs.scan import scan
+from xopt.runtime.jobs.inputs.sources import Source, located
 
 __all__ = ["Planned", "plan"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.data.fields import id_of
 from xopt.runtime.errors import BadInput, first_line
-from xopt.runtime.jobs.files import File, open_file
+from xopt.runtime.jobs.inputs.files import File, open_file
 
 __all__ = ["Runs", "scan"]
 

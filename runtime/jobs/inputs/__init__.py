@@ -1,0 +1,1 @@
+"""Inputs of a job, in whatever form, become parts of whole queries."""

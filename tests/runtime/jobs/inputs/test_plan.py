@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.jobs.inputs import gather, parts
+from xopt.runtime.jobs.inputs.columns import Columns, rows_of
+from xopt.runtime.jobs.inputs.files import Reader
+from xopt.runtime.jobs.inputs.plan import plan
+from xopt.runtime.jobs.inputs.sources import find_sources
+
+QUERIES = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=1, max_size=30)
+
+
+@given(QUERIES, st.integers(1, 3), st.integers(1, 9), st.integers(1, 6), st.booleans())
+def test_every_row_is_in_one_part_with_all_of_its_query(
+    runs: list[tuple[int, int]], files: int, part_rows: int, group_rows: int, nameless: bool
+) -> None:
+    queries = [query for query, length in runs for _ in range(length)]
+    table = pa.table(
+        {
+            "query": [None if nameless and q == 0 else f"query {q}" for q in queries],
+            "text": [f"text {i}" for i in range(len(queries))],
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for number in range(files):
+            start, stop = (len(queries) * at // files for at in (number, number + 1))
+            names.append(f"{folder}/{number}.parquet")
+            pq.write_table(table.slice(start, stop - start), names[-1], row_group_size=group_rows)
+        with patch.dict(parts.PART_ROWS, cpu=part_rows), patch.object(gather, "BUCKET_ROWS", part_rows):
+            planned = plan(find_sources(names), lambda _: (), Columns("", None), Path(folder), "cpu")
+        readers = [Reader(file, planned.schema.names) for file in planned.files]
+        seen: list[str | None] = []
+        where: dict[str | None, int] = {}
+        for number, slices in enumerate(planned.parts):
+            order: list[str | None] = []
+            for file, start, stop in slices:
+                found = readers[file].rows(start, stop)
+                columns = planned.files[file].columns
+                values = {name: found.column(name).to_pylist() for name in columns.names()}
+                for row in rows_of(values, columns, "", range(start, stop)):
+                    seen.append(row.text)
+                    assert where.setdefault(row.query_id, number) == number
+                    if row.query_id not in order[-1:]:
+                        order.append(row.query_id)
+            assert len(set(order)) == len(order)  # a query's rows follow each other
+            assert sum(b - a for _, a, b in slices) <= part_rows or len(order) == 1
+        assert sorted(map(str, seen)) == sorted(f"text {i}" for i in range(len(queries)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8), st.integers(1, 45))
+def test_a_reader_gives_any_rows_in_any_order(slices: list[tuple[int, int]], group_rows: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/a.parquet"
+        pq.write_table(
+            pa.table({"query": ["q"] * 40, "text": [str(i) for i in range(40)]}), file, row_group_size=group_rows
+        )
+        planned = plan(find_sources([file]), lambda _: (), Columns("", None), Path(folder), "cpu")
+        reader = Reader(planned.files[0], ["text"])
+        for a, b in slices:
+            start, stop = min(a, b), max(a, b)
+            assert reader.rows(start, stop).column("text").to_pylist() == [str(i) for i in range(start, stop)]
+
+
+def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path) -> None:
+    import fsspec
+
+    table = pa.table({"query": ["q"], "text": ["t"]})
+    (tmp_path / "deep").mkdir()
+    for name in ("b.parquet", "a.parquet", "deep/c.parquet", "_left.parquet", ".hidden.parquet", "notes.txt"):
+        pq.write_table(table, tmp_path / name)
+    names = [Path(source.name).name for source in find_sources([str(tmp_path)])]
+    assert names == ["a.parquet", "b.parquet", "c.parquet"]
+    assert [Path(s.name).name for s in find_sources([f"{tmp_path}/?.parquet"])] == ["a.parquet", "b.parquet"]
+    with fsspec.filesystem("memory").open("/store/a.parquet", "wb") as stream:
+        pq.write_table(table, stream)
+    (remote,) = find_sources(["memory://store/a.parquet"])
+    planned = plan([remote], lambda _: (), Columns("", None), tmp_path, "cpu")
+    assert planned.rows == 1
+    assert Reader(planned.files[0], ["text"]).rows(0, 1).to_pylist() == [{"query": "q", "text": "t"}]
+    for wrong, message in (
+        ([str(tmp_path / "none")], "no such file or folder"),
+        ([f"{tmp_path}/x*.parquet"], "no .jsonl, .* file has such a name"),
+        ([str(tmp_path / "notes.txt")], "unknown kind '.txt'"),
+        ([str(tmp_path / "a.parquet"), f"{tmp_path}/deep/../a.parquet"], "named twice"),
+        (["nowhere://a.parquet"], "cannot be reached"),
+        ([], "no inputs"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            find_sources(wrong)
