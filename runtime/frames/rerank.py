@@ -13,13 +13,14 @@ os.environ.setdefault("DO_NOT_TRACK", "1")  # read by daft as it is imported
 import daft
 import numpy as np
 import pyarrow as pa
-from daft import DataType, col
+from daft import DataType, Window, col, lit
+from daft.functions import monotonically_increasing_id, row_number
 from numpy.typing import NDArray
 
 from xopt.runtime.cascade.cascade import open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.frames.cascade import CascadeUDF, by_cascade, check_cascade
+from xopt.runtime.frames.cascade import ROW, CascadeUDF, by_cascade, check_cascade
 from xopt.runtime.frames.instances import instances, opened
 from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
@@ -118,6 +119,7 @@ def rerank(
     query_id: str = "query_id",
     first: str | None = None,
     rank: str = "rank",
+    top_k: int | None = None,
     overwrite: bool = False,
     label: Label = None,
     nulls: Literal["null", "raise"] = "null",
@@ -133,6 +135,9 @@ def rerank(
     `xopt.runtime.open_cascade`: a query's candidates, rows of one `query_id`, are brought together, in the order in
     which they stand or, highest first, by the column `first` where the cascade was made with one. Those that are not
     scored have a null score; the column `rank`, from 1, has them after the others.
+
+    With `top_k` only each query's best are left, with their `rank`: by score, then as they stood, nulls last. Rows of
+    a null `query_id` are no query's. Daft brings a query's rows together for that; `rerank_files` need not.
 
     `query` and `text` name the columns with the two texts, which must be strings. A column named `score` that is there
     already is refused unless `overwrite`. A row with a null text has a null score, and so has one whose score is not
@@ -152,8 +157,12 @@ def rerank(
     """
     check_name(device)  # whether it is there, only a worker can tell
     model = ModelFolder.open(os.fspath(folder))
-    _check_columns(candidates, (query, text), {"score": score, **({"rank": rank} if cascade else {})}, overwrite)
-    for name, value in (("workers", workers), ("threads", threads)):
+    _check_columns(
+        candidates, (query, text), {"score": score, **({"rank": rank} if cascade or top_k else {})}, overwrite
+    )
+    if top_k is not None and query_id not in candidates.column_names:
+        raise BadInput(f"no column {query_id!r} among {', '.join(candidates.column_names)}; name it with query_id=")
+    for name, value in (("workers", workers), ("threads", threads), ("top_k", top_k)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise BadInput(f"{name} is {value}; give a whole number, at least 1, or leave it out")
     if nulls not in ("null", "raise"):
@@ -165,7 +174,8 @@ def rerank(
         check_cascade(candidates, model, query_id, first, variant=variant, plan=plan, label=label)
         opener = functools.partial(open_cascade, where, **how)
         ranked = instances(CascadeUDF, workers, threads, device)(opener, (), alone, nulls)
-        return by_cascade(candidates, ranked, query_id, (query, text, first), (score, rank))
+        whole = by_cascade(candidates, ranked, query_id, (query, text, first), (score, rank))
+        return whole if top_k is None else whole.where(col(rank) <= lit(top_k))
     model.variant(variant or VARIANT)
     if label is None and model.manifest.rank_label:
         one, *second = model.manifest.rank_label
@@ -175,7 +185,19 @@ def rerank(
     udf = instances(RerankUDF, workers, threads, device)(open_one, (), alone, label, nulls)
     method = udf.lists if label == "all" else udf.score
     texts = (col(name).cast(DataType.string()) for name in (query, text))  # a column of nulls alone has no type
-    return candidates.into_batches(ROWS_A_CALL[device]).with_column(score, method(*texts))
+    if top_k is None:
+        return candidates.into_batches(ROWS_A_CALL[device]).with_column(score, method(*texts))
+    if label == "all":
+        raise BadInput("label='all' gives lists of logits, which rank nothing; give label=K or label=(K, L) with top_k")
+    numbered = candidates.with_column(ROW, monotonically_increasing_id()).into_batches(ROWS_A_CALL[device])
+    return _best(numbered.with_column(score, method(*texts)), query_id, score, rank, top_k)
+
+
+def _best(scored: daft.DataFrame, query_id: str, score: str, rank: str, top_k: int) -> daft.DataFrame:
+    """Each query's best rows, with their ranks."""
+    order = Window().partition_by(query_id).order_by(score, ROW, desc=[True, False], nulls_first=[False, False])
+    ranked = scored.where(col(query_id).not_null()).with_column(rank, row_number().over(order).cast(DataType.int64()))
+    return ranked.where(col(rank) <= lit(top_k)).exclude(ROW)
 
 
 def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], made: dict[str, str], overwrite: bool) -> None:

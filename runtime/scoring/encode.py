@@ -20,6 +20,9 @@ Pair = tuple[str, str]
 FIRST_WINDOW, LAST_WINDOW = 256, 2048  # pairs tokenised at once: few at first, so that a device beside it starts early
 # What makes an encoder's tokens, beside its tokenizer.
 MAKING = ("prompt", "template", "suffix", "split_special_tokens", "trailing_pad", "typed")
+# Of a text that is longer, so much is tokenised, in the hope that it fills the model: it does unless tokens are of some
+# hundred characters. A text of 300 MB would take 15 GB.
+MOST_CHARACTERS = 1 << 20
 WINDOW_CHARACTERS = 1 << 21  # and no more text: the tokenizer holds some hundred bytes for each token, cut ones too
 
 
@@ -49,6 +52,7 @@ class Encoder:
         self.tokenizer.enable_truncation(
             manifest.max_length, strategy=manifest.truncation, direction=manifest.truncation_side
         )
+        self.truncation, self.cut_right = manifest.truncation, manifest.truncation_side == "right"
         self.prompt, self.pad_id, self.max_length = manifest.prompt, manifest.pad_id, manifest.max_length
         self.template, self.suffix = manifest.template, np.array(manifest.suffix, np.int64)
         self.trailing_pad, self.left = manifest.trailing_pad, manifest.padding_side == "left"
@@ -75,9 +79,43 @@ class Encoder:
             raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
 
     def _encoded(self, pairs: Sequence[Pair]) -> list[Encoding]:
+        shortened = [
+            (self._shortened(query, "only_second"), self._shortened(text, "only_first")) for query, text in pairs
+        ]
+        made = self._all_encoded(shortened)
+        for i, (pair, short) in enumerate(zip(pairs, shortened, strict=True)):
+            sides = [side for side in (0, 1) if len(short[side]) < len(pair[side])]
+            if not all(self._filled(made[i], side, len(short[side])) for side in sides):
+                made[i] = self._all_encoded([pair])[0]
+        return made
+
+    def _filled(self, encoding: Encoding, side: int, characters: int) -> bool:
+        """Whether more of a text that was shortened would change nothing.
+
+        It has more than half of the tokens, so that none of the other text was cut, it was cut itself, and what is
+        kept lies in the half that is far from where it was shortened.
+        """
+        sides = [0 if self.template and side is not None else side for side in encoding.sequence_ids]
+        side = 0 if self.template else side
+        kept = [span for span, of in zip(encoding.offsets, sides, strict=True) if of == side]
+        if not encoding.overflowing or 2 * len(kept) <= len(sides) - sides.count(None) + 1:
+            return False
+        return bool(kept[-1][1] <= characters // 2 if self.cut_right else kept[0][0] >= characters // 2)
+
+    def _all_encoded(self, pairs: Sequence[Pair]) -> list[Encoding]:
         inputs = [render(self.template, pair) for pair in pairs] if self.template else pairs
         made: list[Encoding] = self.tokenizer.encode_batch_fast(inputs, add_special_tokens=not self.template)
         return made
+
+    def _shortened(self, text: str, unless: str) -> str:
+        """Of a very long text the side that is kept, cut at a blank; all, if truncation is to cut the other text."""
+        if len(text) <= MOST_CHARACTERS or self.truncation == unless:
+            return text
+        if self.cut_right:
+            blank = text.rfind(" ", 0, MOST_CHARACTERS)
+            return text[: blank if blank > 0 else MOST_CHARACTERS]
+        blank = text.find(" ", len(text) - MOST_CHARACTERS)
+        return text[blank if blank >= 0 else -MOST_CHARACTERS :]
 
     def tokens(self, encodings: Sequence[Encoding]) -> Tokens:
         """The other part, which is Python's: arrays of what the tokenizer made."""

@@ -117,11 +117,31 @@ def test_columns_are_checked_before_anything_runs(tiny: ModelFolder, values: lis
         rerank(frame, tiny.path, text="body")
 
 
+def test_each_querys_best_are_left_with_their_ranks(tiny: ModelFolder, docs: Candidates) -> None:
+    queries, texts = zip(*docs.pairs, strict=True)
+    ids = [row.query_id for row in docs.rows]
+    frame = daft.from_pydict({"query_id": [*ids, None], "query": [*queries, "data"], "text": [*texts, "search"]})
+    frame = frame.union_all(daft.from_pydict({"query_id": ["null"], "query": ["data"], "text": [None]}))
+    best = rerank(frame, tiny.path, top_k=3).sort(["query_id", "rank"]).to_pydict()
+    assert list(best) == ["query_id", "query", "text", "score", "rank"]
+    scores = open_scorer(tiny.path).score(docs.pairs)
+    for query_id, rows in docs.groups().items():
+        own = [i for i, name in enumerate(best["query_id"]) if name == query_id]
+        assert [best["rank"][i] for i in own] == [1, 2, 3]
+        assert [best["score"][i] for i in own] == pytest.approx(sorted(scores[rows], reverse=True)[:3], abs=1e-4)
+    (lost,) = [i for i, name in enumerate(best["query_id"]) if name == "null"]
+    assert (best["score"][lost], best["rank"][lost]) == (None, 1)
+    assert None not in best["query_id"]
+    with pytest.raises(BadInput, match="no column 'qid' among query_id, query, text; name it with query_id="):
+        rerank(frame, tiny.path, top_k=3, query_id="qid")
+
+
 def test_what_cannot_be_run_is_refused_at_once(tiny: ModelFolder) -> None:
     frame = frame_of(PAIRS)
     for message, named in (
         ("no variant 'onnx-int4'", {"variant": "onnx-int4"}),
         ("device 'gpu': unknown; use cpu or cuda", {"device": "gpu"}),
+        ("top_k is 0; give a whole number, at least 1", {"top_k": 0, "query_id": "query"}),
         ("workers is -1; give a whole number, at least 1", {"workers": -1}),
         ("threads is 0; give a whole number, at least 1", {"threads": 0}),
         ("workers is 1.5; give a whole number", {"workers": 1.5}),

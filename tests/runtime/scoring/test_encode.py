@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from xopt.optimize.model.parity import TEXT
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import Manifest, ModelFolder
+from xopt.runtime.scoring import encode
 from xopt.runtime.scoring.encode import WINDOW_CHARACTERS, Encoder, clean, windows
 
 DEMO = Path(__file__).parents[3] / "models" / "demo"
@@ -102,6 +104,7 @@ TEXTS = st.one_of(
     truncation=st.sampled_from(["longest_first", "only_second"]),
     split=st.booleans(),
     prompt=st.sampled_from(["", "search data: "]),
+    most=st.sampled_from([encode.MOST_CHARACTERS, 20, 100, 150]),
 )
 def test_the_ids_are_transformers_own(
     made: tuple[PreTrainedTokenizerFast, ModelFolder],
@@ -111,6 +114,7 @@ def test_the_ids_are_transformers_own(
     truncation: str,
     split: bool,
     prompt: str,
+    most: int,
 ) -> None:
     tokenizer, folder = made
     tokenizer.truncation_side, tokenizer.split_special_tokens = side, split
@@ -132,7 +136,8 @@ def test_the_ids_are_transformers_own(
             with pytest.raises(BadInput, match="the tokenizer cannot encode these texts"):
                 encoder.encode([(query, text)])
             continue
-        tokens = encoder.encode([(query, text)])
+        with patch.object(encode, "MOST_CHARACTERS", most):
+            tokens = encoder.encode([(query, text)])
         assert tokens.ids[0].tolist() == expected["input_ids"][0]
         assert tokens.type_ids[0].tolist() == expected["token_type_ids"][0]
         longer = len(tokenizer([whole])["input_ids"][0]) > max_length
