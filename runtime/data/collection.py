@@ -32,15 +32,16 @@ class Collection:
 def read_beir(folder: Path, split: str, run: Run | None = None) -> Collection:
     """Read a folder in BEIR's layout (Thakur et al. 2021): corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, or gzipped.
 
-    A document is the title, a line break and the text. Raises BadInput where a file is missing or a
-    line does not parse, naming the file and the line.
+    With a run there need not be qrels. A document is the title, a line break and the text. Raises BadInput where a
+    file is missing or a line does not parse, naming the file and the line.
     """
     corpus, queries = Texts("document"), Texts("query")
     for where, row in read_jsonl(_first(folder, "corpus.jsonl")):
         corpus.add(id_of(row.get("_id"), "_id", where), document_of(row.get("title"), row.get("text"), where), where)
     for where, row in read_jsonl(_first(folder, "queries.jsonl")):
         queries.add(id_of(row.get("_id"), "_id", where), unranked_query_of(row.get("text")), where)
-    qrels = read_qrels(_first(folder, f"qrels/{split}.tsv"))
+    judged = run is None or (folder / "qrels").is_dir()  # a run names its queries itself
+    qrels = read_qrels(_first(folder, f"qrels/{split}.tsv")) if judged else {}
     return _known(Collection(folder.resolve().name, corpus, queries, qrels, run))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -227,6 +228,10 @@ def test_collections_and_the_demo_data_are_ranked(tiny: ModelFolder, tmp_path: P
     assert read_run(tmp_path / "out.run") == {"q1": pytest.approx({"d2": scores[0], "d1": scores[1]}, abs=1e-4)}
     rerank_files(tiny.path, [beir], tmp_path / "all.jsonl")
     assert {row["doc_id"] for row in read(tmp_path / "all.jsonl")} == set(texts)
+    shutil.rmtree(beir / "qrels")
+    assert rerank_files(tiny.path, [beir], tmp_path / "unjudged.run", run=str(run)).counts.rows == 2
+    with pytest.raises(BadInput, match=r"no qrels/test\.tsv"):
+        rerank_files(tiny.path, [beir], tmp_path / "none.run")
 
 
 def test_a_model_without_one_score_is_refused(
