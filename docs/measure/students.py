@@ -3,7 +3,7 @@
     python docs/measure/students.py DIR SCIFACT SMALL...
 
 DIR is the model folder that each SMALL was made of with `xopt shrink DIR -o SMALL --data SCIFACT --split train`. BM25's
-best hundred of each claim are scored in FP32.
+best hundred of 100 claims, always the same, are scored in FP32.
 """
 
 from __future__ import annotations
@@ -16,19 +16,23 @@ from xopt.runtime.data.candidates import read_candidates
 from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.scoring.scorer import open_scorer
 
+QUERIES = 100
+
 
 def main() -> None:
-    folder, data, *students = sys.argv[1:]
-    candidates = read_candidates(data)
-    reference = open_scorer(folder).score(candidates.pairs)
-    for name in (folder, *students):
+    candidates = read_candidates(sys.argv[2], queries=QUERIES)
+    reference = None
+    for name in (sys.argv[1], *sys.argv[3:]):
         start = time.monotonic()
         scores = open_scorer(name).score(candidates.pairs)
         took_s = time.monotonic() - start
-        quality = quality_by_query(candidates, scores)
-        means = ", ".join(f"{measure} {values.mean():.3f}" for measure, values in quality.items())
+        reference = scores if reference is None else reference
+        quality = {measure: values.mean() for measure, values in quality_by_query(candidates, scores).items()}
+        like = agreement(candidates, reference, scores)
         print(
-            f"{name}: {len(scores) / took_s:.0f} pairs/s; {means}; {agreement(candidates, reference, scores)}",
+            f"{name}: {len(scores) / took_s:.0f} pairs/s",
+            {m: round(v, 3) for m, v in quality.items()},
+            like,
             flush=True,
         )
 

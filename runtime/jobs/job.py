@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import check_writable, locked, sweep, write_text
+from xopt.runtime.files import check_writable, locked, sweep, write_text, writing
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.files import File
@@ -175,7 +175,8 @@ def model_fingerprint(model: ModelFolder, variant: str, cascade: bool) -> str:
 def only_one(target: Target) -> Iterator[None]:
     """Be the only process that works at a job. Raises BadInput where another one does."""
     check_writable(target.out)
-    target.job.mkdir(parents=True, exist_ok=True)
+    with writing(target.job):
+        target.job.mkdir(parents=True, exist_ok=True)
     try:
         with locked(target.job, wait=False):
             for folder in (target.job, target.job / "done", target.part(0).parent):
