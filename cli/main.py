@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import logging
@@ -84,7 +85,25 @@ def main() -> None:
         if hasattr(signal, number):  # Windows has one of them
             signal.signal(getattr(signal, number), _terminate)
     _open_streams()
-    cli()
+    try:
+        cli()
+    except SystemExit as end:
+        if "daft" not in sys.modules:
+            raise
+        # Daft may crash as Python ends, when it had worker processes: all is written by now, and the exit code counts.
+        _leave(end.code)
+
+
+def _leave(code: object) -> None:
+    """End with an exit code and without Python's own end, but with what has to be closed."""
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+    if isinstance(code, str):
+        sys.stderr.write(f"{code}\n")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 def _open_streams() -> None:

@@ -94,7 +94,7 @@ def rerank(
     columns = Columns(title=None, **{name: asked.pop(name) for name in COLUMNS})
     job, how = Asked(columns=columns, **asked), How(device, threads, workers, where)
     if dry_run:
-        seen = preview(model, list(inputs), out, job, how)
+        seen = preview(model, list(inputs), out, job, how, force)
         output.json(seen)
         print_preview(output, seen)
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import sysconfig
-import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +15,7 @@ import numpy as np
 from xopt.runtime.data.collection import first_stage, read_beir, read_irds
 from xopt.runtime.data.docstrings import Docstring, read_docstrings
 from xopt.runtime.data.fields import Judgements, Qrels, Texts, document_of, first_score_of, id_of, query_of
-from xopt.runtime.data.tables import FILES, Values, read_hf, read_rows
+from xopt.runtime.data.tables import FILES, Values, read_hf, read_rows, readable
 from xopt.runtime.data.trec import read_run
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import Pair
@@ -170,7 +169,7 @@ def read_candidates(
     Raises BadInput where the data is missing, empty or has a bad row; a warning counts what is left out.
     """
     path = Path(data)
-    try:
+    with readable(data):
         beir = data != DEMO and path.is_dir() and not any(path.glob("*.parquet"))
         if split and not beir and not data.startswith("hf:"):
             raise BadInput(f"{data}: has no splits to choose from; --split is for BEIR folders and hf: datasets")
@@ -191,8 +190,6 @@ def read_candidates(
                 f"{data}: no such file or folder; give `demo`, a BEIR folder, irds:ID, hf:ID, "
                 f"or a {', '.join(FILES)} file"
             )
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise BadInput(f"{data}: cannot be read ({error}); files are text in UTF-8, gzipped or not") from error
     if not found.rows:
         raise BadInput(
             f"{data}: no candidates in it; each row needs {' and '.join(TEXTS)}, of CSV and TSV below a header"

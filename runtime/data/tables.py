@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, TextIO
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["FILES", "Values", "open_text", "read_hf", "read_jsonl", "read_rows"]
+__all__ = ["FILES", "Values", "open_text", "read_hf", "read_jsonl", "read_rows", "read_table", "readable"]
 
 Values = tuple[str, dict[str, Any]]  # where a row stands, for messages, and its values by column
 GZIP = b"\x1f\x8b"
@@ -33,6 +34,21 @@ def read_rows(path: Path) -> Iterable[Values]:
     if reader is None or (reader is _parquet and name.endswith(".gz")):
         raise BadInput(f"{path}: unknown kind {path.suffix!r}; give a {', '.join(FILES)} file, gzipped or not")
     return reader(path)
+
+
+def read_table(path: Path) -> Iterator[Values]:
+    """As `read_rows`. Raises BadInput, too, where what is read is damaged or in another encoding."""
+    with readable(str(path)):
+        yield from read_rows(path)
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Raises BadInput where a file cannot be read, is damaged, or is not in UTF-8."""
+    try:
+        yield
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise BadInput(f"{name}: cannot be read ({error}); files are text in UTF-8, gzipped or not") from error
 
 
 @contextmanager

@@ -157,9 +157,10 @@ def rerank(
     """
     check_name(device)  # whether it is there, only a worker can tell
     model = ModelFolder.open(os.fspath(folder))
-    _check_columns(
-        candidates, (query, text), {"score": score, **({"rank": rank} if cascade or top_k else {})}, overwrite
-    )
+    made = {"score": score, "rank": rank} if cascade or top_k else {"score": score}
+    _check_columns(candidates, (query, text), made, overwrite)
+    if len(set(made.values())) < len(made) or (len(made) > 1 and query_id in made.values()):
+        raise BadInput(f"score={score!r}, rank={rank!r}, query_id={query_id!r}: name three columns")
     if top_k is not None and query_id not in candidates.column_names:
         raise BadInput(f"no column {query_id!r} among {', '.join(candidates.column_names)}; name it with query_id=")
     for name, value in (("workers", workers), ("threads", threads), ("top_k", top_k)):

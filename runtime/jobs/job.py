@@ -99,7 +99,9 @@ class Job:
             )
         for old, new in zip(self.record.sources, sources, strict=True):
             if old != new:
-                raise BadInput(f"{new.name}: changed since {self.target.job} was begun; put it back{out.lstrip(';')}")
+                raise BadInput(
+                    f"{new.name}: changed since {self.target.job} was begun; put it back{out.replace(';', ',', 1)}"
+                )
         if model != self.record.model:
             raise BadInput(f"{there} was begun with another model folder, or that was made again since{out}")
 
@@ -109,7 +111,7 @@ class Job:
 
     def noted(self) -> list[int]:
         """The numbers of the parts that were done, at a glance."""
-        return [int(file.stem) for file in (self.target.job / "done").glob("*.json")]
+        return [number for number in range(len(self.record.parts)) if self.target.note(number).exists()]
 
     def done(self) -> dict[int, Counts]:
         """The parts that are written whole, with what was counted."""
@@ -132,14 +134,13 @@ class Job:
         made = self.target.out.stat().st_size if self.target.one_file else 0
         self.record = replace(self.record, finished=made)
         write_text(self.target.record, self.record.to_json())
-        shutil.rmtree(self.target.job / "prepared", ignore_errors=True)
-        shutil.rmtree(self.target.job / "parts", ignore_errors=True)
+        for folder in (*self.target.job.glob("prepared*"), self.target.job / "parts"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def has_files(self) -> bool:
         """Whether the files that were prepared for it are there still: they go when all is done."""
-        prepared = (self.target.job / "prepared").resolve()
         mine = (Path(file.path) for file in self.record.files if "://" not in file.path)
-        return all(file.is_file() for file in mine if file.parent == prepared)
+        return all(file.is_file() for file in mine if self.target.job in file.parents)
 
     def is_finished(self) -> bool:
         """Whether all was made, and is there still. Raises BadInput where the one file was changed since."""
@@ -156,9 +157,12 @@ class Job:
         return True
 
     def notes(self) -> dict[int, Counts]:
-        """What was counted in each part that was done."""
-        files = sorted((self.target.job / "done").glob("*.json"))
-        return {int(file.stem): Counts(**json.loads(file.read_text(encoding="utf-8"))) for file in files}
+        """What was counted in each part that was done; a note that cannot be read is none."""
+        found = {}
+        for number in range(len(self.record.parts)):
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                found[number] = Counts(**json.loads(self.target.note(number).read_text(encoding="utf-8")))
+        return found
 
 
 def model_fingerprint(model: ModelFolder, variant: str, cascade: bool) -> str:

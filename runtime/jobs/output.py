@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,10 @@ class Target:
         """The file that says what the job is."""
         return self.job / "job.json"
 
+    def note(self, number: int) -> Path:
+        """The file that says that a part is done."""
+        return self.job / "done" / f"{number:06d}.json"
+
     def part(self, number: int) -> Path:
         """The file of a part."""
         folder = self.job / "parts" if self.one_file else self.out
@@ -57,13 +62,14 @@ class Target:
         if not self.one_file and any(self.out.iterdir()):
             raise BadInput(f"{self.out}: exists already, with files that no job made; choose another folder with -o")
 
-    def clear(self) -> None:
+    def clear(self, keep: Path) -> None:
         """Remove what an earlier job made, but for its one file, which the new one replaces when it is complete."""
         if self.record.is_file() and not self.one_file and self.out.is_dir():
             for part in self.out.glob(f"part-*.{self.kind}"):
                 part.unlink()
         for path in self.job.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if path != keep:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def joined(self, parts: Sequence[int]) -> None:
         """Make the one file of its parts, whole or not at all."""
@@ -84,9 +90,15 @@ def target_of(out: str) -> Target:
         raise BadInput(
             f"{out}: rankings are written to a folder or a file of this machine's file systems; copy them from there"
         )
-    path = Path(out)
+    path = Path(out).resolve()
+    try:
+        named = bool(out and path.name.encode())
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise BadInput(f"{out!r}: no name for a file or a folder")
     kind = KINDS.get(path.suffix.lower())
-    if path.is_dir() or out.endswith("/") or (kind is None and not path.suffix):
+    if path.is_dir() or out.endswith("/") or (kind is None and not path.suffix and not path.exists()):
         return Target(path, "parquet", False)
     if kind is None:
         raise BadInput(
@@ -105,15 +117,14 @@ def _join_parquet(files: Sequence[Path], out: Path) -> None:
                 held = []
 
 
-def write_part(target: Target, number: int, table: pa.Table, lines: Callable[[], Sequence[str]]) -> int:
-    """Write a part, whole or not at all: a table, or of a run its lines. Returns its bytes."""
-    file = target.part(number)
-    with new_file(file, swept=True) as temporary:
+def write_part(target: Target, number: int, made: pa.Table | Sequence[str]) -> int:
+    """Write a part, whole or not at all: a table, or a run's lines. Returns its bytes."""
+    with new_file(target.part(number), swept=True) as temporary:
         if target.kind == "parquet":
-            pq.write_table(table, temporary)
+            pq.write_table(made, temporary)
         else:
-            made = lines() if target.kind == "run" else _json_lines(table)
-            temporary.write_text("".join(f"{line}\n" for line in made), encoding="utf-8", newline="\n")
+            lines = _json_lines(made) if isinstance(made, pa.Table) else made
+            temporary.write_bytes("".join(f"{line}\n" for line in lines).encode())
         return temporary.stat().st_size
 
 
@@ -138,19 +149,33 @@ def run_lines(
 
 
 def _json_lines(table: pa.Table) -> list[str]:
-    parsed = [field.name for field in table.schema if field.metadata and JSON.items() <= field.metadata.items()]
-    lines = []
-    for row in table.to_pylist():
-        for name in parsed:
-            row[name] = None if row[name] is None else json.loads(row[name])
-        lines.append(json.dumps(_finite(row), ensure_ascii=False, default=str))
-    return lines
+    """A line of JSON a row; what is JSON already is written as it is."""
+    columns = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if field.metadata and JSON.items() <= field.metadata.items():
+            values = ["null" if value is None else value for value in column.to_pylist()]
+        else:
+            values = [json.dumps(_json(value), ensure_ascii=False) for value in _exact(column).to_pylist()]
+        columns.append([f"{json.dumps(field.name, ensure_ascii=False)}: {value}" for value in values])
+    return [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
 
 
-def _finite(value: Any) -> Any:
-    """The value with nulls for NaN and infinities, which JSON has not."""
+def _exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Times and decimals as Arrow writes them, to the last digit."""
+    kind = column.type
+    if pa.types.is_duration(kind):
+        return column.cast(pa.int64())
+    return column.cast(pa.string()) if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else column
+
+
+def _json(value: Any) -> Any:
+    """The value as JSON has it: nulls for NaN and infinities, bytes in base64, and as text what is nothing else."""
     if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return {str(name): _json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_json(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value if value is None or isinstance(value, (str, int)) else str(value)

@@ -86,7 +86,7 @@ class Request:
             trusted=self.model.trusted,
             files=planned.files,
             schema=planned.schema,
-            target=replace(self.target, out=self.target.out.resolve()),
+            target=self.target,
             score=self.asked.score,
             rank=self.asked.rank,
             top_k=self.asked.top_k,
@@ -118,7 +118,7 @@ def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: 
             f"{model.path}: the model has {model.manifest.labels} labels, and no one score to rank by; export it with "
             "--rank-label"
         )
-    sources = tuple(find_sources(inputs, asked.run))
+    sources = tuple(find_sources(inputs, asked.run, (target.out, target.job)))
     if any(source.kind in ("parquet", "table") for source in sources) and (asked.split or asked.depth):
         raise BadInput("--split and --depth are for collections: BEIR folders, irds: and hf: datasets")
     return Request(model, replace(asked, variant=_variant(model, asked, how)), sources, target)

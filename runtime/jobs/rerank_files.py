@@ -148,15 +148,16 @@ def _job(request: Request, how: How, force: bool) -> Job:
             return job
         log.warning("rerank: %s: some of it is gone since it was made; it is made again", target.out)
     target.check_free(force)
-    target.clear()
-    prepared = target.job / "prepared"
-    prepared.mkdir(parents=True)
+    if force and target.record.is_file():
+        log.info("rerank: begun again; to go on after a fault give the same command without --force")
+    prepared = Path(tempfile.mkdtemp(prefix="prepared-", dir=target.job))
     try:
         planned = request.planned(prepared, how.device)
-        return Job.begin(target, request.record(planned))
     except BaseException:
         shutil.rmtree(prepared)
         raise
+    target.clear(keep=prepared)  # only now: bad inputs cost nothing that was made
+    return Job.begin(target, request.record(planned))
 
 
 def _do(request: Request, job: Job, how: How) -> None:
@@ -181,12 +182,16 @@ def _do(request: Request, job: Job, how: How) -> None:
     do_parts(work, todo, workers, cpus, job.left, lambda: progress.at(sum(rows[n] for n in job.noted())))
 
 
-def preview(model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How) -> Preview:
+def preview(
+    model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How, force: bool = False
+) -> Preview:
     """What `run_job` would do, and how long it would take by a sample. Writes nothing but a temporary copy of text."""
     request = checked_request(model, inputs, out, asked, how)
-    begun = Job.open(request.target)
+    begun = None if force else Job.open(request.target)
     done = 0
-    if begun is not None:
+    if begun is None:
+        request.target.check_free(force)
+    else:
         begun.check(asdict(request.asked), request.sources, request.fingerprint)
         done = sum(counts.rows for counts in begun.notes().values())
     with tempfile.TemporaryDirectory(prefix="xopt-preview-") as scratch:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -43,10 +42,6 @@ class Work:
     score: str
     rank: str
     top_k: int | None
-
-    def note(self, number: int) -> Path:
-        """The file that says that a part is done."""
-        return self.target.job / "done" / f"{number:06d}.json"
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class PartScorer:
             bytes=size,
             seconds=time.monotonic() - start,
         )
-        with new_file(self.work.note(part.number), swept=True) as temporary:
+        with new_file(self.work.target.note(part.number), swept=True) as temporary:
             temporary.write_text(json.dumps(asdict(counts)), encoding="utf-8")
         return counts
 
@@ -169,16 +164,17 @@ class PartScorer:
         scores: NDArray[np.float32],
         ranks: NDArray[np.int64],
     ) -> int:
-        def lines() -> list[str]:
+        if self.work.target.kind == "run":
             chosen = [rows[i] for i in order]
-            return run_lines([r.query_id for r in chosen], [r.doc_id for r in chosen], ranks[order], scores[order])
-
+            ids = [row.query_id for row in chosen], [row.doc_id for row in chosen]
+            return write_part(self.work.target, number, run_lines(*ids, ranks[order], scores[order]))
         made = table.take(pa.array(order))
-        made = made.append_column(
-            pa.field(self.work.score, pa.float32()), pa.array(scores[order], mask=np.isnan(scores[order]))
-        )
-        made = made.append_column(pa.field(self.work.rank, pa.int64()), pa.array(ranks[order]))
-        return write_part(self.work.target, number, made, lines)
+        for name, values in (
+            (self.work.score, pa.array(scores[order], mask=np.isnan(scores[order]))),
+            (self.work.rank, pa.array(ranks[order])),
+        ):
+            made = made.append_column(pa.field(name, values.type), values)
+        return write_part(self.work.target, number, made)
 
 
 def _pairs(rows: Sequence[Row]) -> tuple[NDArray[np.int64], list[Pair]]:

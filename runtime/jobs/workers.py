@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ from typing import Any
 os.environ.setdefault("DO_NOT_TRACK", "1")  # read by daft as it is imported
 
 import daft
+import psutil
 import pyarrow as pa
 from daft import DataType, col
 
@@ -92,34 +94,42 @@ def _try(udf: Any, todo: Sequence[Part], workers: int, progress: Callable[[], No
         frame = frame.into_partitions(-(-len(texts) // stretch))
     else:
         frame = frame.into_batches(stretch)
-    try:
-        with _Watch(progress):
-            said = frame.select(udf.do(col("part")).alias("said")).to_pydict()["said"]
-    except Exception as error:  # Daft and Ray have many for one that died
-        return _cause(error)
-    bad = next((why for why in said if why), None)
+    work = _Beside(lambda: frame.select(udf.do(col("part")).alias("said")).to_pydict()["said"])
+    while not work.wait(LOOK_S):
+        progress()
+    if isinstance(work.error, Exception):  # Daft and Ray have many for one that died
+        return _cause(work.error)
+    bad = next((why for why in work.result if why), None)
     if bad is not None:
         raise BadInput(bad)
     return ""
 
 
-class _Watch:
-    """Calls a function every second, from a thread beside the work."""
+class _Beside:
+    """Something that is done in a thread, so that Ctrl-C and a termination reach this one at once, which Daft keeps."""
 
-    def __init__(self, look: Callable[[], None]) -> None:
-        self._look, self._end = look, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> None:
+    def __init__(self, do: Callable[[], list[str]]) -> None:
+        self.result: list[str] = []
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(do,), daemon=True)
         self._thread.start()
 
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
+    def _run(self, do: Callable[[], list[str]]) -> None:
+        try:
+            self.result = do()
+        except BaseException as error:
+            self.error = error
 
-    def _run(self) -> None:
-        while not self._end.wait(LOOK_S):
-            self._look()
+    def wait(self, seconds: float) -> bool:
+        """Whether it is done, within some seconds. What interrupts the wait ends the workers, too."""
+        try:
+            self._thread.join(seconds)
+        except BaseException:
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            raise
+        return not self._thread.is_alive()
 
 
 def _cause(error: BaseException) -> str:

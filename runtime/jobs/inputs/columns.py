@@ -53,6 +53,9 @@ def columns_of(asked: Columns, there: Sequence[str], where: str) -> Columns:
     A document's text stands below its title where there is one, unless its column was named. Raises BadInput where one
     that was named or is needed is not there.
     """
+    mine = next((name for name in there if name.startswith(PREPARED)), None)
+    if mine is not None:
+        raise BadInput(f"{where}: column {mine!r}: names that start with {PREPARED!r} are xopt's own; rename it")
     for name in asked.names():
         if name not in there:
             raise BadInput(f"{where}: no column {name!r}, only {', '.join(there)}")
@@ -99,7 +102,9 @@ def row_of(values: dict[str, object], columns: Columns, where: str) -> Row:
     """What one row says."""
     query = query_or_null(values.get(columns.query), columns.query, where)
     query_id: str | None = query
-    if columns.query_id is not None:
+    if columns.query_id is not None and not (
+        values.get(columns.query_id) is None and columns.query_id.startswith(PREPARED)  # a null query without an id
+    ):
         query_id = id_of(values.get(columns.query_id), columns.query_id, where)
     return Row(
         query_id,

@@ -14,7 +14,7 @@ from xopt.runtime.jobs.inputs.columns import Columns, check_types
 from xopt.runtime.jobs.inputs.prepared import JSON
 from xopt.runtime.jobs.inputs.sources import located
 
-__all__ = ["File", "Reader", "conformed", "known_file", "one_schema", "open_file"]
+__all__ = ["File", "Reader", "conformed", "known_file", "one_schema", "open_file", "plain"]
 
 BATCH_ROWS = 4096
 
@@ -69,7 +69,7 @@ class Reader:
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = first_line(error)
             raise BadInput(
-                f"{self.file.name}: rows {start} to {stop} cannot be read ({reason}); mend the file"
+                f"{self.file.name}: rows {start} to {stop} cannot be read ({reason}); mend it, and begin again"
             ) from error
 
     def _rows(self, start: int, stop: int) -> pa.Table:
@@ -85,6 +85,7 @@ class Reader:
                 self._held = next(self._batches, None)
                 if self._held is None:
                     raise ValueError(f"it ends before row {start}")
+                self._held = plain(self._held)
                 self._held_from, self._at = self._at, self._at + self._held.num_rows
                 continue
             last = min(stop, self._at)
@@ -98,25 +99,53 @@ def one_schema(schemas: Sequence[pa.Schema], names: Sequence[str], kept: Sequenc
 
     Raises BadInput where a column is of two types, naming the inputs.
     """
-    together = pa.schema([])
+    together: dict[str, pa.Field] = {}
     for schema, name in zip(schemas, names, strict=True):
-        fields = [_plain(field) for field in schema if kept is None or field.name in kept]
-        try:
-            together = pa.unify_schemas([together, pa.schema(fields)])
-        except pa.ArrowException as error:
-            raise BadInput(
-                f"{name}: a column is of another type than in the inputs before it ({first_line(error)}); cast it, or "
-                "rerank the files one by one"
-            ) from error
-    return together
+        for field in map(_plain, schema):
+            before = together.get(field.name)
+            if kept is not None and field.name not in kept:
+                continue
+            if before is None or pa.types.is_null(before.type):
+                together[field.name] = field
+            elif not pa.types.is_null(field.type) and not before.equals(field, check_metadata=True):
+                raise BadInput(
+                    f"{name}: column {field.name!r} is of {_said(field)}, in the inputs before it of {_said(before)}; "
+                    "cast one of them, leave the column away with --ids-only, or rerank the files one by one"
+                )
+    return pa.schema(list(together.values()))
+
+
+def _said(field: pa.Field) -> str:
+    return "several kinds" if field.metadata else str(field.type)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type without dictionaries and views, and with one kind of string: what every operation knows."""
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_string(kind) or kind == pa.string_view():
+        return pa.large_string()
+    if kind == pa.binary_view():
+        return pa.large_binary()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        item = kind.value_field.with_type(_plain_type(kind.value_type))
+        return pa.list_(item) if pa.types.is_list(kind) else pa.large_list(item)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    return kind
 
 
 def _plain(field: pa.Field) -> pa.Field:
-    """The field without dictionaries, with one kind of string, and without any metadata but xopt's own."""
-    kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    kind = pa.large_string() if pa.types.is_string(kind) or kind == pa.string_view() else kind
-    metadata = field.metadata if field.metadata and JSON.items() <= field.metadata.items() else None
-    return pa.field(field.name, kind, metadata=JSON if metadata else None)
+    """The field of a plain type, without any metadata but xopt's own."""
+    marked = field.metadata is not None and JSON.items() <= field.metadata.items()
+    return pa.field(field.name, _plain_type(field.type), metadata=JSON if marked else None)
+
+
+def plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """A batch whose columns are of plain types."""
+    fields = [field.with_type(_plain_type(field.type)) for field in batch.schema]
+    columns = [column.cast(field.type) for column, field in zip(batch.columns, fields, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=pa.schema(fields))
 
 
 def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:

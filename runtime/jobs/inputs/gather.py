@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xopt.runtime.errors import BadInput
 from xopt.runtime.files import writing
 from xopt.runtime.jobs.inputs.columns import Columns, rows_of
-from xopt.runtime.jobs.inputs.files import File, conformed, open_file
+from xopt.runtime.jobs.inputs.files import File, conformed, open_file, plain
 from xopt.runtime.jobs.inputs.prepared import prepared_columns, prepared_fields, write_prepared
 
 __all__ = ["gather", "gathered_columns"]
@@ -46,19 +47,18 @@ def gather(files: Sequence[File], runs: NDArray[np.int64], schema: pa.Schema, fo
         table = pq.read_table(bucket)
         if len(table):
             made.append(folder / f"gathered-{number:04d}.parquet")
+            ordered = _ordered(table, columns)
+            _check_documents(ordered, columns, files)
             with writing(folder):
-                pq.write_table(_ordered(table, columns).select(whole.names), made[-1])
+                pq.write_table(ordered.select(whole.names), made[-1])
         bucket.unlink()
     return made
 
 
 def gathered_columns(files: Sequence[File]) -> Columns:
-    """The columns that say what is to be scored: ids, and first scores, where one of the files has them."""
-
-    def any_of(name: str) -> str | None:
-        return next((getattr(f.columns, name) for f in files if getattr(f.columns, name) is not None), None)
-
-    found = {name: any_of(name) for name in ("query_id", "doc_id", "first")}
+    """The columns that say what is to be scored: document ids where all files have them, others where one has."""
+    ids = {name: [getattr(file.columns, name) for file in files] for name in ("query_id", "doc_id", "first")}
+    found = {name: name for name, named in ids.items() if (all if name == "doc_id" else any)(named)}
     return prepared_columns(Columns("query", "text", **found))
 
 
@@ -75,7 +75,7 @@ def _chosen(
             names = list(dict.fromkeys([*file.columns.names(), *(n for n in schema.names if n in _names(file))]))
             at = 0
             with open_file(file.path, file.name) as opened:
-                for batch in opened.iter_batches(ROWS_AT_ONCE, columns=names):
+                for batch in map(plain, opened.iter_batches(ROWS_AT_ONCE, columns=names)):
                     first, last = np.searchsorted(rows, [at, at + batch.num_rows])
                     if last > first:
                         chosen = rows[first:last]
@@ -106,3 +106,25 @@ def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
     first = np.full(len(queries.dictionary), np.iinfo(np.int64).max)
     np.minimum.at(first, numbers, places)
     return table.take(pa.array(np.lexsort((places, first[numbers]))))
+
+
+def _check_documents(table: pa.Table, columns: Columns, files: Sequence[File]) -> None:
+    """Raises BadInput, with both places, where a document stands twice among those of a query."""
+    if columns.doc_id is None:
+        return
+    names = (columns.query_id or columns.query, columns.doc_id, PLACE)
+    seen: dict[tuple[str, str], int] = {}
+    for query, document, place in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+        first = seen.setdefault((query, document), place)
+        if first != place:
+            twice = f"document {document!r:.60} stands twice among the candidates of {query!r:.60}"
+            raise BadInput(f"{_place(files, place)}: {twice}, first in {_place(files, first)}")
+
+
+def _place(files: Sequence[File], row: int) -> str:
+    """Where a row of all inputs stands."""
+    for file in files:
+        if row < file.rows:
+            return f"{file.name}: row {row}"
+        row -= file.rows
+    raise IndexError(row)

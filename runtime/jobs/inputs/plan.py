@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from xopt.runtime.data.tables import Values, read_rows
+from xopt.runtime.data.tables import Values, read_table
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import writing
-from xopt.runtime.jobs.inputs.columns import PREPARED, Columns, columns_of
+from xopt.runtime.jobs.inputs.columns import Columns, columns_of
 from xopt.runtime.jobs.inputs.files import File, known_file, one_schema, open_file
 from xopt.runtime.jobs.inputs.gather import gather, gathered_columns
 from xopt.runtime.jobs.inputs.parts import cut
-from xopt.runtime.jobs.inputs.prepared import prepare, prepared_columns
+from xopt.runtime.jobs.inputs.prepared import fields_of, kinds_of, prepare, prepared_columns
 from xopt.runtime.jobs.inputs.scan import scan
 from xopt.runtime.jobs.inputs.sources import Source, located
 
@@ -54,20 +54,22 @@ def plan(
     Parquet is read where it lies. Tables in text and collections are written as Parquet, and so are the rows of queries
     whose candidates do not stand together. Raises BadInput where the inputs cannot be ranked.
     """
-    found = [_file(source, read, asked, folder, number) for number, source in enumerate(sources)]
-    files = [file for file, _ in found]
-    kept = None
+    tables = {s: _Table(s, read, folder, number) for number, s in enumerate(sources) if s.kind != "parquet"}
+    fields = fields_of([table.kinds for table in tables.values()])
+    found = [tables[s].prepared(asked, fields) if s in tables else _parquet(s, asked) for s in sources]
+    whole = [item for item in found if item is not None]
+    files, schemas = [file for file, _, _ in whole], [schema for _, schema, _ in whole]
     if ids_only or words:
         lacking = next((file for file in files if file.columns.doc_id is None), None)
         if lacking is not None:
             raise BadInput(
                 f"{lacking.name}: no column 'doc_id', which --ids-only and a run need; name it with --doc-id"
             )
-    if ids_only:
-        own = [columns_of(asked, schema.names, file.name) for file, schema in found]
-        kept = [str(name) for columns in own for name in (columns.query_id or columns.query, columns.doc_id)]
-    schema = one_schema([schema for _, schema in found], [file.name for file in files], kept)
-    scanned = scan(files, words)
+    kept: list[str] | None = [] if words else None
+    if ids_only and not words:
+        kept = [str(name) for _, _, columns in whole for name in (columns.query_id or columns.query, columns.doc_id)]
+    schema = one_schema(schemas, [file.name for file in files], kept)
+    scanned = scan(files, schema.names, words)
     runs, scattered = scanned.table(), scanned.scattered()
     parts = cut(runs[~scattered], files, device)
     rows = int((runs[scattered, 2] - runs[scattered, 1]).sum())
@@ -76,7 +78,7 @@ def plan(
         made = gather(files, runs[scattered], schema, folder)
         columns = gathered_columns(files)
         together = [known_file("the inputs, a query's rows together", str(path), columns)[0] for path in made]
-        more = scan(together, words).table()
+        more = scan(together).table()
         more[:, 0] += len(files)
         files += together
         parts += cut(more, files, device)
@@ -85,23 +87,35 @@ def plan(
     return Planned(tuple(files), schema, tuple(tuple(part) for part in parts), rows)
 
 
-def _file(
-    source: Source, read: Callable[[Source], Iterable[Values]], asked: Columns, folder: Path, number: int
-) -> tuple[File, pa.Schema]:
-    """A source as Parquet, and the users' columns in it."""
-    if source.kind == "parquet":
-        path = source.name if "://" in source.name else str(Path(source.name).resolve())
-        with open_file(path, source.name) as opened:
-            columns = columns_of(asked, opened.schema_arrow.names, source.name)
-        return known_file(source.name, path, columns)
-    out = folder / f"source-{number:04d}.parquet"
-    if source.kind == "table":
-        local = _local(source.name, folder)
-        columns = prepare(lambda: read_rows(local), asked, source.name, out)
-    else:
-        columns = prepare(lambda: read(source), asked, source.name, out)
-    file, schema = known_file(source.name, str(out.resolve()), prepared_columns(columns))
-    return file, pa.schema([field for field in schema if not field.name.startswith(PREPARED)])
+Found = tuple[File, pa.Schema, Columns]  # a source as Parquet, the users' columns in it, and those that are scored
+
+
+def _parquet(source: Source, asked: Columns) -> Found:
+    path = source.name if "://" in source.name else str(Path(source.name).resolve())
+    with open_file(path, source.name) as opened:
+        columns = columns_of(asked, opened.schema_arrow.names, source.name)
+    return *known_file(source.name, path, columns), columns
+
+
+class _Table:
+    """A source that is no Parquet: read once for the kinds of its values, and again to be written."""
+
+    def __init__(self, source: Source, read: Callable[[Source], Iterable[Values]], folder: Path, number: int) -> None:
+        self.source, self._out = source, folder / f"source-{number:04d}.parquet"
+        local = _local(source.name, folder) if source.kind == "table" else None
+        self._read: Callable[[], Iterable[Values]] = lambda: read(source) if local is None else read_table(local)
+        self.kinds = kinds_of(self._read())
+
+    def prepared(self, asked: Columns, fields: dict[str, pa.Field]) -> Found | None:
+        """The source as Parquet, if there are rows in it."""
+        if not self.kinds:
+            log.warning("rerank: %s: no rows in it", self.source.name)
+            return None
+        columns = columns_of(asked, list(self.kinds), self.source.name)
+        own = [fields[name] for name in self.kinds]
+        prepare(self._read, columns, own, self._out)
+        file, _ = known_file(self.source.name, str(self._out.resolve()), prepared_columns(columns))
+        return file, pa.schema(own), columns
 
 
 def _local(name: str, folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,16 @@ import pyarrow.parquet as pq
 from xopt.runtime.data.tables import Values
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file
-from xopt.runtime.jobs.inputs.columns import PREPARED, Columns, Row, columns_of, row_of
+from xopt.runtime.jobs.inputs.columns import PREPARED, Columns, Row, row_of
 from xopt.runtime.scoring.encode import clean
 
-__all__ = ["JSON", "prepare", "prepared_columns", "prepared_fields", "write_prepared"]
+__all__ = ["JSON", "Kinds", "fields_of", "kinds_of", "prepare", "prepared_columns", "prepared_fields", "write_prepared"]
 
 ROWS_AT_ONCE = 4096
 EXACT_INTEGERS = 1 << 53  # beyond, a float has not all of them
 JSON = {b"xopt": b"json"}  # marks a column of values that no one type holds, each as JSON
+
+Kinds = dict[str, set[str]]  # the kinds of a column's values, by its name
 
 
 def prepared_columns(columns: Columns) -> Columns:
@@ -47,20 +49,33 @@ def write_prepared(rows: Iterable[Row], columns: Columns) -> dict[str, pa.Array]
     }
 
 
-def prepare(read: Callable[[], Iterable[Values]], asked: Columns, name: str, out: Path) -> Columns:
-    """Write the rows that `read` gives, twice, to a Parquet file. Returns the input's columns.
-
-    The first time tells the types: whole numbers, floats, truth values and texts stay what they are, and of a column
-    with several kinds, or with lists and objects, each value is kept as JSON. Raises BadInput where a row is bad.
-    """
-    kinds: dict[str, set[str]] = {}
-    for _, values in read():
+def kinds_of(rows: Iterable[Values]) -> Kinds:
+    """The columns of a table, and of what kinds their values are."""
+    kinds: Kinds = {}
+    for _, values in rows:
         for column, value in values.items():
-            kinds.setdefault(column, set()).add(_kind(value))
-    if not kinds:
-        raise BadInput(f"{name}: no candidates in it; each row needs a query and a text, of CSV and TSV below a header")
-    columns = columns_of(asked, list(kinds), name)
-    fields = [_field(column, found) for column, found in kinds.items()]
+            kinds.setdefault(clean(column), set()).add(_kind(value))
+    return kinds
+
+
+def fields_of(tables: Sequence[Kinds]) -> dict[str, pa.Field]:
+    """The fields of all tables together.
+
+    Whole numbers, floats, truth values and texts stay what they are, whole numbers among floats become floats, and of a
+    column with several kinds, or with lists and objects, each value is kept as JSON.
+    """
+    together: Kinds = {}
+    for kinds in tables:
+        for column, found in kinds.items():
+            together.setdefault(column, set()).update(found - {"null"})
+    return {column: _field(column, found) for column, found in together.items()}
+
+
+def prepare(read: Callable[[], Iterable[Values]], columns: Columns, fields: Sequence[pa.Field], out: Path) -> None:
+    """Write the rows that `read` gives to a Parquet file, with the users' columns as `fields`.
+
+    Raises BadInput where a row is bad.
+    """
     written = prepared_columns(columns)
     schema = pa.schema([*prepared_fields(written), *fields])
     rows = iter(read())
@@ -68,15 +83,14 @@ def prepare(read: Callable[[], Iterable[Values]], asked: Columns, name: str, out
         while part := list(islice(rows, ROWS_AT_ONCE)):
             mine = write_prepared((row_of(values, columns, where) for where, values in part), written)
             own = {
-                field.name: pa.array([_value(v.get(field.name), field) for _, v in part], field.type)
+                field.name: pa.array([_value(v.get(field.name), field, where) for where, v in part], field.type)
                 for field in fields
             }
             writer.write_table(pa.table({**mine, **own}, schema=schema))
-    return columns
 
 
 def _kind(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "null"
     if isinstance(value, bool):
         return "bool"
@@ -86,8 +100,8 @@ def _kind(value: Any) -> str:
 
 
 def _field(name: str, kinds: set[str]) -> pa.Field:
-    kinds = kinds - {"null"}
     for type_, held in (
+        (pa.null(), set[str]()),
         (pa.large_string(), {"str"}),
         (pa.bool_(), {"bool"}),
         (pa.int64(), {"int", "long"}),
@@ -98,9 +112,23 @@ def _field(name: str, kinds: set[str]) -> pa.Field:
     return pa.field(name, pa.large_string(), metadata=JSON)
 
 
-def _value(value: Any, field: pa.Field) -> Any:
-    if field.metadata:
-        return None if value is None else json.dumps(value, ensure_ascii=True)
+def _value(value: Any, field: pa.Field, where: str) -> Any:
     if _kind(value) == "null":
         return None
-    return clean(value) if isinstance(value, str) else value
+    if not field.metadata:
+        return clean(value) if isinstance(value, str) else value
+    try:
+        return json.dumps(_plain(value), ensure_ascii=False)
+    except RecursionError:
+        raise BadInput(f"{where}: {field.name!r} holds lists or objects too deep in each other") from None
+
+
+def _plain(value: Any) -> Any:
+    """The value as any JSON reader takes it: without NaN, infinities, and halves of surrogate pairs."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, dict):
+        return {clean(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if _kind(value) == "null" else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from xopt.runtime.data.fields import id_of
 from xopt.runtime.errors import BadInput, first_line
-from xopt.runtime.jobs.inputs.files import File, open_file
+from xopt.runtime.jobs.inputs.columns import PREPARED
+from xopt.runtime.jobs.inputs.files import File, open_file, plain
 
 __all__ = ["Runs", "scan"]
 
-ROWS_AT_ONCE = 1 << 16
+ROWS_AT_ONCE = 1 << 14
 
 
 class Runs:
@@ -45,8 +47,8 @@ class Runs:
         return np.isin(queries, starts[counts > 1])
 
 
-def scan(files: Sequence[File], words: bool = False) -> Runs:
-    """Read the ids and queries of all files.
+def scan(files: Sequence[File], names: Sequence[str] = (), words: bool = False) -> Runs:
+    """Read the ids and queries of all files, and on this machine the columns `names` too, to see that they are whole.
 
     Raises BadInput, with the row, where an id is null, stands for two queries or, with `words`, holds blanks, and where
     a document stands twice among those of a query that follow each other.
@@ -54,9 +56,11 @@ def scan(files: Sequence[File], words: bool = False) -> Runs:
     runs, queries = Runs(), _Queries(words)
     for number, file in enumerate(files):
         with open_file(file.path, file.name) as opened:
-            names = [n for n in (file.columns.query_id, file.columns.query, file.columns.doc_id) if n is not None]
+            mine = [n for n in (file.columns.query_id, file.columns.query, file.columns.doc_id) if n is not None]
+            needed = mine if "://" in file.path else [*file.columns.names(), *names]
+            chosen = [name for name in opened.schema_arrow.names if name in needed]
             at = 0
-            for batch in _batches(opened.iter_batches(ROWS_AT_ONCE, columns=list(dict.fromkeys(names))), file):
+            for batch in _batches(opened.iter_batches(ROWS_AT_ONCE, columns=chosen), file):
                 for start, stop, query in queries.seen(batch, file, at):
                     runs.add(number, at + start, at + stop, query)
                 at += batch.num_rows
@@ -64,10 +68,16 @@ def scan(files: Sequence[File], words: bool = False) -> Runs:
 
 
 def _batches(batches: Iterator[pa.RecordBatch], file: File) -> Iterator[pa.RecordBatch]:
+    at = 0
     try:
-        yield from batches
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{file.name}: cannot be read ({first_line(error)}); mend the file") from error
+        for batch in batches:
+            batch.validate(full=True)
+            yield plain(batch)
+            at += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise BadInput(
+            f"{file.name}: is damaged behind row {at} ({first_line(error)}); mend it, and begin again"
+        ) from error
 
 
 class _Queries:
@@ -82,22 +92,25 @@ class _Queries:
     def seen(self, batch: pa.RecordBatch, file: File, at: int) -> Iterator[tuple[int, int, int]]:
         """The runs of a batch: first row, end, and hash of the query's id."""
         columns = file.columns
-        ids = _plain(batch, columns.query_id or columns.query)
-        texts = _plain(batch, columns.query)
-        documents = _plain(batch, columns.doc_id) if columns.doc_id is not None else None
+        ids = batch.column(columns.query_id or columns.query)
+        texts = batch.column(columns.query)
+        documents = batch.column(columns.doc_id) if columns.doc_id is not None else None
         changes = _changes(ids) | _changes(texts)
         starts = np.flatnonzero(changes)
         for start, stop, value, text in zip(
             starts, [*starts[1:], len(ids)], ids.take(starts).to_pylist(), texts.take(starts).to_pylist(), strict=True
         ):
             where = f"{file.name}: row {at + start}"
-            known = value is None and columns.query_id is None
-            query = hash(None if known else id_of(value, columns.query_id or columns.query, where))
+            nameless = value is None and (columns.query_id is None or columns.query_id.startswith(PREPARED))
+            name = None if nameless else id_of(value, columns.query_id or columns.query, where)
+            query = _hash(name)
             if self.words:
+                if name is None:
+                    raise BadInput(f"{where}: a null query without an id, which a run cannot have; write .jsonl")
                 _check_word(str(value), where)
             if query != self.at:
                 self.at, self.documents = query, set()
-            if text is not None and self.texts.setdefault(query, hash(text)) != hash(text):
+            if text is not None and self.texts.setdefault(query, _hash(text)) != _hash(text):
                 raise BadInput(f"{where}: query id {value!r:.60} stands for another query above; an id stands for one")
             if documents is not None:
                 self._documents(documents[start:stop].to_pylist(), file, at + int(start), value)
@@ -114,14 +127,16 @@ class _Queries:
             self.documents.add(value)
 
 
+def _hash(text: str | None) -> int:
+    """Eight bytes of a hash that is the same in every process: it says in which order queries are gathered."""
+    kind = b"null" if text is None else b"text"
+    digest = hashlib.blake2b((text or "").encode(), digest_size=8, person=kind).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
 def _check_word(name: str, where: str) -> None:
     if name.split() != [name]:
         raise BadInput(f"{where}: id {name!r:.60} holds blanks, which a TREC run cannot; write .jsonl or .parquet")
-
-
-def _plain(batch: pa.RecordBatch, name: str) -> pa.Array:
-    column = batch.column(batch.schema.get_field_index(name))
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
 def _changes(column: pa.Array) -> NDArray[np.bool_]:

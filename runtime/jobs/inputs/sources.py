@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from xopt.runtime.files import sha256_of
 __all__ = ["Source", "find_sources", "located"]
 
 WILD = "*?["
+BEIR = ("corpus.jsonl*", "queries.jsonl*", "qrels/*")
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,22 @@ def located(name: str) -> tuple[fs.FileSystem, str]:
     return system, path
 
 
-def find_sources(inputs: Sequence[str], run: str | None = None) -> list[Source]:
-    """The sources that `inputs` name, in their order, a folder's and a pattern's by name.
+def find_sources(inputs: Sequence[str], run: str | None = None, made: Sequence[Path] = ()) -> list[Source]:
+    """The sources that `inputs` name, in their order, a folder's and a pattern's by name, without what a job `made`.
 
-    Raises BadInput where one is missing, of no known kind or named twice, and where `run` goes with no collection.
+    Raises BadInput where one is missing, of no known kind, named twice or what the job makes, and where `run` goes with
+    no collection.
     """
+    if run is not None and not Path(run).is_file():
+        raise BadInput(f"{run}: no such file; --run takes a TREC run")
     found: list[tuple[str, str]] = []
-    for name in inputs:
-        found += _named(name, run)
+    for given in inputs:
+        _check_name(given)
+        if "://" not in given and Path(given).resolve() in made:
+            raise BadInput(f"{given}: is what would be written; give another -o")
+        for name, kind in _named(given, run):
+            if "://" in name or not _within_any(Path(name).resolve(), made):
+                found.append((name, kind))
     if not found:
         raise BadInput("no inputs; name files, folders or data sets of candidates")
     places = [located(name)[1] if kind != "data set" else name for name, kind in found]
@@ -73,7 +82,18 @@ def find_sources(inputs: Sequence[str], run: str | None = None) -> list[Source]:
         raise BadInput(f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda item: _fingerprint(item[0], item[1], run), found)
-        return [Source(name, kind, each) for (name, kind), each in zip(found, prints, strict=True)]
+        return [Source(name, kind, made_of) for (name, kind), made_of in zip(found, prints, strict=True)]
+
+
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{name!r}: a name that is not UTF-8; rename it") from None
+
+
+def _within_any(path: Path, places: Sequence[Path]) -> bool:
+    return any(path == place or place in path.parents for place in places)
 
 
 def _named(name: str, run: str | None) -> list[tuple[str, str]]:
@@ -83,7 +103,7 @@ def _named(name: str, run: str | None) -> list[tuple[str, str]]:
     try:
         info = system.get_file_info(path)
         if info.type == fs.FileType.NotFound and any(c in name for c in WILD):
-            return _matching(name, system, path)
+            return _matching(name)
         if info.type == fs.FileType.Directory:
             return _within(name, system, path, run)
     except OSError as error:
@@ -124,14 +144,17 @@ def _within(name: str, system: fs.FileSystem, path: str, run: str | None) -> lis
     return known
 
 
-def _matching(name: str, system: fs.FileSystem, path: str) -> list[tuple[str, str]]:
-    folder = path[: min(path.find(c) for c in WILD if c in path)].rpartition("/")[0]
-    prefix = name[: len(name) - len(path)] if name.endswith(path) else ""
-    if system.get_file_info(folder).type == fs.FileType.NotFound:
-        raise BadInput(f"{name}: no such folder: {prefix}{folder}")
-    depth = path.count("/")
-    files = [f for f in _files(system, folder) if f.count("/") == depth or "**" in path]
-    known = [(prefix + f, kind) for f in files if fnmatch.fnmatch(f, path) and (kind := _kind(f)) is not None]
+def _matching(name: str) -> list[tuple[str, str]]:
+    head = name[: min(name.find(c) for c in WILD if c in name)].rpartition("/")[0]
+    system, folder = located(head or ("/" if name.startswith("/") else "."))
+    if system.get_file_info(folder).type != fs.FileType.Directory:
+        raise BadInput(f"{name}: no such folder: {head}")
+    below = [file[len(folder.rstrip("/")) + 1 :] for file in _files(system, folder)]
+    pattern = name[len(head) :].lstrip("/")
+    deep = [f for f in below if "**" in name or f.count("/") == pattern.count("/")]
+    fitting = [f for f in deep if fnmatch.fnmatchcase(f, pattern)]
+    start = f"{head}/" if head or name.startswith("/") else ""
+    known = [(start + f, kind) for f in fitting if (kind := _kind(f)) is not None]
     if not known:
         raise BadInput(f"{name}: no {', '.join(FILES)} file has such a name")
     return known
@@ -142,10 +165,10 @@ def _fingerprint(name: str, kind: str, run: str | None) -> str:
         return "" if run is None else sha256_of(Path(run))
     try:
         if kind == "collection":
-            files: Iterable[Path] = sorted(path for path in Path(name).rglob("*") if path.is_file())
-            each = [f"{file.relative_to(name)} {sha256_of(file)}" for file in files]
-            each += [sha256_of(Path(run))] if run is not None else []
-            return hashlib.sha256("\n".join(each).encode()).hexdigest()
+            files = [path for pattern in BEIR for path in sorted(Path(name).glob(pattern))]
+            lines = [f"{file.relative_to(name)} {sha256_of(file)}" for file in files]
+            lines += [sha256_of(Path(run))] if run is not None else []
+            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
         system, path = located(name)
         if isinstance(system, fs.LocalFileSystem):
             return sha256_of(Path(path))
