@@ -117,8 +117,9 @@ def run_job(
     request = checked_request(model, inputs, out, asked, how)
     with only_one(request.target):
         job = _job(request, how, force)
-        before = job.done()
-        if job.is_finished():
+        finished = job.is_finished()
+        before = job.notes() if finished else job.done()
+        if finished:
             log.info("rerank: %s is done already; nothing is scored", out)
         else:
             if before:
@@ -126,7 +127,7 @@ def run_job(
             _do(request, job, how)
             job.finish()
         notes = job.notes()
-        now = [counts for number, counts in notes.items() if number not in before and job.record.finished is not None]
+        now = [counts for number, counts in notes.items() if number not in before]
         return Reranked(
             out,
             str(request.asked.variant),

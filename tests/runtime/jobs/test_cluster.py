@@ -71,6 +71,6 @@ def test_a_job_on_three_nodes_survives_the_loss_of_one(
         while process.poll() is None and len(list(notes.glob("*.json"))) < 2:
             time.sleep(0.05)
         lose()
-        _, said = process.communicate()
+        _, said = process.communicate(timeout=600)
     assert process.returncode == 0, said
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -184,3 +184,20 @@ def test_two_processes_do_not_work_at_one_job(
     (tmp_path / "out.parquet.job").mkdir()
     with locked(tmp_path / "out.parquet.job"), pytest.raises(BadInput, match="another process works at this job"):
         rerank_files(tiny.path, [parquet(records)], tmp_path / "out.parquet")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_termination_ends_workers_too(
+    tiny: ModelFolder, many: str, undisturbed: bytes, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out.jsonl"
+    process = begin(tiny, many, out, "--workers", "2", "--threads", "1")
+    parts_done(out, 1, process)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == 128 + number
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert (len(gone), alive) == (len(children), [])
+    rerank_files(tiny.path, [many], out)
+    assert out.read_bytes() == undisturbed
