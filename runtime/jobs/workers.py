@@ -97,7 +97,7 @@ def _try(udf: Any, todo: Sequence[Part], workers: int, progress: Callable[[], No
     work = _Beside(lambda: frame.select(udf.do(col("part")).alias("said")).to_pydict()["said"])
     while not work.wait(LOOK_S):
         progress()
-    if isinstance(work.error, Exception):  # Daft and Ray have many for one that died
+    if work.error is not None:  # Daft and Ray have many for one that died
         return _cause(work.error)
     bad = next((why for why in work.result if why), None)
     if bad is not None:
@@ -111,6 +111,7 @@ class _Beside:
     def __init__(self, do: Callable[[], list[str]]) -> None:
         self.result: list[str] = []
         self.error: BaseException | None = None
+        self._others = set(psutil.Process().children(recursive=True))
         self._thread = threading.Thread(target=self._run, args=(do,), daemon=True)
         self._thread.start()
 
@@ -125,7 +126,7 @@ class _Beside:
         try:
             self._thread.join(seconds)
         except BaseException:
-            for child in psutil.Process().children(recursive=True):
+            for child in set(psutil.Process().children(recursive=True)) - self._others:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             raise
