@@ -16,6 +16,7 @@ __all__ = [
     "BOUNDS",
     "DATA_NAMES",
     "data_options",
+    "device_anywhere_option",
     "device_option",
     "folder_argument",
     "gate_options",
@@ -43,14 +44,19 @@ def _there(_: click.Context, __: click.Parameter, device: str) -> str:
     return device
 
 
-device_option = click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    default="cpu",
-    show_default=True,
-    callback=_there,
-    help="Where to run; a GPU that is missing is an error, never a run on the CPU.",
-)
+def _device(check: Callable[..., str] | None) -> Callable[..., Any]:
+    return click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        default="cpu",
+        show_default=True,
+        callback=check,
+        help="Where to run; a GPU that is missing is an error, never a run on the CPU.",
+    )
+
+
+device_option = _device(_there)
+device_anywhere_option = _device(None)  # where another machine may be the one to have it
 minutes_option = click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from xopt.cli.job_tables import print_preview, print_reranked
-from xopt.cli.options import device_option, folder_argument, threads_option, trust_option
+from xopt.cli.options import device_anywhere_option, folder_argument, threads_option, trust_option
 from xopt.cli.output import Output, json_option
 
 __all__ = ["rerank"]
@@ -46,7 +46,7 @@ COLUMNS = ("query", "text", "query_id", "doc_id", "first")
 )
 @click.option("--split", help="The split of a BEIR folder or an hf: dataset.  [default: test]")
 @click.option("--depth", type=click.IntRange(min=1), help="Candidates a query of such a collection.  [default: 100]")
-@device_option
+@device_anywhere_option
 @click.option(
     "--workers",
     type=click.IntRange(min=1),

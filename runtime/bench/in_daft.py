@@ -102,7 +102,7 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
 
 def _run_cascade(spec: ScorerSpec, pairs: Sequence[Pair], warm_up: list[Pair]) -> Callable[[], DaftRun]:
     """A query that ranks the candidates of each text of a query."""
-    udf = instances(TimedCascadeUDF, None, None, spec.device)(spec.open_cascade, warm_up)
+    udf = instances(TimedCascadeUDF, None, None, spec.device)(spec.open_cascade, warm_up, nulls="raise")
 
     def query(frame: daft.DataFrame) -> DaftRun:
         start = time.monotonic()

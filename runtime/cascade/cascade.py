@@ -90,10 +90,14 @@ class Cascade:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A query's candidates: their places, best first; their logits in the order given, NaN of those not scored."""
+    """A query's candidates: their places, best first; their logits in the order given, NaN of those not scored.
+
+    not_finite: how many were scored, and have no finite score.
+    """
 
     ranking: NDArray[np.intp]
     scores: NDArray[np.float32]
+    not_finite: int = 0
 
     @property
     def scored(self) -> int:
@@ -134,17 +138,20 @@ class CascadeScorer:
         values = [float(score) if np.isfinite(score) else None for score in ranked.scores]
         return [{"corpus_id": int(i), "score": values[i]} for i in ranked.ranking[:top_k]]
 
-    def rank_all(self, lists: Lists) -> list[Ranked]:
-        """Rank the candidates of many queries. Raises BadInput where the first stage's scores do not fit."""
+    def rank_all(self, lists: Lists, finite: bool = True) -> list[Ranked]:
+        """Rank the candidates of many queries. Raises BadInput where the first stage's scores do not fit.
+
+        And NotFinite where a score is not; or, unless `finite`, such candidates come last, and are counted.
+        """
         self._check(lists)
         nothing = Ranked(np.empty(0, np.intp), np.empty(0, np.float32))
         ranked = [nothing] * len(lists.queries)
         for batch in _batches(lists):
-            for number, found in zip(batch, self._rank(lists.taken(batch)), strict=True):
+            for number, found in zip(batch, self._rank(lists.taken(batch), finite), strict=True):
                 ranked[number] = found
         return ranked
 
-    def _rank(self, lists: Lists) -> list[Ranked]:
+    def _rank(self, lists: Lists, finite: bool) -> list[Ranked]:
         features, tokens = self.stage.features(lists)
         own, pairs = self.cascade, pairs_of(lists)
         firsts = np.cumsum([0, *(len(documents) for documents in lists.documents)])
@@ -158,15 +165,17 @@ class CascadeScorer:
                 rows = np.concatenate([firsts[number] + candidates for number, candidates in asked])
                 bounds = np.cumsum([len(candidates) for _, candidates in asked])[:-1]
                 for (number, candidates), scores in zip(
-                    asked, np.split(self._scores(pairs, tokens, rows), bounds), strict=True
+                    asked, np.split(self._scores(pairs, tokens, rows, finite), bounds), strict=True
                 ):
                     courses[number].tell(candidates, scores)
-        return [Ranked(course.ranking(), course.scores) for course in courses]
+        return [Ranked(course.ranking(), course.scores, len(course.not_finite)) for course in courses]
 
-    def _scores(self, pairs: Sequence[Pair], tokens: Tokens | None, rows: NDArray[np.intp]) -> NDArray[np.float32]:
+    def _scores(
+        self, pairs: Sequence[Pair], tokens: Tokens | None, rows: NDArray[np.intp], finite: bool
+    ) -> NDArray[np.float32]:
         some = [pairs[row] for row in rows]
         logits = self.scorer.logits(some) if tokens is None else self.scorer.score_tokens(tokens.taken(rows))
-        return self.folder.manifest.ranking(checked(some, logits))
+        return self.folder.manifest.ranking(checked(some, logits) if finite else logits)
 
     def _check(self, lists: Lists) -> None:
         check_pairs(pairs_of(lists))

@@ -70,15 +70,19 @@ class Course:
         self.shape = np.array(order.quantiles) / max(order.spread, 1e-9)
         self.scores = np.full(len(features), np.nan, np.float32)
         self.left = np.argsort(-self.belief.mean, kind="stable")
+        self.not_finite = np.empty(0, np.intp)  # candidates whose scores are none: they come last
 
     def next(self) -> NDArray[np.intp]:
         """The candidates to score now; none where it is enough."""
         return self.left[: self._more()]
 
     def tell(self, candidates: NDArray[np.intp], scores: NDArray[np.float32]) -> None:
-        """The logits of the candidates that `next` gave."""
-        self.scores[candidates] = scores
+        """The logits of the candidates that `next` gave, of which one that is not finite tells nothing."""
         self.left = self.left[len(candidates) :]
+        finite = np.isfinite(scores)
+        self.not_finite = np.concatenate([self.not_finite, candidates[~finite]])
+        candidates, scores = candidates[finite], scores[finite]
+        self.scores[candidates] = scores
         if self.rule.kind == "gain" and len(self.left):
             self.belief.tell(candidates, scores)
             self.left = self.left[np.argsort(-self.belief.mean[self.left], kind="stable")]
@@ -86,7 +90,7 @@ class Course:
     def ranking(self) -> NDArray[np.intp]:
         """All candidates, best first: the scored ones by their scores, then the others as they are expected."""
         seen = np.flatnonzero(np.isfinite(self.scores))  # ties in the order given
-        return np.concatenate([seen[np.argsort(-self.scores[seen], kind="stable")], self.left])
+        return np.concatenate([seen[np.argsort(-self.scores[seen], kind="stable")], self.left, self.not_finite])
 
     def loss(self) -> float:
         """What stopping now is expected to lose."""

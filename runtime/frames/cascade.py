@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = ["ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
 RANKED = DataType.struct({"score": DataType.list(DataType.float32()), "rank": DataType.list(DataType.int64())})
 ROW, RESULT = "_xopt_row", "_xopt_result"  # the candidates' order, which grouping loses; and what is made of them
 QUERIES_A_CALL = 64
+log = logging.getLogger(__name__)
 
 
 class CascadeUDF:
@@ -60,7 +62,10 @@ class CascadeUDF:
             groups.append(_Group(name, queries, texts, rows, first if with_score else None))
         whole = [group for group in groups if group.query is not None]
         scores = [group.first_scores for group in whole if group.first_scores is not None] if with_score else None
-        found = self.scorer.rank_all(Lists([str(g.query) for g in whole], [g.documents for g in whole], scores))
+        lists = Lists([str(g.query) for g in whole], [g.documents for g in whole], scores)
+        found = self.scorer.rank_all(lists, finite=self.nulls == "raise")
+        if any(ranked.not_finite for ranked in found):
+            log.warning("rerank: %d scores are not finite, and null", sum(ranked.not_finite for ranked in found))
         by_group = {id(group): each for group, each in zip(whole, found, strict=True)}
         made = [group.filled(by_group.get(id(group))) for group in groups]
         return [scores for scores, _ in made], [ranks for _, ranks in made]

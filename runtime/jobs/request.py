@@ -19,10 +19,11 @@ from xopt.runtime.jobs.job import Record, model_fingerprint
 from xopt.runtime.jobs.output import Target, target_of
 from xopt.runtime.jobs.score import Work
 from xopt.runtime.machine import machine_name
-from xopt.runtime.scoring.device import check_name
+from xopt.runtime.scoring.device import check_device, check_name
 
-__all__ = ["Asked", "How", "Request", "checked_request"]
+__all__ = ["NATIVE", "Asked", "How", "Request", "checked_request"]
 
+NATIVE = "native"  # where: this machine
 VARIANT = "onnx-fp32"  # where none is recommended for this machine
 
 
@@ -49,7 +50,7 @@ class How:
     device: str = "cpu"
     threads: int | None = None
     workers: int | None = None
-    where: str = "native"
+    where: str = NATIVE
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Request:
 
 def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How) -> Request:
     """A request. Raises BadInput where the model cannot rank so, or an input is missing or of no known kind."""
-    check_name(how.device)
+    (check_device if how.where == NATIVE else check_name)(how.device)  # of a cluster's GPUs its nodes can tell
     for name, value in (("workers", how.workers), ("threads", how.threads), ("top_k", asked.top_k)):
         if value is not None and (type(value) is not int or value < 1):
             raise BadInput(f"{name} is {value!r}; give a whole number, at least 1, or leave it out")
@@ -130,7 +131,9 @@ def _variant(model: ModelFolder, asked: Asked, how: How) -> str:
             raise BadInput(
                 f"--first {asked.columns.first}: the first stage's scores serve a cascade; give --cascade too"
             )
-        name = asked.variant or model.manifest.recommended(machine_name(how.device)) or VARIANT
+        here = how.device == "cpu" or how.where == NATIVE
+        recommended = model.manifest.recommended(machine_name(how.device)) if here else None
+        name = asked.variant or recommended or VARIANT
         return model.variant(name).name
     kept = Cascade.of(model)
     if asked.variant not in (None, kept.variant):

@@ -19,7 +19,7 @@ from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.parts import Part
 from xopt.runtime.jobs.job import Job, only_one
 from xopt.runtime.jobs.progress import Progress
-from xopt.runtime.jobs.request import Asked, How, Request, checked_request
+from xopt.runtime.jobs.request import NATIVE, Asked, How, Request, checked_request
 from xopt.runtime.jobs.score import Counts, PartScorer
 
 __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
@@ -168,7 +168,7 @@ def _do(request: Request, job: Job, how: How) -> None:
     rows = {part.number: part.rows for part in parts}
     progress = Progress(sum(rows.values()), sum(rows[number] for number in done))
     work, todo = request.work(job.record, how), [part for part in parts if part.number not in done]
-    if how.where == "native" and how.workers is None:
+    if how.where == NATIVE and how.workers is None:
         scorer, count = PartScorer(work), progress.before
         for part in todo:
             count += scorer.do(part).rows
@@ -177,7 +177,7 @@ def _do(request: Request, job: Job, how: How) -> None:
     from xopt.runtime.jobs.workers import do_parts, start_ray
 
     workers, cpus = how.workers or 1, how.threads
-    if how.where != "native":
+    if how.where != NATIVE:
         most, whole = start_ray(how.where, how.device)
         workers, cpus = how.workers or most, how.threads or (whole if how.workers is None else None)
     do_parts(work, todo, workers, cpus, job.left, lambda: progress.at(sum(rows[n] for n in job.noted())))

@@ -80,11 +80,13 @@ class PartScorer:
             self.cascade = open_cascade(model, **how)  # type: ignore[arg-type]
         else:
             self.scorer = open_scorer(model, work.variant, **how)  # type: ignore[arg-type]
+        self._not_finite = 0  # of a cascade: such scores look like those that it leaves out
         self._readers: dict[int, Reader] = {}
 
     def do(self, part: Part) -> Counts:
         """Score a part and write it, then note that it is done. Raises BadInput where that cannot be."""
         start, before = time.monotonic(), (self.cascade or self.scorer).stages
+        self._not_finite = 0
         table, rows = self.read(part)
         scores, turns = self.scored(rows)
         order, ranks = _ranked(_groups(rows), turns)
@@ -100,8 +102,8 @@ class PartScorer:
             rows=len(rows),
             scored=int(np.isfinite(scores).sum()),
             null=int((~whole).sum()),
-            not_finite=0 if self.cascade else unscored,
-            skipped=unscored if self.cascade else 0,
+            not_finite=self._not_finite if self.cascade else unscored,
+            skipped=unscored - self._not_finite if self.cascade else 0,
             cut=int(spent.truncated),
             tokens=int(spent.text_tokens),
             written=len(order),
@@ -148,8 +150,10 @@ class PartScorer:
         if self.cascade.cascade.order.with_score:
             first = [np.array([rows[i].first for i in places], np.float32) for places in lists]
         found = self.cascade.rank_all(
-            Lists([str(rows[p[0]].query) for p in lists], [[str(rows[i].text) for i in p] for p in lists], first)
+            Lists([str(rows[p[0]].query) for p in lists], [[str(rows[i].text) for i in p] for p in lists], first),
+            finite=False,
         )
+        self._not_finite += sum(ranked.not_finite for ranked in found)
         for places, ranked in zip(lists, found, strict=True):
             scores[places] = ranked.scores
             turns[places[ranked.ranking]] = np.arange(len(places))

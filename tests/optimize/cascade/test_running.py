@@ -13,7 +13,7 @@ from click.testing import Result
 from xopt.optimize.cascade.certify import Certified, certify
 from xopt.optimize.cascade.parts import lists_of
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
-from xopt.runtime import open_cascade, open_scorer, rerank
+from xopt.runtime import open_cascade, open_scorer, rerank, rerank_files
 from xopt.runtime.cascade.cascade import LEXICON, Cascade, Lists
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
@@ -84,6 +84,29 @@ def test_a_dataframe_is_ranked_by_the_cascade(certified: tuple[ModelFolder, Cert
         assert np.argsort([row["rank"] for row in got]).tolist() == ranked.ranking.tolist()
         scores = np.array([np.nan if row["score"] is None else row["score"] for row in got])
         assert np.allclose(scores, ranked.scores, atol=1e-4, equal_nan=True)
+
+
+def test_files_are_ranked_by_the_cascade(
+    certified: tuple[ModelFolder, Certified], unseen: Candidates, tmp_path: Path
+) -> None:
+    folder = certified[0].path
+    rows = [{"query_id": row.query_id, "query": row.query, "text": row.text} for row in unseen.rows]
+    rows.insert(3, {**rows[3], "text": None})
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = rerank_files(folder, [tmp_path / "in.jsonl"], tmp_path / "out.jsonl", cascade=True)
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert (out[3]["score"], out[3]["rank"]) == (None, 26)
+    del out[3]
+    skipped = 0
+    for rows_of, ranked in zip(unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True):
+        got = out[rows_of]
+        assert np.argsort([row["rank"] for row in got]).tolist() == ranked.ranking.tolist()
+        scores = np.array([np.nan if row["score"] is None else row["score"] for row in got])
+        assert np.allclose(scores, ranked.scores, atol=1e-4, equal_nan=True)
+        skipped += len(got) - ranked.scored
+    assert (made.counts.skipped, made.counts.null, made.counts.not_finite) == (skipped, 1, 0)
+    with pytest.raises(BadInput, match="its cascade goes without --first"):
+        rerank_files(folder, [tmp_path / "in.jsonl"], tmp_path / "b.jsonl", cascade=True, first="text")
 
 
 def test_a_dataframe_that_does_not_fit_is_refused(certified: tuple[ModelFolder, Certified], tiny: ModelFolder) -> None:

@@ -55,6 +55,20 @@ def test_the_gain_rule_scores_more_the_less_it_may_lose() -> None:
     assert depths[-1] == 60
 
 
+@given(logits, st.sets(st.integers(0, 20)), st.sampled_from([Rule("depth", 9), Rule("gain", 0.01), Rule("gain", -1)]))
+def test_a_score_that_is_not_finite_tells_nothing_and_comes_last(
+    values: list[float], lost: set[int], rule: Rule
+) -> None:
+    scores = np.array(values, np.float32)
+    scores[[place for place in lost if place < len(scores)]] = np.nan
+    course = follow(rule, scores)
+    ranking, told = course.ranking().tolist(), set(course.not_finite.tolist())
+    assert sorted(ranking) == list(range(len(scores)))
+    assert set(ranking[len(ranking) - len(told) :]) == told
+    assert told <= set(np.flatnonzero(np.isnan(scores)).tolist())
+    assert np.isfinite(course.belief.mean).all()
+
+
 def test_the_score_rule_scores_what_is_promising_and_the_best_ranks() -> None:
     scores = np.zeros(40, np.float32)
     predicted = ORDER.predict(given_features(40, None))
