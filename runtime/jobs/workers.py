@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 TRIES = 3  # in a row without a part done
 STRETCHES = 8  # a worker: parts that follow each other read a file once
 LOOK_S = 1.0
+CONNECT_S = 10.0
 
 
 class PartsUDF:
@@ -149,12 +151,17 @@ def start_ray(address: str, device: str) -> tuple[int, int]:
         import ray
     except ImportError:
         raise BadInput(f"--where {address}: needs the extra ray (pip install 'xopt-rerank[ray]')") from None
+    host, _, port = address.rpartition("//")[2].partition(":")
     try:
+        if port:  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         if not ray.is_initialized():
             ray.init(None if address == "ray" else address, log_to_driver=False, configure_logging=False)
         daft.set_runner_ray(noop_if_initialized=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise BadInput(f"--where {address}: no Ray cluster there ({first_line(error)})") from error
+        raise BadInput(
+            f"--where {address}: no Ray cluster there ({first_line(error)}); give ray, HOST:PORT or ray://HOST:PORT"
+        ) from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     what = "GPU" if device == "cuda" else "CPU"
     counts = [int(resources.get(what, 0)) for resources in nodes if resources.get(what, 0) >= 1]
