@@ -92,13 +92,13 @@ class Job:
         for name, value in self.record.asked.items():
             if asked[name] != value:
                 raise BadInput(f"{there} was begun with {name}={value!r}, not {asked[name]!r}{out}")
-        before, now = ([source.name for source in each] for each in (self.record.sources, sources))
+        before, now = ([source.place for source in each] for each in (self.record.sources, sources))
         if before != now:
             raise BadInput(
                 f"{there} was begun with the inputs {', '.join(before):.160}, not {', '.join(now):.160}{out}"
             )
         for old, new in zip(self.record.sources, sources, strict=True):
-            if old != new:
+            if old.fingerprint != new.fingerprint:
                 raise BadInput(
                     f"{new.name}: changed since {self.target.job} was begun; put it back{out.replace(';', ',', 1)}"
                 )

@@ -18,7 +18,7 @@ from xopt.runtime.jobs.inputs.files import File, open_file, plain
 
 __all__ = ["Runs", "scan"]
 
-ROWS_AT_ONCE = 1 << 14
+ROWS_AT_ONCE = 1 << 12
 
 
 class Runs:

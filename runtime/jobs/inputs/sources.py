@@ -27,12 +27,13 @@ class Source:
     """An input by its name: a Parquet file, a table in text, or a collection; and the fingerprint of what it holds.
 
     That is the sha256 of a local file or of all of a local collection's files, size and time of change of a file on a
-    store, and nothing for a data set that a library provides.
+    store, and nothing for a data set that a library provides. place: its path or address, however it was named.
     """
 
     name: str
     kind: str
     fingerprint: str
+    place: str
 
 
 def located(name: str) -> tuple[fs.FileSystem, str]:
@@ -82,7 +83,7 @@ def find_sources(inputs: Sequence[str], run: str | None = None, made: Sequence[P
         raise BadInput(f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda item: _fingerprint(item[0], item[1], run), found)
-        return [Source(name, kind, made_of) for (name, kind), made_of in zip(found, prints, strict=True)]
+        return [Source(*item, made_of, place) for item, made_of, place in zip(found, prints, places, strict=True)]
 
 
 def _check_name(name: str) -> None:

@@ -184,6 +184,7 @@ def test_outputs_among_the_inputs_and_behind_links_are_told_apart(
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert rerank_files(tiny.path, [file], tmp_path / "link").parts_now == 1
     assert rerank_files(tiny.path, [file], tmp_path / "link").parts_now == 0
+    assert rerank_files(tiny.path, [f"{tmp_path}/link/../br[1]/a.parquet"], tmp_path / "link").parts_now == 0
     assert len(read(tmp_path / "real")) == len(records)
 
 
