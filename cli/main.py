@@ -101,7 +101,7 @@ def _leave(code: object) -> None:
     if isinstance(code, str):
         sys.stderr.write(f"{code}\n")
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a closed pipe: nobody reads it
             stream.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
 

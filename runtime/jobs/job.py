@@ -160,7 +160,7 @@ class Job:
         """What was counted in each part that was done; a note that cannot be read is none."""
         found = {}
         for number in range(len(self.record.parts)):
-            with contextlib.suppress(OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError, ValueError, TypeError):  # none, or cut short by a power failure
                 found[number] = Counts(**json.loads(self.target.note(number).read_text(encoding="utf-8")))
         return found
 

@@ -74,12 +74,11 @@ class PartScorer:
         self.work = work
         model = ModelFolder.open(work.model, work.trusted)
         self.manifest = model.manifest
-        how: dict[str, object] = {"threads": work.threads, "device": work.device}
         self.cascade: CascadeScorer | None = None
         if work.variant is None:
-            self.cascade = open_cascade(model, **how)  # type: ignore[arg-type]
+            self.cascade = open_cascade(model, threads=work.threads, device=work.device)
         else:
-            self.scorer = open_scorer(model, work.variant, **how)  # type: ignore[arg-type]
+            self.scorer = open_scorer(model, work.variant, threads=work.threads, device=work.device)
         self._not_finite = 0  # of a cascade: such scores look like those that it leaves out
         self._readers: dict[int, Reader] = {}
 

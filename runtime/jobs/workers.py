@@ -129,7 +129,7 @@ class _Beside:
             self._thread.join(seconds)
         except BaseException:
             for child in set(psutil.Process().children(recursive=True)) - self._others:
-                with contextlib.suppress(psutil.NoSuchProcess):
+                with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
                     child.kill()
             raise
         return not self._thread.is_alive()
@@ -162,7 +162,7 @@ def start_ray(address: str, device: str) -> tuple[int, int]:
         raise BadInput(
             f"--where {address}: no Ray cluster there ({first_line(error)}); give ray, HOST:PORT or ray://HOST:PORT"
         ) from error
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call] # Ray's
     what = "GPU" if device == "cuda" else "CPU"
     counts = [int(resources.get(what, 0)) for resources in nodes if resources.get(what, 0) >= 1]
     if not counts:
