@@ -46,6 +46,8 @@ SCHEMES = {  # and the variant that each one makes
     "portable": "onnx-int8-portable",
     "stock": "onnx-int8-stock",
 }
+SMOOTHING = {"per-token": 0.65, "static": 0.9, "portable": 0.65, "stock": 0.0}  # by scheme
+HOT = 1 / 16
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,12 @@ class Prepared:
 
 def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
     """The recipe for an instruction set. Raises BadInput with the names there are."""
+    smoothing = SMOOTHING[scheme]
     if scheme == "portable":
-        return Recipe(scheme, ANY, 7, smoothing=0.65, hot=1 / 16)
+        return Recipe(scheme, ANY, 7, smoothing, hot=HOT)
     if target not in TARGETS:
         raise BadInput(f"target {target!r}: unknown; one of {', '.join(TARGETS)}")
-    bits = 7 if TARGETS[target].saturates else 8
-    return (
-        Recipe(scheme, target, bits) if scheme == "stock" else Recipe(scheme, target, bits, smoothing=0.65, hot=1 / 16)
-    )
+    return Recipe(scheme, target, 7 if TARGETS[target].saturates else 8, smoothing, hot=HOT if smoothing else 0.0)
 
 
 def detect_target() -> str:
@@ -196,6 +196,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
         prepared.seen,
         bits=recipe.weight_bits,
         smoothing=recipe.smoothing,
+        wide=recipe.scheme == "static",  # OpenVINO joins the division with what makes a tensor
         static=recipe.static,
         rounded=prepared.rounded,
     )

@@ -122,8 +122,9 @@ def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:
 def _rate(scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair]) -> float:
     """Pairs a second; 0 where the plan does not fit into memory."""
     plan, sample, texts = scorer.plan, tokens.taken(rows), [pairs[row] for row in rows]
-    few = rows if scorer.backend.streams else rows[:: -(-len(rows) // (2 * plan.callers))]
-    scorer.score_tokens(tokens.taken(few))  # the first forward of a shape allocates
+    few = rows[:: -(-len(rows) // (2 * plan.callers))]
+    # The first forward of a shape allocates, and compiles on some backends.
+    scorer.score_tokens(sample if scorer.backend.streams or scorer.backend.step > 1 else tokens.taken(few))
     start = time.perf_counter()
     if scorer.backend.streams:
         scorer.logits(texts)

@@ -110,13 +110,13 @@ def attention(folder: ModelFolder, queries: int = 8, rounds: int = 11) -> None:
         for variant in map(folder.variant, ("onnx-fp32", "onnx-int8")):
             write_graph(unfused(onnx.load(folder.path / variant.file)), masked.path / variant.file)
             masked = masked.with_variant(variant)
-            for name, home, equal in (
-                ("masked, padded", masked, False),
-                ("masked, equal lengths", masked, True),
-                ("one operator, equal lengths", folder, True),
+            for name, home, step in (
+                ("masked, padded", masked, 0),
+                ("masked, equal lengths", masked, 1),
+                ("one operator, equal lengths", folder, 1),
             ):
                 scorer = scorers[variant.name, name] = open_scorer(home, variant.name, plan=plan)
-                scorer.backend.equal = equal
+                scorer.backend.step = step
         times = interleaved({key: (scorer.score, docs.pairs) for key, scorer in scorers.items()}, rounds)
         expected = scorers["onnx-fp32", "masked, padded"].score(docs.pairs)
         print(

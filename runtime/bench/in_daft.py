@@ -77,11 +77,12 @@ class DaftRun:
 def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame | None = None) -> Callable[[], DaftRun]:
     """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
 
-    An instance within this process is opened and warmed up here. Daft's worker processes live for
+    An instance within this process is opened and warmed up here, on all pairs where its backend compiles for each new
+    shape: a long job does that once. Daft's worker processes live for
     one query only, so theirs open within it; each warms up before its first call.
     """
     strategy = STRATEGIES[spec.strategy]
-    warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
+    warm_up = list(pairs[: None if spec.compiles else WARM_UP_PAIRS[spec.device]])
     if strategy.by_query:
         return _run_cascade(spec, pairs, warm_up)
     udf = instances(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)

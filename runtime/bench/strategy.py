@@ -101,6 +101,12 @@ class ScorerSpec:
     plan: Plan | None = None
     trusted: bool = False
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the backend compiles for each shape that it meets."""
+        folder = ModelFolder.open(Path(self.folder), self.trusted)
+        return BACKENDS[folder.variant(self.variant).backend].compiles
+
     def open_cascade(self) -> CascadeScorer:
         """Open the cascade that the strategy calls. Raises BadInput; see `xopt.runtime.open_cascade`."""
         return open_cascade(ModelFolder.open(Path(self.folder), self.trusted), threads=self.threads, device=self.device)

@@ -25,23 +25,28 @@ class Forward:
     width: int
 
 
-def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int, equal: bool = False) -> list[Forward]:
+def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int, step: int = 0) -> list[Forward]:
     """Cut pairs, sorted by length, into forwards of at most `tokens` padded tokens, longest first.
 
     `lengths` holds a pair's tokens each, at most `max_width`, the model's length. A pair longer than
-    `tokens` has a forward of its own. With `equal` only pairs of one length run together, and nothing is padded.
+    `tokens` has a forward of its own. With a `step` only pairs run together whose lengths have the same next multiple
+    of it: with 1, those of one length, and nothing is padded; above that, what is left over of a width runs
+    pair by pair, so that there are two shapes a width and no more.
     Small forwards stay in the processor's cache and near-equal lengths need little padding: both
     count more on a CPU than the size of a batch. Longest first evens out concurrent callers.
     """
+    every = step or WIDTH_STEP
+    widths = np.minimum(-(-lengths // every) * every, max_width)
     order = np.argsort(-lengths, kind="stable")
-    falling = -lengths[order]
+    falling = -widths[order]
     forwards, start = [], 0
     while start < len(order):
-        length = -int(falling[start])
-        width = length if equal else min(-(-length // WIDTH_STEP) * WIDTH_STEP, max_width)
-        stop = start + max(1, tokens // max(1, width))
-        if equal:
-            stop = min(stop, int(np.searchsorted(falling, -length, side="right")))
+        width = -int(falling[start])
+        full = max(1, tokens // max(1, width))
+        stop = start + full
+        if step:
+            alike = int(np.searchsorted(falling, -width, side="right"))
+            stop = min(stop, alike) if step == 1 or stop <= alike else start + 1
         forwards.append(Forward(order[start:stop], width))
         start = stop
     return forwards

@@ -196,7 +196,7 @@ class PlannedScorer(Scorer):
         return deque(Forward(rest[f.rows], f.width) for f in self._planned(tokens.lengths[rest]))
 
     def _planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
-        return plan_forwards(lengths, self.plan.tokens, self.encoder.max_length, self.backend.equal)
+        return plan_forwards(lengths, self.plan.tokens, self.encoder.max_length, self.backend.step)
 
     def _finish(self, started: Sequence[_Started], pairs: int) -> NDArray[np.float32]:
         """Wait for all forwards, note their times and put their logits into the order of the pairs."""

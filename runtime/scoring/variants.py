@@ -57,6 +57,7 @@ class BackendKind:
     open: makes the backend of a model folder, a variant, a plan and a device. takes: whether it has a form of the
     model in a folder. installed: whether its package is there. gpu_ready: whether its package can use the
     GPU. tried: whether it takes only some graphs, so that commands try to open a variant before they run it on a CPU.
+    compiles: whether it compiles for each shape that it meets, which is no part of its speed.
     in_sentence_transformers: whether sentence-transformers, as it is installed, runs the variants of a
     folder too.
     """
@@ -70,6 +71,7 @@ class BackendKind:
     installed: Callable[[], bool] = _always
     gpu_ready: Callable[[], bool] = _always
     tried: bool = False
+    compiles: bool = False
     in_sentence_transformers: Callable[[ModelFolder], bool] = _never
 
 
@@ -128,6 +130,7 @@ BACKENDS = {
             _lazily("openvino", "OpenVinoBackend"),
             installed=_has_openvino,
             tried=True,
+            compiles=True,
         ),
     )
 }

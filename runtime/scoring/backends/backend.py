@@ -35,13 +35,13 @@ class Clock(Protocol):
 class Backend(Protocol):
     """Runs a variant on a device. `load` and `forward` may return before the device is done; `finish` waits.
 
-    `streams`: the device works while the host goes on, so that tokenising ahead keeps it busy. `equal`: it is
-    fastest where no pair is padded, so only pairs of equal length run together.
+    `streams`: the device works while the host goes on, so that tokenising ahead keeps it busy. `step`: of the
+    widths that it is fastest with, as `xopt.runtime.scoring.plan.plan_forwards` takes it.
     """
 
     clock: Clock
     streams: bool
-    equal: bool
+    step: int
 
     def load(self, tokens: Tokens, forward: Forward) -> Any:
         """Bring the pairs of a forward to the device."""
@@ -72,7 +72,7 @@ class PaddedArrays:
 
     clock: Clock = CpuClock()
     streams = False
-    equal = False
+    step = 0
     pad_id: int
     left: bool
 

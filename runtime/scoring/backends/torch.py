@@ -46,11 +46,13 @@ class CudaClock:
 class TorchBackend:
     """Runs the transformers model on packed pairs; safe to call from several threads at once."""
 
+    step = 0
+
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
         folder.checked(variant.file)
         self.threads, self.device, self.pid = plan.threads, device, os.getpid()
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
-        self.streams, self.equal = device == "cuda", False
+        self.streams = device == "cuda"
         packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
         if packed and device == "cuda":
             if variant.precision == "fp32":
