@@ -19,9 +19,17 @@ if TYPE_CHECKING:
     from xopt.optimize.steer import Steered
     from xopt.optimize.tune import Tuning
     from xopt.optimize.validate import Validation
-    from xopt.runtime.bench.bench import Bench
+    from xopt.runtime.bench.bench import Bench, Measured
 
-__all__ = ["print_advice", "print_bench", "print_explained", "print_steering", "print_tuning", "print_validation"]
+__all__ = [
+    "print_advice",
+    "print_bench",
+    "print_explained",
+    "print_rival",
+    "print_steering",
+    "print_tuning",
+    "print_validation",
+]
 
 MIB = 1 << 20
 TEXT_WIDTH = 60
@@ -210,6 +218,16 @@ def print_bench(out: Output, bench: Bench) -> None:
     )
     title += f" tokens, {bench.threads} threads each, {len(bench.measured[0].rounds)} interleaved rounds"
     out.table(title, columns, rows)
+
+
+def print_rival(out: Output, rival: Measured, ours: Measured | None) -> None:
+    """The fastest of what a user would run instead, and how much faster what agrees no less is."""
+    agreed = f" with tau-b {rival.agreement.tau:.3f}" if rival.agreement else ""
+    out.line(f"The fastest peer is {rival.case}, {rival.ratio:.2f} x{agreed}.")
+    if ours and ours.agreement:
+        times = ours.pairs_per_s / rival.pairs_per_s
+        out.line(f"{ours.case} is {times:.2f} times as fast as it, with tau-b {ours.agreement.tau:.3f}.")
+    out.line("")
 
 
 def _print_gpu_stages(out: Output, bench: Bench) -> None:

@@ -6,6 +6,7 @@ Source: https://sbert.net/docs/cross_encoder/usage/efficiency.html
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import shutil
 import sys
@@ -21,11 +22,12 @@ from xopt.optimize.graph.calibrate import calibration_pairs
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import sha256_of, write_text
-from xopt.runtime.folder import MANIFEST, ModelFolder, Variant
+from xopt.runtime.folder import MANIFEST, WEIGHTS, ModelFolder, Variant
+from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.backend import pad
 from xopt.runtime.scoring.encode import Encoder
 from xopt.runtime.scoring.plan import Forward
-from xopt.runtime.scoring.variants import BACKENDS
+from xopt.runtime.scoring.variants import BACKENDS, CTRANSLATE2_FILE
 
 __all__ = ["make_peers"]
 
@@ -39,7 +41,8 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     """Make sentence-transformers' own variants of a model in the new folder `out`, which holds nothing else to run.
 
     st-onnx: its ONNX export. st-onnx-qint8: its dynamic INT8 for `target`. st-openvino-qint8, where
-    openvino and nncf are installed: static INT8 by NNCF with its settings, calibrated on pairs of `candidates`.
+    nncf is installed: static INT8 by NNCF with its settings, calibrated on pairs of `candidates`. ct2-int8, where
+    ctranslate2 is installed and the model is BERT's: CTranslate2's INT8.
     Raises BadInput where sentence-transformers cannot export the model.
     """
     if not BACKENDS["onnx"].in_sentence_transformers(folder):
@@ -60,7 +63,7 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
         )
         model.save_pretrained(str(out), create_model_card=False)
         export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))
-        if BACKENDS["openvino"].installed():
+        if has_module("nncf"):
             _quantize_openvino(folder, candidates, out)
         del model  # and the scratch folder that it exported to, with a warning
         gc.collect()
@@ -69,8 +72,11 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
         Variant("st-onnx", "onnx", "fp32", ONNX),
         Variant("st-onnx-qint8", "onnx", "int8", f"onnx/{int8.name}"),
     ]
-    if BACKENDS["openvino"].installed():
+    if has_module("nncf"):
         variants.append(Variant("st-openvino-qint8", "openvino", "int8", OPENVINO))
+    if has_module("ctranslate2") and _is_bert(folder.path):
+        _convert_ctranslate2(out)
+        variants.append(Variant("ct2-int8", "ctranslate2", "int8", CTRANSLATE2_FILE))
     files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
     manifest = replace(folder.manifest, files=files, variants={v.name: v for v in variants}, plans={})
     write_text(out / MANIFEST, manifest.to_json())
@@ -102,3 +108,16 @@ def _quantize_openvino(folder: ModelFolder, candidates: Candidates, out: Path) -
     )
     (out / OPENVINO).parent.mkdir()
     openvino.save_model(quantised, out / OPENVINO)
+
+
+def _is_bert(folder: Path) -> bool:
+    """Whether CTranslate2 runs all of the model but a linear layer behind its pooler."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(config.get("model_type") == "bert" and (folder / WEIGHTS).is_file())
+
+
+def _convert_ctranslate2(out: Path) -> None:
+    from ctranslate2.converters import TransformersConverter
+
+    log.info("peers: converting for CTranslate2")
+    TransformersConverter(str(out)).convert(str((out / CTRANSLATE2_FILE).parent), quantization="int8")

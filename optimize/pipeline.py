@@ -158,7 +158,7 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
 def _quantized(folder: ModelFolder, candidates: Candidates) -> ModelFolder:
     target = detect_target()
     schemes = ["per-token"]
-    if BACKENDS["openvino"].installed() and not saturates():  # elsewhere its INT8 is slower than FP32
+    if not saturates():  # elsewhere its INT8 is slower than FP32
         schemes.append("static")
     for scheme in schemes:
         there = folder.manifest.variants.get(SCHEMES[scheme])

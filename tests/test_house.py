@@ -28,6 +28,7 @@ STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "model", "re
 OWNERS = {  # in runtime, the modules that import a library
     "daft": {"rerank.py", "cascade.py", "instances.py", "in_daft.py", "workers.py"},
     "openvino": {"openvino.py"},
+    "ctranslate2": {"ctranslate2.py"},
     "onnxruntime": {"onnx.py", "ceilings.py", "reference.py"},  # the reference sets threads through its options
     "sentence_transformers": {"network.py", "reference.py", "varlen.py"},
     "transformers": {"network.py"},

@@ -13,7 +13,7 @@ import click
 from xopt.cli.cascade_tables import print_cascaded
 from xopt.cli.options import data_options, device_option, folder_argument, threads_option, trust_option, variant_option
 from xopt.cli.output import Output, json_option
-from xopt.cli.tables import print_bench, print_explained
+from xopt.cli.tables import print_bench, print_explained, print_rival
 
 if TYPE_CHECKING:
     from xopt.runtime.data.candidates import Candidates
@@ -29,7 +29,8 @@ __all__ = ["bench"]
     "strategies",
     multiple=True,
     help="row (a pair a call), default (sentence-transformers' defaults), batch (64), concurrent (batch 64, "
-    "max_concurrency 4), planned (xopt's plan) or cascade (the one in DIR); repeat for more.  [default: all there are]",
+    "max_concurrency 4), batch-8, batch-1, planned (xopt's plan) or cascade (the one in DIR); repeat for more.  "
+    "[default: all there are but batch-8 and batch-1]",
 )
 @device_option
 @data_options
@@ -42,7 +43,8 @@ __all__ = ["bench"]
     "--peers",
     is_flag=True,
     help="Also what you would run instead: sentence-transformers' ONNX export, its INT8, its bfloat16 where the "
-    "processor has it, and OpenVINO's INT8 where openvino and nncf are installed.",
+    "processor has it, OpenVINO's INT8 where nncf is installed, and CTranslate2's where that is; each with "
+    "batches of 32 and with the best of 32, 8 and 1.",
 )
 @click.option("--explain", is_flag=True, help="Also where the time went, what held each case back, and what to change.")
 @trust_option
@@ -69,7 +71,8 @@ def bench(
     """
     from xopt.runtime.bench.bench import Case
     from xopt.runtime.bench.bench import bench as run
-    from xopt.runtime.bench.strategy import STRATEGIES
+    from xopt.runtime.bench.rivals import fastest_rival, rivals
+    from xopt.runtime.bench.strategy import SMALL_BATCHES, STRATEGIES
     from xopt.runtime.cascade.cascade import Cascade
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.scoring.variants import variants_on
@@ -81,26 +84,34 @@ def bench(
     output = Output(json_file)
     model, candidates = ModelFolder.open(folder, trust_remote_code), read()
     fitting = variants_on(model, device)
-    cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or STRATEGIES)]
+    cases = [
+        Case(v, s)
+        for v, s in itertools.product(
+            variants or fitting, strategies or (s for s in STRATEGIES if s not in SMALL_BATCHES)
+        )
+    ]
     if not strategies or not variants:  # of what was not asked for, what there is
         scores = str(model.manifest.cascade.get("variant", ""))
         cases = [case for case in cases if case.strategy != "cascade" or case.variant == scores]
     if "cascade" in strategies:
         Cascade.of(model)
     with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
-        made = None
+        made, theirs = None, []
         if peers:
             from xopt.optimize.peers import make_peers
             from xopt.optimize.quantize import detect_target
 
             made = make_peers(model, candidates, detect_target(), Path(scratch) / "model")
-            cases += [Case(v, "default") for v in fitting if v == "torch-bf16"]
+            torch = [variant for variant in fitting if model.variant(variant).backend == "torch"]
+            theirs = rivals(model, candidates, made, torch, threads)
         part = candidates.head(pairs)
         if any(case.strategy == "cascade" for case in cases):
             part = candidates.whole(pairs)
-        result = run(model, part, cases, threads=threads, repeat=repeat, device=device, peers=made)
+        result = run(model, part, [*cases, *theirs], threads=threads, repeat=repeat, device=device, peers=made)
     output.json(result)
     print_bench(output, result)
+    if theirs:
+        print_rival(output, *fastest_rival(result, theirs))
     print_cascaded(output, result)
     if explain:
         print_explained(output, result)

@@ -29,7 +29,7 @@ __all__ = ["quantize"]
     default="per-token",
     show_default=True,
     help="per-token: the variant onnx-int8, a scale for every token, scores that depend on the pair alone. "
-    "static: the variant openvino-int8, calibrated scales, for OpenVINO (pip install 'xopt-rerank[openvino]'). "
+    "static: the variant openvino-int8, calibrated scales, for OpenVINO. "
     "portable: the variant onnx-int8-portable, the same for any runtime and processor, to publish. "
     "stock: the variant onnx-int8-stock, onnxruntime's own, a scale for a whole batch; for comparison.",
 )

@@ -132,13 +132,12 @@ def bench(
 ) -> Bench:
     """Measure `cases` and the baseline on all candidates, `repeat` rounds, a fresh process a case and round.
 
-    `threads` is what each scorer may use, all usable cores unless given. The variants of `peers`, the
-    same model made by other tools, run as sentence-transformers' defaults have it. Raises BadInput where a
-    variant or strategy is unknown or the device is not there, before anything is measured.
+    `threads` is what each scorer may use, all usable cores unless given. Cases may name variants of `peers`, the
+    same model made by other tools. Raises BadInput where a variant or strategy is unknown or the device is not there,
+    before anything is measured.
     """
     threads = threads or cores()
-    others = list(peers.manifest.variants) if peers else []
-    cases = list(dict.fromkeys([BASELINE, *cases, *(Case(variant, BASELINE.strategy) for variant in others)]))
+    cases = list(dict.fromkeys([BASELINE, *cases]))
     for case in cases:
         if strategy_named(case.strategy).by_query and case.variant != Cascade.of(folder).variant:
             raise BadInput(f"{case}: the cascade of {folder.path} scores with {Cascade.of(folder).variant}")

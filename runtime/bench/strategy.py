@@ -20,7 +20,7 @@ from xopt.runtime.scoring.scorer import PlannedScorer, Scorer, open_scorer
 from xopt.runtime.scoring.stages import Stages, Stopwatch
 from xopt.runtime.scoring.variants import BACKENDS
 
-__all__ = ["STRATEGIES", "BatchScorer", "ScorerSpec", "Strategy", "strategy_named"]
+__all__ = ["SMALL_BATCHES", "STRATEGIES", "BatchScorer", "ScorerSpec", "Strategy", "strategy_named"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,12 @@ STRATEGIES = {
         Strategy("batch", rows_a_call=64, batch_size=64),
         Strategy("concurrent", rows_a_call=64, batch_size=64, workers=4),
         Strategy("planned", rows_a_call=None, batch_size=None),
+        Strategy("batch-8", rows_a_call=None, batch_size=8),
+        Strategy("batch-1", rows_a_call=None, batch_size=1),
         Strategy("cascade", rows_a_call=None, batch_size=None, by_query=True),
     )
 }
+SMALL_BATCHES = ("batch-8", "batch-1")  # what peers are tried with beside the default
 
 
 class BatchScorer(Scorer):

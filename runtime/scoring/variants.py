@@ -20,6 +20,7 @@ from xopt.runtime.scoring.device import check_device, check_name
 
 __all__ = [
     "BACKENDS",
+    "CTRANSLATE2_FILE",
     "BackendKind",
     "check_variant",
     "exported_variants",
@@ -55,9 +56,10 @@ class BackendKind:
     precisions: for each device that it can run on, the precisions that commands run there unless told which.
     file, exported: the precisions that need nothing but that file, which export writes; quantising makes others.
     open: makes the backend of a model folder, a variant, a plan and a device. takes: whether it has a form of the
-    model in a folder. installed: whether its package is there. gpu_ready: whether its package can use the
+    model in a folder. gpu_ready: whether its package can use the
     GPU. tried: whether it takes only some graphs, so that commands try to open a variant before they run it on a CPU.
     compiles: whether it compiles for each shape that it meets, which is no part of its speed.
+    peer: whether it is only there to be compared with.
     in_sentence_transformers: whether sentence-transformers, as it is installed, runs the variants of a
     folder too.
     """
@@ -68,15 +70,11 @@ class BackendKind:
     exported: tuple[str, ...]
     open: Callable[[ModelFolder, Variant, Plan, str], Backend]
     takes: Callable[[Path], bool] = _always
-    installed: Callable[[], bool] = _always
     gpu_ready: Callable[[], bool] = _always
     tried: bool = False
     compiles: bool = False
+    peer: bool = False
     in_sentence_transformers: Callable[[ModelFolder], bool] = _never
-
-
-def _has_openvino() -> bool:
-    return has_module("openvino")
 
 
 def reads_as_others(folder: ModelFolder) -> bool:
@@ -92,6 +90,8 @@ def _optimum_runs(folder: ModelFolder) -> bool:
     """Whether sentence-transformers runs the folder's graphs, which it does through optimum."""
     return has_module("optimum.onnxruntime") and reads_as_others(folder)
 
+
+CTRANSLATE2_FILE = "ctranslate2/model.bin"
 
 BACKENDS = {
     kind.name: kind
@@ -128,9 +128,16 @@ BACKENDS = {
             ONNX_FILE,
             ("bf16",),
             _lazily("openvino", "OpenVinoBackend"),
-            installed=_has_openvino,
             tried=True,
             compiles=True,
+        ),
+        BackendKind(
+            "ctranslate2",
+            {"cpu": ()},
+            CTRANSLATE2_FILE,
+            (),
+            _lazily("ctranslate2", "CTranslate2Backend"),
+            peer=True,
         ),
     )
 }
@@ -182,7 +189,7 @@ def overflows(variant: Variant) -> bool:
 
 def _fits(variant: Variant, device: str) -> bool:
     kind = BACKENDS.get(variant.backend)
-    if kind is None or variant.precision not in kind.precisions.get(device, ()) or not kind.installed():
+    if kind is None or variant.precision not in kind.precisions.get(device, ()):
         return False
     return device == "cuda" or variant.precision != "bf16" or has_bf16()
 

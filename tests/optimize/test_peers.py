@@ -5,8 +5,9 @@ import pytest
 
 from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target
-from xopt.runtime.bench.bench import Case, bench
+from xopt.runtime.bench.bench import BASELINE, Case, bench
 from xopt.runtime.bench.reference import ReferenceScorer
+from xopt.runtime.bench.rivals import fastest_rival, rivals
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
@@ -28,19 +29,27 @@ def test_peers_are_sentence_transformers_own_exports(tiny: ModelFolder, peers: M
     assert list(peers.manifest.variants)[:2] == ["st-onnx", "st-onnx-qint8"]
     expected = ReferenceScorer(tiny, tiny.variant("torch-fp32"), threads=2).score(docs.pairs)
     for variant in peers.manifest.variants:
-        scores = ScorerSpec(str(peers.path), variant, "default", threads=2).open().score(docs.pairs)
+        strategy = "planned" if variant == "ct2-int8" else "default"
+        scores = ScorerSpec(str(peers.path), variant, strategy, threads=2).open().score(docs.pairs)
         difference = np.abs(scores - expected).max()
         low, high = (0, 1e-4) if variant == "st-onnx" else (1e-6, 10)
         assert low <= difference < high, variant
 
 
-def test_a_bench_runs_them_beside_our_own(tiny: ModelFolder, peers: ModelFolder, docs: Candidates) -> None:
-    result = bench(tiny, docs.head(12), [Case("onnx-fp32", "planned")], repeat=1, peers=peers)
-    names = [str(m.case) for m in result.measured]
-    assert names[:4] == [
-        "torch-fp32/default",
-        "onnx-fp32/planned",
-        "st-onnx/default",
-        "st-onnx-qint8/default",
+def test_each_runs_with_its_best_batch_size_beside_our_own(
+    tiny: ModelFolder, peers: ModelFolder, docs: Candidates
+) -> None:
+    theirs = rivals(tiny, docs, peers, ["torch-fp32"], 2)
+    assert [case.variant for case in theirs if case.strategy == "default"] == [
+        "torch-fp32",
+        *(name for name in peers.manifest.variants if name != "ct2-int8"),
     ]
+    assert {case.strategy for case in theirs} <= {"default", "batch-8", "batch-1", "planned"}
+    assert Case("ct2-int8", "planned") in theirs
+    result = bench(tiny, docs.head(12), [Case("onnx-fp32", "planned"), *theirs], repeat=1, peers=peers)
+    assert [m.case for m in result.measured] == list(dict.fromkeys([BASELINE, Case("onnx-fp32", "planned"), *theirs]))
     assert all(m.agreement is not None for m in result.measured)
+    fastest, ours = fastest_rival(result, theirs)
+    assert fastest.pairs_per_s == max(m.pairs_per_s for m in result.measured if m.case in theirs)
+    assert ours is not None
+    assert ours.case == Case("onnx-fp32", "planned")  # in float, so that it agrees no less

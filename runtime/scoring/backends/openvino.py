@@ -6,18 +6,14 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
+import openvino
 from numpy.typing import NDArray
+from openvino import opset13 as opset
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import has_bf16
 from xopt.runtime.scoring.backends.backend import UNPADDED, PaddedArrays
-
-try:
-    import openvino
-    from openvino import opset13 as opset
-except ImportError as error:
-    raise BadInput("this variant needs OpenVINO: pip install 'xopt-rerank[openvino]'") from error
 
 __all__ = ["OpenVinoBackend"]
 
