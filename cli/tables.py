@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from xopt.optimize.steer import Steered
     from xopt.optimize.tune import Tuning
     from xopt.optimize.validate import Validation
-    from xopt.runtime.bench.bench import Bench, Measured
+    from xopt.runtime.bench.bench import Bench, Case, Measured
+    from xopt.runtime.bench.explain import Explained
 
 __all__ = [
     "print_advice",
@@ -245,6 +246,20 @@ def _print_gpu_stages(out: Output, bench: Bench) -> None:
     out.table(title, ["variant/strategy", "wall s", "tokenising s", "copies s", "forwards s", "GPU idle"], rows)
 
 
+def _print_kinds(out: Output, explained: Sequence[tuple[Case, Explained]]) -> None:
+    """The shares of a forward's time by kind of operation."""
+    if not explained:
+        return
+    kinds = list(dict.fromkeys(kind for _, each in explained for kind in each.kinds))
+    rows = []
+    for case, each in explained:
+        reached = "" if each.products_of_ceiling is None else f"{each.products_of_ceiling:.0%}"
+        rows.append([str(case), *(f"{each.kinds.get(kind, 0.0):.0%}" for kind in kinds), reached])
+    title = "a forward of one caller by kind of operation, as the runtimes' profilers tell; what a runtime joins to a "
+    title += "product counts as one"
+    out.table(title, ["variant/strategy", *kinds, "products, of ceiling"], rows)
+
+
 def print_explained(out: Output, bench: Bench) -> None:
     """Where each case's time went, how near its forwards come to the machine's ceilings, and what to change."""
     from xopt.runtime.bench.explain import STAGES
@@ -266,6 +281,7 @@ def print_explained(out: Output, bench: Bench) -> None:
     title = f"where the time went; ceilings of {c.threads} threads: FP32 {c.fp32_gflops:.0f} GFLOP/s{bf16}, "
     title += f"INT8 {c.int8_gflops:.0f} GOP/s, memory {c.memory_gbs:.0f} GB/s"
     out.table(title, ["variant/strategy", "s", *STAGES.values(), "GFLOP/s", "of ceiling", "held back by"], rows)
+    _print_kinds(out, [(case, each) for case, each in explained if each.kinds])
     for case, each in explained:
         found = each.bottleneck
         gain = f" Expected: up to {found.gain:.1f} times the speed." if found.gain > 1 else ""

@@ -107,7 +107,9 @@ def bench(
         part = candidates.head(pairs)
         if any(case.strategy == "cascade" for case in cases):
             part = candidates.whole(pairs)
-        result = run(model, part, [*cases, *theirs], threads=threads, repeat=repeat, device=device, peers=made)
+        result = run(
+            model, part, [*cases, *theirs], threads=threads, repeat=repeat, device=device, peers=made, profiled=explain
+        )
     output.json(result)
     print_bench(output, result)
     if theirs:

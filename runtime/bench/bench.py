@@ -28,7 +28,8 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores, cpu_name, machine_name, memory_bytes
-from xopt.runtime.scoring.encode import Encoder
+from xopt.runtime.scoring.encode import Encoder, Pair
+from xopt.runtime.scoring.profile import profile
 from xopt.runtime.scoring.scorer import find_plan
 from xopt.runtime.scoring.stages import Call, Stages
 from xopt.runtime.scoring.variants import check_variant
@@ -49,6 +50,7 @@ class Case:
         return f"{self.variant}/{self.strategy}"
 
 
+PROFILED_PAIRS = 32
 BASELINE = Case("torch-fp32", "default")  # what a user of sentence-transformers runs
 
 
@@ -129,11 +131,13 @@ def bench(
     repeat: int = 3,
     device: str = "cpu",
     peers: ModelFolder | None = None,
+    profiled: bool = False,
 ) -> Bench:
     """Measure `cases` and the baseline on all candidates, `repeat` rounds, a fresh process a case and round.
 
     `threads` is what each scorer may use, all usable cores unless given. Cases may name variants of `peers`, the
-    same model made by other tools. Raises BadInput where a variant or strategy is unknown or the device is not there,
+    same model made by other tools. `profiled` opens each planned variant once more, to see where its forwards' time
+    goes. Raises BadInput where a variant or strategy is unknown or the device is not there,
     before anything is measured.
     """
     threads = threads or cores()
@@ -165,7 +169,8 @@ def bench(
             log.warning("%s: %d scores are not finite, so no agreement is shown", case, unsound)
         elif folder.manifest.ranks and np.isfinite(scores[BASELINE]).all():
             agreed = agreement(candidates, rank(scores[BASELINE]), rank(scores[case]))
-        explained = _explain(_home(case, folder, peers), case, rounds[case], threads, ceilings) if ceilings else None
+        sample, home = candidates.pairs[:PROFILED_PAIRS] if profiled else [], _home(case, folder, peers)
+        explained = _explain(home, case, rounds[case], threads, ceilings, sample) if ceilings else None
         summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, cascaded, explained))
     return Bench(
         candidates.name,
@@ -227,7 +232,9 @@ def _summarise(
     )
 
 
-def _explain(folder: ModelFolder, case: Case, rounds: list[Round], threads: int, ceilings: Ceilings) -> Explained:
+def _explain(
+    folder: ModelFolder, case: Case, rounds: list[Round], threads: int, ceilings: Ceilings, sample: Sequence[Pair]
+) -> Explained:
     median = sorted(rounds, key=lambda r: r.wall_s)[len(rounds) // 2]
     variant, strategy = folder.variant(case.variant), STRATEGIES[case.strategy]
     reopened = strategy.workers is not None
@@ -245,7 +252,10 @@ def _explain(folder: ModelFolder, case: Case, rounds: list[Round], threads: int,
         cores=cores(),
         mean_cores=median.usage.mean_cores,
     )
-    return explain(observed, ModelShape.of(folder, variant), ceilings)
+    seen = None
+    if sample and case.strategy == "planned":
+        seen = profile(folder, case.variant, find_plan(folder, variant, threads), sample)
+    return explain(observed, ModelShape.of(folder, variant), ceilings, seen)
 
 
 def _run(

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 
 from xopt.runtime.bench.ceilings import Ceilings
 from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.scoring.profile import Profile
 from xopt.runtime.scoring.stages import Stages
 
 __all__ = ["STAGES", "Explained", "Finding", "ModelShape", "Observed", "Split", "explain"]
@@ -121,7 +122,7 @@ class Split:
     @property
     def total_s(self) -> float:
         """All of it."""
-        return float(sum(getattr(self, field.name) for field in fields(self)))
+        return float(sum(getattr(self, each.name) for each in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,9 @@ class Explained:
     """A run's split, its forwards against the ceilings, and the findings, the largest first.
 
     gflops: 10^9 operations a second within forwards, padding included. of_ceiling: their share of what the cores
-    can do. memory_gbs: 10^9 bytes a second of weights read. None where the model's shape is unknown.
+    can do. memory_gbs: 10^9 bytes a second of weights read. None where the model's shape is unknown. kinds: the shares
+    of a forward's time by kind of operation, and products_of_ceiling how near the products among them come to what
+    the cores can do; empty and None where nothing was profiled.
     """
 
     split: Split
@@ -149,6 +152,8 @@ class Explained:
     of_ceiling: float | None
     memory_gbs: float | None
     findings: tuple[Finding, ...]
+    kinds: dict[str, float] = field(default_factory=dict)
+    products_of_ceiling: float | None = None
 
     @property
     def bottleneck(self) -> Finding:
@@ -156,7 +161,7 @@ class Explained:
         return self.findings[0]
 
 
-def explain(run: Observed, shape: ModelShape | None, ceilings: Ceilings) -> Explained:
+def explain(run: Observed, shape: ModelShape | None, ceilings: Ceilings, profiled: Profile | None = None) -> Explained:
     """Split a run and find what holds it back."""
     split = _split(run)
     busy_s = split.forward_s + split.padding_s
@@ -167,7 +172,14 @@ def explain(run: Observed, shape: ModelShape | None, ceilings: Ceilings) -> Expl
         memory = run.stages.forwards * shape.weights * BYTES[run.variant.precision] / busy_s / 1e9
     found = [f for f in _findings(run, split, of_ceiling, memory, ceilings) if f.gain >= WORTH]
     findings = sorted(found, key=lambda finding: -finding.gain) or [_at_the_ceiling(run, of_ceiling, ceilings)]
-    return Explained(split, gflops, of_ceiling, memory, tuple(findings))
+    made = Explained(split, gflops, of_ceiling, memory, tuple(findings))
+    if profiled is None:
+        return made
+    reached = None
+    if shape is not None and profiled.seconds.get("products"):
+        rate = 2 * profiled.padded_tokens * shape.weights / profiled.seconds["products"] / 1e9
+        reached = rate / (_ceiling(run.variant.precision, ceilings) * profiled.threads / ceilings.threads)
+    return replace(made, kinds=profiled.shares, products_of_ceiling=reached)
 
 
 def _split(run: Observed) -> Split:

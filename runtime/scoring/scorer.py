@@ -157,7 +157,7 @@ class PlannedScorer(Scorer):
     def _start(self, tokens: Tokens, first: int) -> list[_Started]:
         """Plan the forwards of `tokens`, whose first pair is number `first`, and start each."""
         start = time.monotonic()
-        todo = deque(self._planned(tokens.lengths))
+        todo = deque(self.planned(tokens.lengths))
         started: list[_Started] = []
         if self.plan.callers > 1 and len(todo) > 1:
             with ThreadPoolExecutor(self.plan.callers) as callers:
@@ -193,9 +193,10 @@ class PlannedScorer(Scorer):
         log.warning("out of memory with %d tokens a forward: going on with %d", self.plan.tokens, half)
         self.plan = replace(self.plan, tokens=half)
         rest = np.concatenate([forward.rows for forward in forwards])
-        return deque(Forward(rest[f.rows], f.width) for f in self._planned(tokens.lengths[rest]))
+        return deque(Forward(rest[f.rows], f.width) for f in self.planned(tokens.lengths[rest]))
 
-    def _planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
+    def planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
+        """The forwards that pairs of these lengths, int64[pairs], are run in."""
         return plan_forwards(lengths, self.plan.tokens, self.encoder.max_length, self.backend.step)
 
     def _finish(self, started: Sequence[_Started], pairs: int) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.scoring.backends.kinds import Times
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
@@ -52,6 +53,9 @@ class Backend(Protocol):
     def finish(self, outputs: Sequence[Any]) -> NDArray[np.float32]:
         """Logits of all forwards, one after the other: float32[pairs, labels]."""
 
+    def profiled(self, batches: Sequence[Any]) -> Times:
+        """Where the time of loaded batches goes, one after the other, by the runtime's own profiler; empty if none."""
+
 
 class CpuClock:
     """The host's clock: on a CPU a call returns when it is done."""
@@ -83,6 +87,10 @@ class PaddedArrays:
     def finish(self, outputs: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Logits of all forwards."""
         return np.concatenate(outputs)
+
+    def profiled(self, _: Sequence[dict[str, NDArray[np.int64]]]) -> Times:
+        """Nothing: this runtime has no profiler."""
+        return Times(float)
 
 
 def pad(tokens: Tokens, forward: Forward, pad_id: int, *, left: bool) -> dict[str, NDArray[np.int64]]:

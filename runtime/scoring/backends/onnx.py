@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -9,6 +14,7 @@ from numpy.typing import NDArray
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.scoring.backends.backend import OutOfMemory, PaddedArrays
+from xopt.runtime.scoring.backends.kinds import Times, kind_of
 
 __all__ = ["OnnxBackend", "has_cuda"]
 
@@ -34,17 +40,8 @@ class OnnxBackend(PaddedArrays):
                 f"device {device!r}: this onnxruntime has no {provider}; `pip uninstall onnxruntime onnxruntime-gpu`, "
                 "then `pip install onnxruntime-gpu`, or use --device cpu"
             )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = plan.threads
-        options.inter_op_num_threads = 1
-        options.enable_mem_pattern = False  # a pattern a shape would grow with every new shape
-        options.log_severity_level = 3
-        try:
-            self.session = ort.InferenceSession(
-                str(file), options, providers=[provider], disabled_optimizers=SLOW_FUSIONS
-            )
-        except Exception as error:  # onnxruntime's own exception types are not public
-            raise BadInput(f"{file}: onnxruntime cannot open it ({first_line(error)})") from error
+        self.file, self.threads, self.provider = file, plan.threads, provider
+        self.session = self._session(self._options())
         if self.session.get_providers()[0] != provider:
             raise BadInput(
                 f"device {device!r}: {provider} did not load, so onnxruntime fell back to the CPU; see its log"
@@ -54,6 +51,22 @@ class OnnxBackend(PaddedArrays):
         )  # attention without a mask is one operator; see xopt.optimize.graph.attention
         self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.name for node in self.session.get_inputs()}
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False  # a pattern a shape would grow with every new shape
+        options.log_severity_level = 3
+        return options
+
+    def _session(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        try:
+            return ort.InferenceSession(
+                str(self.file), options, providers=[self.provider], disabled_optimizers=SLOW_FUSIONS
+            )
+        except Exception as error:  # onnxruntime's own exception types are not public
+            raise BadInput(f"{self.file}: onnxruntime cannot open it ({first_line(error)})") from error
 
     def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
@@ -66,3 +79,22 @@ class OnnxBackend(PaddedArrays):
                 raise OutOfMemory from error
             raise
         return logits
+
+    def profiled(self, batches: Sequence[dict[str, NDArray[np.int64]]]) -> Times:
+        """Where the time of batches goes; see `Backend`."""
+        options, times = self._options(), Times(float)
+        options.enable_profiling = True
+        with TemporaryDirectory(prefix="xopt-profile-") as scratch:
+            options.profile_file_prefix = f"{scratch}/run"
+            session = self._session(options)
+            for batch in (*batches, *batches):  # the first round allocates
+                session.run(["logits"], {k: v for k, v in batch.items() if k in self.inputs})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        start = [event["ts"] for event in events if event["name"] == "model_run"][len(batches)]
+        for event in events:
+            operator = event["args"].get("op_name")
+            if event["name"].endswith("_kernel_time") and event["ts"] >= start and operator != "If":
+                # Weights have two dimensions, and none where the session has packed them.
+                shapes = [shape for each in event["args"]["input_type_shape"] for shape in each.values()]
+                times[kind_of(operator, sum(len(shape) > 2 for shape in shapes) < 2)] += event["dur"] / 1e6
+        return times

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,6 +15,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import has_bf16
 from xopt.runtime.scoring.backends.backend import UNPADDED, PaddedArrays
+from xopt.runtime.scoring.backends.kinds import Times, kind_of
 
 __all__ = ["OpenVinoBackend"]
 
@@ -31,23 +33,29 @@ class OpenVinoBackend(PaddedArrays):
 
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
         file = folder.checked(variant.file)
-        properties = {
-            "NUM_STREAMS": plan.callers,
-            "INFERENCE_NUM_THREADS": plan.callers * plan.threads,
-            "INFERENCE_PRECISION_HINT": PRECISIONS[variant.precision],
-        }
-        try:
-            core = openvino.Core()
-            self.model = core.compile_model(_prepared(core.read_model(file)), device.upper(), properties)
-        except RuntimeError as error:
-            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
-            raise BadInput(f"{file}: OpenVINO cannot open it ({' '.join(reason)})") from error
+        self.file, self.device, self.precision = file, device.upper(), PRECISIONS[variant.precision]
+        self.threads = plan.threads
+        self.model = self._compiled(plan.callers)
         self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.any_name for node in self.model.inputs}
         # All requests are made here: made while another runs, one can wait for it for ever, holding Python's lock.
         self.idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(plan.callers):
             self.idle.put(self.model.create_infer_request())
+
+    def _compiled(self, streams: int, profiled: bool = False) -> Any:
+        properties = {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": streams * self.threads,
+            "INFERENCE_PRECISION_HINT": self.precision,
+            "PERF_COUNT": profiled,
+        }
+        try:
+            core = openvino.Core()
+            return core.compile_model(_prepared(core.read_model(self.file)), self.device, properties)
+        except RuntimeError as error:
+            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+            raise BadInput(f"{self.file}: OpenVINO cannot open it ({' '.join(reason)})") from error
 
     def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
@@ -58,6 +66,23 @@ class OpenVinoBackend(PaddedArrays):
         finally:
             self.idle.put(request)
         return logits
+
+    def profiled(self, batches: Sequence[dict[str, NDArray[np.int64]]]) -> Times:
+        """Where the time of batches goes; see `Backend`."""
+        model, times = self._compiled(1, profiled=True), Times(float)
+        request = model.create_infer_request()
+        joined = {
+            node.friendly_name: str(node.get_rt_info()["originalLayersNames"].value)
+            for node in model.get_runtime_model().get_ordered_ops()
+        }
+        for batch in batches:
+            for _ in range(2):  # the first compiles
+                request.infer({k: v for k, v in batch.items() if k in self.inputs})
+            for each in request.get_profiling_info():
+                # What is compiled as one piece is known by what it was made of.
+                operator = joined.get(each.node_name, "") if each.node_type == "Subgraph" else each.node_type
+                times[kind_of(operator, each.node_type != "MatMul")] += each.real_time.total_seconds()
+        return times
 
 
 def _prepared(model: Any) -> Any:
