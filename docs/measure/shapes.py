@@ -1,9 +1,10 @@
 """How the speed moves with the length, the layers and the number of candidates: the tables of performance.md.
 
-    python docs/measure/shapes.py
+    python docs/measure/shapes.py [models]
 
 Scorers without Daft, on all cores, their rounds interleaved; untuned plans. Layers of the demo model
-are dropped or repeated, its texts cut or joined: what is timed is real, what such a model ranks is not.
+are dropped or repeated, its texts cut or joined; with `models`, two large ones of random weights instead. What is timed
+is real, what such a model ranks is not.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from __future__ import annotations
 import copy
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from xopt.optimize.export import export
 from xopt.optimize.peers import make_peers
@@ -29,7 +31,9 @@ from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import Scorer
 
-VARIANTS = ("onnx-fp32", "onnx-int8")
+VARIANTS = ("onnx-fp32", "openvino-bf16", "onnx-int8", "openvino-int8")
+LARGE = {"12 layers of 768": (12, 768), "24 layers of 1,024": (24, 1024)}
+LARGE_TOKENS, LARGE_PAIRS = 300, 12
 BUDGET_TOKENS = 6000  # of each point
 ROUNDS = 3
 
@@ -37,6 +41,9 @@ ROUNDS = 3
 def main() -> None:
     docs = demo_candidates()
     text = " ".join(row.text for row in docs.rows)
+    if sys.argv[1:] == ["models"]:
+        large(text)
+        return
     with tempfile.TemporaryDirectory() as scratch:
         models = {layers: layered(layers, Path(scratch)) for layers in (6, 2, 12)}
         peers = make_peers(models[6], docs, detect_target(), Path(scratch) / "peers")
@@ -73,7 +80,39 @@ def layered(layers: int, scratch: Path) -> ModelFolder:
     model.bert.encoder.layer = nn.ModuleList(copy.deepcopy(kept[i % len(kept)]) for i in range(layers))
     model.config.num_hidden_layers = layers
     model.save_pretrained(changed)
-    return quantize(export(str(changed), out), recipe_for(detect_target()))
+    return quantised(export(str(changed), out))
+
+
+def large(text: str) -> None:
+    """The table of large models."""
+    names = ["torch-fp32/default", *VARIANTS]
+    print(f"| {LARGE_TOKENS} tokens a pair | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
+    for title, (layers, hidden) in LARGE.items():
+        with tempfile.TemporaryDirectory() as scratch:
+            given, out = Path(scratch) / "given", Path(scratch) / "out"
+            export("demo", given)
+            config = AutoConfig.from_pretrained(given)
+            config.num_hidden_layers, config.hidden_size, config.intermediate_size = layers, hidden, 4 * hidden
+            config.num_attention_heads = hidden // 64
+            shutil.rmtree(given / "onnx")
+            (given / "xopt.json").unlink()
+            AutoModelForSequenceClassification.from_config(config).save_pretrained(given)
+            folder = quantised(export(str(given), out))
+            pairs = pairs_of(Encoder(folder), text, LARGE_TOKENS, LARGE_PAIRS)
+            scorers: dict[str, Scorer] = {
+                names[0]: ReferenceScorer(folder, folder.variant("torch-fp32"), cores()),
+                **{v: open_scorer(folder.path, v) for v in VARIANTS},
+            }
+            times = measure(scorers, pairs)
+            cells = [f"{times[names[0]] / times[n]:.2f} x, {1000 * times[n]:,.0f} ms" for n in names]
+            print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
+
+
+def quantised(folder: ModelFolder) -> ModelFolder:
+    """The folder with both INT8 variants."""
+    for scheme in ("per-token", "static"):
+        folder = quantize(folder, recipe_for(detect_target(), scheme))
+    return folder
 
 
 def pairs_of(encoder: Encoder, text: str, length: int, count: int) -> list[Pair]:
@@ -98,7 +137,7 @@ def measure(scorers: dict[str, Scorer], pairs: list[Pair]) -> dict[str, float]:
     repeats = 20 if len(pairs) == 1 else 1
     times: dict[str, list[float]] = {name: [] for name in scorers}
     for scorer in scorers.values():
-        scorer.score(pairs[:16])
+        scorer.score(pairs)
     for _ in range(ROUNDS * repeats):
         for name, scorer in scorers.items():
             start = time.perf_counter()

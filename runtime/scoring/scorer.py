@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import itertools
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -79,13 +81,43 @@ class _Started:
     text_tokens: int
 
 
+class _Alone:
+    """A second backend, with the threads of all callers in one, for a forward that is the only one of its call.
+
+    It is opened when it is first asked for. Who comes while it is at work is better served by a caller's own threads.
+    """
+
+    def __init__(self, open_it: Callable[[], Backend]) -> None:
+        self._open, self._lock = open_it, threading.Lock()
+        self._backend: Backend | None = None
+
+    @contextlib.contextmanager
+    def free(self) -> Iterator[Backend | None]:
+        """The backend, or None while it is at work."""
+        if not self._lock.acquire(blocking=False):
+            yield None
+            return
+        try:
+            self._backend = self._backend or self._open()
+            yield self._backend
+        finally:
+            self._lock.release()
+
+
 class PlannedScorer(Scorer):
     """Scores pairs in three steps: encode, forward, finish."""
 
     def __init__(
-        self, encoder: Encoder, backend: Backend, plan: Plan, labels: int, reopen: Callable[..., PlannedScorer]
+        self,
+        encoder: Encoder,
+        backend: Backend,
+        plan: Plan,
+        labels: int,
+        reopen: Callable[..., PlannedScorer],
+        alone: _Alone,
     ) -> None:
         self.encoder, self.backend, self.plan, self.labels, self._reopen = encoder, backend, plan, labels, reopen
+        self._alone = alone
         self._watch = Stopwatch(plan.callers)
 
     @property
@@ -108,14 +140,14 @@ class PlannedScorer(Scorer):
 
     def with_plan(self, plan: Plan) -> PlannedScorer:
         """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""
-        return PlannedScorer(self.encoder, self.backend, plan, self.labels, self._reopen)
+        return PlannedScorer(self.encoder, self.backend, plan, self.labels, self._reopen, self._alone)
 
     def with_prompt(self, prompt: str) -> PlannedScorer:
         """A scorer of the same open backend, with another prompt before each query."""
         encoder = copy.copy(self.encoder)
         encoder.prompt = prompt
         reopen = functools.partial(_with_prompt, self._reopen, prompt)
-        return PlannedScorer(encoder, self.backend, self.plan, self.labels, reopen)
+        return PlannedScorer(encoder, self.backend, self.plan, self.labels, reopen, self._alone)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is opened again: sessions and locks cannot be sent there."""
@@ -165,19 +197,21 @@ class PlannedScorer(Scorer):
             todo.clear()
         while todo:
             try:
-                started.append(self._forward(tokens, todo[0], first))
+                with self._alone.free() if self.plan.callers > 1 else contextlib.nullcontext() as other:
+                    started.append(self._forward(tokens, todo[0], first, other))
                 todo.popleft()
             except OutOfMemory:
                 todo = self._halved(tokens, todo)
         self._watch.ran(time.monotonic() - start)
         return started
 
-    def _forward(self, tokens: Tokens, forward: Forward, first: int) -> _Started:
-        mark = self.backend.clock.mark
+    def _forward(self, tokens: Tokens, forward: Forward, first: int, other: Backend | None = None) -> _Started:
+        backend = other or self.backend
+        mark = backend.clock.mark
         before = mark()
-        batch = self.backend.load(tokens, forward)
+        batch = backend.load(tokens, forward)
         loaded = mark()
-        output = self.backend.forward(batch)
+        output = backend.forward(batch)
         text = int(tokens.lengths[forward.rows].sum())
         return _Started(forward.rows + first, output, (before, loaded, mark()), forward.width, text)
 
@@ -238,10 +272,12 @@ def open_scorer(
     chosen = model.variant(variant)
     check_variant(chosen, device)  # a plan is found for a device that is there
     plan = plan or find_plan(model, chosen, threads, device)
-    backend = BACKENDS[chosen.backend].open(model, chosen, plan, device)
+    open_it = functools.partial(BACKENDS[chosen.backend].open, model, chosen)
+    one = replace(plan, callers=1, threads=plan.callers * plan.threads)
+    alone = _Alone(lambda: open_it(one, device))
     here = replace(model, path=model.path.resolve())  # another process may work in another folder
     reopen = functools.partial(open_scorer, here, variant, device=device)
-    return PlannedScorer(Encoder(model), backend, plan, model.manifest.labels, reopen)
+    return PlannedScorer(Encoder(model), open_it(plan, device), plan, model.manifest.labels, reopen, alone)
 
 
 def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu") -> Plan:

@@ -17,6 +17,7 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import has_module, machine_name
+from xopt.runtime.scoring.backends.onnx import OnnxBackend
 from xopt.runtime.scoring.backends.packed import Packed
 
 EXACT = ["onnx-fp32", "torch-fp32"]
@@ -226,3 +227,18 @@ def test_half_a_surrogate_pair_scores_as_a_replacement_character(tiny: ModelFold
 def test_no_threads_are_refused(tiny: ModelFolder, threads: int) -> None:
     with pytest.raises(BadInput, match=f"threads is {threads}; give at least 1"):
         open_scorer(tiny.path, threads=threads)
+
+
+def test_the_only_forward_of_a_call_has_the_threads_of_all_callers(tiny: ModelFolder, docs: Candidates) -> None:
+    scorer = open_scorer(tiny, "onnx-fp32", plan=Plan(callers=2, threads=1, tokens=512))
+    together = scorer.score(docs.pairs)
+    assert np.abs([scorer.score([pair])[0] for pair in docs.pairs[:4]] - together[:4]).max() < 1e-5
+    with scorer._alone.free() as backend:
+        assert isinstance(backend, OnnxBackend)
+        assert backend.threads == 2
+        with scorer._alone.free() as second:  # whoever comes while it is at work
+            assert second is None
+        assert np.abs(scorer.score(docs.pairs[:1]) - together[:1]).max() < 1e-5
+    alone = open_scorer(tiny, "onnx-fp32", plan=Plan(callers=1, threads=1, tokens=512))
+    alone.score(docs.pairs[:1])
+    assert alone._alone._backend is None  # one caller has them already

@@ -1,9 +1,9 @@
-"""Certificates against queries that they have not seen: `python docs/measure/cascades.py DIR SCIFACT SCORES.npz`.
+"""Certificates against queries that they have not seen: `python docs/measure/cascade/splits.py DIR SCIFACT SCORES.npz`.
 
-Scores all claims of SciFact, BM25's best `--depth` each, with the reference and a variant, which takes an hour on two
-cores, and keeps that in SCORES.npz. Then for each of 50 random splits of the queries a half chooses and certifies a
-cascade, as `xopt cascade` does it, and the other half tests it. At the end all of them choose and certify, and that
-cascade is written into DIR.
+Scores all claims of SciFact, or `--queries` drawn of them, BM25's best `--depth` each, with the reference and a
+variant, which takes an hour on two cores for 100 each, and keeps that in SCORES.npz. Then for each of 50 random splits
+of the queries a half chooses and certifies a cascade, as `xopt cascade` does it, and the other half tests it. At the
+end all of them choose and certify, and that cascade is written into DIR.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("scores", type=Path)
     parser.add_argument("--variant", default="onnx-int8")
     parser.add_argument("--depth", type=int, default=100)
+    parser.add_argument("--queries", type=int)
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--max-loss", type=float, default=0.01)
     parser.add_argument("--confidence", type=float, default=0.95)
@@ -76,6 +77,8 @@ def main() -> None:
     """Print each split's certificate, and what the other half lost."""
     given = arguments()
     folder, lists = ModelFolder.open(given.folder), read(given.scifact, given.depth)
+    if given.queries:
+        lists = [lists[row] for row in np.random.default_rng(11).permutation(len(lists))[: given.queries]]
     reference, scores = score(folder, lists, given.variant, given.scores)
     encoder = open_scorer(folder, given.variant).encoder
     parts = []

@@ -1,4 +1,4 @@
-"""A cheap model before a big one: `python docs/measure/bigger.py DEMO_DIR [--queries 40]`.
+"""A cheap model before a big one: `python docs/measure/cascade/bigger.py DEMO_DIR [--queries 40]`.
 
 Makes a model of 12 layers of hidden 768 out of the demo model: each width twice (function-preserving, as Net2Wider of
 Chen et al. 2016, arXiv:1511.05641), and behind each layer another one that hardly does anything, so that it agrees

@@ -1,6 +1,6 @@
 """What shrunk models reach on SciFact's test claims: nDCG@10 by labels, and agreement with the model they come from.
 
-    python docs/measure/students.py DIR SCIFACT SMALL...
+    python docs/measure/cascade/students.py DIR SCIFACT SMALL...
 
 DIR is the model folder that each SMALL was made of with `xopt shrink DIR -o SMALL --data SCIFACT --split train`. BM25's
 best hundred of 100 claims, always the same, are scored in FP32.
