@@ -84,12 +84,8 @@ def bench(
     output = Output(json_file)
     model, candidates = ModelFolder.open(folder, trust_remote_code), read()
     fitting = variants_on(model, device)
-    cases = [
-        Case(v, s)
-        for v, s in itertools.product(
-            variants or fitting, strategies or (s for s in STRATEGIES if s not in SMALL_BATCHES)
-        )
-    ]
+    usual = [strategy for strategy in STRATEGIES if strategy not in SMALL_BATCHES]
+    cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or usual)]
     if not strategies or not variants:  # of what was not asked for, what there is
         scores = str(model.manifest.cascade.get("variant", ""))
         cases = [case for case in cases if case.strategy != "cascade" or case.variant == scores]

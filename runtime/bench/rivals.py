@@ -16,7 +16,6 @@ __all__ = ["fastest_rival", "rivals"]
 log = logging.getLogger(__name__)
 
 TRIAL_PAIRS = 64
-PLANNED = "planned"
 
 
 def rivals(
@@ -27,7 +26,8 @@ def rivals(
     What sentence-transformers runs has batches of 32, its default, and of 8 or 1 where one of them is faster on some
     pairs; the others are fed with xopt's plan.
     """
-    variants = [*own, *(name for name, each in peers.manifest.variants.items() if not _planned(each.backend))]
+    fed = [name for name, each in peers.manifest.variants.items() if BACKENDS[each.backend].peer]
+    variants = [*own, *(name for name in peers.manifest.variants if name not in fed)]
     tried = [Case(variant, strategy) for variant in variants for strategy in (BASELINE.strategy, *SMALL_BATCHES)]
     log.info("peers: trying batches of 32, 8 and 1 on %d pairs", TRIAL_PAIRS)
     trial = bench(folder, candidates.head(TRIAL_PAIRS), tried, threads=threads, repeat=1, peers=peers)
@@ -35,11 +35,7 @@ def rivals(
     for variant in variants:
         best = max((m for m in trial.measured if m.case.variant == variant), key=lambda m: m.pairs_per_s)
         cases += list(dict.fromkeys([Case(variant, BASELINE.strategy), best.case]))
-    return cases + [Case(name, PLANNED) for name, each in peers.manifest.variants.items() if _planned(each.backend)]
-
-
-def _planned(backend: str) -> bool:
-    return BACKENDS[backend].peer
+    return cases + [Case(name, "planned") for name in fed]
 
 
 def fastest_rival(result: Bench, cases: Sequence[Case]) -> tuple[Measured, Measured | None]:

@@ -46,9 +46,8 @@ class OnnxBackend(PaddedArrays):
             raise BadInput(
                 f"device {device!r}: {provider} did not load, so onnxruntime fell back to the CPU; see its log"
             )
-        self.step = (
-            1 if device == "cpu" else 0
-        )  # attention without a mask is one operator; see xopt.optimize.graph.attention
+        # Attention without a mask is one operator: nothing is to be padded. See xopt.optimize.graph.attention.
+        self.step = 1 if device == "cpu" else 0
         self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.name for node in self.session.get_inputs()}
 
