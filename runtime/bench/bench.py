@@ -137,7 +137,7 @@ def bench(
 
     `threads` is what each scorer may use, all usable cores unless given. Cases may name variants of `peers`, the
     same model made by other tools. `profiled` opens each planned variant once more, to see where its forwards' time
-    goes. Raises BadInput where a variant or strategy is unknown or the device is not there, before anything is measured.
+    goes. Raises BadInput where a variant or strategy is unknown or the device is not there, before that.
     """
     threads = threads or cores()
     cases = list(dict.fromkeys([BASELINE, *cases]))
