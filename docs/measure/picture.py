@@ -15,7 +15,9 @@ NAMES = {
     "onnx-fp32/default": "sentence-transformers, ONNX FP32",
     "torch-fp32/planned": "xopt, torch FP32, planned",
     "onnx-fp32/planned": "xopt, ONNX FP32, planned",
+    "openvino-bf16/planned": "xopt, OpenVINO bfloat16, planned",
     "onnx-int8/planned": "xopt, ONNX INT8, planned",
+    "openvino-int8/planned": "xopt, OpenVINO INT8, planned",
 }
 TITLE = "Pairs a second inside a Daft UDF, times sentence-transformers' default"
 HEAD = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 {height}" role="img" aria-labelledby="t" \
