@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,11 +41,10 @@ def test_peers_are_sentence_transformers_own_exports(tiny: ModelFolder, peers: M
 def test_each_runs_with_its_best_batch_size_beside_our_own(
     tiny: ModelFolder, peers: ModelFolder, docs: Candidates
 ) -> None:
+    some = {name: each for name, each in peers.manifest.variants.items() if name in ("st-onnx", "ct2-int8")}
+    peers = replace(peers, manifest=replace(peers.manifest, variants=some))
     theirs = rivals(tiny, docs, peers, ["torch-fp32"], 2)
-    assert [case.variant for case in theirs if case.strategy == "default"] == [
-        "torch-fp32",
-        *(name for name in peers.manifest.variants if name != "ct2-int8"),
-    ]
+    assert [case.variant for case in theirs if case.strategy == "default"] == ["torch-fp32", "st-onnx"]
     assert {case.strategy for case in theirs} <= {"default", "batch-8", "batch-1", "planned"}
     assert Case("ct2-int8", "planned") in theirs
     result = bench(tiny, docs.head(12), [Case("onnx-fp32", "planned"), *theirs], repeat=1, peers=peers)
@@ -51,5 +52,6 @@ def test_each_runs_with_its_best_batch_size_beside_our_own(
     assert all(m.agreement is not None for m in result.measured)
     fastest, ours = fastest_rival(result, theirs)
     assert fastest.pairs_per_s == max(m.pairs_per_s for m in result.measured if m.case in theirs)
-    assert ours is not None
-    assert ours.case == Case("onnx-fp32", "planned")  # in float, so that it agrees no less
+    (own,) = (m for m in result.measured if m.case not in theirs)
+    agrees = own.agreement and fastest.agreement and own.agreement.tau >= fastest.agreement.tau
+    assert ours == (own if agrees else None)
