@@ -13,7 +13,6 @@ from tiny import make_tiny
 
 from xopt.cli.main import cli
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.scoring.variants import BACKENDS
 
 ROOT = Path(__file__).parents[1]
 Xopt = Callable[..., Result]
@@ -169,7 +168,7 @@ def test_the_main_job_runs_twice_on_a_users_own_data(
     assert first.stdout.startswith("Recommended: ")
     assert "callers x threads" not in first.stdout
     assert "open_scorer" in first.stdout
-    assert ("openvino-int8/planned" in first.stdout) == BACKENDS["openvino"].installed()
+    assert "openvino-int8/planned" in first.stdout
     second = xopt(*arguments, "--json", "-")
     assert json.loads(second.stdout)["tunings"] == []
     assert "is there already" in second.stderr
