@@ -196,7 +196,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
         prepared.seen,
         bits=recipe.weight_bits,
         smoothing=recipe.smoothing,
-        wide=recipe.scheme == "static",  # OpenVINO joins the division with what makes a tensor
+        free=recipe.scheme == "static",  # OpenVINO joins it
         static=recipe.static,
         rounded=prepared.rounded,
     )

@@ -81,16 +81,16 @@ def quantize_matmuls(
     *,
     bits: int,
     smoothing: float,
-    wide: bool,
+    free: bool,
     static: bool,
     rounded: Rounded,
 ) -> onnx.ModelProto:
     """The model with the named MatMuls, x [pairs, width, inputs] by a constant matrix, in INT8.
 
     `seen` describes what each x held in calibration, `bits` is the weights' (7 where 8 would saturate),
-    `smoothing` the exponent of the activations in the smoothing factors, 0 for none, and `wide` smooths what is wider
-    than its products, too; `static` takes all scales from calibration. `rounded` keeps what rounding made, for the next
-    recipe of the same model.
+    `smoothing` the exponent of the activations in the smoothing factors, 0 for none, and `free` says that the runtime joins
+    the division with what makes x; `static` takes all scales from calibration. `rounded` keeps what rounding made, for
+    the next recipe of the same model.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     normalised = {node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
@@ -109,7 +109,7 @@ def quantize_matmuls(
         x, weight = node.input
         if x not in quantised:
             quantise = _quantise_calibrated if static or x in normalised else _quantise_rows
-            quantised[x] = quantise(write, x, seen[x], _smoothing(seen[x], matrices[x], smoothing, wide))
+            quantised[x] = quantise(write, x, seen[x], _smoothing(seen[x], matrices[x], smoothing, free))
         factors, matrix = quantised[x].smoothing, matrices[x].pop(0)
         key = (weight, factors.tobytes(), bits)
         if key not in rounded:
@@ -143,14 +143,15 @@ def _biases(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, str]]:
 
 
 def _smoothing(
-    seen: Activations, weights: Sequence[NDArray[np.float64]], exponent: float, wide: bool
+    seen: Activations, weights: Sequence[NDArray[np.float64]], exponent: float, free: bool
 ) -> NDArray[np.float64]:
     """Factors, geometric mean 1, that x is divided by and the weights' rows are multiplied by; ones for none.
 
-    The division can be a pass over x, so without `wide` it is made where x is narrower than what is computed from it.
+    The division is a pass over x, so it is made where x is narrower than what is computed from it; where it is `free`,
+    where x is no wider. Factors for feed-forward blocks' neurons do not carry over to other texts.
     """
     channels = len(seen.peak)
-    if exponent == 0 or not (wide or channels < sum(weight.shape[1] for weight in weights)):
+    if exponent == 0 or channels >= sum(weight.shape[1] for weight in weights) + free:
         return np.ones(channels)
     peak = np.maximum(seen.peak, 1e-3)
     largest = np.maximum(np.max([np.abs(weight).max(1) for weight in weights], axis=0), 1e-3)
