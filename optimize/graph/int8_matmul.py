@@ -88,9 +88,9 @@ def quantize_matmuls(
     """The model with the named MatMuls, x [pairs, width, inputs] by a constant matrix, in INT8.
 
     `seen` describes what each x held in calibration, `bits` is the weights' (7 where 8 would saturate),
-    `smoothing` the exponent of the activations in the smoothing factors, 0 for none, and `free` says that the runtime joins
-    the division with what makes x; `static` takes all scales from calibration. `rounded` keeps what rounding made, for
-    the next recipe of the same model.
+    `smoothing` the exponent of the activations in the smoothing factors, 0 for none, and `free` says that the runtime
+    joins the division with what makes x; `static` takes all scales from calibration. `rounded` keeps what rounding
+    made, for the next recipe of the same model.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     normalised = {node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
