@@ -113,7 +113,8 @@ def _quantize_openvino(folder: ModelFolder, candidates: Candidates, out: Path) -
 def _is_bert(folder: Path) -> bool:
     """Whether CTranslate2 runs all of the model but a linear layer behind its pooler."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return bool(config.get("model_type") == "bert" and (folder / WEIGHTS).is_file())
+    absolute = config.get("position_embedding_type", "absolute") == "absolute"
+    return bool(config.get("model_type") == "bert" and absolute and (folder / WEIGHTS).is_file())
 
 
 def _convert_ctranslate2(out: Path) -> None:

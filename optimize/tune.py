@@ -15,7 +15,7 @@ from xopt.runtime.folder import Manifest, ModelFolder, Plan
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.scoring.encode import Pair, Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
-from xopt.runtime.scoring.variants import check_variant
+from xopt.runtime.scoring.variants import BACKENDS, check_variant
 
 __all__ = ["Trial", "Tuning", "plans_for", "tune"]
 
@@ -88,12 +88,13 @@ def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, thr
     one = next(iter(scorers.values()))
     tokens = one.encoder.encode(candidates.pairs)
     rates: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    every_shape = one.backend.streams or BACKENDS[folder.variant(variant).backend].compiles
     alive, pairs = plans, FIRST_PAIRS[device]
     while True:
         rows = _evenly(tokens, pairs)
         for plan in alive:
             scorer = scorers.get(plan.threads, one).with_plan(plan)
-            rates[plan].append(_rate(scorer, tokens, rows, candidates.pairs))
+            rates[plan].append(_rate(scorer, tokens, rows, candidates.pairs, every_shape))
         alive = sorted(alive, key=lambda plan: -rates[plan][-1])
         log.info(
             "tune %s: %d plans on %d pairs, best %s: %.1f pairs/s",
@@ -119,12 +120,13 @@ def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:
     return np.random.default_rng(0).permutation(rows)
 
 
-def _rate(scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair]) -> float:
-    """Pairs a second; 0 where the plan does not fit into memory."""
+def _rate(
+    scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair], every_shape: bool
+) -> float:
+    """Pairs a second, after a warm-up, on all of them for `every_shape`; 0 where the plan does not fit into memory."""
     plan, sample, texts = scorer.plan, tokens.taken(rows), [pairs[row] for row in rows]
-    few = rows[:: -(-len(rows) // (2 * plan.callers))]
-    # The first forward of a shape allocates, and compiles on some backends.
-    scorer.score_tokens(sample if scorer.backend.streams or scorer.backend.step > 1 else tokens.taken(few))
+    few = rows if every_shape else rows[:: -(-len(rows) // (2 * plan.callers))]
+    scorer.score_tokens(tokens.taken(few))  # the first forward of a shape allocates
     start = time.perf_counter()
     if scorer.backend.streams:
         scorer.logits(texts)

@@ -78,11 +78,11 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
     """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
 
     An instance within this process is opened and warmed up here, on all pairs where its backend compiles for each new
-    shape: a long job does that once. Daft's worker processes live for
-    one query only, so theirs open within it; each warms up before its first call.
+    shape: a long job does that once. Daft's worker processes live for one query only, so theirs open within it; each
+    warms up before its first call.
     """
     strategy = STRATEGIES[spec.strategy]
-    warm_up = list(pairs[: None if spec.compiles else WARM_UP_PAIRS[spec.device]])
+    warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
     if strategy.by_query:
         return _run_cascade(spec, pairs, warm_up)
     udf = instances(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)
@@ -97,7 +97,7 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
         return _collect(made, start, time.monotonic())
 
     if strategy.workers is None:
-        query(pairs_frame(warm_up))
+        query(pairs_frame(pairs if spec.compiles else warm_up))
     return lambda: query(frame if frame is not None else pairs_frame(pairs))
 
 
@@ -115,7 +115,7 @@ def _run_cascade(spec: ScorerSpec, pairs: Sequence[Pair], warm_up: list[Pair]) -
         stamps = set(made["stamp"].drop_null().to_pylist())
         return _run(made["logits"].to_numpy(zero_copy_only=False).astype(np.float32), stamps, start, end)
 
-    query(pairs_frame(warm_up))
+    query(pairs_frame(pairs if spec.compiles else warm_up))
     return lambda: query(pairs_frame(pairs))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
-__all__ = ["KINDS", "Times", "kind_of"]
+__all__ = ["Times", "kind_of"]
 
 Times = defaultdict[str, float]  # seconds by kind
 
