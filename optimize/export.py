@@ -14,6 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph
+from xopt.optimize.graph.absorb import absorb_keys
 from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
@@ -177,12 +178,20 @@ def _write_onnx(
     read = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in (*inputs, "attention_mask")]
     model, made_by = export_graph(network, read, exporter)
     model, narrowed = keep_one_row(reorder_gelu(model)[0])
+    model, absorbed = absorb_keys(model)
     model, fused = (model, 0) if portable else fuse_attention(model)
     (folder / ONNX_FILE).parent.mkdir()
     write_graph(model, folder / ONNX_FILE)
     log.info("export: %d matrix products of the last layer now see one token a pair only", narrowed)
+    log.info("export: %d attentions of one token make no keys and values", absorbed)
     log.info("export: %d attentions are one operator where no pair is padded", fused)
-    return {"exporter": made_by, "opset": OPSET, "one_row_matmuls": narrowed, "fused_attentions": fused}
+    return {
+        "exporter": made_by,
+        "opset": OPSET,
+        "one_row_matmuls": narrowed,
+        "absorbed": absorbed,
+        "fused_attentions": fused,
+    }
 
 
 def _write_manifest(

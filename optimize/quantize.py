@@ -226,7 +226,7 @@ def token_matmuls(model: onnx.ModelProto) -> list[str]:
     What sees one row a pair, the head and what the first-row rewrite narrowed, has rank 2 or a
     second dimension of 1; in INT8 it would gain no time.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
+    weights = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
     shapes = tensor_shapes(model)
     return [
         node.name

@@ -43,7 +43,8 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 class ModelShape:
     """What a forward's work follows from. `narrowed`: the last layer sees one row a pair, but for key and value.
 
-    `queries` is the width of all heads, `keys` that of keys and of values, less where heads share them.
+    `absorbed`: it makes no key and value either. `queries` is the width of all heads, `keys` that of keys and of
+    values, less where heads share them.
     """
 
     layers: int
@@ -51,6 +52,7 @@ class ModelShape:
     intermediate: int
     gated: bool
     narrowed: bool
+    absorbed: bool
     queries: int
     keys: int
 
@@ -64,10 +66,12 @@ class ModelShape:
         fp32 = folder.manifest.variants.get("onnx-fp32")
         counts = ("one_row_matmuls", "first_row_matmuls")  # the latter of older folders
         narrowed = variant.backend != "torch" and bool(fp32 and any(fp32.recipe.get(name) for name in counts))
+        absorbed = variant.file.endswith(".onnx") and bool(fp32 and fp32.recipe.get("absorbed"))
         heads = config.get("num_attention_heads") or config.get("n_heads") or 1
         size = config.get("head_dim") or found["hidden"] // heads
         widths = {"queries": heads * size, "keys": (config.get("num_key_value_heads") or heads) * size}
-        return ModelShape(**found, gated=config.get("model_type") in GATED, narrowed=narrowed, **widths)
+        gated = config.get("model_type") in GATED
+        return ModelShape(**found, gated=gated, narrowed=narrowed, absorbed=absorbed, **widths)
 
     @property
     def weights(self) -> int:
@@ -75,7 +79,8 @@ class ModelShape:
         layer = (
             2 * self.hidden * (self.queries + self.keys) + (3 if self.gated else 2) * self.hidden * self.intermediate
         )
-        return (self.layers - self.narrowed) * layer + 2 * self.narrowed * self.hidden * self.keys
+        made = 2 * self.hidden * self.keys if self.narrowed and not self.absorbed else 0
+        return (self.layers - self.narrowed) * layer + made
 
     def operations(self, padded_tokens: float, squared_tokens: float) -> float:
         """Multiplications and additions of the products and of attention."""

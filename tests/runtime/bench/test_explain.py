@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 import daft
 import numpy as np
@@ -125,10 +126,11 @@ def test_a_ceiling_is_what_a_plain_product_reaches(ceilings: Ceilings) -> None:
 def test_the_work_of_a_forward_follows_from_the_models_shape(demo: ModelFolder) -> None:
     shape = ModelShape.of(demo, demo.variant("onnx-fp32"))
     assert shape == ModelShape(
-        layers=6, hidden=384, intermediate=1536, gated=False, narrowed=True, queries=384, keys=384
+        layers=6, hidden=384, intermediate=1536, gated=False, narrowed=True, absorbed=True, queries=384, keys=384
     )
     layer = 4 * 384**2 + 2 * 384 * 1536
-    assert shape.weights == 5 * layer + 2 * 384**2
+    assert shape.weights == 5 * layer
+    assert replace(shape, absorbed=False).weights == 5 * layer + 2 * 384**2
     assert shape.operations(100, 0) == 200 * shape.weights
     whole = ModelShape.of(demo, demo.variant("torch-fp32"))
     assert whole is not None
