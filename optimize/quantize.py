@@ -15,6 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from xopt.optimize.graph.attention import fuse_attention, unfused
 from xopt.optimize.graph.calibrate import Activations, calibrate, calibration_pairs
 from xopt.optimize.graph.int8_matmul import Rounded, quantize_matmuls
+from xopt.optimize.graph.narrow import mark_narrow
 from xopt.optimize.graph.outliers import find_blocks, split_outliers
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
 from xopt.optimize.graph.structure import read_graph, write_graph
@@ -185,6 +186,8 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
     seen = calibrate(folder, model, read, pairs)
     queries = frozenset(query_hash(query) for query, _ in pairs)
+    if recipe.scheme == "static":
+        model, _ = mark_narrow(folder, model, pairs)
     return Prepared(model if recipe.static else fuse_attention(model)[0], products, seen, queries)
 
 

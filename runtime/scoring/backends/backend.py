@@ -13,10 +13,12 @@ from xopt.runtime.scoring.backends.kinds import Times
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
-__all__ = ["UNPADDED", "Backend", "Clock", "CpuClock", "OutOfMemory", "PaddedArrays", "pad"]
+__all__ = ["NARROW", "NEAR", "UNPADDED", "Backend", "Clock", "CpuClock", "OutOfMemory", "PaddedArrays", "pad"]
 
 
 UNPADDED = "/unpadded"  # names in a graph what runs where no pair of a forward is padded
+NARROW = "/narrow"  # names an attention's softmax whose rows' largest scores were all within `NEAR` of zero
+NEAR = 20.0
 
 
 class OutOfMemory(Exception):

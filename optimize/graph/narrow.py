@@ -1,0 +1,59 @@
+"""Attentions whose scores lie so near to zero that their softmax needs no maximum.
+
+A softmax divides exponentials by their sum. It first takes each row's largest score from all of them, lest they
+overflow, which costs passes over the scores of all tokens with all others. Where calibration finds the largest of
+every row within `NEAR` of zero, float's range has room for all, and a backend may leave out those passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from xopt.optimize.graph.calibrate import calibrate
+from xopt.optimize.graph.heads import find_attentions
+from xopt.optimize.graph.shapes import tensor_shapes
+from xopt.optimize.graph.structure import rebuilt
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.scoring.backends.backend import NARROW, NEAR
+from xopt.runtime.scoring.encode import Pair
+
+__all__ = ["mark_narrow"]
+
+LAST = "/narrow/last"  # the name of a constant, an axis
+
+
+def mark_narrow(folder: ModelFolder, model: onnx.ModelProto, pairs: Sequence[Pair]) -> tuple[onnx.ModelProto, int]:
+    """The same graph, in which the names of such softmaxes start with `NARROW`, and how many they are.
+
+    Their masks are the same for all heads and queries. `model` is the folder's FP32 graph, run on `pairs`.
+    """
+    shapes = tensor_shapes(model)
+    found = {
+        attention.second.input[0]: attention
+        for attention in find_attentions(model)
+        if attention.rows != 1 and shapes.get(attention.mask, [])[1:3] == [1, 1]
+    }
+    softmaxes = [node for node in model.graph.node if node.output[0] in found]
+    if not softmaxes:
+        return model, 0
+    peaks = {f"{node.name}/peaks": node for node in softmaxes}  # [pairs, width, heads]
+    probes = []
+    for peak, node in peaks.items():
+        probes.append(helper.make_node("ReduceMax", [node.input[0], LAST], [f"{peak}/turned"], keepdims=0))
+        probes.append(helper.make_node("Transpose", [f"{peak}/turned"], [peak], perm=[0, 2, 1]))
+    last = numpy_helper.from_array(np.array([-1]), LAST)
+    probe = rebuilt(model, [*model.graph.node, *probes], [*model.graph.initializer, last])
+    seen = calibrate(folder, probe, list(peaks), pairs, gram=False)
+    narrow = {node.output[0] for peak, node in peaks.items() if seen[peak].peak.max() <= NEAR}
+    nodes = []
+    for node in model.graph.node:
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        if node.output[0] in narrow:
+            new.name = f"{NARROW}{node.name}"
+        nodes.append(new)
+    return rebuilt(model, nodes, model.graph.initializer, model.graph.value_info), len(narrow)
