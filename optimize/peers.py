@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_model
 
-from xopt.optimize.graph.calibrate import calibration_pairs
+from xopt.optimize.int8.calibrate import calibration_pairs
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import sha256_of, write_text

@@ -13,12 +13,12 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from xopt.optimize.graph.attention import fuse_attention, unfused
-from xopt.optimize.graph.calibrate import Activations, calibrate, calibration_pairs
-from xopt.optimize.graph.int8_matmul import Rounded, quantize_matmuls
-from xopt.optimize.graph.narrow import mark_narrow
-from xopt.optimize.graph.outliers import find_blocks, split_outliers
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
 from xopt.optimize.graph.structure import read_graph, write_graph
+from xopt.optimize.int8.calibrate import Activations, calibrate, calibration_pairs
+from xopt.optimize.int8.matmul import Rounded, quantize_matmuls
+from xopt.optimize.int8.narrow import mark_narrow
+from xopt.optimize.int8.outliers import find_blocks, split_outliers
 from xopt.runtime.data.candidates import Candidates, demo_candidates, preparing, query_hash
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
@@ -78,7 +78,7 @@ class Recipe:
     """How an INT8 variant is made. The manifest keeps it: with the same calibration data it gives the same file again.
 
     `scheme` "per-token" has a scale for every token's row, so that a pair's score depends on the pair
-    alone; see `xopt.optimize.graph.int8_matmul` and `xopt.optimize.graph.outliers`. `smoothing` is the exponent of
+    alone; see `xopt.optimize.int8.matmul` and `xopt.optimize.int8.outliers`. `smoothing` is the exponent of
     the activations in its smoothing factors and `hot` the share of a block's neurons with a scale of
     their own. "static" takes the scales from calibration, for OpenVINO, and multiplies what the hot
     neurons give in float. "portable" is the same for any runtime and processor: it needs none's own operators, and its

@@ -18,6 +18,7 @@ ROOMS = [  # each may import from itself and from those before it
     "xopt.runtime.jobs",
     "xopt.runtime.bench",
     "xopt.optimize.graph",
+    "xopt.optimize.int8",
     "xopt.optimize.judge",
     "xopt.optimize.model",
     "xopt.optimize.report",

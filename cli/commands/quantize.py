@@ -60,7 +60,7 @@ def quantize(
     float until the gate holds, and the fastest variant that passes is kept. Exits with 1, and changes
     nothing, where none does.
     """
-    from xopt.optimize.graph.calibrate import calibration_pairs
+    from xopt.optimize.int8.calibrate import calibration_pairs
     from xopt.optimize.judge.verdict import gates_with
     from xopt.optimize.quantize import SCHEMES, detect_target, prepare, recipe_for
     from xopt.optimize.quantize import quantize as run

@@ -1,1 +1,1 @@
-"""ONNX graphs: reading, exact rewrites, INT8."""
+"""ONNX graphs: reading, and exact rewrites."""

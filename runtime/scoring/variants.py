@@ -124,9 +124,9 @@ BACKENDS = {
         ),
         BackendKind(  # sentence-transformers' own needs optimum-intel, which bars optimum-onnx
             "openvino",
-            {"cpu": ("bf16", "int8")},
+            {"cpu": ("fp32", "bf16", "int8")},
             ONNX_FILE,
-            ("bf16",),
+            ("fp32", "bf16"),
             _lazily("openvino", "OpenVinoBackend"),
             tried=True,
             compiles=True,

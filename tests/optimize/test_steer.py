@@ -7,7 +7,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from xopt.optimize.graph.calibrate import calibration_pairs
+from xopt.optimize.int8.calibrate import calibration_pairs
 from xopt.optimize.judge.statistics import FAILED, PASSED, Gate
 from xopt.optimize.judge.verdict import judge
 from xopt.optimize.quantize import detect_target, prepare, quantize, recipe_for

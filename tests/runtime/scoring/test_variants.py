@@ -18,6 +18,7 @@ def test_each_device_has_the_variants_that_make_sense_on_it(tiny: ModelFolder) -
         "torch-fp32",
         *(["torch-bf16"] if has_bf16() else []),
         "onnx-fp32",
+        "openvino-fp32",
         *(["openvino-bf16"] if has_bf16() else []),
         "onnx-int8",
     ]

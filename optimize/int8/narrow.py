@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from xopt.optimize.graph.calibrate import calibrate
 from xopt.optimize.graph.heads import find_attentions
 from xopt.optimize.graph.shapes import tensor_shapes
 from xopt.optimize.graph.structure import rebuilt
+from xopt.optimize.int8.calibrate import calibrate
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.backends.backend import NARROW, NEAR
 from xopt.runtime.scoring.encode import Pair

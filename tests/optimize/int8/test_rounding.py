@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from xopt.optimize.graph.rounding import round_weights
+from xopt.optimize.int8.rounding import round_weights
 
 
 @pytest.mark.parametrize("bits", [7, 8])

@@ -10,7 +10,7 @@ from tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.graph.attention import unfused
-from xopt.optimize.graph.outliers import find_blocks, split_outliers
+from xopt.optimize.int8.outliers import find_blocks, split_outliers
 from xopt.optimize.quantize import token_matmuls
 from xopt.runtime.folder import ONNX_FILE
 

@@ -28,9 +28,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from xopt.optimize.graph.calibrate import Activations
-from xopt.optimize.graph.rounding import round_weights
 from xopt.optimize.graph.structure import import_microsoft, readers, rebuilt
+from xopt.optimize.int8.calibrate import Activations
+from xopt.optimize.int8.rounding import round_weights
 
 __all__ = ["Rounded", "quantize_matmuls"]
 

@@ -1,0 +1,1 @@
+"""INT8: what calibration sees, and the products that are made of it."""
