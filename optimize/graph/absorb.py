@@ -61,7 +61,10 @@ class _Graph:
         return numpy_helper.to_array(self.weights[name]) if known else None
 
     def product(self, name: str) -> Made | None:
-        """What a tensor is the product of, where nobody else reads it; None where it is not made so."""
+        """What a tensor is the product of, where nobody else reads it; None where it is not made so.
+
+        MobileBERT, which normalises nothing between its layers, would lose a digit: x has to be of one size.
+        """
         node, bias = self.maker.get(name), None
         if node is not None and node.op_type == "Add" and len(self.readers[name]) == 1:
             for other, each in (tuple(node.input), tuple(reversed(node.input))):
@@ -70,8 +73,8 @@ class _Graph:
                     break
         if node is None or node.op_type != "MatMul" or len(self.readers[node.output[0]]) != 1:
             return None
-        weight = self.constant(node.input[1], 2)
-        if weight is None:
+        weight, x = self.constant(node.input[1], 2), self.maker.get(node.input[0])
+        if weight is None or x is None or x.op_type != "LayerNormalization":
             return None
         whole = np.broadcast_to(np.zeros(1, weight.dtype) if bias is None else bias, weight.shape[1:])
         return node.input[0], weight, whole
