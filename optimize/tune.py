@@ -123,10 +123,11 @@ def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:
 def _rate(
     scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair], every_shape: bool
 ) -> float:
-    """Pairs a second, after a warm-up, on all of them for `every_shape`; 0 where the plan does not fit into memory."""
+    """Pairs a second, after a warm-up, for `every_shape` twice on all; 0 where the plan does not fit into memory."""
     plan, sample, texts = scorer.plan, tokens.taken(rows), [pairs[row] for row in rows]
     few = rows if every_shape else rows[:: -(-len(rows) // (2 * plan.callers))]
-    scorer.score_tokens(tokens.taken(few))  # the first forward of a shape allocates
+    for _ in range(1 + every_shape):  # the first forward of a shape allocates; each caller may compile for it
+        scorer.score_tokens(tokens.taken(few))
     start = time.perf_counter()
     if scorer.backend.streams:
         scorer.logits(texts)

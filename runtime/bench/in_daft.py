@@ -77,8 +77,8 @@ class DaftRun:
 def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame | None = None) -> Callable[[], DaftRun]:
     """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
 
-    An instance within this process is opened and warmed up here, on all pairs where its backend compiles for each new
-    shape: a long job does that once. Daft's worker processes live for one query only, so theirs open within it; each
+    An instance within this process is opened and warmed up here, twice on all pairs where its backend compiles for each
+    new shape, which a long job does once, and each of its callers for itself. Daft's worker processes live for one query only, so theirs open within it; each
     warms up before its first call.
     """
     strategy = STRATEGIES[spec.strategy]
@@ -97,7 +97,8 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
         return _collect(made, start, time.monotonic())
 
     if strategy.workers is None:
-        query(pairs_frame(pairs if spec.compiles else warm_up))
+        for ahead in [list(pairs)] * 2 if spec.compiles else [warm_up]:
+            query(pairs_frame(ahead))
     return lambda: query(frame if frame is not None else pairs_frame(pairs))
 
 
