@@ -78,8 +78,8 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
     """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
 
     An instance within this process is opened and warmed up here, twice on all pairs where its backend compiles for each
-    new shape, which a long job does once, and each of its callers for itself. Daft's worker processes live for one query only, so theirs open within it; each
-    warms up before its first call.
+    new shape, which a long job does once, and each of its callers for itself. Daft's worker processes live for one
+    query only, so theirs open within it; each warms up before its first call.
     """
     strategy = STRATEGIES[spec.strategy]
     warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
