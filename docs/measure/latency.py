@@ -1,9 +1,10 @@
 """How long one query of 1, 10 and 100 candidates takes, against the peers: a table of performance.md.
 
-    python docs/measure/latency.py DIR
+    python docs/measure/latency.py DIR [VARIANT/STRATEGY...]
 
-Each scorer answers the same queries one by one in a process of its own, after a warm-up of some, on all cores; two
-rounds over all scorers. Candidates are texts of the demo data, so that lengths are as they come.
+All of them take half an hour. Each scorer answers the same queries one by one in a process of its own, after a warm-up
+of some, on all cores; two rounds over all scorers. Candidates are texts of the demo data, so that lengths are as they
+come.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ def main() -> None:
             *((peers, v) for v in peers.manifest.variants if v.startswith("st")),
         ]
         cases += [(home, v, strategy) for home, v in theirs for strategy in ("default", *SMALL_BATCHES)]
+        asked_for = sys.argv[2:]
+        cases = [case for case in cases if not asked_for or f"{case[1]}/{case[2]}" in asked_for]
         times: dict[str, dict[str, list[float]]] = {}
         for _, (home, variant, strategy) in itertools.product(range(ROUNDS), cases):
             command = [sys.executable, __file__, "--one", str(home.path), variant, strategy]

@@ -15,6 +15,7 @@ NAMES = {
     "onnx-fp32/default": "sentence-transformers, ONNX FP32",
     "torch-fp32/planned": "xopt, torch FP32, planned",
     "onnx-fp32/planned": "xopt, ONNX FP32, planned",
+    "openvino-fp32/planned": "xopt, OpenVINO FP32, planned",
     "openvino-bf16/planned": "xopt, OpenVINO bfloat16, planned",
     "onnx-int8/planned": "xopt, ONNX INT8, planned",
     "openvino-int8/planned": "xopt, OpenVINO INT8, planned",

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from xopt.optimize.graph.heads import Attention, find_attentions
-from xopt.optimize.graph.structure import makers, outer_reads, readers, rebuilt
+from xopt.optimize.graph.structure import all_reads, makers, needed_for, readers, rebuilt
 
 __all__ = ["absorb_keys"]
 
@@ -39,9 +39,9 @@ def absorb_keys(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         nodes += replaced.get(node.output[0], [] if node.output[0] in gone else [node])
-    nodes = _read(nodes, {output.name for output in model.graph.output})
-    names = {name for node in nodes for name in (*node.input, *outer_reads(node))}
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in names]
+    nodes = needed_for(nodes, (output.name for output in model.graph.output))
+    read = all_reads(nodes)
+    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
     new = [numpy_helper.from_array(array, name) for name, array in made.items()]
     return rebuilt(model, nodes, [*constants, *new]), len(replaced)
 
@@ -119,13 +119,3 @@ def _absorbed(
     bias = constant("bias", value[2].reshape(attention.heads, 1, attention.size))
     out.append(helper.make_node("Add", [heads, bias], [turned.input[0]], f"{start}/biased"))
     return [*out, turned, joined]
-
-
-def _read(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Those that are read."""
-    needed, kept = set(outputs), []
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            kept.append(node)
-            needed |= {*node.input, *outer_reads(node)}
-    return kept[::-1]

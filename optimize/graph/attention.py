@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from xopt.optimize.graph.heads import Attention, find_attentions
-from xopt.optimize.graph.structure import import_microsoft, open_session, outer_reads, rebuilt
+from xopt.optimize.graph.structure import all_reads, import_microsoft, needed_for, open_session, rebuilt
 from xopt.runtime.scoring.backends.backend import UNPADDED
 
 __all__ = ["fuse_attention", "unfused"]
@@ -63,15 +63,12 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
 def _only_padding(model: onnx.ModelProto, found: Sequence[Attention]) -> list[Attention]:
     """The attentions whose mask adds nothing where no pair is padded, by running the mask's part of the graph."""
     masks = sorted({attention.mask for attention in found})
-    needed, nodes = set(masks), []
-    for node in reversed(model.graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed |= {*node.input, *outer_reads(node)}
-    asked = rebuilt(model, reversed(nodes), [tensor for tensor in model.graph.initializer if tensor.name in needed])
+    nodes = needed_for(model.graph.node, masks)
+    read = all_reads(nodes).union(masks)
+    asked = rebuilt(model, nodes, [tensor for tensor in model.graph.initializer if tensor.name in read])
     del asked.graph.output[:]
     asked.graph.output.extend(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None) for mask in masks)
-    zero = set(masks) if MASK in needed else set()
+    zero = set(masks) if MASK in read else set()
     for length in LENGTHS if zero else ():
         values = open_session(asked).run(masks, {n.name: np.ones((2, length), np.int64) for n in asked.graph.input})
         zero &= {mask for mask, value in zip(masks, values, strict=True) if not value.any()}

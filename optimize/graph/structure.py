@@ -22,8 +22,10 @@ from xopt.runtime.folder import data_file
 
 __all__ = [
     "SMALL",
+    "all_reads",
     "import_microsoft",
     "makers",
+    "needed_for",
     "open_session",
     "outer_reads",
     "read_graph",
@@ -91,6 +93,21 @@ def outer_reads(node: onnx.NodeProto) -> set[str]:
     inner = [n for body in bodies for n in body.node]
     results = [output.name for body in bodies for output in body.output]
     return {*results, *(name for n in inner for name in n.input), *(name for n in inner for name in outer_reads(n))}
+
+
+def needed_for(nodes: Iterable[onnx.NodeProto], tensors: Iterable[str]) -> list[onnx.NodeProto]:
+    """Of nodes in the graph's order those that `tensors` are made with."""
+    needed, kept = set(tensors), []
+    for node in reversed(list(nodes)):
+        if needed & set(node.output):
+            kept.append(node)
+            needed |= {*node.input, *outer_reads(node)}
+    return kept[::-1]
+
+
+def all_reads(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """The names of all tensors that nodes read, in their branches too."""
+    return {name for node in nodes for name in (*node.input, *outer_reads(node))}
 
 
 def rebuilt(

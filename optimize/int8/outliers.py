@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from xopt.optimize.graph.one_row import ELEMENTWISE
-from xopt.optimize.graph.structure import makers, outer_reads, readers, rebuilt
+from xopt.optimize.graph.structure import all_reads, makers, readers, rebuilt
 
 __all__ = ["Split", "find_blocks", "split_outliers"]
 
@@ -101,7 +101,7 @@ def split_outliers(
         replaced[block.second.name] = nodes
         gone |= {node.name for node in block.first}
     kept = [new for node in model.graph.node if node.name not in gone for new in replaced.get(node.name, [node])]
-    read = {name for node in kept for name in (*node.input, *outer_reads(node))}
+    read = all_reads(kept)
     constants = [tensor for tensor in weights.values() if tensor.name in read]
     return rebuilt(model, kept, constants + [numpy_helper.from_array(value, name) for name, value in made.items()])
 

@@ -135,12 +135,14 @@ def _leave_out_maximum(softmax: Any) -> None:
 
     OpenVINO joins a sigmoid to a product, but no exponential. The sigmoid of x is exp(x) / (1 + exp(x)): below -6 it is
     exp(x) to 0.25 %, less than what bfloat16 rounds, and it underflows below -87. What is taken from all scores of a
-    row cancels.
-    A mask that hides keys weighs their values, and them in the sum.
+    row cancels. A mask that hides keys weighs their values, and them in the sum.
     """
     added = softmax.input_value(0).get_node()
-    (mask,) = (value for value in added.input_values() if _of_keys(value))
-    (scores,) = (value for value in added.input_values() if not _of_keys(value))
+    masks = [value for value in added.input_values() if _of_keys(value)]
+    others = [value for value in added.input_values() if not _of_keys(value)]
+    if len(masks) != 1:  # OpenVINO knows less of its shape than onnx did
+        return
+    (mask,), (scores,) = masks, others
     second = next(iter(softmax.output(0).get_target_inputs())).get_node()
     values = second.input_value(1).get_node().input_value(0).get_node()  # cut into heads
     shares = opset.sigmoid(opset.subtract(scores, opset.constant(np.float32(BELOW))))
@@ -155,6 +157,4 @@ def _leave_out_maximum(softmax: Any) -> None:
 def _of_keys(value: Any) -> bool:
     """Whether a tensor is the same for all heads and queries: [pairs, 1, 1, width]."""
     shape = value.get_partial_shape()
-    return bool(
-        shape.rank.get_length() == 4 and all(shape[axis].is_static and shape[axis].get_length() == 1 for axis in (1, 2))
-    )
+    return bool(shape.rank.is_static and len(shape) == 4 and shape[1] == shape[2] == 1)
