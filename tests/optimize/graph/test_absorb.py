@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 import transformers
-from test_one_row import THERE, graph_of, logits, session_of
-from tiny import ARCHITECTURES, MAX_LENGTH, make_tiny
+from test_one_row import THERE, exported, logits, session_of
+from tiny import ARCHITECTURES, MAX_LENGTH
 
 from xopt.optimize.graph.absorb import absorb_keys
 from xopt.optimize.graph.attention import fuse_attention
@@ -23,10 +21,8 @@ AS_BERT = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}  # the othe
 
 @pytest.mark.parametrize("exporter", THERE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_last_layer_makes_no_keys_and_values_and_no_score_changes(
-    tmp_path: Path, architecture: str, exporter: str
-) -> None:
-    plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, architecture), exporter))
+def test_the_last_layer_makes_no_keys_and_values_and_no_score_changes(architecture: str, exporter: str) -> None:
+    plain, _ = keep_one_row(exported(architecture, exporter))
     absorbed, count = absorb_keys(plain)
     as_bert = architecture in AS_BERT or (architecture == "distilbert" and VERSION >= 5)
     assert count == as_bert
@@ -50,8 +46,8 @@ def keys_and_values(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [made[name] for name in find_attentions(model)[-1].inputs[1:]]
 
 
-def test_biases_count_as_they_did_and_need_not_be_there(tmp_path: Path) -> None:
-    plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, "bert")))
+def test_biases_count_as_they_did_and_need_not_be_there() -> None:
+    plain, _ = keep_one_row(exported("bert", "torch"))
     without = onnx.ModelProto()
     without.CopyFrom(plain)
     random = np.random.default_rng(0)
@@ -75,8 +71,8 @@ def test_biases_count_as_they_did_and_need_not_be_there(tmp_path: Path) -> None:
     assert np.abs(scores[0] - scores[1]).max() > 100 * EXACT  # they do count
 
 
-def test_keys_that_another_reads_stay(tmp_path: Path) -> None:
-    plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, "bert")))
+def test_keys_that_another_reads_stay() -> None:
+    plain, _ = keep_one_row(exported("bert", "torch"))
     key, _ = keys_and_values(plain)
     plain.graph.output.append(onnx.helper.make_tensor_value_info("again", onnx.TensorProto.FLOAT, None))
     plain.graph.node.append(onnx.helper.make_node("Identity", [key.output[0]], ["again"]))

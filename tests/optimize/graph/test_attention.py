@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pytest
 import transformers
-from test_one_row import THERE, graph_of, logits, session_of
-from tiny import ARCHITECTURES, MAX_LENGTH, make_tiny
+from test_one_row import THERE, exported, logits, session_of
+from tiny import ARCHITECTURES, MAX_LENGTH
 
 from xopt.optimize.graph.attention import fuse_attention, unfused
 from xopt.optimize.graph.one_row import keep_one_row
@@ -19,8 +17,8 @@ AS_BERT = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}  # the othe
 
 @pytest.mark.parametrize("exporter", THERE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_attention_is_one_operator_and_no_score_changes(tmp_path: Path, architecture: str, exporter: str) -> None:
-    plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, architecture), exporter))
+def test_attention_is_one_operator_and_no_score_changes(architecture: str, exporter: str) -> None:
+    plain, _ = keep_one_row(exported(architecture, exporter))
     fused, count = fuse_attention(plain)
     onnx.checker.check_model(fused)
     as_bert = architecture in AS_BERT or (architecture == "distilbert" and VERSION >= 5)
@@ -37,8 +35,8 @@ def test_attention_is_one_operator_and_no_score_changes(tmp_path: Path, architec
         assert np.array_equal(logits(got, ids, mask), logits(expected, ids, mask))
 
 
-def test_a_mask_that_hides_more_than_padding_stays(tmp_path: Path) -> None:
-    plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, "bert")))
+def test_a_mask_that_hides_more_than_padding_stays() -> None:
+    plain, _ = keep_one_row(exported("bert", "torch"))
     softmax = next(node for node in plain.graph.node if node.op_type == "Softmax")
     mask = next(node for node in plain.graph.node if node.output[0] == softmax.input[0]).input[1]
     made = next(node for node in plain.graph.node if node.output[0] == mask)
