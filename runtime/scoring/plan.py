@@ -30,8 +30,8 @@ def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int, ste
 
     `lengths` holds a pair's tokens each, at most `max_width`, the model's length. A pair longer than
     `tokens` has a forward of its own. With a `step` only pairs run together whose lengths have the same next multiple
-    of it: with 1, those of one length, and nothing is padded; above that, what is left over of a width runs by the
-    powers of two that it is the sum of, so that there are few shapes a width.
+    of it: with 1, those of one length, and nothing is padded; above that, what is left over of a width runs
+    pair by pair, so that there are two shapes a width and no more.
     Small forwards stay in the processor's cache and near-equal lengths need little padding: both
     count more on a CPU than the size of a batch. Longest first evens out concurrent callers.
     """
@@ -46,8 +46,7 @@ def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int, ste
         stop = start + full
         if step:
             alike = int(np.searchsorted(falling, -width, side="right"))
-            left = alike - start
-            stop = start + (min(full, left) if step == 1 or full <= left else 1 << (left.bit_length() - 1))
+            stop = min(stop, alike) if step == 1 or stop <= alike else start + 1
         forwards.append(Forward(order[start:stop], width))
         start = stop
     return forwards
