@@ -84,12 +84,7 @@ def _absorbed(
     attention: Attention, key: Made, value: Made, made: dict[str, NDArray[np.float32]]
 ) -> list[onnx.NodeProto]:
     """The nodes in place of an attention's; their constants go into `made`."""
-    nodes = {node.output[0]: node for node in attention.nodes}
-    joined = attention.nodes[-1]
-    turned, added = nodes[joined.input[0]], next(n for n in attention.nodes if attention.scores in n.input[:2])
-    softmax = nodes[attention.second.input[0]]
-    product = next(n for n in attention.nodes if n.op_type == "MatMul")
-    queries = nodes[product.input[0]]
+    *_, turned, joined = attention.nodes
     start = f"{attention.output}/absorbed"
 
     def constant(name: str, array: NDArray[np.generic]) -> str:
@@ -105,16 +100,16 @@ def _absorbed(
     by_value = value[1].reshape(per_head).transpose(1, 0, 2)
     row = constant("row", np.array([2], np.int64))
 
-    out = [nodes[queries.input[0]], queries]
-    asked = node("MatMul", [queries.output[0], constant("by_key", by_key)], "asked")  # [pairs, heads, 1, channels]
+    out = list(attention.queries)
+    asked = node("MatMul", [out[-1].output[0], constant("by_key", by_key)], "asked")  # [pairs, heads, 1, channels]
     flat = node("Squeeze", [asked, row], "flat")
     across = node("Transpose", [key[0]], "across", perm=[0, 2, 1])
     scores = node("Unsqueeze", [node("MatMul", [flat, across], "scores"), row], "scores_row")
     masked = onnx.NodeProto()
-    masked.CopyFrom(added)
-    masked.input[:] = [scores if name == attention.scores else name for name in added.input]
-    out += [masked, softmax]
-    taken = node("MatMul", [node("Squeeze", [softmax.output[0], row], "shares"), value[0]], "taken")
+    masked.CopyFrom(attention.added)
+    masked.input[:] = [scores if name == attention.scores else name for name in attention.added.input]
+    out += [masked, attention.softmax]
+    taken = node("MatMul", [node("Squeeze", [attention.softmax.output[0], row], "shares"), value[0]], "taken")
     heads = node("MatMul", [node("Unsqueeze", [taken, row], "taken_row"), constant("by_value", by_value)], "heads")
     bias = constant("bias", value[2].reshape(attention.heads, 1, attention.size))
     out.append(helper.make_node("Add", [heads, bias], [turned.input[0]], f"{start}/biased"))

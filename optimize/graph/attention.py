@@ -14,14 +14,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from xopt.optimize.graph.heads import Attention, find_attentions
-from xopt.optimize.graph.structure import all_reads, import_microsoft, needed_for, open_session, rebuilt
+from xopt.optimize.graph.heads import LENGTHS, MASK, Attention, find_attentions, run_masks
+from xopt.optimize.graph.structure import import_microsoft, rebuilt
 from xopt.runtime.scoring.backends.backend import UNPADDED
 
 __all__ = ["fuse_attention", "unfused"]
-
-MASK = "attention_mask"
-LENGTHS = (2, 300)  # tokens of the pairs that a mask is asked about: fewer and more than a window of local attention
 
 
 def fuse_attention(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
@@ -62,17 +59,8 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _only_padding(model: onnx.ModelProto, found: Sequence[Attention]) -> list[Attention]:
     """The attentions whose mask adds nothing where no pair is padded, by running the mask's part of the graph."""
-    masks = sorted({attention.mask for attention in found})
-    nodes = needed_for(model.graph.node, masks)
-    read = all_reads(nodes).union(masks)
-    asked = rebuilt(model, nodes, [tensor for tensor in model.graph.initializer if tensor.name in read])
-    del asked.graph.output[:]
-    asked.graph.output.extend(helper.make_tensor_value_info(mask, TensorProto.FLOAT, None) for mask in masks)
-    zero = set(masks) if MASK in read else set()
-    for length in LENGTHS if zero else ():
-        values = open_session(asked).run(masks, {n.name: np.ones((2, length), np.int64) for n in asked.graph.input})
-        zero &= {mask for mask, value in zip(masks, values, strict=True) if not value.any()}
-    return [attention for attention in found if attention.mask in zero]
+    asked = list(run_masks(model, found, (np.ones((2, length), np.int64) for length in LENGTHS)))
+    return [each for each in found if asked and not any(values[each.mask].any() for values in asked)]
 
 
 def _condition() -> list[onnx.NodeProto]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
-from onnx import numpy_helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
-from xopt.optimize.graph.structure import makers, readers
+from xopt.optimize.graph.structure import all_reads, makers, needed_for, open_session, readers, rebuilt
 
-__all__ = ["Attention", "find_attentions"]
+__all__ = ["LENGTHS", "MASK", "Attention", "find_attentions", "run_masks"]
 
+MASK = "attention_mask"
+LENGTHS = (2, 300)  # tokens of the pairs that a mask is asked about: fewer and more than a window of local attention
 TURNED, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels before them
 
 
@@ -21,8 +26,8 @@ TURNED, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels b
 class Attention:
     """Nodes that make of query, key and value, [pairs, width, channels], the heads' results side by side.
 
-    `size`: a head's channels. `rows`: the query's width where it is known. `scores`, [pairs, heads, rows, width], are
-    what `mask` is added to, and `second` is the product of what comes of it with the values.
+    `size`: a head's channels. `rows`: the query's width where it is known. `added` adds `mask` to `scores`, [pairs,
+    heads, rows, width]; `softmax` follows, and `second` is the product of what comes of it with the values.
     """
 
     inputs: tuple[str, str, str]
@@ -32,6 +37,9 @@ class Attention:
     size: int
     scale: float
     scores: str
+    queries: tuple[onnx.NodeProto, onnx.NodeProto]  # the Reshape and the Transpose that make heads of them
+    added: onnx.NodeProto
+    softmax: onnx.NodeProto
     second: onnx.NodeProto
     nodes: tuple[onnx.NodeProto, ...]  # in the graph's order
 
@@ -45,6 +53,27 @@ def find_attentions(model: onnx.ModelProto) -> list[Attention]:
     """All of them, in the graph's order. Attention with biases of its own or turned queries is not among them."""
     graph = _Graph(model)
     return [match for node in model.graph.node if node.op_type == "Softmax" and (match := _match(graph, node))]
+
+
+def run_masks(
+    model: onnx.ModelProto, found: Sequence[Attention], masks: Iterable[NDArray[np.int64]]
+) -> Iterator[dict[str, NDArray[np.float32]]]:
+    """What attentions add to their scores, by name of the mask, for each attention mask, int64[pairs, width].
+
+    Only the part of the graph is run that makes it; nothing comes of one that does not read the attention mask.
+    """
+    names = sorted({attention.mask for attention in found})
+    nodes = needed_for(model.graph.node, names)
+    read = all_reads(nodes).union(names)
+    if MASK not in read:
+        return
+    asked = rebuilt(model, nodes, [tensor for tensor in model.graph.initializer if tensor.name in read])
+    del asked.graph.output[:]
+    asked.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = open_session(asked)
+    for mask in masks:
+        held = {node.name: mask if node.name == MASK else np.ones_like(mask) for node in asked.graph.input}
+        yield dict(zip(names, session.run(names, held), strict=True))
 
 
 class _Graph:
@@ -112,7 +141,20 @@ def _match(graph: _Graph, softmax: onnx.NodeProto) -> Attention | None:
         return None
     query, key, value = (str(reshape.input[0]) for reshape, _ in parts)
     scale = 1 / scale if scaled.op_type == "Div" else scale
-    return Attention((query, key, value), rows, mask, heads, size, scale, scaled.output[0], second, ordered)
+    return Attention(
+        inputs=(query, key, value),
+        rows=rows,
+        mask=mask,
+        heads=heads,
+        size=size,
+        scale=scale,
+        scores=scaled.output[0],
+        queries=parts[0],
+        added=added,
+        softmax=softmax,
+        second=second,
+        nodes=ordered,
+    )
 
 
 def _scores(graph: _Graph, added: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto, str]:

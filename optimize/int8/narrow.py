@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from xopt.optimize.graph.heads import find_attentions
-from xopt.optimize.graph.shapes import tensor_shapes
+from xopt.optimize.graph.heads import LENGTHS, Attention, find_attentions, run_masks
 from xopt.optimize.graph.structure import rebuilt
 from xopt.optimize.int8.calibrate import calibrate
 from xopt.runtime.folder import ModelFolder
@@ -31,16 +31,10 @@ def mark_narrow(folder: ModelFolder, model: onnx.ModelProto, pairs: Sequence[Pai
 
     Their masks are the same for all heads and queries. `model` is the folder's FP32 graph, run on `pairs`.
     """
-    shapes = tensor_shapes(model)
-    found = {
-        attention.second.input[0]: attention
-        for attention in find_attentions(model)
-        if attention.rows != 1 and shapes.get(attention.mask, [])[1:3] == [1, 1]
-    }
-    softmaxes = [node for node in model.graph.node if node.output[0] in found]
-    if not softmaxes:
+    found = _hiding_keys(model, [attention for attention in find_attentions(model) if attention.rows != 1])
+    if not found:
         return model, 0
-    peaks = {f"{node.name}/peaks": node for node in softmaxes}  # [pairs, width, heads]
+    peaks = {f"{attention.softmax.name}/peaks": attention.softmax for attention in found}  # [pairs, width, heads]
     probes = []
     for peak, node in peaks.items():
         probes.append(helper.make_node("ReduceMax", [node.input[0], LAST], [f"{peak}/turned"], keepdims=0))
@@ -57,3 +51,14 @@ def mark_narrow(folder: ModelFolder, model: onnx.ModelProto, pairs: Sequence[Pai
             new.name = f"{NARROW}{node.name}"
         nodes.append(new)
     return rebuilt(model, nodes, model.graph.initializer, model.graph.value_info), len(narrow)
+
+
+def _hiding_keys(model: onnx.ModelProto, found: Sequence[Attention]) -> list[Attention]:
+    """The attentions whose mask is the same for all heads and queries, [pairs, 1, 1 or width, width]."""
+    halves = (np.arange(length) < [[length], [length // 2]] for length in LENGTHS)
+    asked = list(run_masks(model, found, (half.astype(np.int64) for half in halves)))
+    return [each for each in found if asked and all(_one_row(values[each.mask]) for values in asked)]
+
+
+def _one_row(mask: NDArray[np.float32]) -> bool:
+    return mask.ndim == 4 and mask.shape[1] == 1 and bool((mask == mask[:, :, :1]).all())

@@ -138,15 +138,16 @@ def _leave_out_maximum(softmax: Any) -> None:
     row cancels. A mask that hides keys weighs their values, and them in the sum.
     """
     added = softmax.input_value(0).get_node()
-    masks = [value for value in added.input_values() if _of_keys(value)]
-    others = [value for value in added.input_values() if not _of_keys(value)]
+    masks = [value for value in added.input_values() if _of_all_heads(value)]
+    others = [value for value in added.input_values() if not _of_all_heads(value)]
     if len(masks) != 1:  # OpenVINO knows less of its shape than onnx did
         return
     (mask,), (scores,) = masks, others
     second = next(iter(softmax.output(0).get_target_inputs())).get_node()
     values = second.input_value(1).get_node().input_value(0).get_node()  # cut into heads
     shares = opset.sigmoid(opset.subtract(scores, opset.constant(np.float32(BELOW))))
-    weights = opset.exp(mask)  # [pairs, 1, 1, width]
+    first = opset.slice(mask, [0], [1], [1], [2])  # of the queries, which all have the same
+    weights = opset.exp(first)  # [pairs, 1, 1, width]
     of_tokens = opset.multiply(values.input_value(0), opset.reshape(weights, opset.constant([0, -1, 1]), True))
     values.input(0).replace_source_output(of_tokens.output(0))
     total = opset.matmul(shares, opset.reshape(weights, opset.constant([0, 1, -1, 1]), True), False, False)
@@ -154,7 +155,7 @@ def _leave_out_maximum(softmax: Any) -> None:
     second.output(0).replace(opset.divide(taken, total).output(0))
 
 
-def _of_keys(value: Any) -> bool:
-    """Whether a tensor is the same for all heads and queries: [pairs, 1, 1, width]."""
+def _of_all_heads(value: Any) -> bool:
+    """Whether a tensor is the same for all heads: [pairs, 1, queries, width]."""
     shape = value.get_partial_shape()
-    return bool(shape.rank.is_static and len(shape) == 4 and shape[1] == shape[2] == 1)
+    return bool(shape.rank.is_static and len(shape) == 4 and shape[1] == 1)

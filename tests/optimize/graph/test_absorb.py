@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-import transformers
-from test_one_row import THERE, exported, logits, session_of
+from test_one_row import EXACT, THERE, as_bert, exported, logits, session_of
 from tiny import ARCHITECTURES, MAX_LENGTH
 
 from xopt.optimize.graph.absorb import absorb_keys
@@ -14,18 +13,13 @@ from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import makers
 from xopt.optimize.quantize import token_matmuls
 
-EXACT = 1e-5
-VERSION = int(transformers.__version__.split(".")[0])
-AS_BERT = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}  # the others add biases, windows or rotations
-
 
 @pytest.mark.parametrize("exporter", THERE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_last_layer_makes_no_keys_and_values_and_no_score_changes(architecture: str, exporter: str) -> None:
     plain, _ = keep_one_row(exported(architecture, exporter))
     absorbed, count = absorb_keys(plain)
-    as_bert = architecture in AS_BERT or (architecture == "distilbert" and VERSION >= 5)
-    assert count == as_bert
+    assert count == as_bert(architecture)
     if not count:
         assert absorbed is plain
         return

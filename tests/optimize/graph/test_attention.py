@@ -3,16 +3,11 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-import transformers
-from test_one_row import THERE, exported, logits, session_of
+from test_one_row import EXACT, THERE, as_bert, exported, logits, session_of
 from tiny import ARCHITECTURES, MAX_LENGTH
 
 from xopt.optimize.graph.attention import fuse_attention, unfused
 from xopt.optimize.graph.one_row import keep_one_row
-
-EXACT = 1e-5
-VERSION = int(transformers.__version__.split(".")[0])
-AS_BERT = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}  # the others add biases, windows or rotations
 
 
 @pytest.mark.parametrize("exporter", THERE)
@@ -21,8 +16,7 @@ def test_attention_is_one_operator_and_no_score_changes(architecture: str, expor
     plain, _ = keep_one_row(exported(architecture, exporter))
     fused, count = fuse_attention(plain)
     onnx.checker.check_model(fused)
-    as_bert = architecture in AS_BERT or (architecture == "distilbert" and VERSION >= 5)
-    assert count == (2 if as_bert else 0)
+    assert count == (2 if as_bert(architecture) else 0)
     before, after = (sorted(str(node) for node in model.graph.node) for model in (plain, unfused(fused)))
     assert before == after
     random = np.random.default_rng(0)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import transformers
 from tiny import ARCHITECTURES, make_logit_score, make_modular, make_tiny
 
 from xopt.optimize.exporters import EXPORTERS, export_graph
@@ -29,6 +30,12 @@ def graph_of(folder: Path, exporter: str = "torch") -> onnx.ModelProto:
     names = encoder.tokenizer.model_input_names
     inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in names]
     return export_graph(Network(encoder), inputs, exporter)[0]
+
+
+def as_bert(architecture: str) -> bool:
+    """Whether its attention has BERT's shape; the others add biases, windows or rotations."""
+    alike = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}
+    return architecture in alike or (architecture == "distilbert" and not transformers.__version__.startswith("4."))
 
 
 def exported(architecture: str, exporter: str) -> onnx.ModelProto:

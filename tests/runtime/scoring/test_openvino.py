@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import openvino
 import pytest
-import transformers
 from tiny import make_tiny
 
 from xopt.optimize.export import export
@@ -23,10 +22,6 @@ from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.backend import NARROW
 from xopt.runtime.scoring.backends.openvino import _prepared
 from xopt.runtime.scoring.variants import variants_on
-
-MASKS = pytest.mark.skipif(
-    transformers.__version__.startswith("5"), reason="its graphs give each query a mask, and softmaxes stay as they are"
-)
 
 
 @pytest.fixture
@@ -51,7 +46,6 @@ def test_openvino_int8_is_close_to_float_and_depends_on_the_pair_alone(static: M
     assert 0 < np.abs(alone - expected).mean() < 0.1 * max(1.0, float(expected.std()))
 
 
-@MASKS
 def test_a_softmax_that_calibration_found_narrow_needs_no_maximum(tiny: ModelFolder, docs: Candidates) -> None:
     plain = unfused(read_graph(tiny.path / ONNX_FILE))
     marked, count = mark_narrow(tiny, plain, docs.pairs)
@@ -70,7 +64,6 @@ def test_a_softmax_that_calibration_found_narrow_needs_no_maximum(tiny: ModelFol
     assert np.abs(logits[0] - logits[1]).max() < 1e-5
 
 
-@MASKS
 def test_a_softmax_of_large_scores_keeps_its_maximum(tmp_path: Path, docs: Candidates) -> None:
     made = export(str(make_tiny(tmp_path / "model")), tmp_path / "out")
     model = read_graph(made.path / ONNX_FILE)
