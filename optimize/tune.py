@@ -88,13 +88,13 @@ def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, thr
     one = next(iter(scorers.values()))
     tokens = one.encoder.encode(candidates.pairs)
     rates: dict[Plan, list[float]] = {plan: [] for plan in plans}
-    every_shape = one.backend.streams or BACKENDS[folder.variant(variant).backend].compiles
+    compiles = BACKENDS[folder.variant(variant).backend].compiles
     alive, pairs = plans, FIRST_PAIRS[device]
     while True:
         rows = _evenly(tokens, pairs)
         for plan in alive:
             scorer = scorers.get(plan.threads, one).with_plan(plan)
-            rates[plan].append(_rate(scorer, tokens, rows, candidates.pairs, every_shape))
+            rates[plan].append(_rate(scorer, tokens, rows, candidates.pairs, compiles))
         alive = sorted(alive, key=lambda plan: -rates[plan][-1])
         log.info(
             "tune %s: %d plans on %d pairs, best %s: %.1f pairs/s",
@@ -121,12 +121,15 @@ def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:
 
 
 def _rate(
-    scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair], every_shape: bool
+    scorer: PlannedScorer, tokens: Tokens, rows: NDArray[np.intp], pairs: Sequence[Pair], compiles: bool
 ) -> float:
-    """Pairs a second, after a warm-up, for `every_shape` twice on all; 0 where the plan does not fit into memory."""
+    """Pairs a second, after a warm-up; 0 where the plan does not fit into memory.
+
+    A device, and a backend that `compiles`, are warmed up for every shape: the latter twice, for each of its callers.
+    """
     plan, sample, texts = scorer.plan, tokens.taken(rows), [pairs[row] for row in rows]
-    few = rows if every_shape else rows[:: -(-len(rows) // (2 * plan.callers))]
-    for _ in range(1 + every_shape):  # the first forward of a shape allocates; each caller may compile for it
+    few = rows if scorer.backend.streams or compiles else rows[:: -(-len(rows) // (2 * plan.callers))]
+    for _ in range(1 + compiles):  # the first forward of a shape allocates
         scorer.score_tokens(tokens.taken(few))
     start = time.perf_counter()
     if scorer.backend.streams:
