@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.optimize.cascade.fit import FOLDS, Query, Walk, fit_order, walk
+from xopt.optimize.cascade.fit import Query, fit_order, folds
 from xopt.optimize.cascade.parts import ORDERS, Scored, open_first, queries_of, with_score
+from xopt.optimize.cascade.walk import Walk, walk
 from xopt.optimize.judge.bounds import least_mean, mean_allowed, queries_needed, upper_bound
 from xopt.optimize.judge.statistics import Interval, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
@@ -114,7 +115,7 @@ def certify(
     for stage, names in opened:
         queries, took_s = queries_of(stage, few)
         cost = took_s / few.seconds if stage.kind != "given" else 0.0
-        fitted.append(fit_first(queries, stage.kind, with_score(both), top, measure, stage.dimensions, cost, names))
+        fitted.append(fit_first(queries, stage.kind, with_score(both), top, measure, cost, names))
     allowed = mean_allowed(max_loss, error, len(judging.groups()))
     options = [option for each in fitted for option in each.options(allowed)]
     best = cheapest_option(options)
@@ -223,17 +224,15 @@ def fit_first(
     with_score: bool,
     top: int,
     measure: str,
-    dimensions: int = 0,
     own_cost: float = 0.0,
     names: dict[str, Any] | None = None,
 ) -> Fitted:
     """Fit an order by the queries that choose; `names` says which model it goes by, where it goes by one."""
     walks: list[Walk] = []
-    for fold in range(FOLDS):
-        others = [query for number, query in enumerate(queries) if number % FOLDS != fold]
-        order = fit_order(others, kind, with_score, dimensions)
-        walks += [walk(query, order, top, measure) for query in queries[fold::FOLDS]]
-    order = fit_order(queries, kind, with_score, dimensions)
+    for others, held in folds(queries):
+        order = fit_order(others, kind, with_score)
+        walks += [walk(query, order, top, measure) for query in held]
+    order = fit_order(queries, kind, with_score)
     return Fitted(replace(order, **(names or {})), walks, top, own_cost)
 
 

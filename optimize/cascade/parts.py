@@ -1,4 +1,4 @@
-"""Candidates with all their scores, and with the features that an order goes by."""
+"""Candidates with all their scores, and with the evidence that an order goes by."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["ORDERS", "Scored", "default_variant", "lists_of", "open_first", "que
 log = logging.getLogger(__name__)
 
 ORDERS = ("given", "learned")
-QUERIES_AT_ONCE = 64  # whose tokens are held for their features
+QUERIES_AT_ONCE = 64  # whose tokens are held for their evidence
 FASTEST = {"cpu": ("onnx-int8", "onnx-fp32", "torch-fp32"), "cuda": ("torch-varlen-fp16", "torch-fp16", "torch-fp32")}
 
 
@@ -99,12 +99,12 @@ def default_variant(folder: ModelFolder, device: str) -> str:
 
 
 def queries_of(stage: Stage, scored: Scored) -> tuple[list[Query], float]:
-    """Each query with its features, and the seconds that those took."""
+    """Each query with its evidence, and the seconds that those took."""
     start, groups = time.monotonic(), list(scored.candidates.groups().values())
-    features = []
+    evidence = []
     for first in range(0, len(groups), QUERIES_AT_ONCE):
-        features += stage.features(lists_of(scored.candidates.between(first, first + QUERIES_AT_ONCE)))[0]
+        evidence += stage.evidence(lists_of(scored.candidates.between(first, first + QUERIES_AT_ONCE)))[0]
     queries = [
-        Query(each, scored.reference[rows], scored.scores[rows]) for each, rows in zip(features, groups, strict=True)
+        Query(each, scored.reference[rows], scored.scores[rows]) for each, rows in zip(evidence, groups, strict=True)
     ]
     return queries, time.monotonic() - start

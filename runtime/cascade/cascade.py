@@ -74,8 +74,9 @@ class Cascade:
             raise BadInput(f"{folder.path}: has no cascade; make one with `xopt cascade {folder.path} --data DATA`")
         try:
             order, certificate = dict(kept["order"]), dict(kept["certificate"])
-            for name in ("weights", "quantiles"):
+            for name in ("weights", "scale", "variances", "quantiles"):
                 order[name] = tuple(order[name])
+            order["widths"] = tuple(tuple(each) for each in order["widths"])
             certificate["seen"] = tuple(certificate["seen"])
             return Cascade(Order(**order), Rule(**kept["rule"]), kept["variant"], Certificate(**certificate))
         except (KeyError, TypeError) as error:
@@ -152,10 +153,10 @@ class CascadeScorer:
         return ranked
 
     def _rank(self, lists: Lists, finite: bool) -> list[Ranked]:
-        features, tokens = self.stage.features(lists)
+        evidence, tokens = self.stage.evidence(lists)
         own, pairs = self.cascade, pairs_of(lists)
         firsts = np.cumsum([0, *(len(documents) for documents in lists.documents)])
-        courses = [Course(each, own.order, own.rule, own.certificate.top, own.certificate.measure) for each in features]
+        courses = [Course(each, own.order, own.rule, own.certificate.top, own.certificate.measure) for each in evidence]
         going = list(range(len(courses)))
         while going:
             asked = [(number, courses[number].next()) for number in going]
@@ -220,7 +221,7 @@ def open_cascade(
     model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(os.fspath(folder), trust_remote_code)
     cascade = Cascade.of(model)
     scorer = open_scorer(model, cascade.variant, threads=threads, device=device)
-    lexicon = Lexicon.load(model.checked(LEXICON)) if cascade.order.dimensions else None
+    lexicon = Lexicon.load(model.checked(LEXICON)) if cascade.order.kind != "given" else None
     cheaper = _cheaper(model, cascade.order) if cascade.order.model else None
     stage = open_stage(scorer.encoder, cascade.order.kind, lexicon, cheaper, threads, device)
     return CascadeScorer(model, scorer, stage, cascade)

@@ -14,7 +14,7 @@ from scipy import sparse
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["GIVEN", "TEXT", "Lexicon", "given_features", "text_features"]
+__all__ = ["GIVEN", "TEXT", "Evidence", "Lexicon", "given_features", "term_vectors", "text_features"]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -62,6 +62,19 @@ class Lexicon:
     def save(self, file: Path) -> None:
         """Write it, the embeddings in half precision."""
         save_file({"embeddings": self.embeddings.astype(np.float16), "weights": self.weights}, file)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a query's candidates before the model scores them.
+
+    features: float32[documents, features], of which the last `embedding` are the document's pooled embedding. terms:
+    float64[documents, terms], rows of unit length, None where the order goes by no texts.
+    """
+
+    features: Floats
+    terms: sparse.csr_matrix | None = None
+    embedding: int = 0
 
 
 def given_features(documents: int, scores: Floats | None) -> Floats:
@@ -126,6 +139,23 @@ def text_features(query: Ids, documents: Sequence[Ids], lexicon: Lexicon) -> Flo
     )
     features: Floats = np.concatenate([np.stack(columns, 1), pooled], 1).astype(np.float32)
     return features
+
+
+def term_vectors(documents: Sequence[Ids], lexicon: Lexicon) -> sparse.csr_matrix:
+    """float64[documents, terms]: how much of each document is of which token, rows of unit length.
+
+    Roots of counts times weights, so that a product of two rows is the documents' affinity (Bhattacharyya 1943): what
+    they have in common, of which no single word makes out much.
+    """
+    flat = np.concatenate([*documents, np.empty(0, np.int64)])
+    seen, place = np.unique(flat, return_inverse=True)
+    bounds = np.cumsum([0, *(len(ids) for ids in documents)])
+    shape = (len(documents), len(seen))
+    shares = sparse.csr_matrix((lexicon.weights[seen][place].astype(np.float64), place, bounds), shape)
+    shares.sum_duplicates()
+    totals = np.maximum(np.asarray(shares.sum(1)).ravel(), 1e-9)
+    shares.data = np.sqrt(shares.data / np.repeat(totals, np.diff(shares.indptr)))
+    return shares
 
 
 def _pooled(seen: Ids, place: NDArray[np.intp], starts: NDArray[np.int64], lexicon: Lexicon) -> Floats:

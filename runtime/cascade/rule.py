@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.cascade.order import Belief, Order
+from xopt.runtime.cascade.features import Evidence
+from xopt.runtime.cascade.order import MASSES, Belief, Order
 from xopt.runtime.data.quality import gains, rank_weights
 
 __all__ = ["BLOCK", "Course", "Rule", "expected_loss"]
@@ -45,10 +46,11 @@ def expected_loss(
     best = np.sort(scores)[::-1][:top]
     if measure == "top":
         last = best[top - 1] if len(best) == top else -math.inf
-        return float(-np.expm1(np.log1p(-np.clip((nodes > last).mean(1), 0, 1 - 1e-9)).sum()))
+        belongs = (nodes > last).astype(np.float64) @ MASSES
+        return float(-np.expm1(np.log1p(-np.clip(belongs, 0, 1 - 1e-9)).sum()))
     worth = np.zeros(top)
     worth[: len(best)] = gains(best)
-    added = float(np.interp(nodes, GRID, _added(worth, gains(GRID), rank_weights(top))).mean(1).sum())
+    added = float(np.interp(nodes, GRID, _added(worth, gains(GRID), rank_weights(top))).sum(0) @ MASSES)
     return added / max(added + float(worth @ rank_weights(top)), 1e-300)
 
 
@@ -64,11 +66,11 @@ def _added(worth: Doubles, gain: Doubles, weights: Doubles) -> Doubles:
 class Course:
     """One query on its way: what to score next, until its rule stops."""
 
-    def __init__(self, features: NDArray[np.float32], order: Order, rule: Rule, top: int, measure: str) -> None:
+    def __init__(self, evidence: Evidence, order: Order, rule: Rule, top: int, measure: str) -> None:
         self.rule, self.top, self.measure = rule, top, measure
-        self.belief = Belief(order, features)
-        self.shape = np.array(order.quantiles) / max(order.spread, 1e-9)
-        self.scores = np.full(len(features), np.nan, np.float32)
+        self.belief = Belief(order, evidence)
+        self.shape = np.array(order.quantiles)
+        self.scores = np.full(len(evidence.features), np.nan, np.float32)
         self.left = np.argsort(-self.belief.mean, kind="stable")
         self.not_finite = np.empty(0, np.intp)  # candidates whose scores are none: they come last
 

@@ -1,4 +1,4 @@
-"""What orders go by: features of a query's candidates, from their places, their words, or a cheaper model."""
+"""What orders go by: evidence of a query's candidates, from their places, their words, or a cheaper model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
-from xopt.runtime.cascade.features import Lexicon, given_features, text_features
+from xopt.runtime.cascade.features import Evidence, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Encoder, Pair, Tokens
@@ -33,7 +34,7 @@ class Lists:
 
 
 class Stage:
-    """What an order goes by: makes features of a query's candidates, and tokens of them where it needs those itself."""
+    """What an order goes by: makes evidence of a query's candidates, and tokens of them where it needs those itself."""
 
     def __init__(
         self,
@@ -47,19 +48,15 @@ class Stage:
         self.ranking = ranking or np.asarray  # of the model's logits, what ranks
         self.shares_tokens = model is not None and model.encoder.same_tokens(encoder)
 
-    @property
-    def dimensions(self) -> int:
-        """How many of the last features are the document's embedding."""
-        return self.lexicon.embeddings.shape[1] if self.lexicon else 0
-
-    def features(self, lists: Lists) -> tuple[list[NDArray[np.float32]], Tokens | None]:
-        """float32[documents, features] of each query, and the tokens of all pairs, in turn, where they were made."""
+    def evidence(self, lists: Lists) -> tuple[list[Evidence], Tokens | None]:
+        """What is known of each query's candidates, and the tokens of all pairs, in turn, where they were made."""
         columns = [
             [given_features(len(documents), lists.first_scores[number] if lists.first_scores is not None else None)]
             for number, documents in enumerate(lists.documents)
         ]
         pairs, tokens = pairs_of(lists), None
         bounds = list(itertools.pairwise(np.cumsum([0, *(len(documents) for documents in lists.documents)])))
+        terms: list[sparse.csr_matrix | None] = [None] * len(columns)
         if self.lexicon or self.shares_tokens:
             tokens = self.encoder.encode(pairs)
         if self.model:
@@ -68,9 +65,12 @@ class Stage:
             for own, (start, stop) in zip(columns, bounds, strict=True):
                 own.append(logits[start:stop, None])
         if self.lexicon and tokens:
-            for own, (start, stop) in zip(columns, bounds, strict=True):
-                own.append(text_features(*self.encoder.parts(pairs[start:stop], tokens.ids[start:stop]), self.lexicon))
-        return [np.concatenate(own, 1) for own in columns], tokens
+            for number, (start, stop) in enumerate(bounds):
+                query, documents = self.encoder.parts(pairs[start:stop], tokens.ids[start:stop])
+                columns[number].append(text_features(query, documents, self.lexicon))
+                terms[number] = term_vectors(documents, self.lexicon)
+        size = self.lexicon.embeddings.shape[1] if self.lexicon else 0
+        return [Evidence(np.concatenate(own, 1), its, size) for own, its in zip(columns, terms, strict=True)], tokens
 
 
 def pairs_of(lists: Lists) -> list[Pair]:

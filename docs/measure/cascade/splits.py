@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.optimize.cascade.certify import cheapest, cheapest_option, fit_first, write_cascade
-from xopt.optimize.cascade.fit import Query, walk
+from xopt.optimize.cascade.fit import Query
 from xopt.optimize.cascade.lexicon import make_lexicon, token_weights
+from xopt.optimize.cascade.walk import walk
 from xopt.optimize.judge.bounds import mean_allowed, upper_bound
 from xopt.runtime.cascade.cascade import Cascade, Certificate
-from xopt.runtime.cascade.features import Lexicon, given_features, text_features
+from xopt.runtime.cascade.features import Evidence, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.data.bm25 import bm25_ranking
 from xopt.runtime.data.candidates import query_hash
 from xopt.runtime.data.tables import read_jsonl
@@ -91,18 +92,26 @@ def main() -> None:
 
     def queries(rows: Rows, lexicon: Lexicon) -> list[Query]:
         first = given_features(given.depth, None)
-        texts = [[text_features(*parts[row], lexicon)] if learned else [] for row in rows]
+        if not learned:
+            return [Query(Evidence(first), reference[row], scores[row]) for row in rows]
         return [
-            Query(np.concatenate([first, *text], 1), reference[row], scores[row])
-            for row, text in zip(rows, texts, strict=True)
+            Query(
+                Evidence(
+                    np.concatenate([first, text_features(*parts[row], lexicon)], 1),
+                    term_vectors(parts[row][1], lexicon),
+                    embeddings.shape[1],
+                ),
+                reference[row],
+                scores[row],
+            )
+            for row in rows
         ]
 
     def found(choosing: Rows, judging: Rows, testing: Rows) -> tuple[Cascade, Lexicon, NDArray[np.float64]]:
         """A cascade, and of each query that tests it how many documents it scores and what it loses."""
         distinct = {ids.tobytes(): ids for row in choosing for ids in parts[row][1]}
         lexicon = Lexicon(embeddings, token_weights(list(distinct.values()), len(embeddings)))
-        dimensions = embeddings.shape[1] if learned else 0
-        fitted = fit_first(queries(choosing, lexicon), given.order, False, given.top, "dcg", dimensions)
+        fitted = fit_first(queries(choosing, lexicon), given.order, False, given.top, "dcg")
         best = cheapest_option(fitted.options(mean_allowed(given.max_loss, error, len(judging))))
         walks = [walk(query, fitted.order, given.top, "dcg") for query in queries(judging, lexicon)]
         rule, losses = cheapest(walks, fitted.rules(best.rule), given.top, given.max_loss, error, "dcg")

@@ -7,17 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
+from scipy import sparse
 from tiny import make_tiny
 
 from xopt.optimize.cascade.attempt import try_cascade
-from xopt.optimize.cascade.certify import Certified, certify, cheapest
+from xopt.optimize.cascade.certify import Certified, certify, cheapest, fit_first
 from xopt.optimize.cascade.check import check
-from xopt.optimize.cascade.fit import Query, fit_order, walk
+from xopt.optimize.cascade.fit import Query, fit_order
 from xopt.optimize.cascade.parts import lists_of
+from xopt.optimize.cascade.walk import walk
 from xopt.optimize.export import export
 from xopt.runtime import open_cascade, open_scorer
 from xopt.runtime.cascade.cascade import Cascade
+from xopt.runtime.cascade.features import Evidence
 from xopt.runtime.cascade.loss import lost
+from xopt.runtime.cascade.order import Belief
 from xopt.runtime.cascade.rule import Course, Rule
 from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.errors import BadInput
@@ -56,12 +60,12 @@ def test_what_runs_is_what_was_certified(certified: tuple[ModelFolder, Certified
 def test_walks_are_what_courses_do(certified: tuple[ModelFolder, Certified]) -> None:
     order = Cascade.of(certified[0]).order
     rng = np.random.default_rng(0)
-    features = rng.normal(size=(40, len(order.weights))).astype(np.float32)
-    reference = order.predict(features) + rng.normal(size=40)
-    query = Query(features, reference, reference + rng.normal(size=40) / 10)
+    evidence = Evidence(rng.normal(size=(40, len(order.weights))).astype(np.float32))
+    reference = order.predict(evidence.features) + rng.normal(size=40)
+    query = Query(evidence, reference, reference + rng.normal(size=40) / 10)
     followed = walk(query, order, 10, "dcg")
     for rule in (Rule("gain", 0.01), Rule("gain", 0.2), Rule("depth", 17), Rule("score", float(reference.mean()))):
-        course = Course(features, order, rule, 10, "dcg")
+        course = Course(evidence, order, rule, 10, "dcg")
         while len(rows := course.next()):
             course.tell(rows, query.scores[rows].astype(np.float32))
         scored = np.isfinite(course.scores)
@@ -71,26 +75,65 @@ def test_walks_are_what_courses_do(certified: tuple[ModelFolder, Certified]) -> 
     assert followed.stop(Rule("gain", -1.0), 10)[0] == 40
 
 
-def test_an_order_is_learned_from_what_tells() -> None:
+def queries_of_kinds(count: int) -> list[Query]:
+    """Logits of two features that tell, of the query, of each document's own, and of what documents have in common."""
     rng = np.random.default_rng(0)
     queries = []
-    for _ in range(30):
-        features = rng.normal(size=(20, 5)).astype(np.float32)
-        reference = 3 * features[:, 1] - features[:, 2] + rng.normal() + rng.normal(size=20) / 2
-        queries.append(Query(features, reference, reference))
-    order = fit_order(queries, "given", False, 0)
+    for _ in range(count):
+        features = rng.normal(size=(30, 5)).astype(np.float32)
+        terms = sparse.csr_matrix(np.eye(6)[rng.integers(0, 6, 30)])
+        noise = 2.0 * rng.normal() + terms @ rng.normal(size=6) + 0.1 * rng.normal(size=30)
+        reference = 3 * features[:, 1] - features[:, 2] + noise
+        queries.append(Query(Evidence(features, terms), reference, reference))
+    return queries
+
+
+def test_an_order_is_learned_from_what_tells_and_so_is_what_errors_have_in_common() -> None:
+    queries = queries_of_kinds(60)
+    order = fit_order(queries, "learned", False)
     assert np.allclose(order.weights, [0, 3, -1, 0, 0], atol=0.3)
-    assert 0.4 < order.spread < 0.7
-    assert 0.6 < order.shift < 1.4
+    of_query, alike, of_terms = order.variances
+    assert 2 < of_query < 7
+    assert 0.6 < of_terms < 1.5
+    assert alike < 0.2
+    assert np.interp(0, order.widths[0], order.widths[1]) == pytest.approx(1, abs=0.25)
+    assert np.all(np.diff(order.quantiles) >= 0)
+    wide, narrow = Belief(order, queries[0].evidence), []
+    turn = np.random.default_rng(1).permutation(30)
+    for row in turn.reshape(5, 6):  # what is expected of the others comes ever closer
+        narrow.append(np.abs(wide.mean - queries[0].reference)[turn[24:]].mean())
+        wide.tell(row, queries[0].scores[row].astype(np.float32))
+    assert narrow[-1] < 0.5 < narrow[0]
+
+
+def test_what_is_foreseen_surely_counts_for_less() -> None:
+    """Low logits miss by little, high ones by much."""
+    rng = np.random.default_rng(0)
+    queries = []
+    for _ in range(60):
+        features = rng.normal(size=(30, 2)).astype(np.float32)
+        reference = 3 * features[:, 0] + np.where(features[:, 0] > 0, 2, 0.2) * rng.normal(size=30)
+        queries.append(Query(Evidence(features), reference, reference))
+    order = fit_order(queries, "given", False)
+    low, high = np.interp([-4, 4], order.widths[0], order.widths[1])
+    assert high > 3 * low
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_few_queries_fit_an_order_too(count: int) -> None:
+    fitted = fit_first(queries_of_kinds(count), "learned", False, 10, "dcg")
+    assert np.isfinite([*fitted.order.weights, *fitted.order.variances, *fitted.order.quantiles]).all()
+    assert len(fitted.walks) == count
 
 
 def test_where_nothing_is_safe_everything_is_scored() -> None:
     """Random features, and a loss that no saving keeps."""
     rng = np.random.default_rng(0)
     queries = [
-        Query(rng.normal(size=(30, 3)).astype(np.float32), (x := rng.normal(0, 4, size=30)), x) for _ in range(300)
+        Query(Evidence(rng.normal(size=(30, 3)).astype(np.float32)), (x := rng.normal(0, 4, size=30)), x)
+        for _ in range(300)
     ]
-    order = fit_order(queries[:50], "given", False, 0)
+    order = fit_order(queries[:50], "given", False)
     walks = [walk(query, order, 10, "dcg") for query in queries[50:]]
     rules = [Rule("depth", float(depth)) for depth in (30, 15, 10)]
     assert cheapest(walks, rules, 10, 0.001, 0.05, "dcg") == (rules[0], None)  # too few queries for so small a loss

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import KINDS
 
 from xopt.optimize.export import export
-from xopt.runtime.cascade.features import TEXT, Lexicon, given_features, text_features
+from xopt.runtime.cascade.features import TEXT, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Encoder
@@ -39,6 +39,16 @@ def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
     for name in ("BM25", "nearest", "nearest of the worst", "soft count", "found", "nearest in the lead"):
         assert found[0, TEXT.index(name)] > found[1, TEXT.index(name)]
     assert found[0, TEXT.index("found, unweighted")] == 1
+
+
+@given(st.lists(ids, min_size=1, max_size=6))
+def test_documents_have_in_common_what_they_share_of_their_words(documents: list[np.ndarray]) -> None:
+    vectors = term_vectors([*documents, documents[0]], LEXICON)
+    common = (vectors @ vectors.T).toarray()
+    assert (common <= 1 + 1e-9).all()
+    assert np.allclose(common[0, -1], 1 if len(documents[0]) else 0)  # a copy
+    for number, document in enumerate(documents[1:], 1):
+        assert (common[0, number] > 0) == bool(set(document.tolist()) & set(documents[0].tolist()))
 
 
 def test_the_place_and_the_score_of_the_first_stage() -> None:

@@ -6,21 +6,32 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
+from scipy.stats import norm
 
-from xopt.runtime.cascade.features import given_features
+from xopt.runtime.cascade.features import Evidence, given_features
 from xopt.runtime.cascade.loss import lost
-from xopt.runtime.cascade.order import Belief, Order
+from xopt.runtime.cascade.order import LEVELS, NOISE, Belief, Likeness, Order
 from xopt.runtime.cascade.rule import Course, Rule, _added, expected_loss
 from xopt.runtime.data.agreement import agreement_by_query
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.data.quality import rank_weights
 
-ORDER = Order("given", False, 0, (0.0, -5.0), 0.0, 1.0, 1.0, tuple(np.linspace(-2, 2, 21)))
+ORDER = Order(
+    kind="given",
+    with_score=False,
+    weights=(0.0, -5.0),
+    bias=0.0,
+    scale=(1.0, 1.0),
+    variances=(1.0, 0.2, 0.8),
+    widths=((0.0,), (1.0,)),
+    quantiles=tuple(norm.ppf(LEVELS).tolist()),
+)
 logits = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=30)
 
 
 def follow(rule: Rule, scores: np.ndarray, top: int = 3, order: Order = ORDER) -> Course:
-    course = Course(given_features(len(scores), None), order, rule, top, "dcg")
+    course = Course(Evidence(given_features(len(scores), None)), order, rule, top, "dcg")
     while len(rows := course.next()):
         course.tell(rows, scores[rows])
     return course
@@ -79,7 +90,7 @@ def test_the_score_rule_scores_what_is_promising_and_the_best_ranks() -> None:
 
 
 def test_hopeless_documents_add_nothing_and_certain_ones_their_worth() -> None:
-    shape = np.zeros(1)
+    shape = np.zeros(len(LEVELS))
     scores = np.array([4.0, 3.0, 2.0])
     assert expected_loss(scores, np.array([-30.0]), np.ones(1), shape, 3) < 1e-6
     sure = expected_loss(scores, np.array([5.0]), np.ones(1), shape, 3)
@@ -115,12 +126,40 @@ def test_the_best_are_lost_where_one_of_them_is_not_scored() -> None:
 
 
 def test_scores_tell_of_documents_of_their_kind() -> None:
-    order = replace(ORDER, dimensions=2, weights=(0.0, 0.0, 0.0, 0.0), spread=2.0)
-    kinds = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    belief = Belief(order, np.concatenate([np.zeros((3, 2), np.float32), kinds], 1))
+    features = np.array([[0, 0], [0, 0], [9, 9], [0, 0]], np.float32)
+    terms = sparse.csr_matrix([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    order = replace(ORDER, weights=(0.0, 0.0))
+    belief = Belief(order, Evidence(features, terms))
     belief.tell(np.array([0]), np.array([3.0], np.float32))
-    assert belief.mean[1] > belief.mean[2] > 0  # both share the query's shift, one the kind
-    assert belief.spread[1] < belief.spread[2] < 2.3
-    none = Belief(replace(order, dimensions=0), np.zeros((3, 4), np.float32))
-    none.tell(np.array([0]), np.array([3.0], np.float32))
-    assert none.mean[1] == pytest.approx(none.mean[2])
+    # All share the query's part, and beside it a copy both others, one other the terms, one the features.
+    assert belief.mean[1] > belief.mean[2] > belief.mean[3] > 0
+    assert belief.spread[1] < belief.spread[2] < belief.spread[3] < np.sqrt(2)
+    without = Belief(order, Evidence(features))
+    without.tell(np.array([0]), np.array([3.0], np.float32))
+    assert without.mean[1] == pytest.approx(without.mean[3])
+    assert without.mean[1] > without.mean[2]
+
+
+@given(st.integers(1, 12), st.lists(st.integers(1, 5), min_size=1, max_size=6), st.booleans())
+def test_a_belief_is_the_gaussian_process_of_all_that_was_told(count: int, blocks: list[int], copies: bool) -> None:
+    """Told block by block, as if told at once (Rasmussen and Williams 2006, equations 2.23 and 2.24)."""
+    rng = np.random.default_rng(count)
+    features = rng.normal(size=(count, 2)).astype(np.float32)
+    terms = np.abs(rng.normal(size=(count, 4)))
+    if copies:
+        features[:], terms[:] = features[0], terms[0]
+    evidence = Evidence(features, sparse.csr_matrix(terms / np.linalg.norm(terms, axis=1, keepdims=True)))
+    scores, turn, told = rng.normal(size=count).astype(np.float32), rng.permutation(count), 0
+    belief = Belief(ORDER, evidence)
+    for block in blocks:
+        rows = turn[told : told + block]
+        if len(rows):
+            belief.tell(rows, scores[rows])
+        told += len(rows)
+    rows, variances = turn[:told], np.array(ORDER.variances)
+    shared = np.tensordot(variances, Likeness(evidence, ORDER.scale).parts(np.arange(count)), 1)
+    known = shared[np.ix_(rows, rows)] + NOISE * variances.sum() * np.eye(told)
+    solved = np.linalg.solve(known, shared[rows])
+    assert np.allclose(belief.mean, belief.prior + solved.T @ (scores - belief.prior)[rows], atol=1e-6)
+    spread = np.sqrt(variances.sum() - np.einsum("ij,ij->j", shared[rows], solved))
+    assert np.allclose(belief.spread[turn[told:]], np.maximum(spread, np.sqrt(0.02 * variances.sum()))[turn[told:]])
