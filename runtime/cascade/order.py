@@ -71,7 +71,7 @@ class Likeness:
         count = len(self._features)
         distances = self._squares[rows, None] + self._squares - 2 * self._features[rows] @ self._features.T
         alike = np.exp(-np.maximum(distances, 0) / 2)
-        own = np.eye(count)[rows] if self._terms is None else (self._terms[rows] @ self._terms.T).toarray()
+        own = np.eye(count)[rows] if self._terms is None else (self._terms @ self._terms[rows].toarray().T).T
         return np.stack([np.ones((len(rows), count)), alike, own])
 
 
