@@ -60,13 +60,14 @@ def read_results(files: Sequence[Path]) -> Json:
 def gather(values: Sequence[Json]) -> Json:
     """Results of `xopt bench`, `validate` and `optimize`, as their JSON is, by kind.
 
-    `benches`, `validations` and `recommendation`, None where no `xopt optimize` made one.
+    `benches`, `validations`, and of `xopt optimize`, None where there is none, `recommendation` and `cascade`.
     """
-    found: Json = {"benches": [], "validations": [], "recommendation": None}
+    found: Json = {"benches": [], "validations": [], "recommendation": None, "cascade": None}
     for value in values:
         found["benches"] += [value] if "measured" in value else [value["bench"]] if "bench" in value else []
         found["validations"] += [value] if "judged" in value else [value["validation"]] if "validation" in value else []
-        found["recommendation"] = value.get("recommendation") or found["recommendation"]
+        for name in ("recommendation", "cascade"):
+            found[name] = value.get(name) or found[name]
     for bench in found["benches"]:
         _check(bench["measured"][0], ("case", "ratio", "explained", "rounds"))
     for validation in found["validations"]:
@@ -123,6 +124,8 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
         benches=results["benches"],
         validations=results["validations"],
         cases=cases,
+        certified=results["cascade"] and results["cascade"]["certified"],
+        cascades=_cascades(results),
         fastest=max((c["ratio"] for c in cases), default=1.0),
         stages=STAGES,
         frontier=[points[i][0] for i in best],
@@ -153,6 +156,18 @@ def _case(bench: Json, measured: Json) -> Json:
         "timeline": sparkline(cores, parents),
         "usage": usage,
     }
+
+
+def _cascades(results: Json) -> list[Json]:
+    """What cascades scored and lost where they were timed, and how much faster they were than scoring everything."""
+    own, found = results["cascade"], []
+    for bench in [*results["benches"], *([own["bench"]] if own and own["bench"] else [])]:
+        planned = {m["case"]["variant"]: m["ratio"] for m in bench["measured"] if m["case"]["strategy"] == "planned"}
+        for m in bench["measured"]:
+            if m["cascaded"]:
+                faster = m["ratio"] / planned[m["case"]["variant"]] if m["case"]["variant"] in planned else None
+                found.append({"name": _name(m), "ratio": m["ratio"], "faster": faster, **m["cascaded"]})
+    return found
 
 
 def _headline(results: Json, cases: Sequence[Json]) -> Json:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from click.testing import Result
 
+from xopt.cli.output import plain
 from xopt.optimize.cascade.certify import Certified, certify
 from xopt.optimize.cascade.parts import lists_of
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.optimize.report.page import gather, render
 from xopt.runtime import open_cascade, open_scorer, rerank, rerank_files
 from xopt.runtime.cascade.cascade import LEXICON, Cascade, Lists
 from xopt.runtime.data.candidates import Candidates
@@ -125,7 +127,7 @@ def test_a_dataframe_that_does_not_fit_is_refused(certified: tuple[ModelFolder, 
 
 
 def test_the_bench_runs_the_cascade(xopt: Xopt, tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path) -> None:
-    certify(tiny_copy, queries, "onnx-int8", max_loss=0.5, confidence=0.8)
+    certified = certify(tiny_copy, queries, "onnx-int8", max_loss=0.5, confidence=0.8)
     arguments = ("--strategy", "planned", "--strategy", "cascade", "--pairs", 60, "--repeat", 1)
     out = tmp_path / "bench.json"
     result = xopt("bench", tiny_copy.path, "--variant", "onnx-int8", *arguments, "--json", out)
@@ -136,6 +138,16 @@ def test_the_bench_runs_the_cascade(xopt: Xopt, tiny_copy: ModelFolder, queries:
     assert 0.3 < cascaded["share"] < 1
     assert len(cascaded["losses"]) == 2  # whole queries
     assert "times onnx-int8/planned; loss against FP32" in result.stdout
+    measured = json.loads(out.read_text())
+    of_optimize = {"cascade": {"certified": plain(certified), "bench": measured}}
+    for results in ([measured], [measured, of_optimize]):
+        for markdown in (False, True):
+            page = render(gather(results), None, markdown)
+            assert "With fewer pairs" in page
+            assert f"{np.mean(cascaded['losses']):.4f}" in page
+            assert ("ertified" in page) == (len(results) == 2)
+    nothing_safe = {"certified": {"cascade": None}, "bench": None}
+    assert "Score everything" in render(gather([measured, {"cascade": nothing_safe}]), None, markdown=False)
     refused = xopt("bench", tiny_copy.path, "--variant", "onnx-fp32", "--strategy", "cascade")
     assert (refused.exit_code, "scores with onnx-int8" in refused.stderr) == (2, True)
 
