@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from xopt.optimize.cascade.fit import Query, fit_order, folds
 from xopt.optimize.cascade.parts import ORDERS, Scored, open_first, queries_of, with_score
 from xopt.optimize.cascade.walk import Walk, walk
-from xopt.optimize.judge.bounds import least_mean, mean_allowed, queries_needed, upper_bound
+from xopt.optimize.judge.bounds import least_mean, queries_needed, upper_bound
 from xopt.optimize.judge.statistics import Interval, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
 from xopt.runtime.cascade.cascade import LEXICON, Cascade, Certificate
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 FEWEST_DOCUMENTS = 2  # times `top`, in the mean: of fewer candidates there is nothing to save
 FEWEST_SAVED = 0.05  # of the pairs: less is not worth a cascade
-NOISE = 0.05  # of a share, on the few queries that choose: what a rule has to gain over the one that asks as it goes
+NOISE = 0.1  # of a share, on the few queries that choose: what a rule has to gain over the one that asks as it goes
 VALUES = {  # of each rule, the safest first: the first one scores everything
     "gain": (-1.0, 0.0, *np.geomspace(1e-4, 0.5, 80).tolist()),
     "depth": tuple(np.geomspace(1, 0.02, 80).tolist()),  # of the deepest query's candidates
@@ -46,7 +46,8 @@ VALUES = {  # of each rule, the safest first: the first one scores everything
 class Option:
     """An order with a kind of rule, on the queries that choose.
 
-    share: of the pairs, how many are scored where no more is lost than may be there. cost: the same with the first
+    share: of the pairs, how many are scored where `max_loss` is lost. To certify that takes more of them; but of a
+    smaller loss so few queries say nothing, since one that loses much makes all of it. cost: the same with the first
     stage's own time, in what it takes to score everything.
     """
 
@@ -116,8 +117,7 @@ def certify(
         queries, took_s = queries_of(stage, few)
         cost = took_s / few.seconds if stage.kind != "given" else 0.0
         fitted.append(fit_first(queries, stage.kind, with_score(both), top, measure, cost, names))
-    allowed = mean_allowed(max_loss, error, len(judging.groups()))
-    options = [option for each in fitted for option in each.options(allowed)]
+    options = [option for each in fitted for option in each.options(max_loss)]
     best = cheapest_option(options)
     log.info("cascade: %s order, %s rule: %.0f %% of the pairs", best.order, best.rule, 100 * best.share)
     chosen = next(each for each in fitted if each.order.kind == best.order)
@@ -190,9 +190,9 @@ class Fitted:
     top: int
     own_cost: float = 0.0
 
-    def options(self, allowed: float) -> list[Option]:
+    def options(self, max_loss: float) -> list[Option]:
         """The order with each kind of rule."""
-        return [self._option(kind, allowed) for kind in VALUES]
+        return [self._option(kind, max_loss) for kind in VALUES]
 
     def rules(self, kind: str) -> list[Rule]:
         """Rules of a kind, the safest first."""
@@ -208,11 +208,11 @@ class Fitted:
             return [Rule(kind, float(np.quantile(predicted, v)) if v else -1e9) for v in values]
         return [Rule(kind, value) for value in values]
 
-    def _option(self, kind: str, allowed: float) -> Option:
+    def _option(self, kind: str, max_loss: float) -> Option:
         share = 1.0
         for rule in self.rules(kind):
             stops = [walk.stop(rule, self.top) for walk in self.walks]
-            if np.mean([loss for _, loss in stops]) > allowed:
+            if np.mean([loss for _, loss in stops]) > max_loss:
                 break
             share = float(np.mean([d / len(walk.predicted) for walk, (d, _) in zip(self.walks, stops, strict=True)]))
         return Option(self.order.kind, kind, share, share + self.own_cost)

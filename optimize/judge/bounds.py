@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["least_mean", "mean_allowed", "queries_needed", "upper_bound"]
+__all__ = ["least_mean", "queries_needed", "upper_bound"]
 
 Losses = NDArray[np.float64]
 
@@ -48,10 +48,3 @@ def queries_needed(limit: float, error: float | None) -> int:
 def least_mean(queries: int, error: float | None) -> float:
     """The least limit that so many queries can show, where none of them loses anything."""
     return upper_bound(np.zeros(max(1, queries)), error)
-
-
-def mean_allowed(limit: float, error: float | None, queries: int) -> float:
-    """The mean loss, the same of each query, that so many queries still show to be below `limit`; negative: none."""
-    if error is None:
-        return ((queries + 1) * limit - 1) / queries
-    return -math.expm1(math.log1p(-limit) - math.log(error) / queries)

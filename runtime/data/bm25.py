@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import bm25s
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["bm25_ranking"]
 
@@ -12,15 +14,23 @@ __all__ = ["bm25_ranking"]
 def bm25_ranking(passages: Sequence[str], queries: Sequence[str], depth: int) -> list[list[int]]:
     """The rows of the `depth` best passages for each query, best first; fewer if there are fewer passages.
 
-    Lucene's BM25 with k1 = 1.5, b = 0.75 and English stop words (Lù 2024, arXiv:2407.03618).
+    Of passages that score the same the earlier comes first, whatever else is asked for. Lucene's BM25 with k1 = 1.5,
+    b = 0.75 and English stop words (Lù 2024, arXiv:2407.03618).
     """
     retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     # bm25s gives a query without a known word the empty word, which must then be in the index;
     # standing once in every passage it weighs nothing.
     retriever.index([[*words, ""] for words in _tokenize(passages)], show_progress=False)
-    queried = [words or [""] for words in _tokenize(queries)]
-    rows, _ = retriever.retrieve(queried, k=min(depth, len(passages)), show_progress=False)
-    return [[int(row) for row in ranking] for ranking in rows]
+    return [_best(retriever.get_scores(words or [""]), depth) for words in _tokenize(queries)]
+
+
+def _best(scores: NDArray[np.float32], depth: int) -> list[int]:
+    """The rows of the `depth` largest scores; bm25s itself takes any of those that are equal."""
+    rows = np.arange(len(scores))
+    if depth < len(scores):
+        rows = np.flatnonzero(scores >= np.partition(scores, -depth)[-depth])
+    ranking: list[int] = rows[np.argsort(-scores[rows], kind="stable")][:depth].tolist()
+    return ranking
 
 
 def _tokenize(texts: Sequence[str]) -> list[list[str]]:

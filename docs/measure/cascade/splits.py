@@ -18,7 +18,7 @@ from xopt.optimize.cascade.certify import cheapest, cheapest_option, fit_first, 
 from xopt.optimize.cascade.fit import Query
 from xopt.optimize.cascade.lexicon import make_lexicon, token_weights
 from xopt.optimize.cascade.walk import walk
-from xopt.optimize.judge.bounds import mean_allowed, upper_bound
+from xopt.optimize.judge.bounds import upper_bound
 from xopt.runtime.cascade.cascade import Cascade, Certificate
 from xopt.runtime.cascade.features import Evidence, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.data.bm25 import bm25_ranking
@@ -112,7 +112,7 @@ def main() -> None:
         distinct = {ids.tobytes(): ids for row in choosing for ids in parts[row][1]}
         lexicon = Lexicon(embeddings, token_weights(list(distinct.values()), len(embeddings)))
         fitted = fit_first(queries(choosing, lexicon), given.order, False, given.top, "dcg")
-        best = cheapest_option(fitted.options(mean_allowed(given.max_loss, error, len(judging))))
+        best = cheapest_option(fitted.options(given.max_loss))
         walks = [walk(query, fitted.order, given.top, "dcg") for query in queries(judging, lexicon)]
         rule, losses = cheapest(walks, fitted.rules(best.rule), given.top, given.max_loss, error, "dcg")
         losses = np.ones(len(walks)) if losses is None else losses

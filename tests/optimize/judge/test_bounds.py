@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xopt.optimize.judge.bounds import least_mean, mean_allowed, queries_needed, upper_bound
+from xopt.optimize.judge.bounds import least_mean, queries_needed, upper_bound
 
 ERROR = 0.05
 
@@ -25,13 +25,6 @@ def test_a_bound_lies_over_the_mean_and_grows_with_each_loss(losses: list[float]
     assert values.mean() <= bound <= 1
     more = np.append(values[1:], min(1.0, values[0] + 0.1))
     assert upper_bound(more, error) >= bound - 1e-12
-
-
-@pytest.mark.parametrize("error", [ERROR, None])
-def test_the_mean_allowed_is_what_is_just_shown(error: float | None) -> None:
-    mean = mean_allowed(0.02, error, 400)
-    assert upper_bound(np.full(400, mean), error) == pytest.approx(0.02)
-    assert mean_allowed(0.01, error, 20) < 0
 
 
 @pytest.mark.parametrize("binary", [False, True])
