@@ -61,13 +61,11 @@ def fit_order(queries: Sequence[Query], kind: str, with_score: bool) -> Order:
     others of its query let expect.
     """
     weights, bias, scale = _regression(queries)
-    scale = scale[: len(scale) - queries[0].evidence.embedding]
-    errors = [
-        _errors(query, *others, tuple(scale))
-        for part, held in folds(queries)
-        for others in [_regression(part)[:2]]
-        for query in held
-    ]
+    spread = tuple(scale[: len(scale) - queries[0].evidence.embedding].tolist())
+    errors = []
+    for others, held in folds(queries):
+        own_weights, own_bias, _ = _regression(others)
+        errors += [_errors(query, own_weights, own_bias, spread) for query in held]
     variances = _variances(errors)
     left_out = [_left_out(each, variances) for each in errors]
     expected, misses = (np.concatenate(values) for values in zip(*left_out, strict=True))
@@ -78,7 +76,7 @@ def fit_order(queries: Sequence[Query], kind: str, with_score: bool) -> Order:
         with_score=with_score,
         weights=tuple(weights.tolist()),
         bias=bias,
-        scale=tuple(scale.tolist()),
+        scale=spread,
         variances=tuple(variances.tolist()),
         widths=(tuple(places.tolist()), tuple(widths.tolist())),
         quantiles=tuple(quantiles.tolist()),

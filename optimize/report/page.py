@@ -69,7 +69,7 @@ def gather(values: Sequence[Json]) -> Json:
         for name in ("recommendation", "cascade"):
             found[name] = value.get(name) or found[name]
     for bench in found["benches"]:
-        _check(bench["measured"][0], ("case", "ratio", "explained", "rounds"))
+        _check(bench["measured"][0], ("case", "ratio", "explained", "rounds", "cascaded"))
     for validation in found["validations"]:
         _check(validation["judged"][0], ("name", "verdict", "measures", "gates", "losses"))
     return found
