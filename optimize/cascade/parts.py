@@ -69,13 +69,13 @@ def open_first(
     With it which model that is, for `Order`.
     """
     if first == "given":
-        return Stage(scorer.encoder, first), {}
+        return Stage(scorer, first), {}
     lexicon = make_lexicon(folder, _documents(scorer, lists_of(candidates)))
     if first == "learned":
-        return Stage(scorer.encoder, first, lexicon), {}
+        return Stage(scorer, first, lexicon), {}
     cheaper = ModelFolder.open(first, folder.trusted)
     variant = default_variant(cheaper, device)
-    stage = open_stage(scorer.encoder, "model", lexicon, (cheaper, variant), threads, device)
+    stage = open_stage(scorer, "model", lexicon, (cheaper, variant), threads, device)
     sha256 = cheaper.manifest.files[cheaper.variant(variant).file]
     return stage, {"model": str(cheaper.path.resolve()), "variant": variant, "sha256": sha256}
 
@@ -103,7 +103,8 @@ def queries_of(stage: Stage, scored: Scored) -> tuple[list[Query], float]:
     start, groups = time.monotonic(), list(scored.candidates.groups().values())
     evidence = []
     for first in range(0, len(groups), QUERIES_AT_ONCE):
-        evidence += stage.evidence(lists_of(scored.candidates.between(first, first + QUERIES_AT_ONCE)))[0]
+        some = lists_of(scored.candidates.between(first, first + QUERIES_AT_ONCE))
+        evidence += [each for each, _ in stage.evidence(some)]
     queries = [
         Query(each, scored.reference[rows], scored.scores[rows]) for each, rows in zip(evidence, groups, strict=True)
     ]

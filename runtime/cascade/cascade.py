@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,7 +28,7 @@ LEXICON = "cascade.safetensors"
 log = logging.getLogger(__name__)
 
 DEEPER = 2  # times the certificate's candidates a query, from which on that is said
-PAIRS_AT_ONCE = 4096  # queries are on their way together until they have so many candidates
+PAIRS_AT_ONCE = 16384  # candidates of the queries on their way; where half of them are through, others join
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,20 @@ class Ranked:
         return int(np.isfinite(self.scores).sum())
 
 
+@dataclass(frozen=True, eq=False)
+class _Going:
+    """A query on its way: its number, its pairs, their tokens where the order made them."""
+
+    number: int
+    pairs: list[Pair]
+    tokens: Tokens | None
+    course: Course
+
+    def ranked(self) -> Ranked:
+        """How its candidates rank by now."""
+        return Ranked(self.course.ranking(), self.course.scores, len(self.course.not_finite))
+
+
 class CascadeScorer:
     """Ranks each query's candidates, scoring as few of them as its cascade asks for.
 
@@ -145,38 +160,47 @@ class CascadeScorer:
         And NotFinite where a score is not; or, unless `finite`, such candidates come last, and are counted.
         """
         self._check(lists)
-        nothing = Ranked(np.empty(0, np.intp), np.empty(0, np.float32))
-        ranked = [nothing] * len(lists.queries)
-        for batch in _batches(lists):
-            for number, found in zip(batch, self._rank(lists.taken(batch), finite), strict=True):
-                ranked[number] = found
+        ranked = [Ranked(np.empty(0, np.intp), np.empty(0, np.float32))] * len(lists.queries)
+        waiting = deque(number for number, documents in enumerate(lists.documents) if documents)
+        going: list[_Going] = []
+        while waiting or going:
+            going += self._started(lists, waiting, sum(len(each.pairs) for each in going))
+            asked = []
+            for each in going:
+                if len(candidates := each.course.next()):
+                    asked.append((each, candidates))
+                else:
+                    ranked[each.number] = each.ranked()
+            going = [each for each, _ in asked]
+            if asked:
+                self._tell(asked, finite)
         return ranked
 
-    def _rank(self, lists: Lists, finite: bool) -> list[Ranked]:
-        evidence, tokens = self.stage.evidence(lists)
-        own, pairs = self.cascade, pairs_of(lists)
-        firsts = np.cumsum([0, *(len(documents) for documents in lists.documents)])
-        courses = [Course(each, own.order, own.rule, own.certificate.top, own.certificate.measure) for each in evidence]
-        going = list(range(len(courses)))
-        while going:
-            asked = [(number, courses[number].next()) for number in going]
-            asked = [(number, candidates) for number, candidates in asked if len(candidates)]
-            going = [number for number, _ in asked]
-            if asked:
-                rows = np.concatenate([firsts[number] + candidates for number, candidates in asked])
-                bounds = np.cumsum([len(candidates) for _, candidates in asked])[:-1]
-                for (number, candidates), scores in zip(
-                    asked, np.split(self._scores(pairs, tokens, rows, finite), bounds), strict=True
-                ):
-                    courses[number].tell(candidates, scores)
-        return [Ranked(course.ranking(), course.scores, len(course.not_finite)) for course in courses]
+    def _started(self, lists: Lists, waiting: deque[int], held: int) -> list[_Going]:
+        """Queries that wait, where those on their way have become few; each leaves `waiting`."""
+        if held > PAIRS_AT_ONCE // 2 or not waiting:
+            return []
+        numbers: list[int] = []
+        while waiting and (not held or held + len(lists.documents[waiting[0]]) <= PAIRS_AT_ONCE):
+            numbers.append(waiting.popleft())
+            held += len(lists.documents[numbers[-1]])
+        some, own = lists.taken(numbers), self.cascade
+        started = []
+        for number, (evidence, tokens) in zip(numbers, self.stage.evidence(some), strict=True):
+            course = Course(evidence, own.order, own.rule, own.certificate.top, own.certificate.measure)
+            started.append(_Going(number, pairs_of(lists.taken([number])), tokens, course))
+        return started
 
-    def _scores(
-        self, pairs: Sequence[Pair], tokens: Tokens | None, rows: NDArray[np.intp], finite: bool
-    ) -> NDArray[np.float32]:
-        some = [pairs[row] for row in rows]
-        logits = self.scorer.logits(some) if tokens is None else self.scorer.score_tokens(tokens.taken(rows))
-        return self.folder.manifest.ranking(checked(some, logits) if finite else logits)
+    def _tell(self, asked: Sequence[tuple[_Going, NDArray[np.intp]]], finite: bool) -> None:
+        """Score the candidates that queries ask for, all together, and tell them."""
+        pairs = [each.pairs[row] for each, candidates in asked for row in candidates]
+        tokens = [each.tokens.taken(candidates) for each, candidates in asked if each.tokens]
+        logits = self.scorer.score_tokens(Tokens.joined(tokens)) if tokens else self.scorer.logits(pairs)
+        scores = self.folder.manifest.ranking(checked(pairs, logits) if finite else logits)
+        start = 0
+        for each, candidates in asked:
+            each.course.tell(candidates, scores[start : start + len(candidates)])
+            start += len(candidates)
 
     def _check(self, lists: Lists) -> None:
         check_pairs(pairs_of(lists))
@@ -191,20 +215,6 @@ class CascadeScorer:
             scores = lists.first_scores[number] if lists.first_scores is not None else None
             if scores is not None and (len(scores) != len(documents) or not np.isfinite(scores).all()):
                 raise BadInput(f"query {lists.queries[number]!r:.60}: give one finite first-stage score a document")
-
-
-def _batches(lists: Lists) -> list[list[int]]:
-    """Queries that have documents, as many together as have some thousand of them, or one."""
-    batches: list[list[int]] = []
-    held = PAIRS_AT_ONCE
-    for number, documents in enumerate(lists.documents):
-        if documents:
-            if held + len(documents) > PAIRS_AT_ONCE:
-                batches.append([])
-                held = 0
-            batches[-1].append(number)
-            held += len(documents)
-    return batches
 
 
 def open_cascade(
@@ -223,7 +233,7 @@ def open_cascade(
     scorer = open_scorer(model, cascade.variant, threads=threads, device=device)
     lexicon = Lexicon.load(model.checked(LEXICON)) if cascade.order.kind != "given" else None
     cheaper = _cheaper(model, cascade.order) if cascade.order.model else None
-    stage = open_stage(scorer.encoder, cascade.order.kind, lexicon, cheaper, threads, device)
+    stage = open_stage(scorer, cascade.order.kind, lexicon, cheaper, threads, device)
     return CascadeScorer(model, scorer, stage, cascade)
 
 

@@ -16,7 +16,8 @@ __all__ = ["BLOCK", "Course", "Rule", "expected_loss"]
 
 Doubles = NDArray[np.float64]
 
-BLOCK = 8  # documents that are scored before a query's rule is asked again
+BLOCK = 8  # documents that are scored before a query's rule is asked again, at least
+SHARE = 12  # and the part of those scored that are: a query far from its end is not held up by small blocks
 GRID = np.linspace(-30.0, 30.0, 481)  # of logits, between which a document's gain is interpolated
 
 
@@ -110,5 +111,5 @@ class Course:
         if self.rule.kind == "score":
             return max(0 if scored else self.top, int((self.belief.prior >= self.rule.value).sum()) - scored)
         if len(self.left) and self.loss() > self.rule.value:
-            return BLOCK if scored else max(BLOCK, self.top)
+            return max(BLOCK, scored // SHARE if scored else self.top)
         return 0

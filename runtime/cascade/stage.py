@@ -13,7 +13,7 @@ from scipy import sparse
 from xopt.runtime.cascade.features import Evidence, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.scoring.encode import Encoder, Pair, Tokens
+from xopt.runtime.scoring.encode import Pair, Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 
 __all__ = ["Lists", "Stage", "open_stage", "pairs_of"]
@@ -38,18 +38,18 @@ class Stage:
 
     def __init__(
         self,
-        encoder: Encoder,
+        scorer: PlannedScorer,
         kind: str,
         lexicon: Lexicon | None = None,
         model: PlannedScorer | None = None,
         ranking: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     ) -> None:
-        self.encoder, self.kind, self.lexicon, self.model = encoder, kind, lexicon, model
+        self.scorer, self.kind, self.lexicon, self.model = scorer, kind, lexicon, model
         self.ranking = ranking or np.asarray  # of the model's logits, what ranks
-        self.shares_tokens = model is not None and model.encoder.same_tokens(encoder)
+        self.shares_tokens = model is not None and model.encoder.same_tokens(scorer.encoder)
 
-    def evidence(self, lists: Lists) -> tuple[list[Evidence], Tokens | None]:
-        """What is known of each query's candidates, and the tokens of all pairs, in turn, where they were made."""
+    def evidence(self, lists: Lists) -> list[tuple[Evidence, Tokens | None]]:
+        """What is known of each query's candidates, and the tokens of its pairs where they were made."""
         columns = [
             [given_features(len(documents), lists.first_scores[number] if lists.first_scores is not None else None)]
             for number, documents in enumerate(lists.documents)
@@ -58,7 +58,7 @@ class Stage:
         bounds = list(itertools.pairwise(np.cumsum([0, *(len(documents) for documents in lists.documents)])))
         terms: list[sparse.csr_matrix | None] = [None] * len(columns)
         if self.lexicon or self.shares_tokens:
-            tokens = self.encoder.encode(pairs)
+            tokens = self.scorer.encode(pairs)
         if self.model:
             made = self.model.score_tokens(tokens) if tokens and self.shares_tokens else self.model.logits(pairs)
             logits = self.ranking(checked(pairs, made))
@@ -66,11 +66,14 @@ class Stage:
                 own.append(logits[start:stop, None])
         if self.lexicon and tokens:
             for number, (start, stop) in enumerate(bounds):
-                query, documents = self.encoder.parts(pairs[start:stop], tokens.ids[start:stop])
+                query, documents = self.scorer.encoder.parts(pairs[start:stop], tokens.ids[start:stop])
                 columns[number].append(text_features(query, documents, self.lexicon))
                 terms[number] = term_vectors(documents, self.lexicon)
         size = self.lexicon.embeddings.shape[1] if self.lexicon else 0
-        return [Evidence(np.concatenate(own, 1), its, size) for own, its in zip(columns, terms, strict=True)], tokens
+        return [
+            (Evidence(np.concatenate(own, 1), its, size), tokens and tokens.taken(np.arange(*bound)))
+            for own, its, bound in zip(columns, terms, bounds, strict=True)
+        ]
 
 
 def pairs_of(lists: Lists) -> list[Pair]:
@@ -79,7 +82,7 @@ def pairs_of(lists: Lists) -> list[Pair]:
 
 
 def open_stage(
-    encoder: Encoder,
+    scorer: PlannedScorer,
     kind: str,
     lexicon: Lexicon | None,
     cheaper: tuple[ModelFolder, str] | None,
@@ -88,9 +91,9 @@ def open_stage(
 ) -> Stage:
     """A stage with its cheaper model, a folder and a variant, opened."""
     if cheaper is None:
-        return Stage(encoder, kind, lexicon)
+        return Stage(scorer, kind, lexicon)
     folder, variant = cheaper
     if not folder.manifest.ranks:
         raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
     model = open_scorer(folder, variant, threads=threads, device=device)
-    return Stage(encoder, kind, lexicon, model, folder.manifest.ranking)
+    return Stage(scorer, kind, lexicon, model, folder.manifest.ranking)

@@ -39,6 +39,16 @@ class Tokens:
         """Some of the pairs, none of which counts as cut."""
         return Tokens([self.ids[i] for i in rows], [self.type_ids[i] for i in rows], self.lengths[rows], 0)
 
+    @staticmethod
+    def joined(parts: Sequence[Tokens]) -> Tokens:
+        """Pairs of several parts, in turn."""
+        return Tokens(
+            [ids for part in parts for ids in part.ids],
+            [type_ids for part in parts for type_ids in part.type_ids],
+            np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)]),
+            sum(part.truncated for part in parts),
+        )
+
 
 class Encoder:
     """A model folder's tokenizer, set up once: truncation is never changed afterwards, so threads may share it."""
@@ -60,13 +70,7 @@ class Encoder:
 
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
         """Tokenise (query, document) pairs, in windows: what is cut off is not held for all of them at once."""
-        parts = [self.tokens(self.encodings(pairs[window])) for window in windows(pairs)]
-        return Tokens(
-            [ids for part in parts for ids in part.ids],
-            [type_ids for part in parts for type_ids in part.type_ids],
-            np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)]),
-            sum(part.truncated for part in parts),
-        )
+        return Tokens.joined([self.tokens(self.encodings(pairs[window])) for window in windows(pairs)])
 
     def encodings(self, pairs: Sequence[Pair]) -> list[Encoding]:
         """The tokenizer's own part of `encode`, which runs on its own threads and leaves Python free."""

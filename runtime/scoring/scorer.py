@@ -153,6 +153,13 @@ class PlannedScorer(Scorer):
         """In another process it is opened again: sessions and locks cannot be sent there."""
         return functools.partial(self._reopen, plan=self.plan), ()
 
+    def encode(self, pairs: Sequence[Pair]) -> Tokens:
+        """The tokens of pairs, for `score_tokens`; those that were cut are counted in `stages`."""
+        start = time.monotonic()
+        tokens = self.encoder.encode(pairs)
+        self._watch.encoded(time.monotonic() - start, tokens.truncated)
+        return tokens
+
     def score_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
         """Logits of pairs that are tokenised already; see `score`."""
         return self._finish(self._start(tokens, 0), len(tokens.ids))
@@ -160,10 +167,7 @@ class PlannedScorer(Scorer):
     def _encoded(self, pairs: list[Pair]) -> Iterator[Tokens]:
         """Tokens of all pairs, so that sorting sees them all; or, while a device works, of windows ahead of it."""
         if not self.backend.streams:
-            start = time.monotonic()
-            tokens = self.encoder.encode(pairs)
-            self._watch.encoded(time.monotonic() - start, tokens.truncated)
-            yield tokens
+            yield self.encode(pairs)
             return
         ahead: deque[Future[list[Encoding]]] = deque()
         with ThreadPoolExecutor(self.plan.threads) as threads:

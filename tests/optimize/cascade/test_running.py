@@ -24,9 +24,15 @@ from xopt.runtime.folder import ModelFolder
 Xopt = Callable[..., Result]
 
 
-def test_queries_rank_the_same_alone_and_together(certified: tuple[ModelFolder, Certified], unseen: Candidates) -> None:
+def test_queries_rank_the_same_alone_and_together(
+    certified: tuple[ModelFolder, Certified], unseen: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scorer, lists = open_cascade(certified[0]), lists_of(unseen)
     together = scorer.rank_all(lists)
+    monkeypatch.setattr("xopt.runtime.cascade.cascade.PAIRS_AT_ONCE", 60)  # two queries, and others as those are done
+    for one, other in zip(together, scorer.rank_all(lists), strict=True):
+        assert one.ranking.tolist() == other.ranking.tolist()
+        assert np.allclose(one.scores, other.scores, atol=1e-4, equal_nan=True)
     everything = open_scorer(certified[0], "onnx-int8").score(unseen.pairs).reshape(-1, 25)
     for number, (query, documents) in enumerate(zip(lists.queries, lists.documents, strict=True)):
         alone = scorer.rank(query, documents, top_k=5)
@@ -178,6 +184,12 @@ def test_the_command(
     assert (missing.exit_code, "no column 'tfidf', only" in missing.stderr) == (2, True)
     mixed = xopt("cascade", tiny_copy.path, "--data", data, "--check", "--top", 5)
     assert mixed.exit_code == 2
+
+
+def test_what_is_cut_is_counted(certified: tuple[ModelFolder, Certified]) -> None:
+    scorer = open_cascade(certified[0])
+    scorer.rank("a query", ["word " * 2000, "a document"])
+    assert scorer.stages.truncated == 1
 
 
 def test_no_lists_are_no_work(certified: tuple[ModelFolder, Certified]) -> None:

@@ -66,6 +66,19 @@ def test_the_gain_rule_scores_more_the_less_it_may_lose() -> None:
     assert depths[-1] == 60
 
 
+def test_blocks_grow_with_what_has_been_scored() -> None:
+    course, blocks, scored = Course(Evidence(given_features(500, None)), ORDER, Rule("gain", -1.0), 10, "dcg"), [], 0
+    while len(rows := course.next()):
+        course.tell(rows, np.zeros(len(rows), np.float32))
+        blocks.append(len(rows))
+        assert len(rows) <= max(10, 8, scored // 12)
+        scored += len(rows)
+    assert scored == 500
+    assert blocks[:12] == [10] + 11 * [8]
+    assert sorted(blocks[1:-1]) == blocks[1:-1]
+    assert blocks[-2] > 30
+
+
 @given(logits, st.sets(st.integers(0, 20)), st.sampled_from([Rule("depth", 9), Rule("gain", 0.01), Rule("gain", -1)]))
 def test_a_score_that_is_not_finite_tells_nothing_and_comes_last(
     values: list[float], lost: set[int], rule: Rule
