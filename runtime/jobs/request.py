@@ -13,6 +13,7 @@ from xopt.runtime.data.tables import Values
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.columns import Columns
+from xopt.runtime.jobs.inputs.parts import part_rows
 from xopt.runtime.jobs.inputs.plan import Planned, plan
 from xopt.runtime.jobs.inputs.sources import Source, find_sources
 from xopt.runtime.jobs.job import Record, model_fingerprint
@@ -70,7 +71,8 @@ class Request:
     def planned(self, folder: Path, device: str) -> Planned:
         """The inputs, cut into parts; what has to be written for that goes to `folder`."""
         asked, words = self.asked, self.target.kind == "run"
-        made = plan(self.sources, self._collection, asked.columns, folder, device, asked.ids_only, words)
+        most = part_rows(device, asked.cascade)
+        made = plan(self.sources, self._collection, asked.columns, folder, most, asked.ids_only, words)
         for option in ("score", "rank"):
             name = getattr(asked, option)
             if name in made.schema.names and not words:

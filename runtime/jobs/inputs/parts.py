@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from xopt.runtime.jobs.inputs.files import File
 
-__all__ = ["Part", "cut"]
+__all__ = ["Part", "cut", "part_rows"]
 
 PART_ROWS = {"cpu": 4096, "cuda": 65536}  # a fault loses no more than a part that was under way
+CASCADED = 4  # times as many: few of them are scored, and a cascade's blocks are small at a part's end
 PART_BYTES = 1 << 28
 
 
@@ -29,10 +30,15 @@ class Part:
         return sum(stop - start for _, start, stop in self.slices)
 
 
-def cut(runs: NDArray[np.int64], files: Sequence[File], device: str) -> list[list[tuple[int, int, int]]]:
+def part_rows(device: str, cascade: bool) -> int:
+    """How many rows a part has at most."""
+    return PART_ROWS[device] * (CASCADED if cascade else 1)
+
+
+def cut(runs: NDArray[np.int64], files: Sequence[File], most: int) -> list[list[tuple[int, int, int]]]:
     """Cut runs, of which those of one query follow each other, into the slices of parts.
 
-    A part has so many rows and bytes at most, unless a single query has more.
+    A part has `most` rows, and `PART_BYTES` bytes, at most, unless a single query has more.
     """
     made: list[list[tuple[int, int, int]]] = []
     rows, size = 0, 0.0
@@ -41,7 +47,7 @@ def cut(runs: NDArray[np.int64], files: Sequence[File], device: str) -> list[lis
         query = [(int(file), int(start), int(stop)) for file, start, stop, _ in runs[first:last]]
         more = sum(stop - start for _, start, stop in query)
         more_bytes = sum((stop - start) * files[file].row_bytes for file, start, stop in query)
-        if not made or rows + more > PART_ROWS[device] or size + more_bytes > PART_BYTES:
+        if not made or rows + more > most or size + more_bytes > PART_BYTES:
             made.append([])
             rows, size = 0, 0.0
         for file, start, stop in query:

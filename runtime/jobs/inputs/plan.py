@@ -45,12 +45,13 @@ def plan(
     read: Callable[[Source], Iterable[Values]],
     asked: Columns,
     folder: Path,
-    device: str,
+    part_rows: int,
     ids_only: bool = False,
     words: bool = False,
 ) -> Planned:
-    """Cut inputs into parts of whole queries. `read` reads collections; what has to be written goes to `folder`.
+    """Cut inputs into parts of whole queries, `part_rows` rows each at most.
 
+    `read` reads collections; what has to be written goes to `folder`.
     Parquet is read where it lies. Tables in text and collections are written as Parquet, and so are the rows of queries
     whose candidates do not stand together. Raises BadInput where the inputs cannot be ranked.
     """
@@ -71,7 +72,7 @@ def plan(
     schema = one_schema(schemas, [file.name for file in files], kept)
     scanned = scan(files, schema.names, words)
     runs, scattered = scanned.table(), scanned.scattered()
-    parts = cut(runs[~scattered], files, device)
+    parts = cut(runs[~scattered], files, part_rows)
     rows = int((runs[scattered, 2] - runs[scattered, 1]).sum())
     if rows:
         log.info("rerank: %d rows are of queries whose candidates lie apart; they are brought together", rows)
@@ -81,7 +82,7 @@ def plan(
         more = scan(together).table()
         more[:, 0] += len(files)
         files += together
-        parts += cut(more, files, device)
+        parts += cut(more, files, part_rows)
     if not parts:
         raise BadInput(f"{', '.join(source.name for source in sources):.160}: no candidates in it")
     return Planned(tuple(files), schema, tuple(tuple(part) for part in parts), rows)

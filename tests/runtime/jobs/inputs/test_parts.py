@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.jobs.inputs import gather, parts
+from xopt.runtime.jobs.inputs import gather
 from xopt.runtime.jobs.inputs.columns import Columns, rows_of
 from xopt.runtime.jobs.inputs.files import Reader
 from xopt.runtime.jobs.inputs.plan import plan
@@ -37,8 +37,8 @@ def test_every_row_is_in_one_part_with_all_of_its_query(
             start, stop = (len(queries) * at // files for at in (number, number + 1))
             names.append(f"{folder}/{number}.parquet")
             pq.write_table(table.slice(start, stop - start), names[-1], row_group_size=group_rows)
-        with patch.dict(parts.PART_ROWS, cpu=part_rows), patch.object(gather, "BUCKET_ROWS", part_rows):
-            planned = plan(find_sources(names), lambda _: (), Columns("", None), Path(folder), "cpu")
+        with patch.object(gather, "BUCKET_ROWS", part_rows):
+            planned = plan(find_sources(names), lambda _: (), Columns("", None), Path(folder), part_rows)
         readers = [Reader(file, planned.schema.names) for file in planned.files]
         seen: list[str | None] = []
         where: dict[str | None, int] = {}
@@ -65,7 +65,7 @@ def test_a_reader_gives_any_rows_in_any_order(slices: list[tuple[int, int]], gro
         pq.write_table(
             pa.table({"query": ["q"] * 40, "text": [str(i) for i in range(40)]}), file, row_group_size=group_rows
         )
-        planned = plan(find_sources([file]), lambda _: (), Columns("", None), Path(folder), "cpu")
+        planned = plan(find_sources([file]), lambda _: (), Columns("", None), Path(folder), 4096)
         reader = Reader(planned.files[0], ["text"])
         for a, b in slices:
             start, stop = min(a, b), max(a, b)
@@ -85,7 +85,7 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path) ->
     with fsspec.filesystem("memory").open("/store/a.parquet", "wb") as stream:
         pq.write_table(table, stream)
     (remote,) = find_sources(["memory://store/a.parquet"])
-    planned = plan([remote], lambda _: (), Columns("", None), tmp_path, "cpu")
+    planned = plan([remote], lambda _: (), Columns("", None), tmp_path, 4096)
     assert planned.rows == 1
     assert Reader(planned.files[0], ["text"]).rows(0, 1).to_pylist() == [{"query": "q", "text": "t"}]
     for wrong, message in (
