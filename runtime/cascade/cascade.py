@@ -6,7 +6,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -133,9 +133,9 @@ class CascadeScorer:
 
     @property
     def stages(self) -> Stages:
-        """Where the time of all calls so far went."""
-        own = self.scorer.stages
-        return own.plus(self.stage.model.stages) if self.stage.model else own
+        """Where the time of all calls so far went. A pair that a cheaper model cuts too is counted once."""
+        own, model = self.scorer.stages, self.stage.model
+        return own.plus(replace(model.stages, truncated=0)) if model else own
 
     def rank(
         self,
@@ -178,16 +178,15 @@ class CascadeScorer:
 
     def _started(self, lists: Lists, waiting: deque[int], held: int) -> list[_Going]:
         """Queries that wait, where those on their way have become few; each leaves `waiting`."""
-        if held > PAIRS_AT_ONCE // 2 or not waiting:
-            return []
         numbers: list[int] = []
-        while waiting and (not held or held + len(lists.documents[waiting[0]]) <= PAIRS_AT_ONCE):
+        few = held <= PAIRS_AT_ONCE // 2
+        while few and waiting and (not held or held + len(lists.documents[waiting[0]]) <= PAIRS_AT_ONCE):
             numbers.append(waiting.popleft())
             held += len(lists.documents[numbers[-1]])
-        some, own = lists.taken(numbers), self.cascade
-        started = []
-        for number, (evidence, tokens) in zip(numbers, self.stage.evidence(some), strict=True):
-            course = Course(evidence, own.order, own.rule, own.certificate.top, own.certificate.measure)
+        own, started = self.cascade, []
+        evidence = self.stage.evidence(lists.taken(numbers)) if numbers else []
+        for number, (each, tokens) in zip(numbers, evidence, strict=True):
+            course = Course(each, own.order, own.rule, own.certificate.top, own.certificate.measure)
             started.append(_Going(number, pairs_of(lists.taken([number])), tokens, course))
         return started
 
