@@ -12,7 +12,7 @@ from torch import nn
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["keep_layers", "layers_of", "search_layers"]
+__all__ = ["keep_layers", "layers_of", "search_layers", "sets_tried"]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,12 @@ def keep_layers(encoder: Any, kept: Sequence[int], given: str) -> None:
     config.num_hidden_layers = len(kept)
     if isinstance(getattr(config, "layer_types", None), list):  # of attention, by layer
         config.layer_types = [config.layer_types[i] for i in kept]
+
+
+def sets_tried(layers: int, keep: int) -> int:
+    """How many sets `search_layers` tries."""
+    every = math.comb(layers, keep)
+    return every if every <= MOST_TRIED else sum(range(keep + 1, layers + 1))
 
 
 def search_layers(layers: int, keep: int, agreement: Callable[[Kept], float]) -> tuple[Kept, float]:

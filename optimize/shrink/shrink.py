@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from xopt.optimize.export import check_place, export
 from xopt.optimize.judge.statistics import Interval, interval
 from xopt.optimize.shrink.distil import Distilled, batch, distil
-from xopt.optimize.shrink.layers import keep_layers, layers_of, search_layers
+from xopt.optimize.shrink.layers import keep_layers, layers_of, search_layers, sets_tried
 from xopt.optimize.shrink.lists import List, draw_lists, own_lists
 from xopt.optimize.validate import EXACT_VARIANT
 from xopt.runtime.bench.reference import REFERENCE
@@ -129,7 +131,10 @@ def _search(folder: ModelFolder, layers: int, candidates: Candidates, device: st
         setattr(holder, name, torch.nn.ModuleList([whole[i] for i in kept]))
         return folder.manifest.ranking(_score(network, encoder, few.pairs, device))
 
+    start, sets = time.monotonic(), sets_tried(len(whole), layers)
     reference = scores(tuple(range(len(whole))))
+    at_most = math.ceil(sets * (time.monotonic() - start) / 60)
+    log.info("shrink: trying %d sets of layers on %d pairs, %d minutes at most", sets, len(few.rows), at_most)
 
     def agreement(kept: tuple[int, ...]) -> float:
         return float(np.nanmean(agreement_by_query(few, reference, scores(kept))["tau"]))

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from tiny import KINDS, make_tiny
 from xopt.optimize.cascade.certify import certify
 from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
+from xopt.optimize.shrink import distil
 from xopt.optimize.shrink.distil import batch
-from xopt.optimize.shrink.layers import search_layers
+from xopt.optimize.shrink.layers import search_layers, sets_tried
 from xopt.optimize.shrink.lists import DOCUMENTS, WORDS, draw_lists, own_lists
 from xopt.optimize.shrink.shrink import _check_reload, shrink
 from xopt.runtime import open_scorer
@@ -37,7 +40,14 @@ def test_the_best_set_of_layers_is_found() -> None:
     worth = np.array([5.0, 1.0, 4.0, 2.0, 3.0])
     assert search_layers(5, 3, lambda kept: float(worth[list(kept)].sum()))[0] == (0, 2, 4)
     many = np.random.default_rng(0).permutation(16).astype(float)  # too many sets to try them all
-    kept, value = search_layers(16, 5, lambda kept: float(many[list(kept)].sum()))
+    tried = []
+
+    def agreement(kept: tuple[int, ...]) -> float:
+        tried.append(kept)
+        return float(many[list(kept)].sum())
+
+    kept, value = search_layers(16, 5, agreement)
+    assert (len(tried), sets_tried(5, 3)) == (sets_tried(16, 5), 10)
     assert sorted(many[list(kept)]) == [11, 12, 13, 14, 15]
     assert value == sum(range(11, 16))
 
@@ -69,9 +79,11 @@ def test_batches_are_read_as_scorers_read_them(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
-    demo: ModelFolder, queries: Candidates, tmp_path: Path, calibration: Candidates
+    demo: ModelFolder, queries: Candidates, tmp_path: Path, calibration: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = shrink(demo, tmp_path / "small", 3, queries, minutes=0.25)
+    ticks = itertools.count()  # a second each, two a step: however slow the machine is, it learns as much
+    monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    found = shrink(demo, tmp_path / "small", 3, queries, minutes=0.6)
     assert len(found.kept) == 3
     assert found.distilled.last_loss < 0.8 * found.distilled.first_loss
     small = ModelFolder.open(tmp_path / "small")
