@@ -82,6 +82,17 @@ class Cascaded:
     share: float
     losses: tuple[float, ...]
 
+    @staticmethod
+    def of(
+        cascade: Cascade, candidates: Candidates, reference: NDArray[np.float32], scores: NDArray[np.float32]
+    ) -> Cascaded:
+        """Of the reference's scores of all pairs, and the cascade's, NaN where it did not score."""
+        own, losses = cascade.certificate, []
+        for rows in candidates.groups().values():
+            ranking = np.argsort(np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable")
+            losses.append(lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure))
+        return Cascaded(float(np.isfinite(scores).mean()), tuple(losses))
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -162,7 +173,7 @@ def bench(
         agreed, cascaded, rank = None, None, folder.manifest.ranking
         unsound = int((~np.isfinite(scores[case])).sum())
         if STRATEGIES[case.strategy].by_query:
-            cascaded = _cascaded(Cascade.of(folder), candidates, rank(scores[BASELINE]), scores[case])
+            cascaded = Cascaded.of(Cascade.of(folder), candidates, rank(scores[BASELINE]), scores[case])
             scores[case], unsound = np.nan_to_num(scores[case], nan=-np.inf), 0  # what was not scored comes last
         if unsound:
             log.warning("%s: %d scores are not finite, so no agreement is shown", case, unsound)
@@ -184,16 +195,6 @@ def bench(
         ceilings,
         tuple(summaries),
     )
-
-
-def _cascaded(
-    cascade: Cascade, candidates: Candidates, reference: NDArray[np.float32], scores: NDArray[np.float32]
-) -> Cascaded:
-    own, losses = cascade.certificate, []
-    for rows in candidates.groups().values():
-        ranking = np.argsort(np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable")
-        losses.append(lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure))
-    return Cascaded(float(np.isfinite(scores).mean()), tuple(losses))
 
 
 def _home(case: Case, folder: ModelFolder, peers: ModelFolder | None) -> ModelFolder:

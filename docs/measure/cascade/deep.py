@@ -11,10 +11,10 @@ import argparse
 
 import numpy as np
 
+from xopt.runtime.bench.bench import Cascaded
 from xopt.runtime.bench.in_daft import run_strategy
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.cascade.cascade import Cascade
-from xopt.runtime.cascade.loss import lost
 from xopt.runtime.data.candidates import read_candidates
 from xopt.runtime.folder import ModelFolder
 
@@ -36,16 +36,11 @@ def main() -> None:
     for number in range(given.repeat):
         planned, fewer = (run() for run in runs)
         took_s = [made.end_s - made.start_s for made in (planned, fewer)]
-        losses, depths = [], []
-        for rows in candidates.groups().values():
-            scored = np.isfinite(fewer.scores[rows])
-            ranking = np.argsort(np.where(scored, -fewer.scores[rows], np.inf), kind="stable")
-            losses.append(lost(planned.scores[rows], ranking, scored, cascade.certificate.top))
-            depths.append(int(scored.sum()))
-        share = np.mean(depths) / given.depth
+        found = Cascaded.of(cascade, candidates, planned.scores, fewer.scores)
+        depths = sorted(int(np.isfinite(fewer.scores[rows]).sum()) for rows in candidates.groups().values())
         print(
-            f"round {number + 1}: {len(candidates.rows)} pairs in {took_s[0]:.1f} s, by the cascade in {took_s[1]:.1f} "
-            f"s: {took_s[0] / took_s[1]:.2f} times; {share:.1%} scored ({sorted(depths)}), {np.mean(losses):.4f} lost"
+            f"round {number + 1}: {len(candidates.rows)} pairs in {took_s[0]:.1f} s, by the cascade {took_s[1]:.1f} s: "
+            f"{took_s[0] / took_s[1]:.2f} times; {found.share:.1%} scored ({depths}), lost {np.mean(found.losses):.4f}"
         )
 
 
