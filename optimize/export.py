@@ -76,7 +76,7 @@ def export(
     own. A model of several labels needs `rank_label`: the
     label that ranks, by name or number, two with a minus for the difference of their logits, or "none".
     Raises BadInput where `model` is not a CrossEncoder, `out` can't be written or is there and, with `force`, no model
-    folder, and GateFailed where the tokens, or the logits of an FP32 variant by more than `MAX_DIFFERENCE`, differ
+    folder, and GateFailed where the tokens, or the logits of an FP32 variant by more than `allowed_difference`, differ
     from those of sentence-transformers for the model as it was given.
     """
     if exporter not in (None, *EXPORTERS):
@@ -105,7 +105,7 @@ def export(
         made = _write_manifest(folder, {"model": model, **_origin(model, source)}, recipe, facts)
         check_tokens(made, encoder, pairs)
         left = encoder.tokenizer.padding_side == "left" and facts["padding_side"] == "right"
-        check_parity(replace(made, trusted=trust_remote_code), short, expected, PADDED_LEFT if left else "")
+        check_parity(replace(made, trusted=trust_remote_code), encoder, short, expected, PADDED_LEFT if left else "")
     return ModelFolder.open(out, trust_remote_code)
 
 

@@ -20,6 +20,7 @@ from xopt.runtime.scoring.variants import BACKENDS
 __all__ = [
     "MAX_DIFFERENCE",
     "TEXT",
+    "allowed_difference",
     "check_parity",
     "check_tokens",
     "expected_logits",
@@ -28,7 +29,7 @@ __all__ = [
     "short_pairs",
 ]
 
-MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32
+MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32, where rounding is not more
 LONG = 1024  # tokens of the longest pairs whose logits are compared
 BEHIND, REACH = 256, 4096  # tokens compared behind a length where positions turn in another way, and the longest such
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
@@ -52,6 +53,21 @@ def expected_logits(encoder: Any, given: str, pairs: list[Pair]) -> NDArray[np.f
             "weights are damaged"
         )
     return expected
+
+
+def allowed_difference(encoder: Any, given: str, pairs: list[Pair], expected: NDArray[np.float32]) -> float:
+    """How far logits in FP32 may be from `expected`: `MAX_DIFFERENCE`, or what rounding makes where that is more.
+
+    What rounding makes is what sentence-transformers' own logits are off, which the model in FP64 shows, and how far it
+    goes depends on the processor and the order of sums; four times that is allowed. Models that normalise nothing
+    between their layers, as MobileBERT, are off most.
+    """
+    try:
+        exact = expected_logits(encoder.double(), given, pairs)
+    except (BadInput, GateFailed):  # some cast to FP32 within
+        exact = expected
+    encoder.float()  # the same weights again: FP64 holds each FP32
+    return max(MAX_DIFFERENCE, 4 * float(np.abs(exact - expected).max()))
 
 
 def tokens_of(encoder: Any, pairs: Sequence[Pair]) -> list[list[int]]:
@@ -93,12 +109,15 @@ def check_tokens(folder: ModelFolder, encoder: Any, pairs: Sequence[Pair]) -> No
             )
 
 
-def check_parity(folder: ModelFolder, pairs: list[Pair], expected: NDArray[np.float32], hint: str = "") -> None:
+def check_parity(
+    folder: ModelFolder, encoder: Any, pairs: list[Pair], expected: NDArray[np.float32], hint: str = ""
+) -> None:
     """Hold each FP32 variant against the logits of the model as it was given, with padding and where it can without.
 
-    Those of backends that take only some graphs are left to the gates. `hint` ends what is raised.
+    `encoder` is that model, and `expected` its logits. Those of backends that take only some graphs are left to the
+    gates. `hint` ends what is raised.
     """
-    given = folder.manifest.source["model"]
+    given, allowed = folder.manifest.source["model"], MAX_DIFFERENCE
     exact = [variant for variant in folder.manifest.variants.values() if variant.precision == "fp32"]
     for name in (variant.name for variant in exact if not BACKENDS[variant.backend].tried):
         scorer = open_scorer(folder, name, plan=PARITY_PLAN)
@@ -114,11 +133,14 @@ def check_parity(folder: ModelFolder, pairs: list[Pair], expected: NDArray[np.fl
             if not np.isfinite(scores).all():
                 raise GateFailed(f"{given}: {name} gives scores that are not finite; the export is damaged")
             worst = int(difference.argmax())
-            if difference[worst] > MAX_DIFFERENCE:
+            if difference[worst] <= allowed:
+                continue
+            allowed = allowed_difference(encoder, given, pairs, expected)
+            if difference[worst] > allowed:
                 query, text = pairs[worst]
                 raise GateFailed(
                     f"{given}: {name} and sentence-transformers differ by {difference[worst]:.2g}, over "
-                    f"{MAX_DIFFERENCE:g}, on the pair ({query!r:.60}, {text!r:.60})"
+                    f"{allowed:.2g}, on the pair ({query!r:.60}, {text!r:.60})"
                     f"{'' if step else ', in a batch that is padded'}{hint}"
                 )
 

@@ -148,6 +148,7 @@ def test_packed_forms_are_offered_where_they_are_exact(tmp_path: Path) -> None:
 
 def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_tiny(tmp_path / "model")
+    monkeypatch.setattr(parity_module, "allowed_difference", lambda *_: 1e-12)
     monkeypatch.setattr(parity_module, "MAX_DIFFERENCE", 1e-12)
     with pytest.raises(GateFailed, match=r"differ by .*, over 1e-12"):
         export(str(model), tmp_path / "out")

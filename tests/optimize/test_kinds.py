@@ -20,7 +20,7 @@ from torch import Tensor
 from xopt.optimize import exporters
 from xopt.optimize.export import export
 from xopt.optimize.judge.statistics import PASSED
-from xopt.optimize.model.parity import MAX_DIFFERENCE, expected_logits, pairs_for
+from xopt.optimize.model.parity import MAX_DIFFERENCE, allowed_difference, expected_logits, pairs_for
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.optimize.validate import validate
 from xopt.runtime import open_scorer, rerank
@@ -47,8 +47,7 @@ def test_every_kind_exports_and_scores_as_sentence_transformers_does(
         assert np.abs(open_scorer(made, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
     int8 = open_scorer(quantize(made, recipe_for(detect_target()), docs), "onnx-int8").score(pairs)
     assert np.abs(int8 - expected).max() > 0
-    steady = encoder.model.config.model_type != "mobilebert"  # which normalises nothing between its layers
-    assert np.corrcoef(int8.ravel(), expected.ravel())[0, 1] > (0.98 if steady else 0.8)
+    assert np.corrcoef(int8.ravel(), expected.ravel())[0, 1] > 0.98
     again = CrossEncoder(str(made.path), device="cpu")  # the folder is a CrossEncoder still
     assert np.array_equal(expected_logits(again, "again", pairs), expected)
     judged = validate(made, ["onnx-fp32"], docs.head(24), exact=None).judged[1]
@@ -124,6 +123,18 @@ def test_a_graph_that_is_wrong_is_caught(
     with pytest.raises(GateFailed, match=f"onnx-fp32 and sentence-transformers differ by .*{where}"):
         export(model, tmp_path / "out", exporter="torch")
     assert not (tmp_path / "out").exists()
+
+
+def test_rounding_is_allowed_for_where_a_model_makes_much_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xopt.optimize.model.parity.MAX_DIFFERENCE", 1e-7)
+    for architecture, least, most in (("bert", 1e-7, 1e-4), ("mobilebert", 2e-5, 1e-2)):
+        encoder = load_encoder(make_tiny(tmp_path / architecture, architecture, initializer_range=0.3))
+        pairs = pairs_for(encoder.tokenizer, MAX_LENGTH)
+        expected = expected_logits(encoder, "model", pairs)
+        assert least <= allowed_difference(encoder, "model", pairs, expected) < most
+        assert {weight.dtype for weight in encoder.parameters()} == {torch.float32}  # as it was
 
 
 TEMPLATES = {
