@@ -14,7 +14,7 @@ from scipy import sparse
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["GIVEN", "TEXT", "Evidence", "Lexicon", "given_features", "term_vectors", "text_features"]
+__all__ = ["GIVEN", "TEXT", "Bags", "Evidence", "Lexicon", "given_features", "term_vectors", "text_features"]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -89,40 +89,65 @@ def given_features(documents: int, scores: Floats | None) -> Floats:
     return np.stack([np.log1p(ranks), ranks / 100, scores.astype(np.float32)], 1)
 
 
-def text_features(query: Ids, documents: Sequence[Ids], lexicon: Lexicon) -> Floats:
+@dataclass(frozen=True)
+class Bags:
+    """The tokens of a query's documents: int64[tokens], all that there are; float32[documents, tokens], how often each.
+
+    leads: float32[documents, tokens], the same of a document's first `LEAD`. lengths: int64[documents]. A document of
+    no tokens is one of the token 0.
+    """
+
+    tokens: Ids
+    counts: sparse.csr_matrix
+    leads: sparse.csr_matrix
+    lengths: Ids
+
+    @staticmethod
+    def of(documents: Sequence[Ids], lexicon: Lexicon) -> Bags:
+        """Of the ids of each document's tokens, all of which the lexicon has."""
+        held = [ids if len(ids) else np.zeros(1, np.int64) for ids in documents]
+        flat = np.concatenate([*held, np.empty(0, np.int64)])
+        there = np.zeros(len(lexicon.weights), bool)
+        there[flat] = True
+        tokens, place = np.flatnonzero(there), (np.cumsum(there) - 1)[flat]
+        lengths = np.array([len(ids) for ids in held], np.int64)
+        ends = np.cumsum(lengths)
+        first = np.arange(len(flat)) - np.repeat(ends - lengths, lengths) < LEAD
+        leads = _counted(place[first], np.minimum(lengths, LEAD), len(tokens))
+        return Bags(tokens, _counted(place, lengths, len(tokens)), leads, lengths)
+
+
+def _counted(place: NDArray[np.intp], lengths: Ids, tokens: int) -> sparse.csr_matrix:
+    """float32[documents, tokens], how often each document has each token, of their places one behind another."""
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    counts = sparse.csr_matrix((np.ones(len(place), np.float32), place, bounds), (len(lengths), tokens))
+    counts = counts.tocsc().tocsr()  # sorts each row, in the time of a copy
+    counts.sum_duplicates()
+    return counts
+
+
+def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
     """float32[documents, 12 + dimensions]: how much of the query each document has, in words and in kind; and its kind.
 
-    `query` and `documents` are the ids of their tokens, the first columns those of `TEXT`. Matches are exact (BM25,
-    Robertson et al. 1994; coverage) and soft, by the cosine of word embeddings: of each token of the query the nearest
-    one of the document (MaxSim, as in Khattab and Zaharia 2020, arXiv:2004.12832, of tokens without context), and all
-    near ones (as kernels count them in Xiong et al. 2017, arXiv:1706.06613). The others are the weighted mean of the
-    document's embeddings: a model likes some kinds of documents, whatever the query.
+    `query` holds the ids of its tokens. The first columns are those of `TEXT`. Matches are exact (BM25, Robertson et
+    al. 1994; coverage) and soft, by the cosine of word embeddings: of each token of the query the nearest one of the
+    document (MaxSim, as in Khattab and Zaharia 2020, arXiv:2004.12832, of tokens without context), and all near ones
+    (as kernels count them in Xiong et al. 2017, arXiv:1706.06613). The others are the weighted mean of the document's
+    embeddings: a model likes some kinds of documents, whatever the query.
     """
-    tokens = np.unique(query)
+    tokens, lengths = np.unique(query), documents.lengths
     if not len(tokens):
-        return np.zeros((len(documents), len(TEXT) + lexicon.embeddings.shape[1]), np.float32)
-    held = [ids if len(ids) else np.zeros(1, np.int64) for ids in documents]  # reduceat takes no empty stretch
-    lengths = np.array([len(ids) for ids in held])
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    flat = np.concatenate(held)
-    seen, place = np.unique(flat, return_inverse=True)
-    near = lexicon.embeddings[tokens] @ lexicon.embeddings[seen].T
-    cosines = near[:, place]
-    nearest = np.maximum.reduceat(cosines, starts, axis=1)  # [tokens, documents]
-    sums = sparse.csr_matrix(
-        (np.ones(len(place), np.float32), place, np.append(starts, len(place))), (len(held), len(seen))
-    )
-    counts = (sums @ (near > SAME).astype(np.float32).T).T
-    soft = np.log1p((sums @ np.exp(SOFT * (near - 1)).T).T)
-    lead = np.concatenate([np.arange(start, start + min(n, LEAD)) for start, n in zip(starts, lengths, strict=True)])
-    lead_starts = np.concatenate([[0], np.cumsum(np.minimum(lengths, LEAD))[:-1]])
-    nearest_lead = np.maximum.reduceat(cosines[:, lead], lead_starts, axis=1)
+        return np.zeros((len(lengths), len(TEXT) + lexicon.embeddings.shape[1]), np.float32)
+    near = lexicon.embeddings[tokens] @ lexicon.embeddings[documents.tokens].T
+    nearest, nearest_lead = (_highest(near, each) for each in (documents.counts, documents.leads))
+    counts = (documents.counts @ (near > SAME).astype(np.float32).T).T
+    soft = np.log1p((documents.counts @ np.exp(SOFT * (near - 1)).T).T)
     weights = lexicon.weights[tokens]
     share = weights / max(float(weights.sum()), 1e-6)
     norm = K1 * (1 - B + B * lengths / lengths.mean())
     bm25 = weights @ (counts * (K1 + 1) / (counts + norm))
     own = lexicon.weights[query] @ lexicon.embeddings[query]
-    pooled = _pooled(seen, place, starts, lexicon)
+    pooled = _pooled(documents, lexicon)
     columns = (
         bm25,
         bm25 / max(float(weights.sum()), 1e-6),
@@ -141,27 +166,27 @@ def text_features(query: Ids, documents: Sequence[Ids], lexicon: Lexicon) -> Flo
     return features
 
 
-def term_vectors(documents: Sequence[Ids], lexicon: Lexicon) -> sparse.csr_matrix:
+def term_vectors(documents: Bags, lexicon: Lexicon) -> sparse.csr_matrix:
     """float64[documents, terms]: how much of each document is of which token, rows of unit length.
 
     Roots of counts times weights, so that a product of two rows is the documents' affinity (Bhattacharyya 1943): what
     they have in common, of which no single word makes out much.
     """
-    flat = np.concatenate([*documents, np.empty(0, np.int64)])
-    seen, place = np.unique(flat, return_inverse=True)
-    bounds = np.cumsum([0, *(len(ids) for ids in documents)])
-    shape = (len(documents), len(seen))
-    shares = sparse.csr_matrix((lexicon.weights[seen][place].astype(np.float64), place, bounds), shape)
-    shares.sum_duplicates()
+    shares = documents.counts.astype(np.float64)
+    shares.data *= lexicon.weights[documents.tokens][shares.indices]
     totals = np.maximum(np.asarray(shares.sum(1)).ravel(), 1e-9)
     shares.data = np.sqrt(shares.data / np.repeat(totals, np.diff(shares.indptr)))
     return shares
 
 
-def _pooled(seen: Ids, place: NDArray[np.intp], starts: NDArray[np.int64], lexicon: Lexicon) -> Floats:
+def _highest(near: Floats, documents: sparse.csr_matrix) -> Floats:
+    """float32[tokens of the query, documents]: how near the nearest token of each document is."""
+    highest: Floats = np.maximum.reduceat(near[:, documents.indices], documents.indptr[:-1], axis=1)
+    return highest
+
+
+def _pooled(documents: Bags, lexicon: Lexicon) -> Floats:
     """The weighted mean of each document's embeddings, of unit length."""
-    bounds = np.append(starts, len(place))
-    counts = sparse.csr_matrix((lexicon.weights[seen][place], place, bounds), (len(starts), len(seen)))
-    sums = counts @ lexicon.embeddings[seen]
+    sums = documents.counts @ (lexicon.weights[documents.tokens, None] * lexicon.embeddings[documents.tokens])
     pooled: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)
     return pooled

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from xopt.runtime.cascade.features import Evidence, Lexicon, given_features, term_vectors, text_features
+from xopt.runtime.cascade.features import Bags, Evidence, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Pair, Tokens
@@ -67,8 +67,9 @@ class Stage:
         if self.lexicon and tokens:
             for number, (start, stop) in enumerate(bounds):
                 query, documents = self.scorer.encoder.parts(pairs[start:stop], tokens.ids[start:stop])
-                columns[number].append(text_features(query, documents, self.lexicon))
-                terms[number] = term_vectors(documents, self.lexicon)
+                bags = Bags.of(documents, self.lexicon)
+                columns[number].append(text_features(query, bags, self.lexicon))
+                terms[number] = term_vectors(bags, self.lexicon)
         size = self.lexicon.embeddings.shape[1] if self.lexicon else 0
         return [
             (Evidence(np.concatenate(own, 1), its, size), tokens and tokens.taken(np.arange(*bound)))

@@ -21,7 +21,7 @@ from xopt.optimize.cascade.lexicon import make_lexicon, token_weights
 from xopt.optimize.cascade.walk import walk
 from xopt.optimize.judge.bounds import upper_bound
 from xopt.runtime.cascade.cascade import Cascade, Certificate
-from xopt.runtime.cascade.features import Evidence, Lexicon, given_features, term_vectors, text_features
+from xopt.runtime.cascade.features import Bags, Evidence, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.data.bm25 import bm25_ranking
 from xopt.runtime.data.candidates import query_hash
 from xopt.runtime.data.tables import read_jsonl
@@ -104,18 +104,13 @@ def main() -> None:
         first = given_features(given.depth, None)
         if not learned:
             return [Query(Evidence(first), reference[row], scores[row]) for row in rows]
-        return [
-            Query(
-                Evidence(
-                    np.concatenate([first, text_features(*parts[row], lexicon)], 1),
-                    term_vectors(parts[row][1], lexicon),
-                    embeddings.shape[1],
-                ),
-                reference[row],
-                scores[row],
-            )
-            for row in rows
-        ]
+        made = []
+        for row in rows:
+            bags = Bags.of(parts[row][1], lexicon)
+            features = np.concatenate([first, text_features(parts[row][0], bags, lexicon)], 1)
+            evidence = Evidence(features, term_vectors(bags, lexicon), embeddings.shape[1])
+            made.append(Query(evidence, reference[row], scores[row]))
+        return made
 
     def found(choosing: Rows, judging: Rows, testing: Rows) -> tuple[Cascade, Lexicon, NDArray[np.float64]]:
         """A cascade, and of each query that tests it how many documents it scores and what it loses."""

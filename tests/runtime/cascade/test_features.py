@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tiny import KINDS
 
 from xopt.optimize.export import export
-from xopt.runtime.cascade.features import TEXT, Lexicon, given_features, term_vectors, text_features
+from xopt.runtime.cascade.features import TEXT, Bags, Lexicon, given_features, term_vectors, text_features
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Encoder
@@ -24,10 +24,10 @@ ids = st.lists(st.integers(0, 49), max_size=40).map(lambda values: np.array(valu
 
 @given(ids, st.lists(ids, min_size=1, max_size=6))
 def test_features_are_finite_and_those_of_each_document_alone(query: np.ndarray, documents: list[np.ndarray]) -> None:
-    found = text_features(query, documents, LEXICON)
+    found = text_features(query, Bags.of(documents, LEXICON), LEXICON)
     assert found.shape == (len(documents), len(TEXT) + 8)
     assert np.isfinite(found).all()
-    alone = text_features(query, documents[:1], LEXICON)
+    alone = text_features(query, Bags.of(documents[:1], LEXICON), LEXICON)
     others = [i for i, name in enumerate(TEXT) if not name.startswith("BM25")]  # which goes by the mean length
     assert np.allclose(found[0, others], alone[0, others], atol=1e-4)
 
@@ -35,7 +35,7 @@ def test_features_are_finite_and_those_of_each_document_alone(query: np.ndarray,
 def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
     query = np.array([40, 41, 42])
     there, elsewhere = np.array([1, 40, 41, 42, 2]), np.array([1, 3, 4, 5, 2])
-    found = text_features(query, [there, elsewhere], LEXICON)
+    found = text_features(query, Bags.of([there, elsewhere], LEXICON), LEXICON)
     for name in ("BM25", "nearest", "nearest of the worst", "soft count", "found", "nearest in the lead"):
         assert found[0, TEXT.index(name)] > found[1, TEXT.index(name)]
     assert found[0, TEXT.index("found, unweighted")] == 1
@@ -43,12 +43,25 @@ def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
 
 @given(st.lists(ids, min_size=1, max_size=6))
 def test_documents_have_in_common_what_they_share_of_their_words(documents: list[np.ndarray]) -> None:
-    vectors = term_vectors([*documents, documents[0]], LEXICON)
+    vectors = term_vectors(Bags.of([*documents, documents[0]], LEXICON), LEXICON)
     common = (vectors @ vectors.T).toarray()
     assert (common <= 1 + 1e-9).all()
-    assert np.allclose(common[0, -1], 1 if len(documents[0]) else 0)  # a copy
-    for number, document in enumerate(documents[1:], 1):
-        assert (common[0, number] > 0) == bool(set(document.tolist()) & set(documents[0].tolist()))
+    assert np.allclose(common[0, -1], 1)  # a copy
+    words = [set(document.tolist()) or {0} for document in documents]
+    for number, own in enumerate(words[1:], 1):
+        assert (common[0, number] > 0) == bool(own & words[0])
+
+
+@given(st.lists(ids, min_size=1, max_size=6))
+def test_bags_count_the_tokens_of_documents_and_of_their_leads(documents: list[np.ndarray]) -> None:
+    bags = Bags.of(documents, LEXICON)
+    assert bags.counts.shape == bags.leads.shape == (len(documents), len(bags.tokens))
+    for row, document in enumerate(documents):
+        own = document if len(document) else np.zeros(1, np.int64)
+        assert bags.lengths[row] == len(own)
+        for counts, part in ((bags.counts, own), (bags.leads, own[:24])):
+            there = np.repeat(bags.tokens, counts[row].toarray()[0].astype(int))
+            assert there.tolist() == sorted(part.tolist())
 
 
 def test_the_place_and_the_score_of_the_first_stage() -> None:
