@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from xopt.runtime.cascade.features import Evidence
 
@@ -105,7 +104,8 @@ class Belief:
         shared = np.tensordot(self._variances, self._likeness.parts(rows), 1) - known @ self._whitened
         root = np.linalg.cholesky(shared[:, rows] + NOISE * self._variances.sum() * np.eye(len(rows)))
         news = scores - self.prior[rows] - known @ self._told
-        solved = solve_triangular(root, np.concatenate([shared, news[:, None]], 1), lower=True, check_finite=False)
+        # Not scipy's solution of a triangle: its BLAS is not numpy's, and the threads of both wait for each other.
+        solved = np.linalg.inv(root) @ np.concatenate([shared, news[:, None]], 1)
         self._whitened = np.concatenate([self._whitened, solved[:, :-1]])
         self._told = np.concatenate([self._told, solved[:, -1]])
         self.mean = self.mean + solved[:, -1] @ solved[:, :-1]
