@@ -35,19 +35,20 @@ def print_certified(out: Output, found: Certified) -> None:
     """What is certified, in words, and what was tried."""
     if found.cascade is None:
         out.line(
-            f"Score everything: no saving is shown to be safe. {found.variant} alone loses {found.variant_loss:.4f}; "
-            f"allow more with --max-loss, or give more queries than these {found.pairs:,} pairs have."
+            f"Score everything: nothing cheaper is shown to be safe. {found.variant} alone loses "
+            f"{found.variant_loss:.4f}; allow more with --max-loss, or give more queries than these {found.pairs:,} "
+            "pairs have."
         )
     else:
         own, order = found.cascade.certificate, ORDERS[found.cascade.order.kind]
         out.line(
-            f"Scores {_percent(found.share)} of the pairs, in {order}, {_rule(found.cascade.rule, own.top)}; by "
+            f"Scores {_percent(found.share)} of the pairs, in {order}, {_rule(found.cascade.rule, own)}; by "
             f"{found.variant}."
         )
         out.line(f"Certificate: {_promise(own)}.")
         out.line(
             f"On the {own.queries} queries that certified it lost {own.loss:.4f}, of which {found.variant} by itself "
-            f"{found.variant_loss:.4f}; a loss of at most {own.bound:.4f} is shown. {found.chosen_with} others chose."
+            f"{found.variant_loss:.4f}. {found.chosen_with} others chose."
         )
         python = f'open_cascade("{found.folder}").rank(query, documents, top_k={own.top})'
         out.line(f"    from xopt.runtime import open_cascade; {python}")
@@ -69,7 +70,7 @@ def print_checked(out: Output, found: Checked) -> None:
         f"{_promise(found.certificate)}."
     )
     if found.seen:
-        out.line(f"{found.seen} queries made the certificate and are left out.")
+        out.line(f"{found.seen} queries made the cascade or what it runs, and are left out.")
     if result.verdict == "undecided" and result.queries_needed:
         out.line(f"About {result.queries_needed:,} queries like these would decide.")
     if result.verdict == "fail":
@@ -105,8 +106,8 @@ def print_shrunk(out: Output, found: Shrunk) -> None:
     title += " that it has not learned from"
     out.table(title, ["layers", "pairs", "minutes", "tau-b untrained", *measures], [row], left=("layers",))
     out.line(
-        f"Next: xopt quantize {found.folder} --int8; then validate it as any model, or xopt cascade {found.source} "
-        f"--first {found.folder} --data DATA"
+        f"Next: xopt quantize {found.folder} --int8; then validate it as any model, or, on queries that it has not "
+        f"learned from, xopt cascade {found.source} --first {found.folder} --data DATA"
     )
 
 
@@ -123,9 +124,11 @@ def _promise(own: Certificate) -> str:
     return f"on queries like those of {own.first_stage}, {own.depth:.0f} candidates each, {lost}, {how}"
 
 
-def _rule(rule: Rule, top: int) -> str:
+def _rule(rule: Rule, own: Certificate) -> str:
     if rule.kind == "depth":
         return f"the first {rule.value:.0f} of each query"
     if rule.kind == "score":
-        return f"those with a predicted logit of {rule.value:.2f} or more"
-    return f"until the others are expected to add under {rule.value:.2g} to the best {top}"
+        return f"those with a predicted logit of {rule.value:.2f} or more, and the first {own.top} in any case"
+    if own.measure == "top":
+        return f"until one of the others is among the best {own.top} with a probability under {rule.value:.2g}"
+    return f"until the others are expected to add under {rule.value:.2g} to the best {own.top}"

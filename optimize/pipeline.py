@@ -104,8 +104,9 @@ def optimize(
     validation = replace(validation, prepared_with=validation.prepared_with + apart)
     recommendation = recommend(folder, validation, measured)
     _keep(folder, validation, measured, recommendation)
-    seen = judging.shuffled().between(0, validation.queries)  # they chose the variant, and certify nothing
-    hashes = {query_hash(row.query) for row in seen.rows}
+    calibrated = {hash_ for v in variants for hash_ in folder.variant(v).recipe.get("calibrated_with", ())}
+    seen = judging.shuffled().without(calibrated).between(0, validation.queries)  # they chose the variant
+    hashes = {query_hash(row.query) for row in seen.rows}  # and certify nothing
     tried = try_cascade(folder, candidates.without(hashes), recommendation.variant, speeds, minutes, device)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation, tried)
 
@@ -192,4 +193,4 @@ def _exported(model: str, out: Path, trusted: bool, rank_label: str | None) -> M
     label = rank_label_of(label_names(config, folder.manifest.labels), rank_label, out, str(out))
     if label == folder.manifest.rank_label:
         return folder
-    return folder.write(lambda manifest: replace(manifest, rank_label=label, measured={}))  # by another label
+    return folder.write(lambda manifest: replace(manifest, rank_label=label, measured={}, cascade={}))  # by another

@@ -152,19 +152,19 @@ class ModelFolder:
             make = f"; make it with `xopt quantize {self.path} {made[name]}`" if name in made else ""
             raise BadInput(f"{self.path}: no variant {name!r}, only {there}{make}") from None
 
-    def checked(self, file: str) -> Path:
-        """The path of a file in this folder. Raises BadInput where it is not the file that the manifest names."""
+    def checked(self, file: str, again: str = "export the model again with --force") -> Path:
+        """The path of a file in this folder. Raises BadInput where it is not the file that the manifest names.
+
+        `again` says what makes the file again.
+        """
         path, data = self.path / file, data_file(Path(file)).as_posix()
         if file not in self.manifest.files:
             raise BadInput(f"{path}: not made at export; export the model again, without --torch-only and with --force")
         for name in (name for name in (file, data) if name in self.manifest.files):
             if not (self.path / name).is_file():
-                raise BadInput(f"{self.path / name}: missing; export the model again with --force")
+                raise BadInput(f"{self.path / name}: missing; {again}")
             if sha256_of(self.path / name) != self.manifest.files[name]:
-                raise BadInput(
-                    f"{self.path / name}: sha256 differs from {MANIFEST}: damaged or changed; export the model again "
-                    "with --force"
-                )
+                raise BadInput(f"{self.path / name}: sha256 differs from {MANIFEST}: damaged or changed; {again}")
         return path
 
     def write(self, change: Callable[[Manifest], Manifest]) -> ModelFolder:

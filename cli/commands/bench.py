@@ -54,7 +54,7 @@ def bench(
     variants: tuple[str, ...],
     strategies: tuple[str, ...],
     device: str,
-    read: Callable[[], Candidates],
+    read: Callable[..., Candidates],
     pairs: int,
     threads: int | None,
     repeat: int,
@@ -82,15 +82,18 @@ def bench(
             "--peers is for a CPU; on a GPU compare with the torch variants under the strategies default and batch"
         )
     output = Output(json_file)
-    model, candidates = ModelFolder.open(folder, trust_remote_code), read()
+    model = ModelFolder.open(folder, trust_remote_code)
+    asked, column = "cascade" in strategies, None
+    if asked or (model.manifest.cascade and not strategies):
+        column = Cascade.of(model).certificate.column
+    candidates = read(first=column if asked else None)
     fitting = variants_on(model, device)
-    usual = [strategy for strategy in STRATEGIES if strategy not in SMALL_BATCHES]
+    # A cascade that goes by a column of scores runs where it is asked for: other data need not have one.
+    usual = [s for s in STRATEGIES if s not in SMALL_BATCHES and not (s == "cascade" and column is not None)]
     cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or usual)]
     if not strategies or not variants:  # of what was not asked for, what there is
         scores = str(model.manifest.cascade.get("variant", ""))
         cases = [case for case in cases if case.strategy != "cascade" or case.variant == scores]
-    if "cascade" in strategies:
-        Cascade.of(model)
     with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
         made, theirs = None, []
         if peers:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from xopt.optimize.cascade.certify import Certified, certify
+from xopt.optimize.cascade.parts import told
 from xopt.optimize.judge.bounds import queries_needed
 from xopt.runtime.bench.bench import Bench, Case, bench
 from xopt.runtime.data.candidates import Candidates
@@ -45,7 +46,7 @@ def try_cascade(
     if (
         not folder.manifest.ranks
         or len(candidates.rows) < DEPTH * queries
-        or len(candidates.split()[1].groups()) < needed
+        or len(candidates.split()[1].without(told(folder, variant, None)).groups()) < needed
     ):
         return None
     takes_s = sum(

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.optimize.cascade.fit import Query, fit_order, folds
-from xopt.optimize.cascade.parts import ORDERS, Scored, open_first, queries_of, with_score
+from xopt.optimize.cascade.parts import ORDERS, Scored, default_variant, open_first, queries_of, told
 from xopt.optimize.cascade.walk import Walk, walk
-from xopt.optimize.judge.bounds import least_mean, queries_needed, upper_bound
+from xopt.optimize.judge.bounds import least_mean, queries_needed, rounded_up, upper_bound
 from xopt.optimize.judge.statistics import Interval, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
 from xopt.runtime.cascade.cascade import LEXICON, Cascade, Certificate
@@ -61,7 +61,7 @@ class Option:
 class Certified:
     """What was tried, and what was shown.
 
-    `cascade` is None where no saving is safe: score everything. variant_loss: where everything is scored, by the
+    `cascade` is None where nothing cheaper is safe: score everything. variant_loss: where everything is scored, by the
     variant. share: of a query's candidates, how many are scored, in the mean over queries. chosen_with: queries that
     chose. queries_needed: how many others it takes at least.
     """
@@ -103,8 +103,10 @@ def certify(
     """
     threads, error = threads or cores(), None if confidence is None else 1 - confidence
     choosing, judging = candidates.split()
-    judging = judging.without(_told(folder, variant, first))
-    _check(folder, candidates, judging, top, max_loss, error)
+    cheaper = None if first in (None, *ORDERS) else ModelFolder.open(str(first), folder.trusted)
+    left = judging.without(told(folder, variant, (cheaper, default_variant(cheaper, device)) if cheaper else None))
+    _check(folder, left, len(judging.groups()) - len(left.groups()), top, max_loss, error)
+    judging = left
     folder.check_writable()
     scorer = open_scorer(folder, variant, threads=threads, device=device)
     opened = [open_first(kind, folder, scorer, choosing, threads, device) for kind in ((first,) if first else ORDERS)]
@@ -116,7 +118,7 @@ def certify(
     for stage, names in opened:
         queries, took_s = queries_of(stage, few)
         cost = took_s / few.seconds if stage.kind != "given" else 0.0
-        fitted.append(fit_first(queries, stage.kind, with_score(both), top, measure, cost, names))
+        fitted.append(fit_first(queries, stage.kind, both.first_scores is not None, top, measure, cost, names))
     options = [option for each in fitted for option in each.options(max_loss)]
     best = cheapest_option(options)
     log.info("cascade: %s order, %s rule: %.0f %% of the pairs", best.order, best.rule, 100 * best.share)
@@ -129,7 +131,7 @@ def certify(
     share = interval(np.array([each.stop(rule, top)[0] / len(each.predicted) for each in walks]))
     own = float(np.mean([each.losses[-1] for each in walks]))
     cascade = None
-    if losses is not None and share.mean <= 1 - FEWEST_SAVED:
+    if losses is not None and share.mean + chosen.own_cost <= 1 - FEWEST_SAVED:
         certificate = Certificate(
             measure=measure,
             top=top,
@@ -151,32 +153,28 @@ def certify(
     return Certified(str(folder.path), variant, tuple(options), cascade, own, share, chose, len(both.rows))
 
 
-def _told(folder: ModelFolder, variant: str, first: str | None) -> set[str]:
-    """Hashes of the queries that made what is to be judged: they calibrated the variant, or trained a model."""
-    told = {*folder.variant(variant).recipe.get("calibrated_with", ()), *folder.manifest.trained_with}
-    return told if first in (None, *ORDERS) else told | set(ModelFolder.open(str(first)).manifest.trained_with)
-
-
 def _check(
-    folder: ModelFolder, candidates: Candidates, judging: Candidates, top: int, max_loss: float, error: float | None
+    folder: ModelFolder, judging: Candidates, left_out: int, top: int, max_loss: float, error: float | None
 ) -> None:
+    """Raises BadInput where the queries that certify, without those `left_out`, cannot, or nothing can be saved."""
     groups = judging.groups()
     if not folder.manifest.ranks:
         raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
     needed = queries_needed(max_loss, error)
     if len(groups) < needed:
-        how, or_else = "in expectation", ""
-        if error is not None:
-            how = f"at a confidence of {1 - error:g}"
-            or_else = f", or --in-expectation, which takes {queries_needed(max_loss, None)} and promises less"
+        how, ways = "in expectation" if error is None else f"at a confidence of {1 - error:g}", ["more queries"]
+        if groups and (enough := rounded_up(least_mean(len(groups), error))) < 1:
+            ways.append(f"--max-loss {enough:g} or more")
+        if error is not None and len(groups) >= (fewer := queries_needed(max_loss, None)):
+            ways.append(f"--in-expectation, which takes {fewer} and promises less")
+        without = f" ({left_out} others calibrated INT8 or trained a model)" if left_out else ""
         raise BadInput(
-            f"{candidates.name}: {len(groups)} queries are left to certify by, and it takes {needed} to show a loss "
-            f"under {max_loss:g} {how} even where nothing is lost; give more queries, --max-loss "
-            f"{least_mean(len(groups), error):.2g} or more{or_else}"
+            f"{judging.name}: {len(groups)} queries are left to certify by{without}, and it takes {needed} to show a loss "
+            f"under {max_loss:g} {how} even where nothing is lost; give {', or '.join(ways)}"
         )
     if len(judging.rows) < FEWEST_DOCUMENTS * top * len(groups):
         raise BadInput(
-            f"{candidates.name}: {len(judging.rows) / len(groups):.0f} candidates a query, of which the best {top} "
+            f"{judging.name}: {len(judging.rows) / len(groups):.0f} candidates a query, of which the best {top} "
             f"count: too few to leave any out; give more (--depth), or a smaller --top"
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xopt.optimize.cascade.parts import lists_of
+from xopt.optimize.cascade.parts import lists_of, told
 from xopt.optimize.judge.statistics import Gate, GateResult, Interval, hold, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
 from xopt.runtime.cascade.cascade import Certificate, open_cascade
@@ -36,13 +36,15 @@ def check(folder: ModelFolder, candidates: Candidates, threads: int | None = Non
     """Run the cascade on new queries and hold its loss against what was certified.
 
     The verdict is that of a gate: "pass" where the loss is shown to be as small, "fail" where it is shown to be
-    larger, else "undecided". Queries that chose or certified are left out. Raises BadInput where there is no cascade,
-    or no query is left.
+    larger, else "undecided". Queries that chose or certified, calibrated or trained are left out. Raises BadInput where
+    there is no cascade, or no query is left.
     """
     threads = threads or cores()
     scorer = open_cascade(folder, threads=threads, device=device)
     certificate = scorer.cascade.certificate
-    new = candidates.without(set(certificate.seen))
+    order = scorer.cascade.order
+    cheaper = (ModelFolder.open(order.model, folder.trusted), str(order.variant)) if order.model else None
+    new = candidates.without({*certificate.seen, *told(folder, scorer.cascade.variant, cheaper)})
     if not new.rows:
         raise BadInput(f"{candidates.name}: all its queries were seen when the cascade was made; give other data")
     groups = list(new.groups().values())

@@ -19,7 +19,7 @@ from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.scoring.variants import overflows
 
-__all__ = ["ORDERS", "Scored", "default_variant", "lists_of", "open_first", "queries_of", "with_score"]
+__all__ = ["ORDERS", "Scored", "default_variant", "lists_of", "open_first", "queries_of", "told"]
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,6 @@ class Scored:
         return Scored(part, reference, scores, time.monotonic() - start)
 
 
-def with_score(candidates: Candidates) -> bool:
-    """Whether the first stage's scores are there."""
-    return bool(candidates.rows) and all(row.first_score is not None for row in candidates.rows)
-
-
 def lists_of(candidates: Candidates) -> Lists:
     """Candidates as cascades take them."""
     groups = [candidates.rows[rows] for rows in candidates.groups().values()]
@@ -57,7 +52,7 @@ def lists_of(candidates: Candidates) -> Lists:
     return Lists(
         [rows[0].query for rows in groups],
         [[row.text for row in rows] for rows in groups],
-        scores if with_score(candidates) else None,
+        scores if candidates.first_scores else None,
     )
 
 
@@ -96,6 +91,13 @@ def default_variant(folder: ModelFolder, device: str) -> str:
     there = folder.manifest.variants
     recommended = folder.manifest.recommended(machine_name(device))
     return recommended or next(name for name in FASTEST[device] if name in there and not overflows(there[name]))
+
+
+def told(folder: ModelFolder, variant: str, cheaper: tuple[ModelFolder, str] | None) -> set[str]:
+    """Hashes of the queries that made what is to be judged: they calibrated a variant, or trained a model."""
+    models = [(folder, variant), *([cheaper] if cheaper else [])]
+    parts = [(*of.variant(name).recipe.get("calibrated_with", ()), *of.manifest.trained_with) for of, name in models]
+    return {hash_ for part in parts for hash_ in part}
 
 
 def queries_of(stage: Stage, scored: Scored) -> tuple[list[Query], float]:

@@ -42,7 +42,14 @@ def upper_bound(losses: Losses, error: float | None, binary: bool = False) -> fl
 
 def queries_needed(limit: float, error: float | None) -> int:
     """How many queries it takes to show `limit` where none of them loses anything."""
-    return math.ceil(1 / limit - 1 if error is None else math.log(error) / math.log1p(-limit))
+    queries = 1 / limit - 1 if error is None else math.log(error) / math.log1p(-limit)
+    return math.ceil(queries - 1e-9)  # what comes out whole is not one more
+
+
+def rounded_up(limit: float) -> float:
+    """The limit to two digits, none of them less."""
+    unit = 10.0 ** (math.floor(math.log10(limit)) - 1)
+    return round(math.ceil(limit / unit) * unit, 12)
 
 
 def least_mean(queries: int, error: float | None) -> float:

@@ -22,7 +22,7 @@ from xopt.runtime.bench.monitor import TreeMonitor, Usage
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec, strategy_named
 from xopt.runtime.bench.worker import started
 from xopt.runtime.cascade.cascade import Cascade
-from xopt.runtime.cascade.loss import lost
+from xopt.runtime.cascade.loss import Cascaded
 from xopt.runtime.data.agreement import Agreement, agreement
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
@@ -73,25 +73,6 @@ class Round:
     voluntary_switches: int
     involuntary_switches: int
     usage: Usage
-
-
-@dataclass(frozen=True)
-class Cascaded:
-    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see `lost`."""
-
-    share: float
-    losses: tuple[float, ...]
-
-    @staticmethod
-    def of(
-        cascade: Cascade, candidates: Candidates, reference: NDArray[np.float32], scores: NDArray[np.float32]
-    ) -> Cascaded:
-        """Of the reference's scores of all pairs, and the cascade's, NaN where it did not score."""
-        own, losses = cascade.certificate, []
-        for rows in candidates.groups().values():
-            ranking = np.argsort(np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable")
-            losses.append(lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure))
-        return Cascaded(float(np.isfinite(scores).mean()), tuple(losses))
 
 
 @dataclass(frozen=True)
@@ -153,8 +134,8 @@ def bench(
     threads = threads or cores()
     cases = list(dict.fromkeys([BASELINE, *cases]))
     for case in cases:
-        if strategy_named(case.strategy).by_query and case.variant != Cascade.of(folder).variant:
-            raise BadInput(f"{case}: the cascade of {folder.path} scores with {Cascade.of(folder).variant}")
+        if strategy_named(case.strategy).by_query:
+            _check_cascade(case, folder, candidates)
         check_variant(_home(case, folder, peers).variant(case.variant), device)
     tokens = Encoder(folder).encode(candidates.pairs)
     ceilings = measure_ceilings(threads) if device == "cpu" else None
@@ -162,7 +143,9 @@ def bench(
     scores: dict[Case, NDArray[np.float32]] = {}
     with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
         pairs_file = Path(scratch) / "pairs.json"
-        pairs_file.write_text(json.dumps(candidates.pairs), encoding="utf-8")
+        ids = [row.query_id for row in candidates.rows]
+        lists = {"pairs": candidates.pairs, "query_ids": ids, "first_scores": candidates.first_scores}
+        pairs_file.write_text(json.dumps(lists), encoding="utf-8")
         for number, case in itertools.product(range(repeat), cases):
             log.info("round %d of %d: %s", number + 1, repeat, case)
             measured, scores[case] = _run(_home(case, folder, peers), case, pairs_file, threads, device)
@@ -195,6 +178,17 @@ def bench(
         ceilings,
         tuple(summaries),
     )
+
+
+def _check_cascade(case: Case, folder: ModelFolder, candidates: Candidates) -> None:
+    own = Cascade.of(folder)
+    if case.variant != own.variant:
+        raise BadInput(f"{case}: the cascade of {folder.path} scores with {own.variant}")
+    if own.order.with_score and candidates.first_scores is None:
+        raise BadInput(
+            f"{case}: the cascade of {folder.path} goes by a column of first-stage scores, as "
+            f"{own.certificate.column!r} was, and {candidates.name} was read without one"
+        )
 
 
 def _home(case: Case, folder: ModelFolder, peers: ModelFolder | None) -> ModelFolder:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import daft
 import numpy as np
@@ -15,7 +16,7 @@ from daft import DataType, col
 from numpy.typing import NDArray
 
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
-from xopt.runtime.frames.cascade import ROW, CascadeUDF, together
+from xopt.runtime.frames.cascade import KEY, ROW, CascadeUDF, together
 from xopt.runtime.frames.instances import instances
 from xopt.runtime.frames.rerank import RerankUDF
 from xopt.runtime.scoring.encode import Pair
@@ -74,9 +75,16 @@ class DaftRun:
     end_s: float
 
 
-def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame | None = None) -> Callable[[], DaftRun]:
+def run_strategy(
+    spec: ScorerSpec,
+    pairs: Sequence[Pair],
+    frame: daft.DataFrame | None = None,
+    by_query: tuple[Sequence[str], Sequence[float] | None] | None = None,
+) -> Callable[[], DaftRun]:
     """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
 
+    `by_query` is what a cascade ranks by beside the pairs: the id of each one's query and, where it goes by such, each
+    one's first-stage score; without it a query is what has one text.
     An instance within this process is opened and warmed up here, twice on all pairs where its backend compiles for each
     new shape, which a long job does once, and each of its callers for itself. Daft's worker processes live for one
     query only, so theirs open within it; each warms up before its first call.
@@ -84,7 +92,7 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
     strategy = STRATEGIES[spec.strategy]
     warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
     if strategy.by_query:
-        return _run_cascade(spec, pairs, warm_up)
+        return _run_cascade(spec, pairs, warm_up, *(by_query or ([query for query, _ in pairs], None)))
     udf = instances(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)
 
     def query(frame: daft.DataFrame) -> DaftRun:
@@ -102,22 +110,32 @@ def run_strategy(spec: ScorerSpec, pairs: Sequence[Pair], frame: daft.DataFrame 
     return lambda: query(frame if frame is not None else pairs_frame(pairs))
 
 
-def _run_cascade(spec: ScorerSpec, pairs: Sequence[Pair], warm_up: list[Pair]) -> Callable[[], DaftRun]:
-    """A query that ranks the candidates of each text of a query."""
+def _run_cascade(
+    spec: ScorerSpec,
+    pairs: Sequence[Pair],
+    warm_up: list[Pair],
+    query_ids: Sequence[str],
+    first_scores: Sequence[float] | None,
+) -> Callable[[], DaftRun]:
+    """A query that ranks the candidates of each query."""
     udf = instances(TimedCascadeUDF, None, None, spec.device)(spec.open_cascade, warm_up, nulls="raise")
 
     def query(frame: daft.DataFrame) -> DaftRun:
         start = time.monotonic()
-        grouped, _ = together(frame.with_column("query_id", col("query")), "query_id")
-        timed = grouped.with_column("timed", udf.timed(*map(col, ("query_id", "query", "text", ROW, ROW))))
+        grouped, _ = together(frame, "query_id")
+        timed = grouped.with_column("timed", udf.timed(*map(col, (KEY, "query", "text", ROW, "first"))))
         columns = timed.with_columns({name: col("timed")[name] for name in ("logits", "stamp")})
         made = columns.explode("pair_id", "logits").select("pair_id", "logits", "stamp").sort("pair_id").to_arrow()
         end = time.monotonic()
         stamps = set(made["stamp"].drop_null().to_pylist())
         return _run(made["logits"].to_numpy(zero_copy_only=False).astype(np.float32), stamps, start, end)
 
-    query(pairs_frame(pairs if spec.compiles else warm_up))
-    return lambda: query(pairs_frame(pairs))
+    def ranked(count: int) -> daft.DataFrame:
+        first = list(first_scores or [0.0] * len(pairs))[:count]
+        return pairs_frame(pairs[:count], {"query_id": list(query_ids[:count]), "first": first})
+
+    query(ranked(len(pairs) if spec.compiles else len(warm_up)))
+    return lambda: query(ranked(len(pairs)))
 
 
 def _collect(made: pa.StructArray, start_s: float, end_s: float) -> DaftRun:
@@ -138,7 +156,8 @@ def _run(logits: NDArray[np.float32], stamped: Iterable[str], start_s: float, en
     )
 
 
-def pairs_frame(pairs: Sequence[Pair]) -> daft.DataFrame:
-    """A DataFrame with pair_id, query and text."""
+def pairs_frame(pairs: Sequence[Pair], others: dict[str, list[Any]] | None = None) -> daft.DataFrame:
+    """A DataFrame with pair_id, query and text, and other columns."""
     queries, texts = zip(*pairs, strict=True)
-    return daft.from_pydict({"pair_id": list(range(len(pairs))), "query": list(queries), "text": list(texts)})
+    columns = {"pair_id": list(range(len(pairs))), "query": list(queries), "text": list(texts)}
+    return daft.from_pydict({**columns, **(others or {})})

@@ -33,9 +33,10 @@ def _run(case: dict[str, Any], out: TextIO) -> None:
     from xopt.runtime.bench.strategy import ScorerSpec
     from xopt.runtime.folder import Plan
 
-    pairs = [(q, t) for q, t in json.loads(Path(case["pairs_file"]).read_text(encoding="utf-8"))]
+    lists = json.loads(Path(case["pairs_file"]).read_text(encoding="utf-8"))
+    pairs, by_query = [(q, t) for q, t in lists["pairs"]], (lists["query_ids"], lists["first_scores"])
     plan = Plan(**case["spec"].pop("plan")) if case["spec"].get("plan") else None
-    run = run_strategy(ScorerSpec(**{**case["spec"], "plan": plan}), pairs)
+    run = run_strategy(ScorerSpec(**{**case["spec"], "plan": plan}), pairs, by_query=by_query)
     _say(out, event="ready")
     sys.stdin.readline()
     before = _switches()

@@ -38,9 +38,9 @@ class Certificate:
     measure: "dcg", the share of DCG@top that is lost, gains by the reference's scores; "top", the share of queries of
     whose best `top` by the reference one is not scored. With `confidence`, or in expectation where that is None, the
     mean over queries is at most `max_loss`. On the queries that it was found on, none of which chose anything, it was
-    `loss`, and `bound` is the least that they show; `share` of a query's pairs were scored there, in the mean. depth:
-    candidates a query. first_stage: where they came from; column: where their scores stood. data: the sha256 of the
-    queries and their documents. seen: hashes of all queries that chose or certified.
+    `loss`, and `bound` is what the test made of it, though only `max_loss` is promised; `share` of a query's pairs were
+    scored there, in the mean. depth: candidates a query. first_stage: where they came from; column: where their scores
+    stood. data: the sha256 of the queries and their documents. seen: hashes of all queries that chose or certified.
     """
 
     measure: str
@@ -230,7 +230,9 @@ def open_cascade(
     model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(os.fspath(folder), trust_remote_code)
     cascade = Cascade.of(model)
     scorer = open_scorer(model, cascade.variant, threads=threads, device=device)
-    lexicon = Lexicon.load(model.checked(LEXICON)) if cascade.order.kind != "given" else None
+    lexicon = None
+    if cascade.order.kind != "given":
+        lexicon = Lexicon.load(model.checked(LEXICON, f"make it again with `xopt cascade {model.path} --data DATA`"))
     cheaper = _cheaper(model, cascade.order) if cascade.order.model else None
     stage = open_stage(scorer, cascade.order.kind, lexicon, cheaper, threads, device)
     return CascadeScorer(model, scorer, stage, cascade)

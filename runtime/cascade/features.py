@@ -94,7 +94,7 @@ class Bags:
     """The tokens of a query's documents: int64[tokens], all that there are; float32[documents, tokens], how often each.
 
     leads: float32[documents, tokens], the same of a document's first `LEAD`. lengths: int64[documents]. A document of
-    no tokens is one of the token 0.
+    no tokens stands with one token 0, and has the length 0.
     """
 
     tokens: Ids
@@ -114,7 +114,7 @@ class Bags:
         ends = np.cumsum(lengths)
         first = np.arange(len(flat)) - np.repeat(ends - lengths, lengths) < LEAD
         leads = _counted(place[first], np.minimum(lengths, LEAD), len(tokens))
-        return Bags(tokens, _counted(place, lengths, len(tokens)), leads, lengths)
+        return Bags(tokens, _counted(place, lengths, len(tokens)), leads, np.array([len(ids) for ids in documents]))
 
 
 def _counted(place: NDArray[np.intp], lengths: Ids, tokens: int) -> sparse.csr_matrix:
@@ -135,7 +135,7 @@ def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
     (as kernels count them in Xiong et al. 2017, arXiv:1706.06613). The others are the weighted mean of the document's
     embeddings: a model likes some kinds of documents, whatever the query.
     """
-    tokens, lengths = np.unique(query), documents.lengths
+    tokens, lengths = np.unique(query), np.maximum(documents.lengths, 1)
     if not len(tokens):
         return np.zeros((len(lengths), len(TEXT) + lexicon.embeddings.shape[1]), np.float32)
     near = lexicon.embeddings[tokens] @ lexicon.embeddings[documents.tokens].T
@@ -167,13 +167,14 @@ def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
 
 
 def term_vectors(documents: Bags, lexicon: Lexicon) -> sparse.csr_matrix:
-    """float64[documents, terms]: how much of each document is of which token, rows of unit length.
+    """float64[documents, terms]: how much of each document is of which token, rows of unit length, or of zeros.
 
     Roots of counts times weights, so that a product of two rows is the documents' affinity (Bhattacharyya 1943): what
     they have in common, of which no single word makes out much.
     """
     shares = documents.counts.astype(np.float64)
     shares.data *= lexicon.weights[documents.tokens][shares.indices]
+    shares.data *= np.repeat(documents.lengths > 0, np.diff(shares.indptr))
     totals = np.maximum(np.asarray(shares.sum(1)).ravel(), 1e-9)
     shares.data = np.sqrt(shares.data / np.repeat(totals, np.diff(shares.indptr)))
     return shares

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.cascade.cascade import Cascade
+from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.data.quality import gains, rank_weights
 
-__all__ = ["MEASURES", "lost"]
-
-MEASURES = ("dcg", "top")
+__all__ = ["Cascaded", "lost"]
 
 
 def lost(
@@ -32,3 +34,22 @@ def lost(
     worth, weights = gains(reference), rank_weights(min(top, len(reference)))
     best = float(np.sort(worth)[::-1][:top] @ weights)
     return min(1.0, max(0.0, 1 - float(worth[ranking[:top]] @ weights) / best)) if best else 0.0
+
+
+@dataclass(frozen=True)
+class Cascaded:
+    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see `lost`."""
+
+    share: float
+    losses: tuple[float, ...]
+
+    @staticmethod
+    def of(
+        cascade: Cascade, candidates: Candidates, reference: NDArray[np.float32], scores: NDArray[np.float32]
+    ) -> Cascaded:
+        """Of the reference's scores of all pairs, and the cascade's, NaN where it did not score."""
+        own, losses = cascade.certificate, []
+        for rows in candidates.groups().values():
+            ranking = np.argsort(np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable")
+            losses.append(lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure))
+        return Cascaded(float(np.isfinite(scores).mean()), tuple(losses))

@@ -67,11 +67,13 @@ class Likeness:
 
     def parts(self, rows: NDArray[np.intp]) -> Doubles:
         """float64[3, rows, documents]."""
-        count = len(self._features)
         distances = self._squares[rows, None] + self._squares - 2 * self._features[rows] @ self._features.T
         alike = np.exp(-np.maximum(distances, 0) / 2)
-        own = np.eye(count)[rows] if self._terms is None else (self._terms @ self._terms[rows].toarray().T).T
-        return np.stack([np.ones((len(rows), count)), alike, own])
+        if self._terms is None:
+            own = (rows[:, None] == np.arange(len(self._features))).astype(np.float64)
+        else:
+            own = (self._terms @ self._terms[rows].toarray().T).T
+        return np.stack([np.ones_like(alike, np.float64), alike, own])
 
 
 class Belief:

@@ -71,6 +71,12 @@ class Candidates:
         """(query, document) texts, one a row."""
         return [(row.query, row.text) for row in self.rows]
 
+    @property
+    def first_scores(self) -> list[float] | None:
+        """The first stage's scores, where each row has one."""
+        scores = [row.first_score for row in self.rows if row.first_score is not None]
+        return scores if scores and len(scores) == len(self.rows) else None
+
     def groups(self) -> dict[str, slice]:
         """The rows of each query, by query id."""
         groups: dict[str, slice] = {}
@@ -125,8 +131,9 @@ class Candidates:
         """
         groups = self.groups()
         count = min(PREPARING, max(1, len(groups) // 5)) if len(groups) > 1 else 0
-        by_hash = sorted(groups, key=lambda q: query_hash(self.rows[groups[q].start].query))
-        chosen = set(by_hash[:count])
+        hashes = {q: query_hash(self.rows[rows.start].query) for q, rows in groups.items()}
+        first = set(sorted(hashes.values())[:count])
+        chosen = {q for q, hash_ in hashes.items() if hash_ in first}  # ids of one text stay together
         parts = [tuple(r for r in self.rows if (r.query_id in chosen) is side) for side in (True, False)]
         return self._only(parts[0]), self._only(parts[1])
 

@@ -10,7 +10,7 @@ from typing import Any
 import daft
 import numpy as np
 import pyarrow as pa
-from daft import DataType, col
+from daft import DataType, col, lit
 from daft.functions import monotonically_increasing_id
 
 from xopt.runtime.cascade.cascade import Cascade, CascadeScorer, Lists, Ranked
@@ -19,10 +19,11 @@ from xopt.runtime.folder import ModelFolder
 from xopt.runtime.frames.instances import opened
 from xopt.runtime.scoring.encode import Pair
 
-__all__ = ["ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
+__all__ = ["KEY", "ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
 
 RANKED = DataType.struct({"score": DataType.list(DataType.float32()), "rank": DataType.list(DataType.int64())})
-ROW, RESULT = "_xopt_row", "_xopt_result"  # the candidates' order, which grouping loses; and what is made of them
+# The candidates' order, which grouping loses; what they are grouped by; the first stage's score; what is made of them.
+ROW, KEY, FIRST, RESULT = "_xopt_row", "_xopt_key", "_xopt_first", "_xopt_result"
 QUERIES_A_CALL = 64
 log = logging.getLogger(__name__)
 
@@ -81,10 +82,12 @@ class _Group:
         self, name: Any, queries: list[Any], texts: list[Any], rows: list[int], first: list[Any] | None
     ) -> None:
         named = {query for query in queries if query is not None}
+        if name is None:  # rows of no query, whichever it is
+            named = set()
         if len(named) > 1:
             raise BadInput(f"query id {name!r:.60} stands for several queries: {sorted(named)[:2]!s:.160}")
-        self.count, self.query = len(texts), next(iter(named), None) if name is not None else None
-        there = [i for i in np.argsort(rows) if texts[i] is not None and queries[i] is not None]
+        self.count, self.query = len(texts), next(iter(named), None)
+        there = [i for i in np.argsort(rows) if self.query is not None and None not in (texts[i], queries[i])]
         if first is not None and any(first[i] is None for i in there):
             raise BadInput(f"query {self.query!r:.60}: a document without a score of the first stage")
         self.places = there
@@ -126,10 +129,14 @@ def check_cascade(
 
 
 def together(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame, list[str]]:
-    """A row a query, whose other columns hold lists, with `ROW`, where each candidate stood; and those columns."""
+    """A row a query, by `KEY`, its id; all columns hold lists, with `ROW`, where each candidate stood; and their names.
+
+    The id's own column is one of them: it may be that of the query's text.
+    """
     numbered = candidates.with_column(ROW, monotonically_increasing_id())
-    lists = [name for name in numbered.column_names if name != query_id]
-    return numbered.groupby(query_id).agg(*(col(name).list_agg() for name in lists)).into_batches(QUERIES_A_CALL), lists
+    lists = numbered.column_names
+    grouped = numbered.with_column(KEY, col(query_id)).groupby(KEY)
+    return grouped.agg(*(col(name).list_agg() for name in lists)).into_batches(QUERIES_A_CALL), lists
 
 
 def by_cascade(
@@ -143,7 +150,8 @@ def by_cascade(
     query, text, first = columns
     kept = [name for name in candidates.column_names if name not in made]
     texts = {name: col(name).cast(DataType.string()) for name in (query, text)}  # a column of nulls alone has no type
-    grouped, lists = together(candidates.select(*kept).with_columns(texts), query_id)
-    scored = grouped.with_column(RESULT, ranked.rank(*map(col, (query_id, query, text, ROW, first or ROW))))
+    first_score = (col(first) if first else lit(0.0)).alias(FIRST)  # of a column that may be replaced
+    grouped, lists = together(candidates.select(*kept, first_score).with_columns(texts), query_id)
+    scored = grouped.with_column(RESULT, ranked.rank(*map(col, (KEY, query, text, ROW, FIRST))))
     results = {name: col(RESULT)[field] for name, field in zip(made, ("score", "rank"), strict=True)}
     return scored.with_columns(results).explode(*lists, *made).select(*kept, *made)

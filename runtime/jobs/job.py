@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from xopt.runtime.cascade.cascade import LEXICON
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, sweep, write_text, writing
 from xopt.runtime.folder import ModelFolder
@@ -169,7 +170,8 @@ def model_fingerprint(model: ModelFolder, variant: str, cascade: bool) -> str:
     """The sha256 of what makes a variant's scores: its file, the tokenizer's, and the manifest's rules."""
     values = {name: value for name, value in asdict(model.manifest).items() if name not in NO_MATTER}
     file = model.variant(variant).file
-    names = [name for name in model.manifest.files if name.startswith(file) or not name.startswith("onnx/")]
+    there = (name for name in model.manifest.files if cascade or name != LEXICON)
+    names = [name for name in there if name.startswith(file) or not name.startswith("onnx/")]
     values["files"] = {name: model.manifest.files[name] for name in names}
     values["cascade"] = model.manifest.cascade if cascade else None
     return hashlib.sha256(json.dumps([variant, values], sort_keys=True, default=str).encode()).hexdigest()

@@ -135,12 +135,12 @@ class Encoder:
         """Of pairs with one query, and their ids: the ids of the query, and of each document as far as it was kept."""
         none = np.empty(0, np.int64)
         if self.template:
-            alone = self.tokenizer.encode_batch_fast(
-                [pairs[0][0], *(text for _, text in pairs)], add_special_tokens=False
-            )
+            texts = [pairs[0][0], *(text for _, text in pairs)]
+            texts = [clean(self._shortened(text, "only_first")) for text in texts]
+            alone = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
             query, *documents = [np.array(each.ids, np.int64) for each in alone]
             return query, documents
-        longest = int(np.argmax([len(row) for row in ids]))
+        longest = min(range(len(ids)), key=lambda i: (not pairs[i][1].strip(), -len(ids[i])))  # and has a document
         sides = np.array(self._sides(pairs[longest]))
         query = ids[longest][: len(sides)][sides[: len(ids[longest])] == 0]
         if not (sides == 1).any():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,9 @@ def test_a_label_that_could_be_two_is_asked_for(tmp_path: Path) -> None:
 def test_the_main_job_changes_the_label_of_a_folder_that_is_there(tmp_path: Path) -> None:
     model = str(make_tiny(tmp_path / "model", labels=3))
     export(model, tmp_path / "out", rank_label="none", torch_only=True)
-    assert _exported(model, tmp_path / "out", False, "LABEL_2").manifest.rank_label == [2]
+    ModelFolder.open(tmp_path / "out").write(lambda manifest: replace(manifest, cascade={"of": "another label"}))
+    changed = _exported(model, tmp_path / "out", False, "LABEL_2").manifest
+    assert (changed.rank_label, changed.cascade) == ([2], {})
     assert ModelFolder.open(tmp_path / "out").manifest.rank_label == [2]
     with pytest.raises(BadInput, match="--rank-label 'banana' is none of them"):
         _exported(model, tmp_path / "out", False, "banana")

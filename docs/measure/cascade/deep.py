@@ -11,10 +11,10 @@ import argparse
 
 import numpy as np
 
-from xopt.runtime.bench.bench import Cascaded
 from xopt.runtime.bench.in_daft import run_strategy
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.cascade.cascade import Cascade
+from xopt.runtime.cascade.loss import Cascaded
 from xopt.runtime.data.candidates import read_candidates
 from xopt.runtime.folder import ModelFolder
 

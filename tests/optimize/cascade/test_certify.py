@@ -145,7 +145,7 @@ def test_where_nothing_is_safe_everything_is_scored() -> None:
 
 def test_too_few_queries_are_known_before_the_work(demo_copy: ModelFolder, queries: Candidates) -> None:
     before = demo_copy.manifest
-    with pytest.raises(BadInput, match=r"26 queries are left .* takes 299 .* --max-loss 0\.11 .* takes 99"):
+    with pytest.raises(BadInput, match=r"26 queries .* takes 299 .*; give more queries, or --max-loss 0\.11 or more$"):
         certify(demo_copy, queries, "onnx-int8")
     with pytest.raises(BadInput, match="25 candidates a query"):
         certify(demo_copy, queries, "onnx-int8", top=20, **LOOSE)
@@ -162,7 +162,9 @@ def test_a_certificate_holds_on_queries_like_its_own_and_not_on_others(
         check(folder, queries)
 
 
-def test_a_violated_certificate_is_caught(demo_copy: ModelFolder, queries: Candidates, unseen: Candidates) -> None:
+def test_a_violated_certificate_is_caught(
+    demo_copy: ModelFolder, queries: Candidates, unseen: Candidates, calibration: Candidates
+) -> None:
     """In the first stage's order; on the same queries, whose first stage then is turned round."""
     found = certify(demo_copy, queries, "onnx-int8", first="given", max_loss=0.2, confidence=0.8)
     assert found.cascade is not None
@@ -171,12 +173,15 @@ def test_a_violated_certificate_is_caught(demo_copy: ModelFolder, queries: Candi
     violated = check(folder, Candidates("turned", turned))
     assert violated.result.verdict == "fail"
     assert violated.result.interval.mean > 0.2
+    with pytest.raises(BadInput, match="all its queries were seen"):  # they made what scores
+        check(folder, calibration)
 
 
 def test_a_cheaper_model_orders(
-    demo: ModelFolder, demo_copy: ModelFolder, queries: Candidates, unseen: Candidates
+    demo: ModelFolder, demo_copy: ModelFolder, queries: Candidates, unseen: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same model stands for one that agrees well."""
+    """The same model stands for one that agrees well, and that it is no cheaper is let pass."""
+    monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -9.0)
     found = certify(demo_copy, queries, "onnx-int8", first=str(demo.path), **LOOSE)
     assert found.cascade is not None
     assert (found.cascade.order.kind, found.cascade.order.variant) == ("model", "onnx-int8")
@@ -186,12 +191,14 @@ def test_a_cheaper_model_orders(
 
 
 def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
-    tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path
+    tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = str(make_tiny(tmp_path / "model", architecture="roberta"))
     cheap = tmp_path / "cheap-xopt"
     export(other, cheap)
     loose = {"max_loss": 0.5, "confidence": 0.8}
+    assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is None  # it is no cheaper
+    monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -99.0)
     assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is not None
     scorer = open_cascade(tiny_copy.path)
     assert not scorer.stage.shares_tokens

@@ -16,10 +16,14 @@ from xopt.optimize.cascade.parts import lists_of
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.optimize.report.page import gather, render
 from xopt.runtime import open_cascade, open_scorer, rerank, rerank_files
+from xopt.runtime.bench.bench import Case, bench
+from xopt.runtime.bench.in_daft import run_strategy
+from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.cascade.cascade import LEXICON, Cascade, Lists
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.jobs.job import model_fingerprint
 
 Xopt = Callable[..., Result]
 
@@ -50,11 +54,19 @@ def test_a_cascade_goes_with_the_variant_and_the_files_that_it_was_certified_wit
     copied: ModelFolder, calibration: Candidates
 ) -> None:
     (copied.path / LEXICON).write_bytes(b"changed")
-    with pytest.raises(BadInput, match="sha256 differs"):
+    with pytest.raises(BadInput, match=r"sha256 differs .* make it again with `xopt cascade"):
         open_cascade(copied)
     again = quantize(copied, recipe_for(detect_target()), calibration)
     with pytest.raises(BadInput, match="has no cascade; make one with `xopt cascade"):
         open_cascade(again)
+
+
+def test_a_cascade_is_nothing_to_jobs_that_go_without(
+    demo: ModelFolder, certified: tuple[ModelFolder, Certified]
+) -> None:
+    assert LEXICON in certified[0].manifest.files
+    prints = [model_fingerprint(folder, "onnx-int8", cascade=False) for folder in (demo, certified[0])]
+    assert prints[0] == prints[1] != model_fingerprint(certified[0], "onnx-int8", cascade=True)
 
 
 def test_the_first_stage_s_scores_are_asked_for(tiny_copy: ModelFolder, queries: Candidates) -> None:
@@ -70,6 +82,17 @@ def test_the_first_stage_s_scores_are_asked_for(tiny_copy: ModelFolder, queries:
     assert rerank(frame, tiny_copy.path, cascade=True, first="bm25").count_rows() == 2
     with pytest.raises(BadInput, match="goes by a column of scores, as 'bm25'"):
         rerank(frame, tiny_copy.path, cascade=True)
+    replaced = frame.select("query_id", "query", "text", daft.col("bm25").alias("score"))
+    found = rerank(replaced, tiny_copy.path, cascade=True, first="score", overwrite=True).to_pydict()
+    assert found["score"] == rerank(frame, tiny_copy.path, cascade=True, first="bm25").to_pydict()["score"]
+    with pytest.raises(BadInput, match="first-stage scores, as 'bm25' was, and demo was read without one"):
+        bench(ModelFolder.open(tiny_copy.path), queries, [Case("onnx-int8", "cascade")])
+    backwards = [replace(row, first_score=-float(ranked[row])) for row in queries.rows[:50]]  # two queries
+    for few in (Candidates("few", tuple(scored.rows[:50])), Candidates("few", tuple(backwards))):
+        spec = ScorerSpec(str(tiny_copy.path), "onnx-int8", "cascade", None)
+        timed = run_strategy(spec, few.pairs, by_query=([row.query_id for row in few.rows], few.first_scores))
+        expected = np.concatenate([each.scores for each in scorer.rank_all(lists_of(few))])
+        assert np.allclose(timed().scores, expected, atol=1e-4, equal_nan=True)
 
 
 def test_a_dataframe_is_ranked_by_the_cascade(certified: tuple[ModelFolder, Certified], unseen: Candidates) -> None:
@@ -81,11 +104,15 @@ def test_a_dataframe_is_ranked_by_the_cascade(certified: tuple[ModelFolder, Cert
     mixed += [
         {"id": -1, "query_id": rows[0]["query_id"], "query": rows[0]["query"], "text": None, "tags": []},
         {"id": -2, "query_id": None, "query": "nobody's", "text": "a text", "tags": None},
+        {"id": -3, "query_id": None, "query": "nobody else's", "text": "a text", "tags": None},
     ]
     found = {row["id"]: row for row in rerank(daft.from_pylist(mixed), folder.path, cascade=True).to_pylist()}
     assert len(found) == len(mixed)
     assert (found[-1]["score"], found[-1]["rank"]) == (None, 26)
-    assert (found[-2]["score"], found[-2]["rank"], found[-2]["text"]) == (None, None, "a text")
+    for number in (-2, -3):
+        assert (found[number]["score"], found[number]["rank"], found[number]["text"]) == (None, None, "a text")
+    by_text = rerank(daft.from_pylist(rows[:50]), folder.path, cascade=True, query_id="query").to_pylist()
+    assert {row["id"]: row["rank"] for row in by_text} == {i: found[i]["rank"] for i in range(50)}
     for rows_of, ranked in zip(unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True):
         got = [found[number] for number in range(rows_of.start, rows_of.stop)]
         assert [row["tags"] for row in got] == [[row["id"]] for row in got]

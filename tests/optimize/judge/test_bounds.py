@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xopt.optimize.judge.bounds import least_mean, queries_needed, upper_bound
+from xopt.optimize.judge.bounds import least_mean, queries_needed, rounded_up, upper_bound
 
 ERROR = 0.05
 
@@ -16,6 +16,13 @@ def test_how_many_queries_it_takes(limit: float, sure: int, expected: int) -> No
     assert queries_needed(limit, None) == expected
     assert least_mean(sure, ERROR) <= limit < least_mean(sure - 1, ERROR)
     assert least_mean(expected, None) <= limit < least_mean(expected - 1, None)
+
+
+@given(st.integers(1, 2000), st.sampled_from([ERROR, 0.2, None]))
+def test_what_is_advised_is_enough(queries: int, error: float | None) -> None:
+    advised = rounded_up(least_mean(queries, error))
+    assert queries_needed(float(f"{advised:g}"), error) <= queries
+    assert least_mean(queries, error) <= advised < 1.1 * least_mean(queries, error)
 
 
 @given(st.lists(st.floats(0, 0.999), min_size=1, max_size=50), st.sampled_from([ERROR, None]))

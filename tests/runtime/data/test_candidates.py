@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow
@@ -129,6 +130,9 @@ def test_a_part_of_the_queries_prepares_and_the_rest_judges() -> None:
     assert set(first.qrels) == set(first.groups())
     again = Candidates("other order", tuple(reversed(docs.rows)), docs.qrels)
     assert set(again.split()[0].groups()) == set(first.groups())
+    twice = Candidates("twice", tuple(replace(row, query_id=f"{row.query_id}{n}") for n in "ab" for row in docs.rows))
+    texts = [{row.query for row in part.rows} for part in twice.split()]
+    assert not texts[0] & texts[1]  # two ids of one text stay together
     alone = docs.between(0, 1)
     assert (alone.split()[0].rows, alone.split()[1].rows) == ((), alone.rows)
     assert preparing(alone).name == "demo"
