@@ -169,8 +169,8 @@ def _check(
             ways.append(f"--in-expectation, which takes {fewer} and promises less")
         without = f" ({left_out} others calibrated INT8 or trained a model)" if left_out else ""
         raise BadInput(
-            f"{judging.name}: {len(groups)} queries are left to certify by{without}, and it takes {needed} to show a loss "
-            f"under {max_loss:g} {how} even where nothing is lost; give {', or '.join(ways)}"
+            f"{judging.name}: {len(groups)} queries are left to certify by{without}, and it takes {needed} to show a "
+            f"loss under {max_loss:g} {how} even where nothing is lost; give {', or '.join(ways)}"
         )
     if len(judging.rows) < FEWEST_DOCUMENTS * top * len(groups):
         raise BadInput(
