@@ -63,7 +63,7 @@ class Certified:
 
     `cascade` is None where nothing cheaper is safe: score everything. variant_loss: where everything is scored, by the
     variant. share: of a query's candidates, how many are scored, in the mean over queries. chosen_with: queries that
-    chose. queries_needed: how many others it takes at least.
+    chose. pairs: of all queries.
     """
 
     folder: str
