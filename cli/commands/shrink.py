@@ -30,7 +30,7 @@ __all__ = ["shrink"]
     type=click.FloatRange(min=0, min_open=True),
     default=30,
     show_default=True,
-    help="How long to train. What it costs beside that: a minute or two.",
+    help="How long to train. Scoring the lists before and the held-out queries after takes minutes more.",
 )
 @click.option("--force", is_flag=True, help="Replace SMALL once the new one is complete.")
 @threads_option
