@@ -102,11 +102,10 @@ def certify(
     record. Raises BadInput where the queries are too few, before anything is scored.
     """
     threads, error = threads or cores(), None if confidence is None else 1 - confidence
-    choosing, judging = candidates.split()
+    choosing, others = candidates.split()
     cheaper = None if first in (None, *ORDERS) else ModelFolder.open(str(first), folder.trusted)
-    left = judging.without(told(folder, variant, (cheaper, default_variant(cheaper, device)) if cheaper else None))
-    _check(folder, left, len(judging.groups()) - len(left.groups()), top, max_loss, error)
-    judging = left
+    judging = others.without(told(folder, variant, (cheaper, default_variant(cheaper, device)) if cheaper else None))
+    _check(folder, judging, len(others.groups()) - len(judging.groups()), top, max_loss, error)
     folder.check_writable()
     scorer = open_scorer(folder, variant, threads=threads, device=device)
     opened = [open_first(kind, folder, scorer, choosing, threads, device) for kind in ((first,) if first else ORDERS)]

@@ -126,14 +126,13 @@ class Candidates:
     def split(self) -> tuple[Candidates, Candidates]:
         """A part to prepare with (calibrate, tune, steer) and the rest, to judge by: they share no query.
 
-        A fifth of the queries, `PREPARING` at most, chosen by their texts. A single query is judged by, and there is
-        none to prepare with.
+        A fifth of the queries, `PREPARING` at most, chosen by their texts: ids of one text stay together. A single
+        query is judged by, and there is none to prepare with.
         """
-        groups = self.groups()
-        count = min(PREPARING, max(1, len(groups) // 5)) if len(groups) > 1 else 0
-        hashes = {q: query_hash(self.rows[rows.start].query) for q, rows in groups.items()}
-        first = set(sorted(hashes.values())[:count])
-        chosen = {q for q, hash_ in hashes.items() if hash_ in first}  # ids of one text stay together
+        hashes = {q: query_hash(self.rows[rows.start].query) for q, rows in self.groups().items()}
+        texts = sorted(set(hashes.values()))
+        preparing_texts = texts[: min(PREPARING, max(1, len(texts) // 5)) if len(texts) > 1 else 0]
+        chosen = {q for q, hash_ in hashes.items() if hash_ in preparing_texts}
         parts = [tuple(r for r in self.rows if (r.query_id in chosen) is side) for side in (True, False)]
         return self._only(parts[0]), self._only(parts[1])
 
@@ -144,8 +143,9 @@ class Candidates:
 
 def preparing(candidates: Candidates) -> Candidates:
     """The part of candidates to prepare with: the demo data's, with a warning, where one query leaves none."""
-    if len(candidates.groups()) > 1:
-        return candidates.split()[0]
+    part = candidates.split()[0]
+    if part.rows:
+        return part
     log.warning("%s: its only query is left to judge by; the demo data calibrate and tune", candidates.name)
     return demo_candidates().split()[0]
 

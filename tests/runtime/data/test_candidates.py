@@ -133,6 +133,9 @@ def test_a_part_of_the_queries_prepares_and_the_rest_judges() -> None:
     twice = Candidates("twice", tuple(replace(row, query_id=f"{row.query_id}{n}") for n in "ab" for row in docs.rows))
     texts = [{row.query for row in part.rows} for part in twice.split()]
     assert not texts[0] & texts[1]  # two ids of one text stay together
+    same = Candidates("same", tuple(replace(row, query="one text") for row in docs.rows))
+    assert (same.split()[0].rows, same.split()[1].rows) == ((), same.rows)
+    assert preparing(same).name == "demo"
     alone = docs.between(0, 1)
     assert (alone.split()[0].rows, alone.split()[1].rows) == ((), alone.rows)
     assert preparing(alone).name == "demo"
