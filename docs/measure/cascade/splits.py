@@ -1,10 +1,10 @@
 """Certificates against queries that they have not seen: `python docs/measure/cascade/splits.py DIR SCIFACT SCORES.npz`.
 
 Scores all claims of SciFact, or `--queries` drawn of them, BM25's best `--depth` each, with the reference and a
-variant, which takes an hour on two cores for 100 each, and keeps that in SCORES.npz. With `--rescored 80` the reference
-scores the 80 that the variant ranks best, and the others keep the variant's score. Then for each of 50 random splits
-of the queries a half chooses and certifies a cascade, as `xopt cascade` does it, and the other half tests it. At the
-end all of them choose and certify, and that cascade is written into DIR.
+variant, which takes an hour on two cores for 100 each, and keeps that in SCORES.npz: where it was stopped, it goes on.
+With `--rescored 80` the reference scores the 80 that the variant ranks best, and the others keep the variant's score.
+Then for each of 50 random splits of the queries a half chooses and certifies a cascade, as `xopt cascade` does it, and
+the other half tests it. At the end all of them choose and certify, and that cascade is written into DIR.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.scorer import open_scorer
 
 Scores, Rows = NDArray[np.float32], NDArray[np.intp]
-CHUNK = 16  # queries between two looks at the clock
+CHUNK = 16  # queries that are scored before the file is written
 
 
 def read(folder: Path, depth: int) -> list[tuple[str, list[str]]]:
@@ -44,24 +44,26 @@ def read(folder: Path, depth: int) -> list[tuple[str, list[str]]]:
 def score(
     folder: ModelFolder, lists: list[tuple[str, list[str]]], variant: str, file: Path, rescored: int
 ) -> tuple[Scores, Scores]:
-    """The logits of the reference and of the variant, [queries, depth], from the file where it has them."""
-    if not file.is_file():
-        opened, reference = open_scorer(folder, variant), open_scorer(folder, "onnx-fp32")
-        parts: list[tuple[Scores, Scores]] = []
-        for first in range(0, len(lists), CHUNK):
-            some = lists[first : first + CHUNK]
-            scores = opened.score([(query, text) for query, texts in some for text in texts])
-            scores = scores.reshape(len(some), -1)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :rescored]
-            exact = [(query, texts[i]) for (query, texts), own in zip(some, best, strict=True) for i in own]
-            expected = scores.copy()
-            np.put_along_axis(expected, best, reference.score(exact).reshape(best.shape), 1)
-            parts.append((expected, scores))
-            print(first, flush=True)
-        references, made = (np.concatenate(each) for each in zip(*parts, strict=True))
-        np.savez(file, reference=references, scores=made)
-    kept = np.load(file)
-    return kept["reference"], kept["scores"]
+    """The logits of the reference and of the variant, [queries, depth], going on where the file ends."""
+    made = np.zeros((2, 0, len(lists[0][1])), np.float32)
+    if file.is_file():
+        kept = np.load(file)
+        made = np.stack([kept["reference"], kept["scores"]])
+    opened, reference = open_scorer(folder, variant), open_scorer(folder, "onnx-fp32")
+    while made.shape[1] < len(lists):
+        some = lists[made.shape[1] : made.shape[1] + CHUNK]
+        scores = opened.score([(query, text) for query, texts in some for text in texts])
+        scores = scores.reshape(len(some), -1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :rescored]
+        exact = [(query, texts[i]) for (query, texts), own in zip(some, best, strict=True) for i in own]
+        expected = scores.copy()
+        np.put_along_axis(expected, best, reference.score(exact).reshape(best.shape), 1)
+        made = np.concatenate([made, np.stack([expected, scores])], 1)
+        part = file.with_suffix(".part.npz")
+        np.savez(part, reference=made[0], scores=made[1])
+        part.replace(file)
+        print(f"{made.shape[1]} of {len(lists)} queries scored", flush=True)
+    return made[0, : len(lists)], made[1, : len(lists)]
 
 
 def arguments() -> argparse.Namespace:
@@ -88,8 +90,7 @@ def main() -> None:
     """Print each split's certificate, and what the other half lost."""
     given = arguments()
     folder, lists = ModelFolder.open(given.folder), read(given.scifact, given.depth)
-    if given.queries:
-        lists = [lists[row] for row in np.random.default_rng(11).permutation(len(lists))[: given.queries]]
+    lists = [lists[row] for row in np.random.default_rng(11).permutation(len(lists))[: given.queries]]
     reference, scores = score(folder, lists, given.variant, given.scores, given.rescored or given.depth)
     encoder = open_scorer(folder, given.variant).encoder
     parts = []
