@@ -87,6 +87,7 @@ def print_cascaded(out: Output, bench: Bench) -> None:
             loss, everything = interval(np.array(m.cascaded.losses)), planned.get(m.case.variant)
             faster = f", {m.pairs_per_s / everything:.2f} times {m.case.variant}/planned" if everything else ""
             lost = f"{loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] on {loss.queries} queries"
+            lost += f", {m.cascaded.seen} of which made the cascade" if m.cascaded.seen else ""
             out.line(f"{m.case}: {100 * m.cascaded.share:.0f} % of the pairs scored{faster}; loss against FP32 {lost}.")
 
 

@@ -166,7 +166,7 @@ def _cascades(results: Json) -> list[Json]:
         for m in bench["measured"]:
             if m["cascaded"]:
                 faster = m["ratio"] / planned[m["case"]["variant"]] if m["case"]["variant"] in planned else None
-                found.append({"name": _name(m), "ratio": m["ratio"], "faster": faster, **m["cascaded"]})
+                found.append({"name": _name(m), "ratio": m["ratio"], "faster": faster, "seen": 0, **m["cascaded"]})
     return found
 
 

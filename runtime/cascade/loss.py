@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.runtime.cascade.cascade import Cascade
-from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.data.quality import gains, rank_weights
 
 __all__ = ["Cascaded", "lost"]
@@ -38,18 +38,23 @@ def lost(
 
 @dataclass(frozen=True)
 class Cascaded:
-    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see `lost`."""
+    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see `lost`.
+
+    `seen` of the queries made the cascade: what was lost on those says little of others.
+    """
 
     share: float
     losses: tuple[float, ...]
+    seen: int
 
     @staticmethod
     def of(
         cascade: Cascade, candidates: Candidates, reference: NDArray[np.float32], scores: NDArray[np.float32]
     ) -> Cascaded:
         """Of the reference's scores of all pairs, and the cascade's, NaN where it did not score."""
-        own, losses = cascade.certificate, []
+        own, losses, seen = cascade.certificate, [], 0
         for rows in candidates.groups().values():
+            seen += query_hash(candidates.rows[rows.start].query) in own.seen
             ranking = np.argsort(np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable")
             losses.append(lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure))
-        return Cascaded(float(np.isfinite(scores).mean()), tuple(losses))
+        return Cascaded(float(np.isfinite(scores).mean()), tuple(losses), seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,9 +15,11 @@ from xopt.runtime.cascade.features import Bags, Evidence, Lexicon, given_feature
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Pair, Tokens
-from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
+from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 
 __all__ = ["Lists", "Stage", "open_stage", "pairs_of"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Stage:
             tokens = self.scorer.encode(pairs)
         if self.model:
             made = self.model.score_tokens(tokens) if tokens and self.shares_tokens else self.model.logits(pairs)
-            logits = self.ranking(checked(pairs, made))
+            logits = self._sound(self.ranking(made), bounds)
             for own, (start, stop) in zip(columns, bounds, strict=True):
                 own.append(logits[start:stop, None])
         if self.lexicon and tokens:
@@ -75,6 +78,22 @@ class Stage:
             (Evidence(np.concatenate(own, 1), its, size), tokens and tokens.taken(np.arange(*bound)))
             for own, its, bound in zip(columns, terms, bounds, strict=True)
         ]
+
+    def _sound(self, logits: NDArray[np.float32], bounds: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        """The cheaper model's logits, where one that is not finite counts as its query's best."""
+        unsound = ~np.isfinite(logits)
+        if not unsound.any():
+            return logits
+        log.warning(
+            "%d of %d scores of the cheaper model are not finite: those documents go among the first",
+            unsound.sum(),
+            len(logits),
+        )
+        logits = np.where(unsound, np.nan, logits)
+        for start, stop in bounds:
+            own = logits[start:stop]
+            own[np.isnan(own)] = np.nanmax(own) if np.isfinite(own).any() else 0
+        return logits
 
 
 def pairs_of(lists: Lists) -> list[Pair]:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import daft
@@ -20,6 +20,7 @@ from xopt.runtime.bench.bench import Case, bench
 from xopt.runtime.bench.in_daft import run_strategy
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.cascade.cascade import LEXICON, Cascade, Lists
+from xopt.runtime.cascade.stage import Stage
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -162,14 +163,16 @@ def test_a_dataframe_that_does_not_fit_is_refused(certified: tuple[ModelFolder, 
 def test_the_bench_runs_the_cascade(xopt: Xopt, tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path) -> None:
     certified = certify(tiny_copy, queries, "onnx-int8", max_loss=0.5, confidence=0.8)
     arguments = ("--strategy", "planned", "--strategy", "cascade", "--pairs", 60, "--repeat", 1)
-    out = tmp_path / "bench.json"
-    result = xopt("bench", tiny_copy.path, "--variant", "onnx-int8", *arguments, "--json", out)
+    out, data = tmp_path / "bench.json", tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(asdict(row)) + "\n" for row in queries.rows))
+    result = xopt("bench", tiny_copy.path, "--data", data, "--variant", "onnx-int8", *arguments, "--json", out)
     assert result.exit_code == 0, result.output
     cases = {f"{m['case']['variant']}/{m['case']['strategy']}": m for m in json.loads(out.read_text())["measured"]}
     assert set(cases) == {"torch-fp32/default", "onnx-int8/planned", "onnx-int8/cascade"}
     cascaded = cases["onnx-int8/cascade"]["cascaded"]
     assert 0.3 < cascaded["share"] < 1
-    assert len(cascaded["losses"]) == 2  # whole queries
+    assert (len(cascaded["losses"]), cascaded["seen"]) == (2, 2)  # whole queries
+    assert "on 2 queries, 2 of which made the cascade." in " ".join(result.stdout.split())
     assert "times onnx-int8/planned; loss against FP32" in result.stdout
     measured = json.loads(out.read_text())
     of_optimize = {"cascade": {"certified": plain(certified), "bench": measured}}
@@ -211,6 +214,21 @@ def test_the_command(
     assert (missing.exit_code, "no column 'tfidf', only" in missing.stderr) == (2, True)
     mixed = xopt("cascade", tiny_copy.path, "--data", data, "--check", "--top", 5)
     assert mixed.exit_code == 2
+
+
+def test_a_cheaper_model_s_score_that_is_not_finite_puts_its_document_first(
+    tiny: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    scorer, cheaper = open_scorer(tiny, "onnx-int8"), open_scorer(tiny, "onnx-fp32")
+
+    def ranking(logits: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(logits)) == 2, np.nan, np.arange(len(logits))).astype(np.float32)
+
+    stage = Stage(scorer, "model", model=cheaper, ranking=ranking)
+    lists = Lists(["a query", "another", "none"], [["one", "two"], ["three", "four"], []])
+    columns = [evidence.features[:, -1].tolist() for evidence, _ in stage.evidence(lists)]
+    assert columns == [[0, 1], [3, 3], []]
+    assert "1 of 4 scores of the cheaper model are not finite" in caplog.text
 
 
 def test_what_is_cut_is_counted(certified: tuple[ModelFolder, Certified]) -> None:
