@@ -46,12 +46,13 @@ def print_certified(out: Output, found: Certified) -> None:
             f"{found.variant}."
         )
         out.line(f"Certificate: {_promise(own)}.")
+        if own.first_stage == "demo":
+            out.line("Those are docstrings, the built-in data: of your own queries it says nothing; give --data.")
         out.line(
             f"On the {own.queries} queries that certified it lost {own.loss:.4f}, of which {found.variant} by itself "
             f"{found.variant_loss:.4f}. {found.chosen_with} others chose."
         )
-        python = f'open_cascade("{found.folder}").rank(query, documents, top_k={own.top})'
-        out.line(f"    from xopt.runtime import open_cascade; {python}")
+        out.line(f"    from xopt.runtime import open_cascade; {found.python}")
     out.line("")
     rows = [
         [f"{ORDERS[option.order]}, by {option.rule}", f"{100 * option.share:.0f} %", f"{100 * option.cost:.0f} %"]

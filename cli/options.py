@@ -133,10 +133,12 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_data(
         data: str, run: str | None, split: str | None, depth: int | None, queries: int | None, **rest: Any
     ) -> Any:
-        def read(first: str | None = None) -> Candidates:
+        def read(first: str | None = None, documents: bool = False) -> Candidates:
             from xopt.runtime.data.candidates import read_candidates
 
-            return read_candidates(data, run=run, split=split, depth=depth, queries=queries, first=first)
+            return read_candidates(
+                data, run=run, split=split, depth=depth, queries=queries, first=first, documents=documents
+            )
 
         return command(read=read, **rest)
 

@@ -19,7 +19,7 @@ from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
-from xopt.optimize.model.facts import encoder_facts, label_names, rank_label_of
+from xopt.optimize.model.facts import encoder_facts, label_names, rank_label_of, trained_with
 from xopt.optimize.model.parity import check_parity, check_tokens, expected_logits, pairs_for, short_pairs
 from xopt.optimize.model.portable import write_for_all_versions
 from xopt.optimize.model.source import (
@@ -94,6 +94,7 @@ def export(
         facts = encoder_facts(encoder, model)
         names = label_names(encoder.config.to_dict(), encoder.num_labels)
         facts["rank_label"] = rank_label_of(names, rank_label, source, model)
+        facts["trained_with"] = trained_with(source)
         pairs = pairs_for(encoder.tokenizer, facts["max_length"], facts["truncation"])
         short = short_pairs(encoder, pairs)
         expected = expected_logits(encoder, model, short)

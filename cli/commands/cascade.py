@@ -92,6 +92,7 @@ def cascade(
     from xopt.optimize.cascade.check import check
     from xopt.optimize.cascade.parts import ORDERS, default_variant
     from xopt.runtime.cascade.cascade import Cascade
+    from xopt.runtime.errors import BadInput
     from xopt.runtime.folder import MANIFEST, ModelFolder
 
     output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
@@ -106,6 +107,8 @@ def cascade(
         if in_expectation:
             refuse(("confidence",), "has no meaning in expectation")
         own = first in (None, *ORDERS) or (Path(str(first)) / MANIFEST).is_file()
+        if not own and (Path(str(first)).is_dir() or "/" in str(first)):
+            raise BadInput(f"--first {first}: no model folder; make one with `xopt export {first} -o SMALL`")
         column = None if own else first
         chosen = variant or default_variant(model, device)
         certified = certify(

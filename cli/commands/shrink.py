@@ -53,13 +53,14 @@ def shrink(
 
     Which layers stay is found by their agreement before the training. It learns, without labels, from the queries and
     documents of --data and from queries drawn from the documents; a fifth of the queries, 64 at most, shows what was
-    reached. SMALL is a model folder like any other: quantise it, validate it, or let it order for DIR with `xopt
+    reached. DATA may be documents alone, without a column query, or have one for each query: BM25 then finds others.
+    SMALL is a model folder like any other: quantise it, validate it, or let it order for DIR with `xopt
     cascade DIR --first SMALL`.
     """
     from xopt.optimize.shrink.shrink import shrink as run
     from xopt.runtime.folder import ModelFolder
 
     output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
-    result = run(model, out, layers, read(), minutes=minutes, device=device, threads=threads, force=force)
+    result = run(model, out, layers, read(documents=True), minutes=minutes, device=device, threads=threads, force=force)
     output.json(result)
     print_shrunk(output, result)

@@ -54,7 +54,13 @@ def try_cascade(
         for speed in (speeds[variant], max(speeds.get("onnx-fp32", 0), speeds["torch-fp32"]))
     )
     if minutes is not None and takes_s > 60 * minutes:
-        log.info("cascade: not tried, it takes %.0f minutes; `xopt cascade %s` does it", takes_s / 60, folder.path)
+        log.info(
+            "cascade: not tried, it takes %.0f minutes; `xopt cascade %s --data DATA` does it, on queries that did not "
+            "choose %s",
+            takes_s / 60,
+            folder.path,
+            variant,
+        )
         return None
     certified = certify(folder, candidates, variant, max_loss=MAX_LOSS, confidence=CONFIDENCE, device=device)
     if certified.cascade is None:

@@ -63,7 +63,7 @@ class Certified:
 
     `cascade` is None where nothing cheaper is safe: score everything. variant_loss: where everything is scored, by the
     variant. share: of a query's candidates, how many are scored, in the mean over queries. chosen_with: queries that
-    chose. pairs: of all queries.
+    chose. pairs: of all queries. python: what ranks by it.
     """
 
     folder: str
@@ -74,6 +74,7 @@ class Certified:
     share: Interval
     chosen_with: int
     pairs: int
+    python: str
 
 
 def certify(
@@ -103,6 +104,8 @@ def certify(
     """
     threads, error = threads or cores(), None if confidence is None else 1 - confidence
     choosing, others = candidates.split()
+    if not choosing.rows:
+        raise BadInput(f"{candidates.name}: a single query; give more, some to choose by and some to certify")
     cheaper = None if first in (None, *ORDERS) else ModelFolder.open(str(first), folder.trusted)
     judging = others.without(told(folder, variant, (cheaper, default_variant(cheaper, device)) if cheaper else None))
     _check(folder, judging, len(others.groups()) - len(judging.groups()), top, max_loss, error)
@@ -148,8 +151,11 @@ def certify(
         )
         cascade = Cascade(chosen.order, rule, variant, certificate)
         write_cascade(folder, cascade, stage.lexicon)
+    where = "" if device == "cpu" else f', device="{device}"'
+    scored = ", first_scores=scores" if chosen.order.with_score else ""
+    python = f'open_cascade("{folder.path}"{where}).rank(query, documents, top_k={top}{scored})'
     chose = len(choosing.groups())
-    return Certified(str(folder.path), variant, tuple(options), cascade, own, share, chose, len(both.rows))
+    return Certified(str(folder.path), variant, tuple(options), cascade, own, share, chose, len(both.rows), python)
 
 
 def _check(

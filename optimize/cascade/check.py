@@ -9,14 +9,17 @@ import numpy as np
 from xopt.optimize.cascade.parts import lists_of, told
 from xopt.optimize.judge.statistics import Gate, GateResult, Interval, hold, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
-from xopt.runtime.cascade.cascade import Certificate, open_cascade
+from xopt.runtime.cascade.cascade import Certificate, cheaper_of, open_cascade
 from xopt.runtime.cascade.loss import lost
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 
-__all__ = ["Checked", "check"]
+__all__ = ["Checked", "check", "gate_of"]
+
+# What one query more may lose where few have lost anything, see `Gate`: of DCG the worst ones lose a third.
+UNSEEN = {"dcg": 1 / 3, "top": 1.0}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def check(folder: ModelFolder, candidates: Candidates, threads: int | None = Non
     scorer = open_cascade(folder, threads=threads, device=device)
     certificate = scorer.cascade.certificate
     order = scorer.cascade.order
-    cheaper = (ModelFolder.open(order.model, folder.trusted), str(order.variant)) if order.model else None
+    cheaper = cheaper_of(folder, order) if order.model else None
     new = candidates.without({*certificate.seen, *told(folder, scorer.cascade.variant, cheaper)})
     if not new.rows:
         raise BadInput(f"{candidates.name}: all its queries were seen when the cascade was made; give other data")
@@ -54,13 +57,17 @@ def check(folder: ModelFolder, candidates: Candidates, threads: int | None = Non
         lost(expected[rows], each.ranking, np.isfinite(each.scores), certificate.top, certificate.measure)
         for rows, each in zip(groups, ranked, strict=True)
     ]
-    gate = Gate("loss", certificate.max_loss, at_most=True)
     return Checked(
         folder=str(folder.path),
         data=candidates.name,
         certificate=certificate,
         queries=len(groups),
         seen=len(candidates.groups()) - len(groups),
-        result=hold(gate, np.array(losses), same=False),
+        result=hold(gate_of(certificate), np.array(losses), same=False),
         share=interval(np.array([each.scored / len(each.scores) for each in ranked])),
     )
+
+
+def gate_of(certificate: Certificate) -> Gate:
+    """What new queries' losses are held against."""
+    return Gate("loss", certificate.max_loss, at_most=True, unseen=UNSEEN[certificate.measure])

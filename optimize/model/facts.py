@@ -17,7 +17,7 @@ from xopt.runtime.folder import MANIFEST
 from xopt.runtime.scoring.backends.network import decodes, reads_last
 from xopt.runtime.scoring.encode import Pair, render
 
-__all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of"]
+__all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of", "trained_with"]
 
 UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
 MARKS = {"\ue000query\ue001": "query", "\ue000document\ue001": "document"}  # texts to be found again in a template
@@ -115,6 +115,13 @@ def rank_label_of(names: list[str], asked: str | None, source: Path, given: str)
             "name or number, A-B for the difference of two, or none"
         )
     return list(meant.pop())
+
+
+def trained_with(source: Path) -> list[str]:
+    """Hashes of the queries that trained `source`, where that is a model folder of `xopt shrink`."""
+    known = source / MANIFEST
+    hashes = json.loads(known.read_text(encoding="utf-8")).get("trained_with") if known.is_file() else None
+    return [str(hash_) for hash_ in hashes or ()]
 
 
 def label_names(config: dict[str, Any], labels: int) -> list[str]:

@@ -70,6 +70,8 @@ def gather(values: Sequence[Json]) -> Json:
             found[name] = value.get(name) or found[name]
     for bench in found["benches"]:
         _check(bench["measured"][0], ("case", "ratio", "explained", "rounds", "cascaded"))
+    if found["cascade"] and found["cascade"]["certified"]["cascade"]:
+        _check(found["cascade"]["certified"], ("python", "folder", "cascade"))
     for validation in found["validations"]:
         _check(validation["judged"][0], ("name", "verdict", "measures", "gates", "losses"))
     return found
@@ -166,7 +168,7 @@ def _cascades(results: Json) -> list[Json]:
         for m in bench["measured"]:
             if m["cascaded"]:
                 faster = m["ratio"] / planned[m["case"]["variant"]] if m["case"]["variant"] in planned else None
-                found.append({"name": _name(m), "ratio": m["ratio"], "faster": faster, "seen": 0, **m["cascaded"]})
+                found.append({"name": _name(m), "ratio": m["ratio"], "faster": faster, "seen": "", **m["cascaded"]})
     return found
 
 

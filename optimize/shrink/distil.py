@@ -75,7 +75,8 @@ def distil(
     Hofstaetter et al. 2020, arXiv:2010.02666), its mean logit too, with little weight, which keeps the scale. Each
     layer is to hand on, of all tokens, what the next one that was kept used to get, the last one what the head got
     (layer by layer as in "TinyBERT", Jiao et al. 2020, arXiv:1909.10351): one logit a pair teaches too little. Word
-    embeddings stay as they are: their gradients cost more than a layer. With `mixed`, products are of bfloat16. Both
+    embeddings stay as they are, whose gradients cost more than a layer, and so do those that a language model's logits
+    come from: of them the network has but the tokens that are compared. With `mixed`, products are of bfloat16. Both
     encoders are changed and of no use afterwards but for their weights.
     """
     holder, name = layers_of(teacher, "")
@@ -84,8 +85,9 @@ def distil(
     taught = _Watched(Network(teacher.to(device)), [whole[i - 1] for i in before])
     holder, name = layers_of(student, "")
     learning = _Watched(Network(student.to(device)), list(getattr(holder, name)))
-    for parameter in student.model.get_input_embeddings().parameters():
-        parameter.requires_grad_(False)
+    for part in (student.model.get_input_embeddings(), student.model.get_output_embeddings()):
+        if part is not None:
+            part.requires_grad_(False)
     weights = [parameter for parameter in student.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=DECAY)
     student.eval()  # without dropout; gradients flow all the same

@@ -46,25 +46,27 @@ def keep_layers(encoder: Any, kept: Sequence[int], given: str) -> None:
         config.layer_types = [config.layer_types[i] for i in kept]
 
 
-def sets_tried(layers: int, keep: int) -> int:
+def sets_tried(layers: int, keep: int, fixed: int = 0) -> int:
     """How many sets `search_layers` tries."""
-    every = math.comb(layers, keep)
-    return every if every <= MOST_TRIED else sum(range(keep + 1, layers + 1))
+    every = math.comb(layers - fixed, keep - fixed)
+    return every if every <= MOST_TRIED else sum(range(keep - fixed + 1, layers - fixed + 1))
 
 
-def search_layers(layers: int, keep: int, agreement: Callable[[Kept], float]) -> tuple[Kept, float]:
+def search_layers(layers: int, keep: int, agreement: Callable[[Kept], float], fixed: int = 0) -> tuple[Kept, float]:
     """Which `keep` of the layers agree best with all of them, without any training, and how well.
 
-    All sets are tried where they are few; else the layer that is missed least is left out, until enough are.
+    The first `fixed` of them stay. All sets are tried where they are few; else the layer that is missed least is left
+    out, until enough are.
     """
-    if math.comb(layers, keep) <= MOST_TRIED:
-        tried = {kept: agreement(kept) for kept in itertools.combinations(range(layers), keep)}
+    stay, rest = tuple(range(fixed)), range(fixed, layers)
+    if math.comb(len(rest), keep - fixed) <= MOST_TRIED:
+        tried = {stay + own: agreement(stay + own) for own in itertools.combinations(rest, keep - fixed)}
         best = max(tried, key=lambda kept: tried[kept])
         return best, tried[best]
-    kept = tuple(range(layers))
+    kept = (*stay, *rest)
     value = 1.0
     while len(kept) > keep:
-        fewer = {k: agreement(k) for k in (kept[:i] + kept[i + 1 :] for i in range(len(kept)))}
+        fewer = {k: agreement(k) for k in (kept[:i] + kept[i + 1 :] for i in range(fixed, len(kept)))}
         kept = max(fewer, key=lambda each: fewer[each])
         value = fewer[kept]
         log.info("shrink: %d layers left, agreement %.3f", len(kept), value)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
-from xopt.runtime.data.bm25 import bm25_ranking
-from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.data.bm25 import UNSPACED, bm25_ranking
+from xopt.runtime.data.candidates import Candidates, Row
+from xopt.runtime.errors import BadInput
 
-__all__ = ["List", "draw_lists", "own_lists"]
+__all__ = ["List", "draw_lists", "own_lists", "ranked"]
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,38 @@ DOCUMENTS = 8  # of a list
 POOL = 50  # of BM25's best that a drawn query's documents come from
 WORDS = (4, 24)  # of a drawn query
 MOST_DOCUMENTS = 20_000  # that queries are drawn from
-SENTENCE = re.compile(r"(?<=[.!?。！？\n])\s+")
+DRAWN_QUERIES = 320  # of documents that come without any
+SENTENCE = re.compile(r"(?<=[.!?\n])\s+|(?<=[。！？])\s*")
+
+
+def ranked(candidates: Candidates) -> Candidates:
+    """Candidates that rank something: those given, where any query has two documents.
+
+    Else each query gets BM25's best of all documents, its own among them; where no row has a query, sentences are drawn
+    from the documents. Raises BadInput where there are too few of those.
+    """
+    given = any(row.query for row in candidates.rows)
+    if given and len(candidates.groups()) < len(candidates.rows):
+        return candidates
+    first = {row.text: row for row in reversed(candidates.rows)}
+    texts = list(first)
+    places = {text: place for place, text in enumerate(texts)}
+    if given:
+        asked = [(row.query_id, row.query, places[row.text]) for row in candidates.rows]
+    else:
+        drawn = _sentences(texts, DRAWN_QUERIES, np.random.default_rng(1))
+        asked = [(f"drawn {number}", query, place) for number, (place, query) in enumerate(drawn)]
+    if len(texts) < POOL or not asked:
+        raise BadInput(
+            f"{candidates.name}: no query has two documents to rank, and BM25 needs {POOL} documents to find others "
+            f"among, not {len(texts)}, with sentences of {WORDS[0]} to {WORDS[1]} words where there are no queries"
+        )
+    rows = []
+    for (query_id, query, own), ranking in zip(asked, bm25_ranking(texts, [q for _, q, _ in asked], POOL), strict=True):
+        best = ranking if own in ranking else [*ranking[:-1], own]
+        rows += [Row(query_id, query, first[texts[i]].doc_id, texts[i]) for i in best]
+    log.info("shrink: %d %s, BM25's best %d documents each", len(asked), "queries" if given else "drawn queries", POOL)
+    return Candidates(candidates.name, tuple(rows), candidates.qrels)
 
 
 def own_lists(candidates: Candidates, rng: np.random.Generator) -> list[List]:
@@ -39,18 +71,15 @@ def _apart(places: list[int]) -> Iterator[list[int]]:
         yield places[start : start + DOCUMENTS]
 
 
-def draw_lists(candidates: Candidates, count: int, rng: np.random.Generator) -> list[List]:
+def draw_lists(candidates: Candidates, count: int, rng: np.random.Generator, but: Collection[str] = ()) -> list[List]:
     """So many queries drawn from the documents, a sentence each, with documents that BM25 finds for it.
 
-    The sentence's own document is among them. Fewer where the documents have not so many sentences.
+    The sentence's own document is among them. Fewer where the documents have not so many sentences. None is one of the
+    queries `but`.
     """
     texts = list(dict.fromkeys(row.text for row in candidates.rows))
     texts = [texts[i] for i in rng.permutation(len(texts))[:MOST_DOCUMENTS]]
-    sentences = []
-    for place, text in enumerate(texts):
-        fitting = [each for each in SENTENCE.split(text) if WORDS[0] <= len(each.split()) <= WORDS[1]]
-        sentences += [(place, each) for each in rng.permutation(fitting)[: 1 + count // max(1, len(texts))].tolist()]
-    chosen = [sentences[i] for i in rng.permutation(len(sentences))[:count]]
+    chosen = [(place, query) for place, query in _sentences(texts, count, rng) if query not in but]
     if not chosen or len(texts) <= DOCUMENTS:
         return []
     lists = []
@@ -59,3 +88,17 @@ def draw_lists(candidates: Candidates, count: int, rng: np.random.Generator) -> 
         drawn = rng.permutation(len(others))[: DOCUMENTS - 1]
         lists.append((query, [texts[place], *(texts[others[i]] for i in drawn)]))
     return lists
+
+
+def _sentences(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[tuple[int, str]]:
+    """So many sentences that could be queries, each with its text's place: about as many of each text."""
+    sentences = []
+    for place, text in enumerate(texts):
+        fitting = [each for each in SENTENCE.split(text) if WORDS[0] <= _words(each) <= WORDS[1]]
+        sentences += [(place, each) for each in rng.permutation(fitting)[: 1 + count // max(1, len(texts))].tolist()]
+    return [sentences[i] for i in rng.permutation(len(sentences))[:count]]
+
+
+def _words(text: str) -> int:
+    """How many words; where they are not set apart, two characters are one."""
+    return len(UNSPACED.sub(" ", text).split()) + sum(len(run) for run in UNSPACED.findall(text)) // 2

@@ -21,7 +21,7 @@ from xopt.optimize.export import check_place, export
 from xopt.optimize.judge.statistics import Interval, interval
 from xopt.optimize.shrink.distil import Distilled, batch, distil
 from xopt.optimize.shrink.layers import keep_layers, layers_of, search_layers, sets_tried
-from xopt.optimize.shrink.lists import List, draw_lists, own_lists
+from xopt.optimize.shrink.lists import List, draw_lists, own_lists, ranked
 from xopt.optimize.validate import EXACT_VARIANT
 from xopt.runtime.bench.reference import REFERENCE
 from xopt.runtime.data.agreement import agreement_by_query
@@ -40,6 +40,7 @@ __all__ = ["Shrunk", "shrink"]
 log = logging.getLogger(__name__)
 
 SEARCHED = 12, 25  # queries, and documents of each, that sets of layers are compared on
+JUDGED = 100  # documents of each query that show what was reached
 MEASURES = ("tau", "top10", "dcg10_loss")
 TOKENS = 192  # of a pair to learn from: longer ones are cut, for the teacher too
 DRAWN = 4  # times as many drawn queries as there are lists of the data's own
@@ -84,27 +85,37 @@ def shrink(
 
     Which layers is found by their agreement before the training. It learns from the data's queries and documents, and
     from queries that are drawn from the documents; a part of the queries, `Candidates.split`, chooses the layers and
-    shows what was reached, and is not learned from. Raises BadInput where there are no such layers to leave out, before
-    anything is trained.
+    shows what was reached, and is not learned from. See `xopt.optimize.shrink.lists.ranked` for documents without
+    queries, or with one each. Raises BadInput where there are no such layers to leave out, before anything is trained.
     """
     check_device(device)
     check_place(out, force)
     torch.set_num_threads(threads or cores())
     given, own = str(folder.path), folder.manifest
+    if out.resolve() == folder.path.resolve():
+        raise BadInput(f"{out}: is the model that is to be shrunk; choose another folder with -o")
+    if not own.ranks:
+        raise BadInput(f"{given}: has {own.labels} labels, and none that ranks; see --rank-label")
     teacher = load_encoder(folder.path, trusted=folder.trusted)
     holder, name = layers_of(teacher, given)
     whole = len(getattr(holder, name))
     if not 0 < layers < whole:
         raise BadInput(f"--layers {layers}: {given} has {whole}; keep at least one of them, and not all")
-    held_out, learning = candidates.split()
+    held_out, learning = ranked(candidates).split()
     if not held_out.rows:
         raise BadInput(f"{candidates.name}: a single query; give more, some to learn from and some to judge by")
-    kept, untrained = _search(folder, layers, held_out, device)
+    held_out, some = held_out.cut(JUDGED), held_out.pairs[:4]
+    if not _reloads(folder, (0, *range(whole - layers + 1, whole)), some):
+        raise _of_kinds(given)
+    fixed = 0 if _reloads(folder, tuple(range(whole - layers, whole)), some) else 1
+    kept, untrained = _search(folder, layers, held_out, device, fixed)
     log.info("shrink: layers %s of %d, tau-b %.3f before training", [i + 1 for i in kept], whole, untrained)
-    _check_reload(folder, kept, held_out.pairs[:4])
+    if not _reloads(folder, kept, some):
+        raise _of_kinds(given)
     rng = np.random.default_rng(0)
     lists = own_lists(learning, rng)
-    drawn = draw_lists(learning, max(FEWEST_DRAWN, DRAWN * len(lists)), rng)
+    queries = {row.query for row in held_out.rows}
+    drawn = draw_lists(learning, max(FEWEST_DRAWN, DRAWN * len(lists)), rng, queries)
     log.info("shrink: %d lists of the data's queries, %d of drawn ones, %g minutes", len(lists), len(drawn), minutes)
     student = load_encoder(folder.path, trusted=folder.trusted)
     keep_layers(student, kept, given)
@@ -113,15 +124,17 @@ def shrink(
     done = distil(teacher, student, kept, _forever(lists, drawn, rng), encoder, 60 * minutes, device, mixed)
     made = _write(folder, out, kept, student, force)
     source = {"model": given, "sha256": own.files.get(WEIGHTS, ""), "layers": str([i + 1 for i in kept])}
-    seen = sorted({query_hash(row.query) for row in learning.rows})
+    seen = sorted({query_hash(row.query) for row in learning.rows} | set(own.trained_with))
     made = made.write(lambda manifest: replace(manifest, source=source, trained_with=seen))
-    measures = _measures(folder, made, held_out, threads)
+    measures = _measures(folder, made, held_out, threads, device)
     counts = len(lists), len(drawn), len(held_out.groups())
     return Shrunk(str(made.path), given, whole, kept, untrained, done, *counts, measures)
 
 
-def _search(folder: ModelFolder, layers: int, candidates: Candidates, device: str) -> tuple[tuple[int, ...], float]:
-    """Which layers agree best with all of them, and their tau-b."""
+def _search(
+    folder: ModelFolder, layers: int, candidates: Candidates, device: str, fixed: int
+) -> tuple[tuple[int, ...], float]:
+    """Which layers agree best with all of them, and their tau-b; the first `fixed` stay."""
     few = candidates.between(0, SEARCHED[0]).cut(SEARCHED[1])
     network = Network(load_encoder(folder.path, trusted=folder.trusted)).to(device).eval()
     holder, name = layers_of(network.encoder, str(folder.path))
@@ -131,15 +144,22 @@ def _search(folder: ModelFolder, layers: int, candidates: Candidates, device: st
         setattr(holder, name, torch.nn.ModuleList([whole[i] for i in kept]))
         return folder.manifest.ranking(_score(network, encoder, few.pairs, device))
 
-    start, sets = time.monotonic(), sets_tried(len(whole), layers)
+    start, sets = time.monotonic(), sets_tried(len(whole), layers, fixed)
     reference = scores(tuple(range(len(whole))))
-    at_most = math.ceil(sets * (time.monotonic() - start) / 60)
-    log.info("shrink: trying %d sets of layers on %d pairs, %d minutes at most", sets, len(few.rows), at_most)
+    minutes = (time.monotonic() - start) / 60
+    log.info(
+        "shrink: trying %d sets of layers on %d pairs, %d minutes at most; %d to score %d pairs with both at the end",
+        sets,
+        len(few.rows),
+        math.ceil(sets * minutes),
+        math.ceil(2 * minutes * len(candidates.rows) / len(few.rows)),
+        len(candidates.rows),
+    )
 
     def agreement(kept: tuple[int, ...]) -> float:
         return float(np.nanmean(agreement_by_query(few, reference, scores(kept))["tau"]))
 
-    return search_layers(len(whole), layers, agreement)
+    return search_layers(len(whole), layers, agreement, fixed)
 
 
 def _score(network: Network, encoder: Encoder, pairs: Sequence[Pair], device: str) -> NDArray[np.float32]:
@@ -179,18 +199,19 @@ def _saved(folder: ModelFolder, kept: tuple[int, ...], weights: dict[str, Any] |
         yield Path(scratch)
 
 
-def _check_reload(folder: ModelFolder, kept: tuple[int, ...], pairs: Sequence[Pair]) -> None:
-    """Raises BadInput where a network without the other layers is another one once it is saved and loaded."""
+def _reloads(folder: ModelFolder, kept: tuple[int, ...], pairs: Sequence[Pair]) -> bool:
+    """Whether a network without the other layers is the same one when it is saved and loaded."""
     encoder = load_encoder(folder.path, trusted=folder.trusted)
     keep_layers(encoder, kept, str(folder.path))
     own = Encoder(folder)
     expected = _score(Network(encoder).eval(), own, pairs, "cpu")
     with _saved(folder, kept, None) as saved:
         found = _score(Network(load_encoder(saved, trusted=folder.trusted)).eval(), own, pairs, "cpu")
-    if not np.abs(found - expected).max() <= SAME:
-        raise BadInput(
-            f"{folder.path}: its layers are of different kinds by their place, and cannot be left out one by one"
-        )
+    return bool(np.abs(found - expected).max() <= SAME)
+
+
+def _of_kinds(given: str) -> BadInput:
+    return BadInput(f"{given}: its layers are of different kinds by their place, and cannot be left out one by one")
 
 
 def _write(folder: ModelFolder, out: Path, kept: tuple[int, ...], student: Any, force: bool) -> ModelFolder:
@@ -208,11 +229,11 @@ def _write(folder: ModelFolder, out: Path, kept: tuple[int, ...], student: Any, 
 
 
 def _measures(
-    larger: ModelFolder, smaller: ModelFolder, candidates: Candidates, threads: int | None
+    larger: ModelFolder, smaller: ModelFolder, candidates: Candidates, threads: int | None, device: str
 ) -> dict[str, Interval]:
-    exact = EXACT_VARIANT if EXACT_VARIANT in smaller.manifest.variants else REFERENCE
+    exact = EXACT_VARIANT if EXACT_VARIANT in smaller.manifest.variants and device == "cpu" else REFERENCE
     expected, found = (
-        each.manifest.ranking(open_scorer(each, exact, threads=threads).score(candidates.pairs))
+        each.manifest.ranking(open_scorer(each, exact, threads=threads, device=device).score(candidates.pairs))
         for each in (larger, smaller)
     )
     by_query = agreement_by_query(candidates, expected, found)

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 from xopt.runtime.scoring.stages import Stages
 
-__all__ = ["LEXICON", "Cascade", "CascadeScorer", "Certificate", "Lists", "Ranked", "open_cascade"]
+__all__ = ["LEXICON", "Cascade", "CascadeScorer", "Certificate", "Lists", "Ranked", "cheaper_of", "open_cascade"]
 
 LEXICON = "cascade.safetensors"
 log = logging.getLogger(__name__)
@@ -233,13 +234,21 @@ def open_cascade(
     lexicon = None
     if cascade.order.kind != "given":
         lexicon = Lexicon.load(model.checked(LEXICON, f"make it again with `xopt cascade {model.path} --data DATA`"))
-    cheaper = _cheaper(model, cascade.order) if cascade.order.model else None
+    cheaper = cheaper_of(model, cascade.order) if cascade.order.model else None
     stage = open_stage(scorer, cascade.order.kind, lexicon, cheaper, threads, device)
     return CascadeScorer(model, scorer, stage, cascade)
 
 
-def _cheaper(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:
-    cheaper = ModelFolder.open(str(order.model), folder.trusted)
+def cheaper_of(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:
+    """The cheaper model that a cascade's order goes by, and its variant, as they were: where it was, or beside DIR."""
+    places = (Path(str(order.model)), folder.path.resolve().parent / Path(str(order.model)).name)
+    place = next((each for each in places if each.is_dir()), None)
+    if place is None:
+        raise BadInput(
+            f"{order.model}: no such folder, nor one of that name beside {folder.path}, whose cascade goes by it; make "
+            f"that again with `xopt cascade {folder.path} --first SMALL --data DATA`"
+        )
+    cheaper = ModelFolder.open(place, folder.trusted)
     variant = cheaper.variant(str(order.variant))
     if cheaper.manifest.files[variant.file] != order.sha256:
         raise BadInput(

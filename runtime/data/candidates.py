@@ -163,6 +163,7 @@ def read_candidates(
     depth: int | None = None,
     queries: int | None = None,
     first: str | None = None,
+    documents: bool = False,
 ) -> Candidates:
     """Read candidates from `data`.
 
@@ -172,7 +173,8 @@ def read_candidates(
     `hf:ID[:CONFIG]`, a Hugging Face dataset with a split: a pair a row in the columns query and text (or title, or
     both) and, where there are any, query_id, doc_id and relevance, cut to `depth` a query where it is given. Text
     files may be gzipped. `queries` draws so many queries, always the same. `first` names a column of a table with
-    the first stage's scores, which rows keep. How each field is read: docs/data.md.
+    the first stage's scores, which rows keep. With `documents` a table needs no column query, and all its rows are of
+    one that is empty. How each field is read: docs/data.md.
     Raises BadInput where the data is missing, empty or has a bad row; a warning counts what is left out.
     """
     path = Path(data)
@@ -189,9 +191,9 @@ def read_candidates(
         elif data == DEMO:
             found = demo_candidates()
         elif data.startswith("hf:"):
-            found = _from_rows(data, read_hf(data.removeprefix("hf:"), split or SPLIT), first)
+            found = _from_rows(data, read_hf(data.removeprefix("hf:"), split or SPLIT), first, documents)
         elif path.exists():
-            found = _from_rows(path.name, read_rows(path), first)
+            found = _from_rows(path.name, read_rows(path), first, documents)
         else:
             raise BadInput(
                 f"{data}: no such file or folder; give `demo`, a BEIR folder, irds:ID, hf:ID, "
@@ -246,16 +248,16 @@ def _collection(data: str, run: str | None, split: str, depth: int) -> Candidate
     return Candidates(collection.name, tuple(rows), {q: j for q, j in collection.qrels.items() if q in ranked})
 
 
-def _from_rows(name: str, rows: Iterable[Values], first: str | None = None) -> Candidates:
+def _from_rows(name: str, rows: Iterable[Values], first: str | None, no_query: bool) -> Candidates:
     queries, documents = Texts("query"), Texts("document")
     by_query: dict[str, list[Row]] = {}
     judgements = Judgements()
     seen: dict[tuple[str, str], str] = {}
     for number, (where, values) in enumerate(rows, start=1):
-        lacking = next((column for column in TEXTS if column not in values), None)
+        lacking = next((column for column in TEXTS[no_query:] if column not in values), None)
         if lacking and not (lacking == "text" and "title" in values):
             raise BadInput(f"{where}: no {lacking}, only {', '.join(map(str, values))}; each row needs query and text")
-        query = query_of(values["query"], "query", where)
+        query = query_of(values["query"], "query", where) if "query" in values else ""
         text = document_of(values.get("title"), values.get("text"), where)
         query_id, doc_id = (
             id_of(values[column], column, where) if column in values else default

@@ -26,7 +26,10 @@ __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
 
 log = logging.getLogger(__name__)
 
-SAMPLES, SAMPLE_ROWS = 8, 64  # places in the inputs, and rows at each, by which a preview tells how long it will take
+# Places in the inputs, and rows at each, by which a preview tells how long it will take. A cascade scores a small part
+# of long lists and all of short ones, and so sees whole ones.
+SAMPLE = 8, 64
+CASCADE_SAMPLE = 2, 1000
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def preview(
     with tempfile.TemporaryDirectory(prefix="xopt-preview-") as scratch:
         planned = request.planned(Path(scratch), how.device)
         scorer = PartScorer(request.work(planned, how))
-        sample = _sample(planned.parts)
+        sample = _sample(planned.parts, *(CASCADE_SAMPLE if asked.cascade else SAMPLE))
         scorer.scored(scorer.read(sample[0])[1])  # the first forwards of a shape are slow
         start = time.monotonic()
         rows = sum(len(scorer.scored(scorer.read(part)[1])[0]) for part in sample)
@@ -209,8 +212,8 @@ def preview(
     return Preview(out, variant, names, planned.rows, left, planned.gathered, len(planned.parts), rate, left / rate)
 
 
-def _sample(parts: Sequence[Sequence[tuple[int, int, int]]]) -> list[Part]:
-    """The first rows of some parts."""
-    chosen = np.unique(np.linspace(0, len(parts) - 1, SAMPLES).astype(int))
+def _sample(parts: Sequence[Sequence[tuple[int, int, int]]], places: int, most: int) -> list[Part]:
+    """The first rows of some parts, so many at most."""
+    chosen = np.unique(np.linspace(0, len(parts) - 1, places).astype(int))
     firsts = [parts[number][0] for number in chosen]
-    return [Part(int(n), ((f, a, min(b, a + SAMPLE_ROWS)),)) for n, (f, a, b) in zip(chosen, firsts, strict=True)]
+    return [Part(int(n), ((f, a, min(b, a + most)),)) for n, (f, a, b) in zip(chosen, firsts, strict=True)]

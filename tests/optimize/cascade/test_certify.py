@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ from tiny import make_tiny
 
 from xopt.optimize.cascade.attempt import try_cascade
 from xopt.optimize.cascade.certify import Certified, certify, cheapest, fit_first
-from xopt.optimize.cascade.check import check
+from xopt.optimize.cascade.check import check, gate_of
 from xopt.optimize.cascade.fit import Query, fit_order
 from xopt.optimize.cascade.parts import lists_of
 from xopt.optimize.cascade.walk import walk
 from xopt.optimize.export import export
+from xopt.optimize.judge.statistics import hold
 from xopt.runtime import open_cascade, open_scorer
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.features import Evidence
@@ -147,6 +149,8 @@ def test_too_few_queries_are_known_before_the_work(demo_copy: ModelFolder, queri
     before = demo_copy.manifest
     with pytest.raises(BadInput, match=r"26 queries .* takes 299 .*; give more queries, or --max-loss 0\.11 or more$"):
         certify(demo_copy, queries, "onnx-int8")
+    with pytest.raises(BadInput, match="a single query; give more"):
+        certify(demo_copy, queries.between(0, 1), "onnx-int8", max_loss=0.5, confidence=None)
     with pytest.raises(BadInput, match="25 candidates a query"):
         certify(demo_copy, queries, "onnx-int8", top=20, **LOOSE)
     assert ModelFolder.open(demo_copy.path).manifest == before
@@ -160,6 +164,27 @@ def test_a_certificate_holds_on_queries_like_its_own_and_not_on_others(
     assert (held.result.verdict, held.seen) == ("pass", 0)
     with pytest.raises(BadInput, match="all its queries were seen"):
         check(folder, queries)
+
+
+@pytest.mark.parametrize(
+    ("measure", "losses", "verdict"),
+    [
+        ("dcg", [0.3], "undecided"),  # the mean is what was certified: a query may lose more
+        ("dcg", [0.02, 0.021], "undecided"),
+        ("dcg", [0.0] * 12, "undecided"),  # where one in twenty loses, twelve hardly show it
+        ("dcg", [0.0] * 200, "pass"),
+        ("dcg", [0.1, 0.2, 0.3, 0.2] * 8, "fail"),
+        ("top", [0.0] * 100, "undecided"),
+        ("top", [0.0] * 300, "pass"),
+        ("top", [1.0, 0.0, 0.0] * 10, "fail"),
+    ],
+)
+def test_few_queries_neither_show_nor_violate_a_certificate(
+    certified: tuple[ModelFolder, Certified], measure: str, losses: list[float], verdict: str
+) -> None:
+    assert certified[1].cascade is not None
+    certificate = replace(certified[1].cascade.certificate, measure=measure, max_loss=0.01)
+    assert hold(gate_of(certificate), np.array(losses), same=False).verdict == verdict
 
 
 def test_a_violated_certificate_is_caught(
@@ -203,7 +228,12 @@ def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
     scorer = open_cascade(tiny_copy.path)
     assert not scorer.stage.shares_tokens
     assert len(scorer.rank("search engine", ["ranking models", "a query"])) == 2
-    shutil.rmtree(cheap)
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_copy.path, moved / "tiny-xopt")
+    shutil.move(cheap, moved / "cheap-xopt")
+    assert open_cascade(moved / "tiny-xopt").stage.model is not None
+    with pytest.raises(BadInput, match="cheap-xopt: no such folder, nor one of that name beside"):
+        open_cascade(tiny_copy.path)
     export(str(make_tiny(tmp_path / "another", architecture="roberta", intermediate_size=96)), cheap)
     with pytest.raises(BadInput, match="is not what the cascade of"):
         open_cascade(tiny_copy.path)

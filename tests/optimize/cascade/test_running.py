@@ -209,9 +209,12 @@ def test_the_command(
     made = xopt("cascade", tiny_copy.path, "--data", data, "--first", "bm25", "--max-loss", 0.5, "--in-expectation")
     assert made.exit_code == 0, made.output
     assert "Certificate: on queries like those of rows.jsonl, 25 candidates each, at most 0.5" in made.stdout
+    assert "rank(query, documents, top_k=10, first_scores=scores)" in "".join(made.stdout.splitlines())
     assert Cascade.of(ModelFolder.open(tiny_copy.path)).certificate.column == "bm25"
     missing = xopt("cascade", tiny_copy.path, "--data", data, "--first", "tfidf", "--max-loss", 0.5)
     assert (missing.exit_code, "no column 'tfidf', only" in missing.stderr) == (2, True)
+    unknown = xopt("cascade", tiny_copy.path, "--first", tmp_path, "--data", data)
+    assert (unknown.exit_code, "no model folder; make one with `xopt export" in unknown.stderr) == (2, True)
     mixed = xopt("cascade", tiny_copy.path, "--data", data, "--check", "--top", 5)
     assert mixed.exit_code == 2
 

@@ -18,10 +18,10 @@ from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.optimize.shrink import distil
 from xopt.optimize.shrink.distil import batch
 from xopt.optimize.shrink.layers import search_layers, sets_tried
-from xopt.optimize.shrink.lists import DOCUMENTS, WORDS, draw_lists, own_lists
-from xopt.optimize.shrink.shrink import _check_reload, shrink
+from xopt.optimize.shrink.lists import DOCUMENTS, POOL, WORDS, draw_lists, own_lists, ranked
+from xopt.optimize.shrink.shrink import _reloads, shrink
 from xopt.runtime import open_scorer
-from xopt.runtime.data.candidates import Candidates, demo_candidates, query_hash
+from xopt.runtime.data.candidates import Candidates, Row, demo_candidates, query_hash, read_candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.backends.network import Network, load_encoder
@@ -46,6 +46,9 @@ def test_the_best_set_of_layers_is_found() -> None:
         tried.append(kept)
         return float(many[list(kept)].sum())
 
+    fixed, _ = search_layers(5, 3, lambda kept: -float(worth[list(kept)].sum()), fixed=1)
+    assert (fixed, sets_tried(5, 3, fixed=1)) == ((0, 1, 3), 6)
+    assert search_layers(16, 5, lambda kept: float(sum(kept)), fixed=1)[0] == (0, 12, 13, 14, 15)
     kept, value = search_layers(16, 5, agreement)
     assert (len(tried), sets_tried(5, 3)) == (sets_tried(16, 5), 10)
     assert sorted(many[list(kept)]) == [11, 12, 13, 14, 15]
@@ -65,6 +68,48 @@ def test_lists_have_documents_of_their_query_and_sentences_those_that_are_like_t
         assert WORDS[0] <= len(query.split()) <= WORDS[1]
         assert len(set(texts)) == len(texts) <= DOCUMENTS
     assert draw_lists(Candidates("one", queries.rows[:1]), 40, np.random.default_rng(0)) == []
+
+
+TEXTS = [
+    f"The {subject} engine ranks {thing}. A query finds the {thing} of every {subject}. It is short."
+    for subject in ("search", "index", "table", "paper", "model", "score", "shard")
+    for thing in ("documents", "passages", "tables", "sentences", "titles", "answers", "lists", "words")
+]
+
+
+def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(queries: Candidates, tmp_path: Path) -> None:
+    assert ranked(queries) is queries
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    with pytest.raises(BadInput, match="each row needs query and text"):
+        read_candidates(str(file))
+    drawn = ranked(read_candidates(str(file), documents=True))
+    groups = drawn.groups()
+    assert len(groups) == 112  # two sentences each: the third has too few words
+    assert {rows.stop - rows.start for rows in groups.values()} == {POOL}
+    for rows in groups.values():
+        assert any(row.query in row.text for row in drawn.rows[rows])
+    held_out, learning = drawn.split()
+    asked = {row.query for row in held_out.rows}
+    lists = draw_lists(learning, 1000, np.random.default_rng(0), asked)
+    assert lists
+    assert not asked & {query for query, _ in lists}
+    rows = tuple(Row(str(i), text.split(". ")[1], f"d{i}", text) for i, text in enumerate(TEXTS))
+    pairs = ranked(Candidates("pairs", rows, {"3": {"d3": 1}}))
+    assert list(pairs.groups()) == [row.query_id for row in rows]
+    assert pairs.qrels == {"3": {"d3": 1}}
+    for row in rows:
+        own = [each.doc_id for each in pairs.rows[pairs.groups()[row.query_id]]]
+        assert row.doc_id in own
+        assert len(set(own)) == len(own) == POOL
+
+
+def test_sentences_of_chinese_and_japanese_are_queries() -> None:
+    texts = [f"第{i}个文档说明搜索引擎如何排列结果。日本語の文章も検索できます。" for i in range(60)]
+    rows = tuple(Row("", "", str(i), text) for i, text in enumerate(texts))
+    lists = draw_lists(Candidates("texts", rows), 50, np.random.default_rng(0))
+    assert lists
+    assert all(query in documents[0] and query.endswith("。") for query, documents in lists)
 
 
 @pytest.mark.parametrize("kind", ["bert", "qwen3, LogitScore", "modernbert, modules, cls"])
@@ -94,6 +139,8 @@ def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
     assert found.measures["tau"].queries == found.queries == len(held_out.groups())
     assert set(found.measures) == {"tau", "top10", "dcg10_loss", "ndcg10", "full_ndcg10"}
     assert found.measures["tau"].mean > found.untrained
+    again = export(str(small.path), tmp_path / "again", torch_only=True)
+    assert again.manifest.trained_with == small.manifest.trained_with
     small = quantize(small, recipe_for(detect_target()), calibration)
     pairs = held_out.pairs[:4]
     assert np.abs(open_scorer(small, "onnx-int8").score(pairs) - open_scorer(small).score(pairs)).max() < 3
@@ -129,12 +176,21 @@ def test_what_cannot_be_shrunk_is_refused(tiny: ModelFolder, queries: Candidates
             shrink(tiny, tmp_path / "small", layers, queries)
     with pytest.raises(BadInput, match="a single query"):
         shrink(tiny, tmp_path / "small", 1, queries.between(0, 1))
+    with pytest.raises(BadInput, match="is the model that is to be shrunk"):
+        shrink(tiny, tiny.path, 1, queries, force=True)
+    with pytest.raises(BadInput, match="no query has two documents to rank"):
+        shrink(tiny, tmp_path / "small", 1, queries.cut(1))
     (tmp_path / "there").mkdir()
     with pytest.raises(BadInput, match="exists already"):
         shrink(tiny, tmp_path / "there", 1, queries)
     albert = export(str(make_tiny(tmp_path / "albert", architecture="albert")), tmp_path / "out", torch_only=True)
     with pytest.raises(BadInput, match="albert has no list of 2 layers"):
         shrink(albert, tmp_path / "small", 1, queries)
+    several = export(
+        str(make_tiny(tmp_path / "several", labels=3)), tmp_path / "three", torch_only=True, rank_label="none"
+    )
+    with pytest.raises(BadInput, match="has 3 labels, and none that ranks"):
+        shrink(several, tmp_path / "small", 1, queries)
     assert not (tmp_path / "small").exists()
     assert xopt("shrink", tiny.path, "--layers", 1).exit_code == 2
 
@@ -144,9 +200,6 @@ def test_layers_of_a_kind_by_their_place_are_seen(tmp_path: Path) -> None:
     made = make_tiny(tmp_path / "model", architecture="modernbert", num_hidden_layers=3, global_attn_every_n_layers=2)
     folder = export(str(made), tmp_path / "out", torch_only=True)
     pairs = [("search engine", "ranking models of text data and " * 8)]
-    if "layer_types" in json.loads((folder.path / "config.json").read_text()):  # as transformers 5 writes it
-        _check_reload(folder, (1,), pairs)
-    else:
-        with pytest.raises(BadInput, match="of different kinds by their place"):
-            _check_reload(folder, (1,), pairs)
-    _check_reload(folder, (0,), pairs)
+    placed = "layer_types" in json.loads((folder.path / "config.json").read_text())  # as transformers 5 writes it
+    assert _reloads(folder, (1,), pairs) == placed
+    assert _reloads(folder, (0,), pairs)

@@ -17,3 +17,10 @@ def test_a_query_s_ranking_is_its_own(passages: list[str], queries: list[str], d
         assert ranking == bm25_ranking(passages, [query], len(passages))[0][:depth]
         for first, second in itertools.pairwise(ranking):
             assert passages[first] != passages[second] or first < second
+
+
+def test_chinese_and_japanese_are_ranked_by_pairs_of_characters() -> None:
+    passages = ["今天天气很好", "搜索引擎排列文档", "機械学習の論文", "search engine 搜索", "好"]
+    rankings = bm25_ranking(passages, ["搜索引擎", "論文を読む", "天气 weather"], 5)
+    assert [ranking[0] for ranking in rankings] == [1, 2, 0]
+    assert rankings[0][1] == 3
