@@ -211,6 +211,9 @@ def test_the_command(
     assert "Certificate: on queries like those of rows.jsonl, 25 candidates each, at most 0.5" in made.stdout
     assert "rank(query, documents, top_k=10, first_scores=scores)" in "".join(made.stdout.splitlines())
     assert Cascade.of(ModelFolder.open(tiny_copy.path)).certificate.column == "bm25"
+    job = ("rerank", tiny_copy.path, data, "-o", tmp_path / "out.jsonl", "--cascade", "--first", "bm25")
+    seen = xopt(*job, "--dry-run")
+    assert (seen.exit_code, "pairs a second in a sample" in seen.stdout) == (0, True)
     missing = xopt("cascade", tiny_copy.path, "--data", data, "--first", "tfidf", "--max-loss", 0.5)
     assert (missing.exit_code, "no column 'tfidf', only" in missing.stderr) == (2, True)
     unknown = xopt("cascade", tiny_copy.path, "--first", tmp_path, "--data", data)
