@@ -107,7 +107,7 @@ def cascade(
         if in_expectation:
             refuse(("confidence",), "has no meaning in expectation")
         own = first in (None, *ORDERS) or (Path(str(first)) / MANIFEST).is_file()
-        if not own and (Path(str(first)).is_dir() or "/" in str(first)):
+        if not own and Path(str(first)).is_dir():
             raise BadInput(f"--first {first}: no model folder; make one with `xopt export {first} -o SMALL`")
         column = None if own else first
         chosen = variant or default_variant(model, device)

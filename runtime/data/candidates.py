@@ -203,6 +203,15 @@ def read_candidates(
         raise BadInput(
             f"{data}: no candidates in it; each row needs {' and '.join(TEXTS)}, of CSV and TSV below a header"
         )
+    alone = sum(not row.query for row in found.rows) if documents else 0
+    if alone and alone < len(found.rows):
+        raise BadInput(
+            f"{data}: {alone} of {len(found.rows)} rows have no query; give documents alone, or a query each"
+        )
+    if alone and (depth or queries):
+        raise BadInput(
+            f"{data}: has no queries; leave out {'--depth' if depth else '--queries'}, which counts for each"
+        )
     _warn_of_strangers(found)
     return found.cut(depth).draw(queries)
 
@@ -275,7 +284,8 @@ def _from_rows(name: str, rows: Iterable[Values], first: str | None, no_query: b
         score = None
         if first is not None:
             if first not in values:
-                raise BadInput(f"{where}: no column {first!r}, only {', '.join(map(str, values))}")
+                nor = ", nor a model folder of that name" if "/" in first else ""
+                raise BadInput(f"{where}: no column {first!r}, only {', '.join(map(str, values))}{nor}")
             score = first_score_of(values[first], first, where)
         by_query.setdefault(query_id, []).append(Row(query_id, query, doc_id, text, score))
     return Candidates(name, tuple(row for rows in by_query.values() for row in rows), judgements.qrels)

@@ -83,7 +83,13 @@ def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(queries:
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     with pytest.raises(BadInput, match="each row needs query and text"):
         read_candidates(str(file))
+    with pytest.raises(BadInput, match="has no queries; leave out --depth"):
+        read_candidates(str(file), documents=True, depth=10)
     drawn = ranked(read_candidates(str(file), documents=True))
+    with file.open("a") as more:
+        more.write(json.dumps({"query": "a query", "text": "a text"}) + "\n")
+    with pytest.raises(BadInput, match="56 of 57 rows have no query"):
+        read_candidates(str(file), documents=True)
     groups = drawn.groups()
     assert len(groups) == 112  # two sentences each: the third has too few words
     assert {rows.stop - rows.start for rows in groups.values()} == {POOL}
