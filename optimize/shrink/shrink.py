@@ -105,7 +105,7 @@ def shrink(
     if not held_out.rows:
         raise BadInput(f"{candidates.name}: a single query; give more, some to learn from and some to judge by")
     held_out, some = held_out.cut(JUDGED), held_out.pairs[:4]
-    if not _reloads(folder, (0, *range(whole - layers + 1, whole)), some):
+    if not _reloads(folder, (0, *range(2, layers + 1)), some):  # all but the first move up by one
         raise _of_kinds(given)
     fixed = 0 if _reloads(folder, tuple(range(whole - layers, whole)), some) else 1
     kept, untrained = _search(folder, layers, held_out, device, fixed)
