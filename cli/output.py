@@ -19,6 +19,7 @@ from rich.text import Text
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, write_text
+from xopt.runtime.folder import MANIFEST
 
 __all__ = ["Output", "json_option", "plain"]
 
@@ -42,9 +43,7 @@ class Output:
     def __init__(self, json_file: str | None) -> None:
         self.json_file = json_file
         if json_file not in (None, "-"):
-            if Path(str(json_file)).is_dir():
-                raise BadInput(f"--json {json_file}: is a folder; name a file in it")
-            check_writable(Path(str(json_file)))  # before the work, not after it
+            _check_place(Path(str(json_file)))  # before the work, not after it
         stream = sys.stderr if json_file == "-" else sys.stdout
         self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else PIPED_WIDTH)
 
@@ -91,6 +90,23 @@ class Output:
             sys.stdout.write(text)
         else:
             write_text(Path(self.json_file), text)
+
+
+def _check_place(file: Path) -> None:
+    """Raises BadInput where JSON cannot be written there, or it would replace what no command wrote as JSON."""
+    if file.is_dir():
+        raise BadInput(f"--json {file}: is a folder; name a file in it")
+    context = click.get_current_context(silent=True)
+    others = [value for name, value in (context.params if context else {}).items() if name != "json_file"]
+    paths = [each for value in others for each in (value if isinstance(value, tuple) else (value,))]
+    if any(file.resolve() == Path(each).resolve() for each in paths if isinstance(each, (str, Path)) and each):
+        raise BadInput(f"--json {file}: is named for something else too; name another file")
+    check_writable(file)
+    if file.is_file():
+        with file.open("rb") as stream:
+            start = stream.readline(4).strip()
+        if file.name == MANIFEST or start not in (b"", b"{", b"["):
+            raise BadInput(f"--json {file}: is there already, and no result of a command; name another file")
 
 
 def _printable(text: str) -> str:

@@ -147,9 +147,9 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes, of any machine, left half-written in a folder that nobody else writes to."""
-    for leftover in folder.glob(".*.new-*"):
+def sweep(folder: Path, names: str) -> None:
+    """Remove what killed processes, of any machine, left half-written of files that nobody else writes, by pattern."""
+    for leftover in folder.glob(f".{names}.new-*"):
         _remove(leftover)
 
 

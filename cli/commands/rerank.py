@@ -45,7 +45,11 @@ COLUMNS = ("query", "text", "query_id", "doc_id", "first")
     help="A TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
 )
 @click.option("--split", help="The split of a BEIR folder or an hf: dataset.  [default: test]")
-@click.option("--depth", type=click.IntRange(min=1), help="Candidates a query of such a collection.  [default: 100]")
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    help="Candidates a query of a BEIR folder or an irds: dataset.  [default: 100]",
+)
 @device_anywhere_option
 @click.option(
     "--workers",

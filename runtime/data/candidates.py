@@ -179,7 +179,7 @@ def read_candidates(
     """
     path = Path(data)
     with readable(data):
-        beir = data != DEMO and path.is_dir() and not any(path.glob("*.parquet"))
+        beir = data != DEMO and path.is_dir() and (any(path.glob("corpus.jsonl*")) or not any(path.glob("*.parquet")))
         if split and not beir and not data.startswith("hf:"):
             raise BadInput(f"{data}: has no splits to choose from; --split is for BEIR folders and hf: datasets")
         if first and (beir or data == DEMO or data.startswith("irds:")):

@@ -111,8 +111,8 @@ def document_of(title: Any, text: Any, where: str) -> str:
 
 
 def query_or_null(value: Any, name: str, where: str) -> str | None:
-    """A query's text, or None where there is none. Raises BadInput for what is no text."""
-    if _missing(value):
+    """A query's text, or None where there is none, or a blank one. Raises BadInput for what is no text."""
+    if _missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
         raise BadInput(f"{where}: {name} is {value!r:.60}, not a text")

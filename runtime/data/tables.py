@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import logging
 import re
 import zlib
 from collections import Counter
@@ -16,19 +17,26 @@ from typing import Any, TextIO
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["FILES", "Values", "open_text", "read_hf", "read_jsonl", "read_rows", "read_table", "readable"]
+__all__ = ["FILES", "HIDDEN", "Values", "open_text", "read_hf", "read_jsonl", "read_rows", "read_table", "readable"]
+
+log = logging.getLogger(__name__)
 
 Values = tuple[str, dict[str, Any]]  # where a row stands, for messages, and its values by column
 GZIP = b"\x1f\x8b"
+HIDDEN = (".", "_")  # with which the names of files begin that Hadoop, Spark and others take for none of a table's
 
 
 def read_rows(path: Path) -> Iterable[Values]:
     """The rows of a file, or of a folder of Parquet files, each with where it stands.
 
-    Raises BadInput where the file is of no known kind.
+    Raises BadInput where the file is of no known kind. What else a folder has is left out, with a warning.
     """
     if path.is_dir():
-        return (row for file in sorted(path.glob("*.parquet")) for row in _parquet(file))
+        there = [file for file in sorted(path.iterdir()) if not file.name.startswith(HIDDEN)]
+        files = [file for file in there if file.suffix == ".parquet"]
+        if others := [file.name for file in there if file not in files]:
+            log.warning("%s: only its Parquet files are read, and not %.160s", path, ", ".join(others))
+        return (row for file in files for row in _parquet(file))
     name = path.name.lower()
     reader = FILES.get(Path(name.removesuffix(".gz")).suffix)
     if reader is None or (reader is _parquet and name.endswith(".gz")):

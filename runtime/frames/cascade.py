@@ -19,10 +19,11 @@ from xopt.runtime.folder import ModelFolder
 from xopt.runtime.frames.instances import opened
 from xopt.runtime.scoring.encode import Pair
 
-__all__ = ["KEY", "ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
+__all__ = ["KEY", "PREFIX", "ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
 
 RANKED = DataType.struct({"score": DataType.list(DataType.float32()), "rank": DataType.list(DataType.int64())})
 # The candidates' order, which grouping loses; what they are grouped by; the first stage's score; what is made of them.
+PREFIX = "_xopt_"  # of columns that go as they came
 ROW, KEY, FIRST, RESULT = "_xopt_row", "_xopt_key", "_xopt_first", "_xopt_result"
 QUERIES_A_CALL = 64
 log = logging.getLogger(__name__)

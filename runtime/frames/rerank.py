@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xopt.runtime.cascade.cascade import open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.frames.cascade import ROW, CascadeUDF, by_cascade, check_cascade
+from xopt.runtime.frames.cascade import PREFIX, ROW, CascadeUDF, by_cascade, check_cascade
 from xopt.runtime.frames.instances import instances, opened
 from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
@@ -32,6 +32,7 @@ __all__ = ["Label", "RerankUDF", "rerank"]
 log = logging.getLogger(__name__)
 
 VARIANT = "onnx-fp32"  # unless another is asked for
+LEAST, MOST = "_xopt_least", "_xopt_most"
 
 Label = int | tuple[int, int] | Literal["all"] | None
 
@@ -163,6 +164,11 @@ def rerank(
         raise BadInput(f"score={score!r}, rank={rank!r}, query_id={query_id!r}: name three columns")
     if top_k is not None and query_id not in candidates.column_names:
         raise BadInput(f"no column {query_id!r} among {', '.join(candidates.column_names)}; name it with query_id=")
+    if first is not None and not cascade:
+        raise BadInput(f"first={first!r}: the first stage's scores serve a cascade; give cascade=True too")
+    for name, column in (("rank", rank), ("query_id", query_id)):
+        if column != name and not cascade and top_k is None:
+            raise BadInput(f"{name}={column!r}: is for ranks; give cascade=True or top_k=")
     for name, value in (("workers", workers), ("threads", threads), ("top_k", top_k)):
         if value is not None and (not isinstance(value, int) or value < 1):
             raise BadInput(f"{name} is {value}; give a whole number, at least 1, or leave it out")
@@ -191,14 +197,27 @@ def rerank(
     if label == "all":
         raise BadInput("label='all' gives lists of logits, which rank nothing; give label=K or label=(K, L) with top_k")
     numbered = candidates.with_column(ROW, monotonically_increasing_id()).into_batches(ROWS_A_CALL[device])
-    return _best(numbered.with_column(score, method(*texts)), query_id, score, rank, top_k)
+    return _best(numbered.with_column(score, method(*texts)), query_id, query, score, rank, top_k)
 
 
-def _best(scored: daft.DataFrame, query_id: str, score: str, rank: str, top_k: int) -> daft.DataFrame:
+def _best(scored: daft.DataFrame, query_id: str, query: str, score: str, rank: str, top_k: int) -> daft.DataFrame:
     """Each query's best rows, with their ranks."""
-    order = Window().partition_by(query_id).order_by(score, ROW, desc=[True, False], nulls_first=[False, False])
+    together = Window().partition_by(query_id)
+    order = together.order_by(score, ROW, desc=[True, False], nulls_first=[False, False])
+    text = col(query).cast(DataType.string())
+    bounds = {LEAST: text.min().over(together), MOST: text.max().over(together)}
     ranked = scored.where(col(query_id).not_null()).with_column(rank, row_number().over(order).cast(DataType.int64()))
-    return ranked.where(col(rank) <= lit(top_k)).exclude(ROW)
+    whole = ranked.with_columns(bounds).where(_one_query(*map(col, (query_id, LEAST, MOST))))
+    return whole.where(col(rank) <= lit(top_k)).exclude(ROW, *bounds)
+
+
+@daft.func.batch(return_dtype=DataType.bool())
+def _one_query(names: daft.Series, least: daft.Series, most: daft.Series) -> pa.Array:
+    """True. Raises BadInput where the id of a query stands for several, of which these are the first and the last."""
+    for name, one, other in zip(names.to_pylist(), least.to_pylist(), most.to_pylist(), strict=True):
+        if one != other:
+            raise BadInput(f"query id {name!r:.60} stands for several queries: {[one, other]!s:.160}")
+    return pa.array([True] * len(names))
 
 
 def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], made: dict[str, str], overwrite: bool) -> None:
@@ -207,6 +226,9 @@ def _check_columns(candidates: daft.DataFrame, texts: Sequence[str], made: dict[
     if not all(isinstance(name, str) and name.strip() not in ("", "*") for name in (*texts, *made.values())):
         raise BadInput(f"columns {(*texts, *made.values())}: name each by a text other than '*'")
     types = {field.name: field.dtype for field in candidates.schema()}
+    own = next((name for name in types if name.startswith(PREFIX)), None)
+    if own is not None:
+        raise BadInput(f"column {own!r}: names that start with {PREFIX!r} are xopt's own; rename it")
     for name in texts:
         if name not in types:
             raise BadInput(f"no column {name!r} among {', '.join(types)}; name the columns with query= and text=")

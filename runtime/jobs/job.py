@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from xopt.runtime.cascade.cascade import LEXICON
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import check_writable, locked, sweep, write_text, writing
+from xopt.runtime.files import check_writable, locked, write_text, writing
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.files import File
@@ -34,7 +34,11 @@ NO_MATTER = ("plans", "measured", "versions", "trained_with", "source", "files",
 
 @dataclass(frozen=True)
 class Record:
-    """What a job is asked, and how it is cut. `finished` has the bytes of the one file that was made."""
+    """What a job is asked, and how it is cut.
+
+    replaces: whether a file that stood at OUT before is to be replaced. finished: the bytes of the one file that was
+    made.
+    """
 
     asked: dict[str, Any]
     sources: tuple[Source, ...]
@@ -42,6 +46,7 @@ class Record:
     files: tuple[File, ...]
     schema: pa.Schema
     parts: tuple[tuple[tuple[int, int, int], ...], ...]
+    replaces: bool = False
     finished: int | None = None
 
     def to_json(self) -> str:
@@ -87,7 +92,10 @@ class Job:
         return job
 
     def check(self, asked: dict[str, Any], sources: Sequence[Source], model: str) -> None:
-        """Raises BadInput where the command asks something else than the job did, or its inputs or model changed."""
+        """Raises BadInput where the command asks something else than the job did, or its inputs or model changed.
+
+        Or where something stands at OUT that it did not make.
+        """
         there = f"{self.target.job}: this job"
         out = "; give another -o, or start again with --force"
         for name, value in self.record.asked.items():
@@ -105,6 +113,12 @@ class Job:
                 )
         if model != self.record.model:
             raise BadInput(f"{there} was begun with another model folder, or that was made again since{out}")
+        made = self.record.replaces or self.record.finished is not None or not self.target.one_file
+        if not made and self.target.out.exists():
+            raise BadInput(
+                f"{self.target.out}: was not made by the job in {self.target.job}, which is not done; move it away, "
+                "and give the same command again"
+            )
 
     def parts(self) -> list[Part]:
         """All parts."""
@@ -185,8 +199,7 @@ def only_one(target: Target) -> Iterator[None]:
         target.job.mkdir(parents=True, exist_ok=True)
     try:
         with locked(target.job, wait=False):
-            for folder in (target.job, target.job / "done", target.part(0).parent):
-                sweep(folder)
+            target.sweep()
             yield
     except BlockingIOError:
         raise BadInput(f"{target.job}: another process works at this job; wait for it") from None

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import new_file, writing
+from xopt.runtime.files import new_file, sweep, writing
 from xopt.runtime.jobs.inputs.prepared import JSON
 
 __all__ = ["Target", "run_lines", "target_of", "write_part"]
@@ -55,8 +55,18 @@ class Target:
 
     def check_free(self, force: bool) -> None:
         """Raises BadInput where something stands there that no job made; a file may be replaced with `force`."""
-        if self.record.is_file() or not self.out.exists():
+        if self.record.is_file():
             return
+        there = self.job.iterdir() if self.job.is_dir() else ()
+        strange = next((path for path in there if path not in self._own()), None)
+        if strange is not None:
+            raise BadInput(
+                f"{self.job}: is a folder that no job made, with {strange.name}; choose another place with -o"
+            )
+        if not self.out.exists():
+            return
+        if not self.one_file and not self.out.is_dir():
+            raise BadInput(f"{self.out}: is a file, and not a folder; choose another place with -o")
         if self.one_file and not force:
             raise BadInput(f"{self.out}: exists already; choose another place with -o, or replace it with --force")
         if not self.one_file and any(self.out.iterdir()):
@@ -67,9 +77,20 @@ class Target:
         if self.record.is_file() and not self.one_file and self.out.is_dir():
             for part in self.out.glob(f"part-*.{self.kind}"):
                 part.unlink()
-        for path in self.job.iterdir():
+        for path in self._own():
             if path != keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def sweep(self) -> None:
+        """Remove what a killed process left half-written, where a job was begun."""
+        if self.record.is_file():
+            for folder, names in ((self.job, "job.json"), (self.job / "done", "*"), (self.part(0).parent, "part-*")):
+                sweep(folder, names)
+
+    def _own(self) -> list[Path]:
+        """What jobs write into their folder, as far as it is there."""
+        patterns = ("job.json", "done", "parts", "prepared-*", ".job.json.new-*")
+        return [path for pattern in patterns for path in self.job.glob(pattern)]
 
     def joined(self, parts: Sequence[int]) -> None:
         """Make the one file of its parts, whole or not at all."""
@@ -155,17 +176,26 @@ def _json_lines(table: pa.Table) -> list[str]:
         if field.metadata and JSON.items() <= field.metadata.items():
             values = ["null" if value is None else value for value in column.to_pylist()]
         else:
-            values = [json.dumps(_json(value), ensure_ascii=False) for value in _exact(column).to_pylist()]
+            values = [
+                json.dumps(_json(value), ensure_ascii=False) for value in column.cast(_exact(column.type)).to_pylist()
+            ]
         columns.append([f"{json.dumps(field.name, ensure_ascii=False)}: {value}" for value in values])
     return [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
 
 
-def _exact(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Times and decimals as Arrow writes them, to the last digit."""
-    kind = column.type
+def _exact(kind: pa.DataType) -> pa.DataType:
+    """The type with times and decimals, those in lists and objects too, as Arrow writes them, to the last digit."""
     if pa.types.is_duration(kind):
-        return column.cast(pa.int64())
-    return column.cast(pa.string()) if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else column
+        return pa.int64()
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.string()
+    if pa.types.is_map(kind):
+        return pa.map_(_exact(kind.key_type), _exact(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_exact(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_exact(field.type)) for field in kind])
+    return kind
 
 
 def _json(value: Any) -> Any:

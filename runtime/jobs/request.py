@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from xopt.runtime.cascade.cascade import Cascade
-from xopt.runtime.data.candidates import read_candidates
-from xopt.runtime.data.tables import Values
+from xopt.runtime.data.candidates import SPLIT, read_candidates
+from xopt.runtime.data.tables import Values, read_hf
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.columns import Columns
@@ -95,12 +95,16 @@ class Request:
             top_k=self.asked.top_k,
         )
 
-    def record(self, planned: Planned) -> Record:
+    def record(self, planned: Planned, replaces: bool) -> Record:
         """What is kept of it."""
-        return Record(asdict(self.asked), self.sources, self.fingerprint, planned.files, planned.schema, planned.parts)
+        asked, cut = asdict(self.asked), (planned.files, planned.schema, planned.parts)
+        return Record(asked, self.sources, self.fingerprint, *cut, replaces)
 
     def _collection(self, source: Source) -> Iterable[Values]:
         asked = self.asked
+        if source.name.startswith("hf:"):  # a table, which goes in as those in files do
+            yield from read_hf(source.name.removeprefix("hf:"), asked.split or SPLIT)
+            return
         found = read_candidates(source.name, run=asked.run, split=asked.split, depth=asked.depth)
         for number, row in enumerate(found.rows):
             values: dict[str, Any] = {"query_id": row.query_id, "query": row.query}
@@ -122,8 +126,13 @@ def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: 
             "--rank-label"
         )
     sources = tuple(find_sources(inputs, asked.run, (target.out, target.job)))
-    if any(source.kind in ("parquet", "table") for source in sources) and (asked.split or asked.depth):
-        raise BadInput("--split and --depth are for collections: BEIR folders, irds: and hf: datasets")
+    for source in sources:
+        if asked.depth and (source.kind in ("parquet", "table") or source.name.startswith("hf:")):
+            raise BadInput(
+                f"{source.name}: --depth is for BEIR folders and irds: datasets; of a table all rows are ranked"
+            )
+        if asked.split and source.kind in ("parquet", "table"):
+            raise BadInput(f"{source.name}: --split is for BEIR folders and hf: datasets; a file has none")
     return Request(model, replace(asked, variant=_variant(model, asked, how)), sources, target)
 
 

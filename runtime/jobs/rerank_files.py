@@ -161,7 +161,7 @@ def _job(request: Request, how: How, force: bool) -> Job:
         shutil.rmtree(prepared)
         raise
     target.clear(keep=prepared)  # only now: bad inputs cost nothing that was made
-    return Job.begin(target, request.record(planned))
+    return Job.begin(target, request.record(planned, replaces=target.one_file and target.out.exists()))
 
 
 def _do(request: Request, job: Job, how: How) -> None:
@@ -197,7 +197,8 @@ def preview(
         request.target.check_free(force)
     else:
         begun.check(asdict(request.asked), request.sources, request.fingerprint)
-        done = sum(counts.rows for counts in begun.notes().values())
+        there = begun.notes() if begun.is_finished() else begun.done()
+        done = sum(counts.rows for counts in there.values())
     with tempfile.TemporaryDirectory(prefix="xopt-preview-") as scratch:
         planned = request.planned(Path(scratch), how.device)
         scorer = PartScorer(request.work(planned, how))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,10 +94,13 @@ class Reader:
         return pa.Table.from_batches(found) if found else self._opened.schema_arrow.empty_table().select(self.names)
 
 
-def one_schema(schemas: Sequence[pa.Schema], names: Sequence[str], kept: Sequence[str] | None) -> pa.Schema:
+def one_schema(
+    schemas: Sequence[pa.Schema], names: Sequence[str], kept: Sequence[str] | None, ids: Collection[str]
+) -> pa.Schema:
     """One schema for the users' columns of all inputs, or those in `kept`; one that an input lacks is null there.
 
-    Raises BadInput where a column is of two types, naming the inputs.
+    Of `ids`, whole numbers among texts become texts. Raises BadInput where another column is of two types, naming the
+    inputs.
     """
     together: dict[str, pa.Field] = {}
     for schema, name in zip(schemas, names, strict=True):
@@ -108,6 +111,9 @@ def one_schema(schemas: Sequence[pa.Schema], names: Sequence[str], kept: Sequenc
             if before is None or pa.types.is_null(before.type):
                 together[field.name] = field
             elif not pa.types.is_null(field.type) and not before.equals(field, check_metadata=True):
+                if field.name in ids:  # of whole numbers and texts, as `check_types` has them
+                    together[field.name] = pa.field(field.name, pa.large_string())
+                    continue
                 raise BadInput(
                     f"{name}: column {field.name!r} is of {_said(field)}, in the inputs before it of {_said(before)}; "
                     "cast one of them, leave the column away with --ids-only, or rerank the files one by one"

@@ -56,8 +56,9 @@ def plan(
     whose candidates do not stand together. Raises BadInput where the inputs cannot be ranked.
     """
     tables = {s: _Table(s, read, folder, number) for number, s in enumerate(sources) if s.kind != "parquet"}
-    fields = fields_of([table.kinds for table in tables.values()])
-    found = [tables[s].prepared(asked, fields) if s in tables else _parquet(s, asked) for s in sources]
+    named = {s: columns_of(asked, list(table.kinds), s.name) for s, table in tables.items() if table.kinds}
+    fields = fields_of([table.kinds for table in tables.values()], _ids(named.values()))
+    found = [tables[s].prepared(named.get(s), fields) if s in tables else _parquet(s, asked) for s in sources]
     whole = [item for item in found if item is not None]
     files, schemas = [file for file, _, _ in whole], [schema for _, schema, _ in whole]
     if ids_only or words:
@@ -69,7 +70,7 @@ def plan(
     kept: list[str] | None = [] if words else None
     if ids_only and not words:
         kept = [str(name) for _, _, columns in whole for name in (columns.query_id or columns.query, columns.doc_id)]
-    schema = one_schema(schemas, [file.name for file in files], kept)
+    schema = one_schema(schemas, [file.name for file in files], kept, _ids(columns for _, _, columns in whole))
     scanned = scan(files, schema.names, words)
     runs, scattered = scanned.table(), scanned.scattered()
     parts = cut(runs[~scattered], files, part_rows)
@@ -86,6 +87,11 @@ def plan(
     if not parts:
         raise BadInput(f"{', '.join(source.name for source in sources):.160}: no candidates in it")
     return Planned(tuple(files), schema, tuple(tuple(part) for part in parts), rows)
+
+
+def _ids(columns: Iterable[Columns]) -> set[str]:
+    """The columns of ids."""
+    return {name for each in columns for name in (each.query_id, each.doc_id) if name is not None}
 
 
 Found = tuple[File, pa.Schema, Columns]  # a source as Parquet, the users' columns in it, and those that are scored
@@ -107,12 +113,11 @@ class _Table:
         self._read: Callable[[], Iterable[Values]] = lambda: read(source) if local is None else read_table(local)
         self.kinds = kinds_of(self._read())
 
-    def prepared(self, asked: Columns, fields: dict[str, pa.Field]) -> Found | None:
+    def prepared(self, columns: Columns | None, fields: dict[str, pa.Field]) -> Found | None:
         """The source as Parquet, if there are rows in it."""
-        if not self.kinds:
+        if columns is None:
             log.warning("rerank: %s: no rows in it", self.source.name)
             return None
-        columns = columns_of(asked, list(self.kinds), self.source.name)
         own = [fields[name] for name in self.kinds]
         prepare(self._read, columns, own, self._out)
         file, _ = known_file(self.source.name, str(self._out.resolve()), prepared_columns(columns))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,17 @@ def kinds_of(rows: Iterable[Values]) -> Kinds:
     return kinds
 
 
-def fields_of(tables: Sequence[Kinds]) -> dict[str, pa.Field]:
+def fields_of(tables: Sequence[Kinds], ids: Collection[str]) -> dict[str, pa.Field]:
     """The fields of all tables together.
 
     Whole numbers, floats, truth values and texts stay what they are, whole numbers among floats become floats, and of a
-    column with several kinds, or with lists and objects, each value is kept as JSON.
+    column with several kinds, or with lists and objects, each value is kept as JSON; but of a column of `ids` as text.
     """
     together: Kinds = {}
     for kinds in tables:
         for column, found in kinds.items():
             together.setdefault(column, set()).update(found - {"null"})
-    return {column: _field(column, found) for column, found in together.items()}
+    return {column: _field(column, found, column in ids) for column, found in together.items()}
 
 
 def prepare(read: Callable[[], Iterable[Values]], columns: Columns, fields: Sequence[pa.Field], out: Path) -> None:
@@ -99,7 +99,7 @@ def _kind(value: Any) -> str:
     return "float" if isinstance(value, float) else "str" if isinstance(value, str) else "json"
 
 
-def _field(name: str, kinds: set[str]) -> pa.Field:
+def _field(name: str, kinds: set[str], is_id: bool) -> pa.Field:
     for type_, held in (
         (pa.null(), set[str]()),
         (pa.large_string(), {"str"}),
@@ -109,14 +109,14 @@ def _field(name: str, kinds: set[str]) -> pa.Field:
     ):
         if kinds <= held:
             return pa.field(name, type_)
-    return pa.field(name, pa.large_string(), metadata=JSON)
+    return pa.field(name, pa.large_string(), metadata=None if is_id else JSON)
 
 
 def _value(value: Any, field: pa.Field, where: str) -> Any:
     if _kind(value) == "null":
         return None
     if not field.metadata:
-        return clean(value) if isinstance(value, str) else value
+        return clean(str(value)) if field.type == pa.large_string() else value
     try:
         return json.dumps(_plain(value), ensure_ascii=False)
     except RecursionError:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from xopt.runtime.data.fields import id_of
+from xopt.runtime.data.fields import id_of, query_or_null
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.jobs.inputs.columns import PREPARED
 from xopt.runtime.jobs.inputs.files import File, open_file, plain
@@ -87,7 +87,7 @@ class _Queries:
         self.words = words
         self.texts: dict[int, int] = {}  # hashes: of ten million queries they are a gigabyte
         self.at: int | None = None
-        self.documents: set[object] = set()
+        self.documents: set[str] = set()
 
     def seen(self, batch: pa.RecordBatch, file: File, at: int) -> Iterator[tuple[int, int, int]]:
         """The runs of a batch: first row, end, and hash of the query's id."""
@@ -101,7 +101,9 @@ class _Queries:
             starts, [*starts[1:], len(ids)], ids.take(starts).to_pylist(), texts.take(starts).to_pylist(), strict=True
         ):
             where = f"{file.name}: row {at + start}"
-            nameless = value is None and (columns.query_id is None or columns.query_id.startswith(PREPARED))
+            query_text = query_or_null(text, columns.query, where)
+            named = columns.query_id is not None and not (value is None and columns.query_id.startswith(PREPARED))
+            nameless = not named and query_text is None
             name = None if nameless else id_of(value, columns.query_id or columns.query, where)
             query = _hash(name)
             if self.words:
@@ -110,7 +112,7 @@ class _Queries:
                 _check_word(str(value), where)
             if query != self.at:
                 self.at, self.documents = query, set()
-            if text is not None and self.texts.setdefault(query, _hash(text)) != _hash(text):
+            if query_text is not None and self.texts.setdefault(query, _hash(query_text)) != _hash(query_text):
                 raise BadInput(f"{where}: query id {value!r:.60} stands for another query above; an id stands for one")
             if documents is not None:
                 self._documents(documents[start:stop].to_pylist(), file, at + int(start), value)
@@ -118,13 +120,14 @@ class _Queries:
 
     def _documents(self, found: Sequence[object], file: File, first: int, query: object) -> None:
         for row, value in enumerate(found, start=first):
-            if value is None or value in self.documents:
+            name = str(value)
+            if value is None or name in self.documents:
                 where = f"{file.name}: row {row}"
                 name = id_of(value, str(file.columns.doc_id), where)
                 raise BadInput(f"{where}: document {name!r:.60} stands twice among the candidates of {query!r:.60}")
             if self.words:
-                _check_word(str(value), f"{file.name}: row {row}")
-            self.documents.add(value)
+                _check_word(name, f"{file.name}: row {row}")
+            self.documents.add(name)
 
 
 def _hash(text: str | None) -> int:

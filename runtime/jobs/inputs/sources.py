@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from xopt.runtime.data.tables import FILES
+from xopt.runtime.data.tables import FILES, HIDDEN
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
 
 __all__ = ["Source", "find_sources", "located"]
 
+log = logging.getLogger(__name__)
+
 WILD = "*?["
+PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".snappy")
 BEIR = ("corpus.jsonl*", "queries.jsonl*", "qrels/*")
 
 
@@ -26,8 +30,8 @@ BEIR = ("corpus.jsonl*", "queries.jsonl*", "qrels/*")
 class Source:
     """An input by its name: a Parquet file, a table in text, or a collection; and the fingerprint of what it holds.
 
-    That is the sha256 of a local file or of all of a local collection's files, size and time of change of a file on a
-    store, and nothing for a data set that a library provides. place: its path or address, however it was named.
+    That is the sha256 of a local file or of all files of a local folder, size and time of change of a file on a store,
+    and nothing for a data set that a library provides. place: its path or address, however it was named.
     """
 
     name: str
@@ -127,11 +131,18 @@ def _kind(name: str) -> str | None:
 
 
 def _files(system: fs.FileSystem, folder: str) -> list[str]:
-    """The visible files below a folder, by path."""
-    found = system.get_file_info(fs.FileSelector(folder, recursive=True))
-    files = [info.path for info in found if info.type == fs.FileType.File]
+    """The visible files below a folder, by path. Raises BadInput for a link that leads nowhere."""
     below = len(folder.rstrip("/")) + 1
-    return sorted(path for path in files if not any(p.startswith((".", "_")) for p in path[below:].split("/")))
+
+    def visible(path: str) -> bool:
+        return not any(part.startswith(HIDDEN) for part in path[below:].split("/"))
+
+    local = Path(folder).rglob("*") if isinstance(system, fs.LocalFileSystem) else ()
+    lost = next((path for path in local if path.is_symlink() and not path.exists() and visible(str(path))), None)
+    if lost is not None:  # Arrow leaves it out
+        raise BadInput(f"{lost}: a link to what is not there; mend or remove it")
+    found = system.get_file_info(fs.FileSelector(folder, recursive=True))
+    return sorted(info.path for info in found if info.type == fs.FileType.File and visible(info.path))
 
 
 def _within(name: str, system: fs.FileSystem, path: str, run: str | None) -> list[tuple[str, str]]:
@@ -139,10 +150,22 @@ def _within(name: str, system: fs.FileSystem, path: str, run: str | None) -> lis
     if "://" not in name and (run is not None or any(Path(f).name.startswith("corpus.jsonl") for f in files)):
         return [(name, "collection")]
     found = [(name.rstrip("/") + file[len(path.rstrip("/")) :], _kind(file)) for file in files]
-    known = [(file, kind) for file, kind in found if kind is not None]
-    if not known:
+    if not (known := _known(name, found)):
         raise BadInput(f"{name}: no {', '.join(FILES)} file in it, and no corpus.jsonl of a BEIR folder")
     return known
+
+
+def _known(name: str, found: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
+    """The files of a kind that is read; others are left out with a warning, but for packed ones, which are refused."""
+    others = [file for file, kind in found if kind is None]
+    for file in others:
+        if Path(file.lower()).suffix in PACKED and Path(Path(file.lower()).stem).suffix in FILES:
+            raise BadInput(
+                f"{file}: cannot be read; unpack it, and give {', '.join(FILES)} files, gzipped but for Parquet"
+            )
+    if others and len(others) < len(found):
+        log.warning("%s: %d files of other kinds are left out: %.160s", name, len(others), ", ".join(others))
+    return [(file, kind) for file, kind in found if kind is not None]
 
 
 def _matching(name: str) -> list[tuple[str, str]]:
@@ -155,21 +178,26 @@ def _matching(name: str) -> list[tuple[str, str]]:
     deep = [f for f in below if "**" in name or f.count("/") == pattern.count("/")]
     fitting = [f for f in deep if fnmatch.fnmatchcase(f, pattern)]
     start = f"{head}/" if head or name.startswith("/") else ""
-    known = [(start + f, kind) for f in fitting if (kind := _kind(f)) is not None]
-    if not known:
+    if not (known := _known(name, [(start + f, _kind(f)) for f in fitting])):
         raise BadInput(f"{name}: no {', '.join(FILES)} file has such a name")
     return known
 
 
+def _sha256_of_all(folder: Path, files: Sequence[Path], more: Sequence[str] = ()) -> str:
+    lines = [f"{file.relative_to(folder)} {sha256_of(file)}" for file in files]
+    return hashlib.sha256("\n".join([*lines, *more]).encode()).hexdigest()
+
+
 def _fingerprint(name: str, kind: str, run: str | None) -> str:
-    if kind == "data set":
-        return "" if run is None else sha256_of(Path(run))
     try:
+        if kind == "data set":
+            local = Path(name.removeprefix("hf:").partition(":")[0])
+            if name.startswith("hf:") and local.is_dir():
+                return _sha256_of_all(local, [path for path in sorted(local.rglob("*")) if path.is_file()])
+            return "" if run is None else sha256_of(Path(run))
         if kind == "collection":
             files = [path for pattern in BEIR for path in sorted(Path(name).glob(pattern))]
-            lines = [f"{file.relative_to(name)} {sha256_of(file)}" for file in files]
-            lines += [sha256_of(Path(run))] if run is not None else []
-            return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+            return _sha256_of_all(Path(name), files, [sha256_of(Path(run))] if run is not None else [])
         system, path = located(name)
         if isinstance(system, fs.LocalFileSystem):
             return sha256_of(Path(path))

@@ -154,3 +154,21 @@ def test_what_cannot_be_run_is_refused_at_once(tiny: ModelFolder) -> None:
             rerank(frame, tiny.path, **named)
     with pytest.raises(BadInput, match="candidates are list, not a Daft DataFrame"):
         rerank(PAIRS, tiny.path)
+
+
+def test_queries_of_one_id_are_never_ranked_as_one(tiny: ModelFolder) -> None:
+    frame = daft.from_pydict({"query_id": ["a", "a", "b"], "query": ["data", "index", None], "text": ["t", "u", "v"]})
+    with pytest.raises(Exception, match="query id 'a' stands for several queries"):
+        rerank(frame, tiny.path, top_k=1).collect()
+    assert rerank(frame.where(daft.col("text") != "u"), tiny.path, top_k=1).count_rows() == 2
+
+
+@pytest.mark.parametrize("options", [{"first": "bm25"}, {"rank": "place"}, {"query_id": "topic"}])
+def test_what_serves_nothing_is_refused(tiny: ModelFolder, options: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match=f"{next(iter(options))}='"):
+        rerank(frame_of(PAIRS), tiny.path, **options)
+
+
+def test_columns_of_xopts_own_are_not_lost(tiny: ModelFolder) -> None:
+    with pytest.raises(BadInput, match="column '_xopt_row': names that start with '_xopt_' are xopt's own"):
+        rerank(frame_of(PAIRS, _xopt_row=[1, 2, 3], query_id=[1, 2, 3]), tiny.path, top_k=1)
