@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from xopt.runtime.data.candidates import Candidates
 
 __all__ = [
+    "Number",
     "BOUNDS",
     "DATA_NAMES",
     "data_options",
@@ -57,9 +59,21 @@ def _device(check: Callable[..., str] | None) -> Callable[..., Any]:
 
 device_option = _device(_there)
 device_anywhere_option = _device(None)  # where another machine may be the one to have it
+
+
+class Number(click.FloatRange):
+    """A number within bounds, which NaN is not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return float(number)
+
+
 minutes_option = click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=10,
     show_default=True,
     help="Draw no more queries for a verdict after so long; what is open then is undecided.",
@@ -90,13 +104,11 @@ DATA = (
     click.option("--queries", type=click.IntRange(min=1), help="Draw so many queries.  [default: all]"),
 )
 GATES = (
-    click.option("--min-tau", type=click.FloatRange(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.93]"),
-    click.option(
-        "--min-top10", type=click.FloatRange(0, 1), help="Gate: mean top-10 overlap at least.  [default: 0.90]"
-    ),
+    click.option("--min-tau", type=Number(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.93]"),
+    click.option("--min-top10", type=Number(0, 1), help="Gate: mean top-10 overlap at least.  [default: 0.90]"),
     click.option(
         "--max-dcg-loss",
-        type=click.FloatRange(0, 1),
+        type=Number(0, 1),
         help="Gate: loss of DCG@10 at most, gains by the reference's scores.  [default: 0.01]",
     ),
     click.option(
@@ -104,9 +116,7 @@ GATES = (
         type=float,
         help="Gate: loss of nDCG@10 by qrels at most. Given, it has to be shown; else a shown loss over 0.005 fails.",
     ),
-    click.option(
-        "--min-labels", type=click.FloatRange(0, 1), help="Gate: same labels at least, of several.  [default: 0.98]"
-    ),
+    click.option("--min-labels", type=Number(0, 1), help="Gate: same labels at least, of several.  [default: 0.98]"),
 )
 DATA_NAMES = ("data", "run", "split", "depth", "queries")
 BOUNDS = {

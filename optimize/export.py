@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -38,7 +39,7 @@ from xopt.runtime.scoring.backends.network import DTYPE, Network, load_encoder
 from xopt.runtime.scoring.encode import clean
 from xopt.runtime.scoring.variants import exported_variants
 
-__all__ = ["check_place", "export", "versions_here"]
+__all__ = ["check_place", "check_source", "export", "versions_here"]
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ def export(
     if exporter not in (None, *EXPORTERS):
         raise BadInput(f"exporter {exporter!r}: unknown; one of {', '.join(EXPORTERS)}")
     check_place(out, force)
+    check_source(model, out)
     with materialise(model, allow_pickle) as source, new_folder(out, replace=force) as folder, heard():
         check_files(source, model)
         check_cross_encoder(source, model, trust_remote_code)
@@ -133,6 +135,18 @@ def check_place(out: Path, force: bool) -> None:
         check_writable(out)
 
 
+def check_source(model: str, out: Path) -> None:
+    """Raises BadInput where `out` would replace the model that it is made of."""
+    source = local_folder(model)
+    if source is None or (place := out.resolve()) not in (source.resolve(), *source.resolve().parents):
+        return
+    way = "choose another folder with -o"
+    if (place / MANIFEST).is_file():
+        given = ModelFolder.open(place).manifest.source.get("model")
+        way += f", or export what it was made of: {given}"
+    raise BadInput(f"{out}: is, or holds, the model that is to be exported, and what was made of it since; {way}")
+
+
 def _origin(model: str, source: Path) -> dict[str, str]:
     """The hub's revision and the files' fingerprint, by which `changed_since` tells whether the model is the same."""
     from_hub = local_folder(model) is None and source.parent.name == "snapshots"
@@ -161,6 +175,11 @@ def _check_weights_fit(source: Path, given: str, trust_remote_code: bool, allow_
 def _save(encoder: Any, folder: Path) -> None:
     """Save the CrossEncoder with all that it carries beside its weights, and those in one file."""
     encoder.save_pretrained(str(folder), create_model_card=False)
+    if 0 < (getattr(encoder.config, "max_position_embeddings", None) or 0) < encoder.max_seq_length:
+        # As it is opened again, sentence-transformers takes the lesser of the two where it is not told.
+        file = next(folder.rglob("sentence_bert_config.json"))
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**settings, "max_seq_length": encoder.max_seq_length}, indent=4), encoding="utf-8")
     if (folder / WEIGHTS).is_file():
         return
     shards = sorted(folder.glob("model-*.safetensors"))  # transformers splits weights of more than 5 GB

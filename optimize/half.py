@@ -26,5 +26,5 @@ def halve(folder: ModelFolder) -> ModelFolder:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it tells of each constant that FP16 rounds to 0 or cuts: the gates judge that
         half = convert_float_to_float16(with_types(model), keep_io_types=True, disable_shape_infer=True)
-    write_graph(half, folder.path / FP16_FILE)
-    return folder.with_variant(Variant(FP16, "onnx", "fp16", FP16_FILE, {"converter": "onnxruntime.transformers"}))
+    variant = Variant(FP16, "onnx", "fp16", FP16_FILE, {"converter": "onnxruntime.transformers"})
+    return folder.with_variant(variant, lambda file: write_graph(half, file))

@@ -160,15 +160,20 @@ def quantize(
     folder.check_writable()  # before the work, not after it
     variant = recipe.variant
     if recipe.scheme == "stock":
-        _quantize_dynamic(folder, recipe)
+        made = folder.with_variant(variant, lambda file: _quantize_dynamic(folder, recipe, file))
     else:
         steered = candidates if prepared else None
         given = candidates or preparing(demo_candidates())
         prepared = prepared or prepare(folder, recipe, calibration_pairs(given))
         seen = prepared.queries | {query_hash(row.query) for row in (steered.rows if steered else ())}
         variant = replace(variant, recipe={**variant.recipe, "calibrated_with": sorted(seen)})
-        write_graph(quantized(prepared, recipe), folder.path / recipe.file)
-    return folder.with_variant(variant)
+        graph = quantized(prepared, recipe)
+        made = folder.with_variant(variant, lambda file: write_graph(graph, file))
+    if folder.manifest.cascade and not made.manifest.cascade:
+        log.warning(
+            "%s: the cascade was of the %s before; make it again with `xopt cascade`", folder.path, variant.name
+        )
+    return made
 
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:
@@ -205,7 +210,7 @@ def quantized(prepared: Prepared, recipe: Recipe) -> onnx.ModelProto:
     )
 
 
-def _quantize_dynamic(folder: ModelFolder, recipe: Recipe) -> None:
+def _quantize_dynamic(folder: ModelFolder, recipe: Recipe, file: Path) -> None:
     model = unfused(read_graph(folder.checked(ONNX_FILE)))
     with _quiet_logging(), TemporaryDirectory(prefix="xopt-stock-") as scratch:
         made = Path(scratch) / "model.onnx"
@@ -220,7 +225,7 @@ def _quantize_dynamic(folder: ModelFolder, recipe: Recipe) -> None:
             use_external_data_format=True,
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
-        write_graph(onnx.load(made), folder.path / recipe.file)
+        write_graph(onnx.load(made), file)
 
 
 def token_matmuls(model: onnx.ModelProto) -> list[str]:

@@ -109,8 +109,9 @@ class _Trial:
         self.expected = self.rank(self.fp32.score(candidates.pairs))
 
     def scorer(self, recipe: Recipe) -> PlannedScorer:
-        write_graph(quantized(self.prepared, recipe), self.folder.path / recipe.file)
-        made = self.folder.with_variant(recipe.variant)
+        made = self.folder.with_variant(
+            recipe.variant, lambda file: write_graph(quantized(self.prepared, recipe), file)
+        )
         return open_scorer(made, recipe.variant.name, plan=self.fp32.plan)
 
     def step(self, recipe: Recipe) -> Step:

@@ -27,6 +27,7 @@ __all__ = [
     "locked",
     "new_file",
     "new_folder",
+    "scratch_beside",
     "sha256_of",
     "sweep",
     "write_text",
@@ -108,6 +109,15 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             temporary.replace(path)
         if old.exists():
             _remove(old)
+
+
+@contextlib.contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `path`, which goes at the end: what is made there can be moved whole."""
+    _sweep(path)
+    with _temporary(path) as temporary:
+        temporary.mkdir()
+        yield temporary
 
 
 def already_there(path: Path) -> BadInput:

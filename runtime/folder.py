@@ -12,13 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import check_writable, locked, sha256_of, write_text
+from xopt.runtime.files import check_writable, locked, new_file, scratch_beside, sha256_of
 
 __all__ = ["MANIFEST", "ONNX_FILE", "WEIGHTS", "Manifest", "ModelFolder", "Plan", "Variant", "data_file", "modules_of"]
 
 MANIFEST = "xopt.json"
 WEIGHTS, ONNX_FILE = "model.safetensors", "onnx/model.onnx"  # what export writes: FP32, for torch and as a graph
 FORMAT = 1
+MADE_BY = {  # options of `xopt quantize`
+    "onnx-fp16": "--fp16",
+    "onnx-int8": "--int8",
+    "openvino-int8": "--int8 --scheme static",
+    "onnx-int8-portable": "--int8 --scheme portable",
+    "onnx-int8-stock": "--int8 --scheme stock",
+}
 
 
 def data_file(file: Path) -> Path:
@@ -142,21 +149,17 @@ class ModelFolder:
             return self.manifest.variants[name]
         except KeyError:
             there = ", ".join(self.manifest.variants)
-            made = {
-                "onnx-fp16": "--fp16",
-                "onnx-int8": "--int8",
-                "openvino-int8": "--int8 --scheme static",
-                "onnx-int8-portable": "--int8 --scheme portable",
-                "onnx-int8-stock": "--int8 --scheme stock",
-            }
-            make = f"; make it with `xopt quantize {self.path} {made[name]}`" if name in made else ""
+            make = f"; {_quantized_by(self.path, MADE_BY[name])}" if name in MADE_BY else ""
             raise BadInput(f"{self.path}: no variant {name!r}, only {there}{make}") from None
 
-    def checked(self, file: str, again: str = "export the model again with --force") -> Path:
+    def checked(self, file: str, again: str = "") -> Path:
         """The path of a file in this folder. Raises BadInput where it is not the file that the manifest names.
 
-        `again` says what makes the file again.
+        `again` says what makes the file again, unless a variant's name does.
         """
+        names = (v.name for v in self.manifest.variants.values() if v.file == file and v.name in MADE_BY)
+        made = next((_quantized_by(self.path, MADE_BY[name]) for name in names), "export the model again with --force")
+        again = again or made
         path, data = self.path / file, data_file(Path(file)).as_posix()
         if file not in self.manifest.files:
             raise BadInput(f"{path}: not made at export; export the model again, without --torch-only and with --force")
@@ -167,41 +170,76 @@ class ModelFolder:
                 raise BadInput(f"{self.path / name}: sha256 differs from {MANIFEST}: damaged or changed; {again}")
         return path
 
-    def write(self, change: Callable[[Manifest], Manifest]) -> ModelFolder:
+    def write(self, change: Callable[[Manifest], Manifest], place: Callable[[], None] = lambda: None) -> ModelFolder:
         """Change the manifest, whole or not at all, and return the new folder value.
 
-        It is changed as it stands on disk now, with a lock: another command may write at the same time.
+        It is changed as it stands on disk now, with a lock: another command may write at the same time. `place` puts
+        files of the new one in their places when nothing else can fail.
         """
         file = self.path / MANIFEST
         check_writable(file)
         with locked(self.path):
             changed = replace(self, manifest=change(ModelFolder.open(self.path).manifest))
-            write_text(file, changed.manifest.to_json())
+            with new_file(file) as temporary:
+                temporary.write_text(changed.manifest.to_json(), encoding="utf-8", errors="replace")
+                place()
         return changed
 
     def check_writable(self) -> None:
         """Raises BadInput where nothing can be added to the folder, before work is done for it."""
         check_writable(self.path)
 
-    def with_variant(self, variant: Variant) -> ModelFolder:
-        """Add or replace a variant whose file is in place; what was found for another file of that name goes."""
-        names = (variant.file, data_file(Path(variant.file)).as_posix())
-        made = {name: sha256_of(self.path / name) for name in names if (self.path / name).is_file()}
+    def with_variant(self, variant: Variant, make: Callable[[Path], None] | None = None) -> ModelFolder:
+        """Add or replace a variant; what was found for another one of that name goes, and its file.
+
+        `make` writes its file, and a data file, to a path; without it they are in place. The variant that was there is
+        whole until the new one is.
+        """
+        if make is None:
+            return self._with_variant(variant, self.path / variant.file)
+        with scratch_beside(self.path / variant.file) as scratch:
+            made = scratch / Path(variant.file).name
+            make(made)
+            return self._with_variant(variant, made)
+
+    def _with_variant(self, variant: Variant, file: Path) -> ModelFolder:
+        names = _files_of(variant)
+        made = {name: sha256_of(path) for name in names if (path := file.with_name(Path(name).name)).is_file()}
+        gone: list[str] = []
 
         def add(to: Manifest) -> Manifest:
-            files = {name: digest for name, digest in to.files.items() if name not in names}
+            used = {name for other in to.variants.values() if other.name != variant.name for name in _files_of(other)}
+            before = _files_of(to.variants[variant.name]) if variant.name in to.variants else ()
+            gone.extend(name for name in before if name not in (*used, *made))
+            files = {name: digest for name, digest in to.files.items() if name not in (*names, *gone)}
             plans = {m: {v: p for v, p in kept.items() if v != variant.name} for m, kept in to.plans.items()}
             measured = {machine: _without(found, variant.name) for machine, found in to.measured.items()}
             variants = {**to.variants, variant.name: variant}
             cascade = {} if to.cascade.get("variant") == variant.name else to.cascade
             return replace(to, files=files | made, variants=variants, plans=plans, measured=measured, cascade=cascade)
 
-        return self.write(add)
+        def place() -> None:
+            for name in made:
+                file.with_name(Path(name).name).replace(self.path / name)
+
+        changed = self.write(add, place)
+        for name in gone:
+            (self.path / name).unlink(missing_ok=True)
+        return changed
 
     def size_bytes(self, variant: str) -> int:
         """What the files of a variant hold."""
         file = self.path / self.variant(variant).file
         return sum(path.stat().st_size for path in (file, data_file(file)) if path.is_file())
+
+
+def _files_of(variant: Variant) -> tuple[str, str]:
+    """The names of its file, and of the one that its weights stand in where they are too large."""
+    return variant.file, data_file(Path(variant.file)).as_posix()
+
+
+def _quantized_by(folder: Path, options: str) -> str:
+    return f"make it with `xopt quantize {folder} {options}`"
 
 
 def _without(found: dict[str, Any], variant: str) -> dict[str, Any]:

@@ -129,6 +129,12 @@ def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, ti
             "--scheme stock has nothing to steer",
         ),
         (["export", "TINY", "--json", "/none/of/this.json", "-o", "TINY"], "exists already"),
+        (["export", "TINY", "--torch-only", "--portable"], "--portable is for a graph, which --torch-only leaves out"),
+        (["quantize", "TINY", "--int8", "--scheme", "stock", "--data", "x"], "--data calibrates, and --scheme stock"),
+        (["cascade", "TINY", "--max-loss", "nan"], "'nan' is not a number"),
+        (["cascade", "TINY", "--confidence", "NaN"], "'NaN' is not a number"),
+        (["shrink", "TINY", "-o", "none", "--layers", "1", "--minutes", "nan"], "'nan' is not a number"),
+        (["validate", "TINY", "--minutes", "nan"], "'nan' is not a number"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

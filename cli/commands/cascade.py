@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xopt.cli.cascade_tables import print_certified, print_checked
-from xopt.cli.options import data_options, device_option, folder_argument, refuse, threads_option, trust_option
+from xopt.cli.options import Number, data_options, device_option, folder_argument, refuse, threads_option, trust_option
 from xopt.cli.output import Output, json_option
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ VERDICT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="The ranks that count.")
 @click.option(
     "--max-loss",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     default=0.01,
     show_default=True,
     help="The expected loss that is allowed, against scoring everything with the reference.",
 )
 @click.option(
     "--confidence",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    type=Number(0, 1, min_open=True, max_open=True),
     default=0.95,
     show_default=True,
     help="With which the loss is shown to be no larger, on queries like these.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from xopt.cli.options import rank_label_option, trust_option
+from xopt.cli.options import rank_label_option, refuse, trust_option
 from xopt.cli.output import Output, json_option
 
 __all__ = ["export"]
@@ -57,6 +57,8 @@ def export(
     from xopt.optimize.export import export as run
     from xopt.optimize.model.source import default_out
 
+    if torch_only:
+        refuse(("portable", "exporter"), "is for a graph, which --torch-only leaves out")
     output = Output(json_file)
     folder = run(
         model,

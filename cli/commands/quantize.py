@@ -79,6 +79,8 @@ def quantize(
         return
     if scheme == "portable":
         refuse(("target",), "goes with no portable scheme: it is for all of them")
+    if scheme == "stock":
+        refuse(DATA_NAMES, "calibrates, and --scheme stock takes no calibration")
     if bounds and scheme == "stock":
         raise click.UsageError("--scheme stock has nothing to steer; leave the gates to `xopt validate`")
     model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from xopt.cli.cascade_tables import print_shrunk
-from xopt.cli.options import data_options, device_option, folder_argument, threads_option, trust_option
+from xopt.cli.options import Number, data_options, device_option, folder_argument, threads_option, trust_option
 from xopt.cli.output import Output, json_option
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ __all__ = ["shrink"]
 @data_options
 @click.option(
     "--minutes",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     default=30,
     show_default=True,
     help="How long to train. Scoring the lists before and the held-out queries after takes minutes more.",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 
@@ -18,6 +20,8 @@ from xopt.runtime.scoring.backends.network import decodes, reads_last
 from xopt.runtime.scoring.encode import Pair, render
 
 __all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of", "trained_with"]
+
+log = logging.getLogger(__name__)
 
 UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
 MARKS = {"\ue000query\ue001": "query", "\ue000document\ue001": "document"}  # texts to be found again in a template
@@ -209,13 +213,28 @@ def _suffix(tokenizer: Any, template: list[str]) -> list[int]:
 
 
 def _max_length(encoder: Any, given: str) -> int:
-    """The length that the reference cuts pairs to, or what its positions reach where that is less."""
+    """The length that the reference cuts pairs to, or what its positions reach where that is less.
+
+    Positions that are relative, or that turn, reach as far as one likes: there the reference's length is taken as it
+    is, and the configuration's where it has none.
+    """
     positions = getattr(getattr(encoder.model.base_model, "embeddings", None), "position_embeddings", None)
     padding = getattr(positions, "padding_idx", None)  # RoBERTa's positions start behind the padding id
-    positions_there = getattr(encoder.config, "max_position_embeddings", None) or UNLIMITED
-    reach = positions_there - (0 if padding is None else padding + 1)
-    if encoder.max_seq_length is None or encoder.max_seq_length > reach:
+    there = getattr(encoder.config, "max_position_embeddings", None) or 0
+    reach = there - (0 if padding is None else padding + 1) if there > 0 else UNLIMITED  # XLNet's are -1
+    asked = encoder.max_seq_length
+    if asked is None or (asked > reach and (asked > UNLIMITED or _has_table(encoder.model))):
         encoder.max_seq_length = reach
+        if asked is not None and asked <= UNLIMITED:
+            log.warning(
+                "%s: its max_length is %d, and its positions end at %d: pairs are cut there", given, asked, reach
+            )
     if encoder.max_seq_length < 1:
         raise BadInput(f"{given}: its max_length is {encoder.max_seq_length}")
     return int(encoder.max_seq_length)
+
+
+def _has_table(network: torch.nn.Module) -> bool:
+    """Whether positions are looked up in a table, which ends."""
+    tables = (name for name, module in network.named_modules() if isinstance(module, torch.nn.Embedding))
+    return any("position" in name or name.endswith("wpe") for name in tables)

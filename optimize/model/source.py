@@ -235,7 +235,7 @@ def check_cross_encoder(folder: Path, given: str, trust_remote_code: bool) -> No
             "that of 'no', and so does this export",
             given,
         )
-    elif not kind.endswith("ForSequenceClassification"):
+    elif config.get("architectures") and not kind.endswith("ForSequenceClassification"):
         what = "a language model?" if kind.endswith("LMHeadModel") else "a bi-encoder?"
         raise BadInput(f"{given}: {kind} has no classification head ({what}); give a CrossEncoder")
 

@@ -86,6 +86,16 @@ class Cascade:
                 f"{folder.path}: its cascade is of another version of xopt ({error}); make it again with `xopt cascade`"
             ) from error
 
+    def beyond(self, top_k: int | None) -> str:
+        """What to warn of where more of a ranking is asked for than its certificate is of; nothing where it is not."""
+        top = self.certificate.top
+        more = top_k is not None and top_k > top
+        return (
+            f"the best {top_k} are asked for; its certificate is of {top} (`xopt cascade --top {top_k}`)"
+            if more
+            else ""
+        )
+
     def values(self) -> dict[str, Any]:
         """As the manifest keeps it."""
         return asdict(self)
@@ -130,7 +140,7 @@ class CascadeScorer:
 
     def __init__(self, folder: ModelFolder, scorer: PlannedScorer, stage: Stage, cascade: Cascade) -> None:
         self.folder, self.scorer, self.stage, self.cascade = folder, scorer, stage, cascade
-        self._warned = False
+        self._warned: set[str] = set()
 
     @property
     def stages(self) -> Stages:
@@ -150,6 +160,8 @@ class CascadeScorer:
         A document that was not scored has the score None, and comes after those that were. `first_scores` are the first
         stage's, higher is better, where the cascade was made with them.
         """
+        if beyond := self.cascade.beyond(top_k):
+            self._warn(beyond, "top")
         scores = None if first_scores is None else [np.asarray(first_scores, np.float32)]
         ranked = self.rank_all(Lists([query], [list(documents)], scores))[0]
         values = [float(score) if np.isfinite(score) else None for score in ranked.scores]
@@ -202,12 +214,17 @@ class CascadeScorer:
             each.course.tell(candidates, scores[start : start + len(candidates)])
             start += len(candidates)
 
+    def _warn(self, of: str, kind: str) -> None:
+        """Once of each kind."""
+        if kind not in self._warned:
+            self._warned.add(kind)
+            log.warning("%s: %s", self.folder.path, of)
+
     def _check(self, lists: Lists) -> None:
         check_pairs(pairs_of(lists))
         depth, deepest = self.cascade.certificate.depth, max(map(len, lists.documents), default=0)
-        if deepest > DEEPER * depth and not self._warned:
-            self._warned = True
-            log.warning("%s: %d candidates of a query; its certificate is of %.0f", self.folder.path, deepest, depth)
+        if deepest > DEEPER * depth:
+            self._warn(f"{deepest} candidates of a query; its certificate is of {depth:.0f}", "depth")
         if self.cascade.order.with_score != (lists.first_scores is not None):
             need = "needs" if self.cascade.order.with_score else "was made without"
             raise BadInput(f"{self.folder.path}: its cascade {need} the first stage's scores")

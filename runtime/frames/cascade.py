@@ -110,10 +110,12 @@ class _Group:
 
 
 def check_cascade(
-    candidates: daft.DataFrame, model: ModelFolder, query_id: str, first: str | None, **others: Any
+    candidates: daft.DataFrame, model: ModelFolder, query_id: str, first: str | None, top_k: int | None, **others: Any
 ) -> None:
     """Raises BadInput where the folder has no cascade, it goes by other columns, or others are asked for."""
     kept = Cascade.of(model)
+    if beyond := kept.beyond(top_k):
+        log.warning("%s: %s", model.path, beyond)
     for name, value in others.items():
         if value is not None and not (name == "variant" and value == kept.variant):
             raise BadInput(f"{name}={value!r}: a cascade was certified as it is, with {kept.variant}; leave it out")

@@ -178,7 +178,7 @@ def rerank(
     how: dict[str, Any] = {"threads": threads, "device": device, "trust_remote_code": trust_remote_code}
     alone = workers is not None and device == "cuda"
     if cascade:
-        check_cascade(candidates, model, query_id, first, variant=variant, plan=plan, label=label)
+        check_cascade(candidates, model, query_id, first, top_k, variant=variant, plan=plan, label=label)
         opener = functools.partial(open_cascade, where, **how)
         ranked = instances(CascadeUDF, workers, threads, device)(opener, (), alone, nulls)
         whole = by_cascade(candidates, ranked, query_id, (query, text, first), (score, rank))

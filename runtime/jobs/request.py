@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.device import check_device, check_name
 
 __all__ = ["NATIVE", "Asked", "How", "Request", "checked_request"]
+
+log = logging.getLogger(__name__)
 
 NATIVE = "native"  # where: this machine
 VARIANT = "onnx-fp32"  # where none is recommended for this machine
@@ -152,4 +155,6 @@ def _variant(model: ModelFolder, asked: Asked, how: How) -> str:
     if kept.order.with_score != (asked.columns.first is not None):
         named = f"by scores, as {kept.certificate.column!r} was: name their column with --first"
         raise BadInput(f"{model.path}: its cascade goes {named if kept.order.with_score else 'without --first'}")
+    if beyond := kept.beyond(asked.top_k):
+        log.warning("%s: %s", model.path, beyond)
     return kept.variant

@@ -70,6 +70,9 @@ class CrossEncoder:
         self.folder = folder if max_length is None else _cut_to(folder, max_length)
         self._given = activation_fn
         self.scorer = open_scorer(self.folder, self.variant, **how)
+        special, cut = self.scorer.encoder.special, self.folder.manifest.max_length
+        if cut <= special:
+            raise BadInput(f"max_length is {cut}, which leaves no room for {special} special tokens; give more")
         there = folder.path.resolve()
         more: dict[str, Any] = {"max_length": max_length, "activation_fn": activation_fn}
         self._reopen = functools.partial(CrossEncoder, there, self.variant, **how, **more)

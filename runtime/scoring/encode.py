@@ -65,6 +65,7 @@ class Encoder:
         self.truncation, self.cut_right = manifest.truncation, manifest.truncation_side == "right"
         self.prompt, self.pad_id, self.max_length = manifest.prompt, manifest.pad_id, manifest.max_length
         self.template, self.suffix = manifest.template, np.array(manifest.suffix, np.int64)
+        self.special = 0 if self.template else self.tokenizer.num_special_tokens_to_add(is_pair=True)
         self.trailing_pad, self.left = manifest.trailing_pad, manifest.padding_side == "left"
         self.typed = "token_type_ids" in manifest.inputs  # else the reference gives the model none, and it takes zeros
 

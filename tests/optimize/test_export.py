@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import CrossEncoder
 from tiny import MAX_LENGTH, make_tiny
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
@@ -22,6 +23,7 @@ from xopt.runtime import open_scorer
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import sha256_of
+from xopt.runtime.folder import ModelFolder
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -54,6 +56,53 @@ def test_a_tokenizer_without_a_length_gets_the_one_that_positions_reach(tmp_path
     scorer = open_scorer(made.path)
     scorer.score([("data " * 50, "data " * 50)])
     assert scorer.stages.truncated == 1
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reach"), [("deberta-v2", 128), ("modernbert", 128), ("bert", MAX_LENGTH + 2)]
+)
+def test_a_length_beyond_the_positions_is_kept_where_they_have_no_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, reach: int
+) -> None:
+    """Relative positions, and those that turn, reach as far as sentence-transformers is told to go."""
+    source, sizes = tmp_path / "source", tmp_path / "source" / "sentence_bert_config.json"
+    CrossEncoder(str(make_tiny(tmp_path / "model", architecture)), device="cpu").save_pretrained(str(source))
+    sizes.write_text(json.dumps({**json.loads(sizes.read_text()), "max_seq_length": 128}))
+    made = export(str(source), tmp_path / "out")
+    assert made.manifest.max_length == CrossEncoder(str(made.path), device="cpu").max_seq_length == reach
+    assert ("its positions end at" in caplog.text) == (architecture == "bert")
+    if architecture != "bert":
+        pairs = [("data", "search the index " * count) for count in (5, 30, 60)]
+        expected = CrossEncoder(str(source), device="cpu").predict(
+            pairs, activation_fn=torch.nn.Identity(), batch_size=1
+        )
+        for variant in ("torch-fp32", "onnx-fp32"):
+            assert np.abs(open_scorer(made, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
+
+
+def test_a_folder_is_not_replaced_by_what_is_made_of_it(tiny_copy: ModelFolder, tmp_path: Path) -> None:
+    inner = tiny_copy.path / "kept"
+    make_tiny(inner)
+    link = tmp_path / "link"
+    link.symlink_to(tiny_copy.path)
+    for model, out in ((tiny_copy.path, tiny_copy.path), (link, tiny_copy.path), (inner, tiny_copy.path)):
+        with pytest.raises(
+            BadInput, match=r"is, or holds, the model .*; choose .* or export what it was made of: .*bert"
+        ):
+            export(str(model), out, force=True)
+    assert ModelFolder.open(tiny_copy.path).manifest.variants.keys() == tiny_copy.manifest.variants.keys()
+
+
+def test_a_configuration_that_names_no_architecture_is_taken_by_its_weights(tmp_path: Path) -> None:
+    for name, head in (("model", True), ("body", False)):
+        folder = make_tiny(tmp_path / name)
+        if not head:
+            BertModel.from_pretrained(folder).save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
+    assert export(str(tmp_path / "model"), tmp_path / "out", torch_only=True).manifest.labels == 1
+    with pytest.raises(BadInput, match="its weights lack 'classifier"):
+        export(str(tmp_path / "body"), tmp_path / "none", torch_only=True)
 
 
 def test_the_manifest_holds_the_sha256_of_every_file(tiny_copy: object) -> None:

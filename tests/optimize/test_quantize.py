@@ -115,3 +115,35 @@ def test_an_unknown_target_and_a_damaged_graph_are_refused(tiny_copy: ModelFolde
     with pytest.raises(BadInput, match="sha256 differs"):
         quantize(tiny_copy, recipe_for("avx512_vnni"))
     assert sorted(p.name for p in (tiny_copy.path / "onnx").iterdir()) == before
+
+
+def test_a_variant_that_cannot_be_replaced_stays_whole(
+    tiny_copy: ModelFolder, docs: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in tiny_copy.path.rglob("*") if path.is_file()}
+    for where in ("sha256_of", "locked", "new_file"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"xopt.runtime.folder.{where}", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                quantize(tiny_copy, recipe_for(detect_target(), "stock"))
+            with pytest.raises(KeyboardInterrupt):
+                quantize(tiny_copy, recipe_for(detect_target()), docs.head(24))
+        assert {path: path.read_bytes() for path in tiny_copy.path.rglob("*") if path.is_file()} == before
+    assert np.isfinite(open_scorer(tiny_copy.path, "onnx-int8").score(docs.pairs[:2])).all()
+
+
+def stopped(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_file_of_another_target_goes_and_what_makes_a_damaged_one_is_said(
+    tiny_copy: ModelFolder, docs: Candidates
+) -> None:
+    for target in ("avx512_vnni", "avx2"):
+        made = quantize(ModelFolder.open(tiny_copy.path), recipe_for(target), docs.head(24))
+        (file,) = (tiny_copy.path / "onnx").glob("model_q*")
+        assert file.name == f"model_qint8_{target}.onnx"
+        assert [name for name in made.manifest.files if "model_q" in name] == [f"onnx/{file.name}"]
+    file.write_bytes(b"damaged")
+    with pytest.raises(BadInput, match=r"sha256 differs .*; make it with `xopt quantize .* --int8`"):
+        open_scorer(tiny_copy.path, "onnx-int8")

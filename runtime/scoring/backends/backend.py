@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -9,16 +10,45 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.backends.kinds import Times
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
-__all__ = ["NARROW", "NEAR", "UNPADDED", "Backend", "Clock", "CpuClock", "OutOfMemory", "PaddedArrays", "pad"]
+__all__ = [
+    "NARROW",
+    "NEAR",
+    "UNPADDED",
+    "Backend",
+    "Clock",
+    "CpuClock",
+    "OutOfMemory",
+    "PaddedArrays",
+    "check_no_fork",
+    "pad",
+]
 
 
 UNPADDED = "/unpadded"  # names in a graph what runs where no pair of a forward is padded
 NARROW = "/narrow"  # names an attention's softmax whose rows' largest scores were all within `NEAR` of zero
 NEAR = 20.0
+
+
+_began: dict[str, int] = {}  # the process that first ran a runtime's threads
+
+
+def check_no_fork(runtime: str, begins: bool = True) -> None:
+    """Raises BadInput in a process that was forked after the `runtime` ran: its threads, and their locks, are lost.
+
+    `begins`: it runs from now on.
+    """
+    if _began.get(runtime, os.getpid()) != os.getpid():
+        raise BadInput(
+            f"{runtime} ran before this process was forked, which its threads do not survive; start processes with "
+            "multiprocessing's 'spawn', or open a variant onnx-* in them"
+        )
+    if begins:
+        _began[runtime] = os.getpid()
 
 
 class OutOfMemory(Exception):

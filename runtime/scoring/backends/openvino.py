@@ -14,7 +14,7 @@ from openvino import opset13 as opset
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import has_bf16
-from xopt.runtime.scoring.backends.backend import NARROW, NEAR, UNPADDED, PaddedArrays
+from xopt.runtime.scoring.backends.backend import NARROW, NEAR, UNPADDED, PaddedArrays, check_no_fork
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
 
 __all__ = ["OpenVinoBackend"]
@@ -34,6 +34,7 @@ class OpenVinoBackend(PaddedArrays):
     step = 16
 
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
+        check_no_fork("OpenVINO")
         file = folder.checked(variant.file)
         self.file, self.device, self.precision = file, device.upper(), PRECISIONS[variant.precision]
         self.threads = plan.threads
@@ -61,6 +62,7 @@ class OpenVinoBackend(PaddedArrays):
 
     def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
+        check_no_fork("OpenVINO")
         request = self.idle.get()
         try:
             request.infer({k: v for k, v in batch.items() if k in self.inputs}, share_inputs=True)

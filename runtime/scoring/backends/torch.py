@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import Manifest, ModelFolder, Plan, Variant
-from xopt.runtime.scoring.backends.backend import Clock, CpuClock, OutOfMemory
+from xopt.runtime.scoring.backends.backend import Clock, CpuClock, OutOfMemory, check_no_fork
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
 from xopt.runtime.scoring.backends.network import Network, load_encoder
 from xopt.runtime.scoring.backends.packed import Packed, pack
@@ -52,8 +51,9 @@ class TorchBackend:
     step = 0
 
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
+        check_no_fork("torch", begins=False)
         folder.checked(variant.file)
-        self.threads, self.device, self.pid = plan.threads, device, os.getpid()
+        self.threads, self.device = plan.threads, device
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
         self.streams = device == "cuda"
         packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
@@ -80,10 +80,8 @@ class TorchBackend:
     def forward(self, packed: Packed) -> torch.Tensor:
         """Logits, float32[pairs, labels], on the device; a GPU may still be at work on them."""
         if self.device == "cpu":
-            if self.threads > 1 and os.getpid() != self.pid:
-                raise BadInput(
-                    "this scorer was opened before a fork, which torch's threads do not survive; open it in the child"
-                )
+            if self.threads > 1:
+                check_no_fork("torch")
             torch.set_num_threads(self.threads)  # OpenMP keeps it by thread, and callers come from any thread
         with _within_memory(), torch.inference_mode():
             return self.network(packed)

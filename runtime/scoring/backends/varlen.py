@@ -70,7 +70,8 @@ class VarlenNetwork:
         kind = model.config.model_type
         if not _packs(model.config.to_dict()):
             raise ValueError(f"{kind}: no packed form; it takes {', '.join(VARLEN_TYPES)} with absolute positions")
-        turns = _turns(model) if kind == "modernbert" else {}  # before the body's buffers lose precision
+        reach = max(model.config.max_position_embeddings, encoder.max_seq_length or 0)
+        turns = _turns(model, reach) if kind == "modernbert" else {}  # before the body's buffers lose precision
         rotary = model.base_model.rotary_emb.to(device) if kind in DECODERS else None
         body = model.base_model
         for name, part in body.named_children():  # what turns by position stays in FP32
@@ -134,10 +135,10 @@ def _local(model: Any) -> list[bool]:
     return [number % config.global_attn_every_n_layers != 0 for number in range(config.num_hidden_layers)]
 
 
-def _turns(model: Any) -> dict[bool, tuple[Tensor, Tensor]]:
-    """Cosines and sines, FP32 [positions, 1, size], of layers that see all and of those that see a window."""
+def _turns(model: Any, reach: int) -> dict[bool, tuple[Tensor, Tensor]]:
+    """Cosines and sines, FP32 [reach, 1, size], of layers that see all and of those that see a window."""
     body, like = model.base_model, torch.zeros(1)
-    positions = torch.arange(model.config.max_position_embeddings)[None]
+    positions = torch.arange(reach)[None]
     made = {}
     for local, layer in dict(zip(_local(model), body.layers, strict=True)).items():
         if hasattr(body, "rotary_emb"):  # transformers 5

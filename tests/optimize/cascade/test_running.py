@@ -243,5 +243,24 @@ def test_what_is_cut_is_counted(certified: tuple[ModelFolder, Certified]) -> Non
     assert scorer.stages.truncated == 1
 
 
+def test_more_than_was_certified_is_warned_of(
+    certified: tuple[ModelFolder, Certified], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, rows = certified[0].path, [{"query_id": "q", "query": "data", "text": "a"}]
+    file = tmp_path / "in.jsonl"
+    file.write_text(json.dumps(rows[0]) + "\n")
+    scorer = open_cascade(folder)
+    for ask in (
+        lambda top_k: scorer.rank("data", ["a", "b"], top_k=top_k),
+        lambda top_k: rerank(daft.from_pylist(rows), folder, cascade=True, top_k=top_k),
+        lambda top_k: rerank_files(folder, [file], tmp_path / f"{top_k}.jsonl", cascade=True, top_k=top_k),
+    ):
+        caplog.clear()
+        ask(10)
+        assert "its certificate" not in caplog.text
+        ask(11)
+        assert "the best 11 are asked for; its certificate is of 10" in caplog.text
+
+
 def test_no_lists_are_no_work(certified: tuple[ModelFolder, Certified]) -> None:
     assert open_cascade(certified[0]).rank_all(Lists([], [])) == []

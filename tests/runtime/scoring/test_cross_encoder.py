@@ -146,6 +146,10 @@ def test_pairs_can_be_cut_shorter_here_and_in_another_process(
     assert "cuts pairs to 64" in caplog.text
     with pytest.raises(BadInput, match="max_length is 0"):
         CrossEncoder(tiny.path, max_length=0)
+    for few in (1, 3):
+        with pytest.raises(BadInput, match=f"max_length is {few}, which leaves no room for 3 special tokens"):
+            CrossEncoder(tiny.path, max_length=few)
+    assert CrossEncoder(tiny.path, max_length=4).predict(long).shape == (1,)
 
 
 def test_the_variant_is_the_one_that_was_recommended_here(tiny_copy: ModelFolder) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -204,15 +205,22 @@ def test_a_scorer_opens_again_in_another_process(tiny: ModelFolder, docs: Candid
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-def test_torchs_threads_are_refused_after_a_fork_where_they_would_wait_for_ever(tiny: ModelFolder) -> None:
-    scorer = open_scorer(tiny.path, "torch-fp32", plan=Plan(1, 2, 512))
+@pytest.mark.parametrize("how", ["as it is", "opened again", "unpickled"])
+@pytest.mark.parametrize("variant", ["torch-fp32", "openvino-fp32"])
+def test_threads_that_a_fork_loses_are_refused_and_not_waited_for(tiny: ModelFolder, variant: str, how: str) -> None:
+    plan = Plan(1, 2, 512)
+    scorer = open_scorer(tiny.path, variant, plan=plan)
     scorer.score([("data", "search")])
+    kept = pickle.dumps(scorer)
     child = os.fork()
     if not child:
+        signal.alarm(60)
         try:
+            if how != "as it is":
+                scorer = open_scorer(tiny.path, variant, plan=plan) if how == "opened again" else pickle.loads(kept)
             scorer.score([("data", "search")])
         except BadInput as error:
-            os._exit(42 if "open it in the child" in str(error) else 1)
+            os._exit(42 if "multiprocessing's 'spawn'" in str(error) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 42
 
