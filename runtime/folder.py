@@ -170,7 +170,7 @@ class ModelFolder:
                 raise BadInput(f"{self.path / name}: sha256 differs from {MANIFEST}: damaged or changed; {again}")
         return path
 
-    def write(self, change: Callable[[Manifest], Manifest], place: Callable[[], None] = lambda: None) -> ModelFolder:
+    def write(self, change: Callable[[Manifest], Manifest], place: Callable[[], object] = lambda: None) -> ModelFolder:
         """Change the manifest, whole or not at all, and return the new folder value.
 
         It is changed as it stands on disk now, with a lock: another command may write at the same time. `place` puts

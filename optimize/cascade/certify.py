@@ -23,8 +23,8 @@ from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import Rule
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import new_file, sha256_of
-from xopt.runtime.folder import Manifest, ModelFolder
+from xopt.runtime.files import scratch_beside, sha256_of
+from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.scorer import open_scorer
 
@@ -271,13 +271,14 @@ def _fingerprint(candidates: Candidates) -> str:
 
 def write_cascade(folder: ModelFolder, cascade: Cascade, lexicon: Lexicon | None) -> None:
     """Write a cascade into the manifest, and the lexicon that its order goes by beside it."""
-    files = {}
-    if lexicon is not None:
-        with new_file(folder.path / LEXICON) as temporary:
-            lexicon.save(temporary)
-        files[LEXICON] = sha256_of(folder.path / LEXICON)
-
-    def add(to: Manifest) -> Manifest:
-        return replace(to, files=to.files | files, cascade=cascade.values())
-
-    folder.write(add)
+    place = folder.path / LEXICON
+    if lexicon is None:
+        folder.write(lambda to: replace(to, cascade=cascade.values()))
+        return
+    with scratch_beside(place) as scratch:
+        made = scratch / LEXICON
+        lexicon.save(made)
+        files = {LEXICON: sha256_of(made)}
+        folder.write(
+            lambda to: replace(to, files=to.files | files, cascade=cascade.values()), lambda: made.replace(place)
+        )
