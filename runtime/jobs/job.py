@@ -143,14 +143,21 @@ class Job:
         return [part for part in parts if part.number not in done]
 
     def finish(self) -> None:
-        """Make the one file of the parts, if that is asked, and remove what is no longer needed."""
+        """Make the one file of the parts, if that is asked."""
         if self.target.one_file:
-            self.target.joined(range(len(self.record.parts)))
-        made = self.target.out.stat().st_size if self.target.one_file else 0
-        self.record = replace(self.record, finished=made)
-        write_text(self.target.record, self.record.to_json())
+            with self.target.joined(range(len(self.record.parts))) as made:
+                self._write_finished(made)  # before it stands at OUT: what does and is not noted is a user's own
+        else:
+            self._write_finished(0)
+
+    def tidy(self) -> None:
+        """Remove what a finished job no longer needs."""
         for folder in (*self.target.job.glob("prepared*"), self.target.job / "parts"):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _write_finished(self, made: int) -> None:
+        self.record = replace(self.record, finished=made)
+        write_text(self.target.record, self.record.to_json())
 
     def has_files(self) -> bool:
         """Whether the files that were prepared for it are there still: they go when all is done."""
@@ -166,6 +173,8 @@ class Job:
         if not self.target.out.is_file():
             return False
         if self.target.out.stat().st_size != self.record.finished:
+            if self.record.replaces and len(self.done()) == len(self.record.parts):
+                return False  # killed before it replaced what was there: parts go afterwards
             raise BadInput(
                 f"{self.target.out}: changed since it was made; give another -o, or start again with --force"
             )

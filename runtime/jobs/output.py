@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,9 @@ class Target:
         patterns = ("job.json", "done", "parts", "prepared-*", ".job.json.new-*")
         return [path for pattern in patterns for path in self.job.glob(pattern)]
 
-    def joined(self, parts: Sequence[int]) -> None:
-        """Make the one file of its parts, whole or not at all."""
+    @contextlib.contextmanager
+    def joined(self, parts: Sequence[int]) -> Iterator[int]:
+        """Make the one file of its parts and yield its bytes; it stands at OUT, whole, when the block ends."""
         files = [self.part(number) for number in parts]
         with new_file(self.out) as temporary, writing(self.out):
             if self.kind == "parquet":
@@ -103,6 +105,7 @@ class Target:
                     for file in files:
                         with file.open("rb") as part:
                             shutil.copyfileobj(part, stream, 1 << 20)
+            yield temporary.stat().st_size
 
 
 def target_of(out: str) -> Target:
@@ -177,25 +180,34 @@ def _json_lines(table: pa.Table) -> list[str]:
             values = ["null" if value is None else value for value in column.to_pylist()]
         else:
             values = [
-                json.dumps(_json(value), ensure_ascii=False) for value in column.cast(_exact(column.type)).to_pylist()
+                json.dumps(_json(value), ensure_ascii=False)
+                for value in column.cast(_each(column.type, _in_utc)).cast(_each(column.type, _exact)).to_pylist()
             ]
         columns.append([f"{json.dumps(field.name, ensure_ascii=False)}: {value}" for value in values])
     return [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
 
 
+def _each(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """The type with what `change` makes of each that is no list and no object, those within them too."""
+    if pa.types.is_map(kind):
+        return pa.map_(_each(kind.key_type, change), _each(kind.item_type, change))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_each(kind.value_type, change))
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_each(field.type, change)) for field in kind])
+    return change(kind)
+
+
+def _in_utc(kind: pa.DataType) -> pa.DataType:
+    """Times of any zone in UTC, the same everywhere: not every machine knows every zone, and some know none."""
+    return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
+
+
 def _exact(kind: pa.DataType) -> pa.DataType:
-    """The type with times and decimals, those in lists and objects too, as Arrow writes them, to the last digit."""
+    """Times and decimals as text, as Arrow writes them, to the last digit."""
     if pa.types.is_duration(kind):
         return pa.int64()
-    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
-        return pa.string()
-    if pa.types.is_map(kind):
-        return pa.map_(_exact(kind.key_type), _exact(kind.item_type))
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_exact(kind.value_type))
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_exact(field.type)) for field in kind])
-    return kind
+    return pa.string() if pa.types.is_temporal(kind) or pa.types.is_decimal(kind) else kind
 
 
 def _json(value: Any) -> Any:

@@ -129,6 +129,7 @@ def run_job(
                 log.info("rerank: %d of %d parts are done; going on with the rest", len(before), len(job.parts()))
             _do(request, job, how)
             job.finish()
+        job.tidy()
         notes = job.notes()
         now = [counts for number, counts in notes.items() if number not in before]
         return Reranked(

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rankings import Record, read
 
@@ -17,25 +19,28 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.files import locked
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs import parts
+from xopt.runtime.jobs.job import Job
 
 XOPT = Path(sys.executable).with_name("xopt")
 
 
-@pytest.fixture
-def many(parquet: Callable[..., str]) -> str:
-    """Pairs enough for some parts."""
-    return parquet(
-        [
-            {"query_id": f"q{i // 20}", "query": f"data {i // 20}", "doc_id": i, "text": f"index {i % 977}"}
-            for i in range(30000)
-        ]
-    )
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Pairs enough for some parts. Not to be changed."""
+    rows = [
+        {"query_id": f"q{i // 20}", "query": f"data {i // 20}", "doc_id": i, "text": f"index {i % 977}"}
+        for i in range(30000)
+    ]
+    file = tmp_path_factory.mktemp("many") / "candidates.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=7)  # which cut through queries
+    return str(file)
 
 
-@pytest.fixture
-def undisturbed(tiny: ModelFolder, many: str, tmp_path: Path) -> bytes:
-    rerank_files(tiny.path, [many], tmp_path / "whole.jsonl")
-    return (tmp_path / "whole.jsonl").read_bytes()
+@pytest.fixture(scope="module")
+def undisturbed(tiny: ModelFolder, many: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("undisturbed") / "whole.jsonl"
+    rerank_files(tiny.path, [many], out)
+    return out.read_bytes()
 
 
 def begin(tiny: ModelFolder, many: str, out: Path, *more: str, limit: int | None = None) -> subprocess.Popen[str]:
@@ -66,6 +71,38 @@ def test_a_killed_job_goes_on_where_it_was(tiny: ModelFolder, many: str, undistu
     assert made.parts_now == made.parts - done < made.parts
     assert out.read_bytes() == undisturbed
     assert not [*tmp_path.rglob(".*"), *tmp_path.rglob("*.job/parts")]
+
+
+@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_stop_as_the_file_is_moved_into_place_costs_nothing(
+    tiny: ModelFolder,
+    records: list[Record],
+    tmp_path: Path,
+    parquet: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    there: bool,
+    moved: bool,
+) -> None:
+    file, out = parquet(records), tmp_path / "out.jsonl"
+    rerank_files(tiny.path, [file], tmp_path / "whole.jsonl")
+    if there:
+        out.write_text("before")
+    stopped_in, step = (Job, "tidy") if moved else (Path, "replace")
+    whole = getattr(stopped_in, step)
+
+    def stopped(self: Job | Path, *to: Path) -> Path | None:
+        if to and to[0] != out:
+            return whole(self, *to)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(stopped_in, step, stopped)
+        rerank_files(tiny.path, [file], out, force=there)
+    assert out.exists() == (there or moved)
+    assert rerank_files(tiny.path, [file], out).parts_now == 0
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert not [*tmp_path.rglob("*.job/parts")]
 
 
 def test_ctrl_c_ends_with_a_line_and_the_job_goes_on(
@@ -171,10 +208,10 @@ def test_a_part_that_was_lost_is_made_again(
 def test_damaged_files_are_named_and_what_was_done_is_kept(
     tiny: ModelFolder, many: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Path(many).read_bytes()
-    Path(many).write_bytes(whole[:1000])
+    cut = tmp_path / "candidates.parquet"
+    cut.write_bytes(Path(many).read_bytes()[:1000])
     with pytest.raises(BadInput, match=r"candidates.parquet: not a Parquet file"):
-        rerank_files(tiny.path, [many], tmp_path / "out.parquet")
+        rerank_files(tiny.path, [cut], tmp_path / "out.parquet")
     assert not list(tmp_path.glob("out*"))
 
 

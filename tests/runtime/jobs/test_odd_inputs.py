@@ -83,6 +83,8 @@ def test_values_that_json_has_not_are_written_so_that_it_has(tiny: ModelFolder, 
         "decimal": pa.array([decimal.Decimal("1.10"), None, decimal.Decimal("2")], pa.decimal128(5, 2)),
         "time": pa.array([datetime(2020, 1, 2), None, None], pa.timestamp("ns")),
         "far": pa.array([1 << 40, None, 0], pa.timestamp("s")),
+        "there": pa.array([0, None, 1], pa.timestamp("ms", "Nowhere/Known")),
+        "theirs": pa.array([[{"at": 0}], [], None], pa.list_(pa.struct({"at": pa.timestamp("ms", "+02:00")}))),
         "views": pa.array([["a"], [], None], pa.list_(pa.string_view())),
     }
     for name, column in columns.items():
@@ -95,6 +97,8 @@ def test_values_that_json_has_not_are_written_so_that_it_has(tiny: ModelFolder, 
     assert [row["bytes"] for row in rows] == ["/w==", "", None]
     assert rows[0]["decimal"] == "1.10"
     assert rows[0]["time"].startswith("2020-01-02 00:00:00")
+    assert [row["there"] for row in rows] == ["1970-01-01 00:00:00.000Z", None, "1970-01-01 00:00:00.001Z"]
+    assert [row["theirs"] for row in rows] == [[{"at": "1970-01-01 00:00:00.000Z"}], [], None]
     assert [row["views"] for row in rows] == [["a"], [], None]
 
 
