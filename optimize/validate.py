@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from xopt.optimize.judge.looks import look_sizes, one_sided_levels
 from xopt.optimize.judge.statistics import ALPHA, FAILED, PASSED, UNDECIDED, Gate, Interval, interval
 from xopt.optimize.judge.verdict import FLOAT_NOISE, GATES, SAME, Judged, judge, not_repeatable
-from xopt.runtime.bench.reference import REFERENCE, ReferenceScorer
 from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.data.quality import quality_by_query
@@ -25,7 +24,7 @@ from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import open_scorer
-from xopt.runtime.scoring.variants import check_variant
+from xopt.runtime.scoring.variants import REFERENCE, check_variant
 
 __all__ = ["Reference", "Validation", "validate", "validate_runs"]
 
@@ -73,6 +72,8 @@ class Reference:
     def __init__(
         self, folder: ModelFolder, candidates: Candidates, exact: str | None, threads: int, device: str
     ) -> None:
+        from xopt.runtime.bench.reference import ReferenceScorer
+
         self.folder, self.candidates, self.threads, self.device = folder, candidates, threads, device
         few, rank = candidates.pairs[:NOISE_PAIRS], folder.manifest.ranking
         itself = rank(ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device).score(few))

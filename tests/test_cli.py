@@ -154,13 +154,20 @@ def test_peers_are_for_a_cpu(xopt: Xopt, tiny: ModelFolder, monkeypatch: pytest.
     assert (result.exit_code, "--peers is for a CPU" in result.stderr) == (2, True)
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+HEAVY = {"torch", "transformers", "onnxruntime", "daft"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["validate", "--scores", "a.run", "--reference", "a.run"]], ids=" ".join
+)
+def test_what_needs_no_model_is_quick_and_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "a.run").write_text("".join(f"q{q} Q0 d{d} 0 {d} any\n" for q in range(12) for d in range(5)))
     code = (
         "import sys; from xopt.cli.main import cli; "
-        "print(sorted({'torch', 'transformers', 'onnxruntime', 'daft', 'scipy'} & set(sys.modules)))"
+        f"code = cli.main({arguments!r}, standalone_mode=False); print(sorted({HEAVY!r} & set(sys.modules)), code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].startswith("[]")
 
 
 def test_the_main_job_runs_twice_on_a_users_own_data(

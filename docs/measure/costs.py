@@ -26,13 +26,14 @@ from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target
 from xopt.optimize.tune import plans_for, tune
 from xopt.runtime.bench.in_daft import pairs_frame
-from xopt.runtime.bench.reference import REFERENCE, ReferenceScorer
+from xopt.runtime.bench.reference import ReferenceScorer
 from xopt.runtime.data.agreement import agreement
 from xopt.runtime.data.candidates import demo_candidates
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.frames.rerank import rerank
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.variants import REFERENCE
 
 FRESH = """
 import sys, time

@@ -23,7 +23,6 @@ from xopt.optimize.shrink.distil import Distilled, batch, distil
 from xopt.optimize.shrink.layers import keep_layers, layers_of, search_layers, sets_tried
 from xopt.optimize.shrink.lists import List, draw_lists, own_lists, ranked
 from xopt.optimize.validate import EXACT_VARIANT
-from xopt.runtime.bench.reference import REFERENCE
 from xopt.runtime.data.agreement import agreement_by_query
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.data.quality import quality_by_query
@@ -34,6 +33,7 @@ from xopt.runtime.scoring.backends.network import Network, load_encoder
 from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.variants import REFERENCE
 
 __all__ = ["Shrunk", "shrink"]
 

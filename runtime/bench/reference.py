@@ -18,9 +18,7 @@ from xopt.runtime.scoring.encode import Pair, clean
 from xopt.runtime.scoring.scorer import Scorer
 from xopt.runtime.scoring.stages import Stages, Stopwatch
 
-__all__ = ["REFERENCE", "ReferenceScorer"]
-
-REFERENCE = "torch-fp32"  # the variant that every other is judged against
+__all__ = ["ReferenceScorer"]
 
 
 class ReferenceScorer(Scorer):

@@ -21,6 +21,7 @@ from xopt.runtime.scoring.device import check_device, check_name
 __all__ = [
     "BACKENDS",
     "CTRANSLATE2_FILE",
+    "REFERENCE",
     "BackendKind",
     "check_variant",
     "exported_variants",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
+
+REFERENCE = "torch-fp32"  # the variant that every other is judged against
 
 
 def _lazily(module: str, name: str) -> Callable[..., Any]:

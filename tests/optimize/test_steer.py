@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from texts import shortened
 
 from xopt.optimize.int8.calibrate import calibration_pairs
 from xopt.optimize.judge.statistics import FAILED, PASSED, Gate
@@ -22,7 +23,7 @@ LAYER, CHANNELS, FACTOR = 2, slice(0, 384, 48), 200.0
 
 @pytest.fixture(scope="module")
 def queries() -> Candidates:
-    return demo_candidates(queries=12, depth=10)
+    return shortened(demo_candidates(queries=12, depth=10))
 
 
 @pytest.fixture(autouse=True)

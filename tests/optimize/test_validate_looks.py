@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
+from texts import shortened
 
 from xopt.optimize.judge.looks import FIRST_LOOK
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED, Gate
@@ -17,8 +16,7 @@ from xopt.runtime.folder import ModelFolder
 
 def many(queries: int) -> Candidates:
     """Queries of few short candidates."""
-    docs = demo_candidates(queries=queries, depth=4)
-    return Candidates("many", tuple(replace(row, text=row.text[:40]) for row in docs.rows), docs.qrels)
+    return shortened(demo_candidates(queries=queries, depth=4), 40)
 
 
 def test_queries_are_drawn_until_all_is_decided(tiny: ModelFolder) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import Result
 from scipy import sparse
+from texts import shortened
 from tiny import make_tiny
 
 from xopt.optimize.cascade.attempt import try_cascade
@@ -244,7 +245,7 @@ def test_the_main_job_tries_a_cascade_where_the_data_are_a_case_for_one(
 ) -> None:
     speeds = {"onnx-int8": 1e4, "onnx-fp32": 1e4, "torch-fp32": 1e3}
     assert try_cascade(tiny_copy, queries, "onnx-int8", speeds, 10, "cpu") is None  # too few, and not deep enough
-    deep = demo_candidates(queries=400, depth=50)
+    deep = shortened(demo_candidates(queries=400, depth=50))
     assert try_cascade(tiny_copy, deep, "onnx-int8", dict.fromkeys(speeds, 1.0), 10, "cpu") is None  # for too long
     tried = try_cascade(tiny_copy, deep, "onnx-int8", speeds, 10, "cpu")
     assert tried is not None

@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
+from texts import shortened
 from tiny import KINDS, make_tiny
 
 from xopt.optimize.cascade.certify import certify
@@ -35,8 +35,7 @@ SECONDS = 2 / 60
 @pytest.fixture(scope="module")
 def queries() -> Candidates:
     """Of short texts: a model is trained on them."""
-    whole = demo_candidates(queries=30, depth=12)
-    return Candidates("short", tuple(replace(row, text=row.text[:200]) for row in whole.rows), whole.qrels)
+    return shortened(demo_candidates(queries=30, depth=12))
 
 
 def test_the_best_set_of_layers_is_found() -> None:
