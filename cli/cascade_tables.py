@@ -36,8 +36,8 @@ def print_certified(out: Output, found: Certified) -> None:
     if found.cascade is None:
         out.line(
             f"Score everything: nothing cheaper is shown to be safe. {found.variant} alone loses "
-            f"{found.variant_loss:.4f}; allow more with --max-loss, or give more queries than these {found.pairs:,} "
-            "pairs have."
+            f"{found.variant_loss:.4f}; give more queries than these {found.pairs:,} pairs have, or allow more with "
+            "--max-loss: on other queries, since each further try on the same ones may err too."
         )
     else:
         own, order = found.cascade.certificate, ORDERS[found.cascade.order.kind]

@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import shutil
 import signal
 import sys
 from types import FrameType
@@ -47,10 +48,13 @@ class _Group(click.Group):
             click.echo("Interrupted: nothing half-written was left.", err=True)
             raise SystemExit(128 + signal.SIGINT) from None
         except OSError as error:
-            if error.errno not in UNWRITABLE and "temporary directory" not in str(error):
+            copying = isinstance(error, shutil.Error)  # of many files: it has no number
+            if not copying and error.errno not in UNWRITABLE and "temporary directory" not in str(error):
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            click.echo(f"Error: {where}{error.strerror or error}; free some space or choose another place", err=True)
+            click.echo(
+                f"Error: {where}{error.strerror or str(error)[:300]}; free some space or choose another place", err=True
+            )
             raise SystemExit(2) from error
 
 

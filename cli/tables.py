@@ -90,7 +90,7 @@ def print_validation(out: Output, validation: Validation) -> None:
     }
     rows = []
     for judged in validation.judged:
-        figures = [_interval(judged.measures[name]).replace(" [", "\n[") for name in measures]
+        figures = [_interval(judged.measures[n]).replace(" [", "\n[") if n in judged.measures else "" for n in measures]
         noise = "" if judged.noise is None else f"{judged.noise:.1g}"
         difference = f"{judged.mean_difference:.2g} / {judged.max_difference:.2g}"
         rows.append([judged.name, str(judged.queries), *figures, difference, noise, judged.verdict])
@@ -135,6 +135,10 @@ def _reasons(judged: Judged) -> list[str]:
         reasons.append("undecided: no gate can be measured on this data, a candidate or a few for each query")
     for result in judged.gates:
         side = "at most" if result.gate.at_most else "at least"
+        if not result.interval.queries:
+            bound = f"{side} {result.gate.bound:g}"
+            reasons.append(f"undecided: {result.gate.measure}, asked {bound}, cannot be measured on these queries")
+            continue
         asked = f"{result.gate.measure} {_interval(result.interval)}, asked {side} {result.gate.bound:g}"
         if result.verdict == "fail":
             reasons.append(f"FAIL: {asked}")
@@ -196,7 +200,8 @@ def print_bench(out: Output, bench: Bench) -> None:
     rows = []
     for m in bench.measured:
         cpu = f"{100 * m.mean_cores / bench.cores:.0f} / {100 * m.peak_cores / bench.cores:.0f} %"
-        agreed = [f"{m.agreement.tau:.3f}", f"{m.agreement.top10:.3f}"] if m.agreement else ["", ""]
+        shares = [m.agreement.tau, m.agreement.top10] if m.agreement else []
+        agreed = ["" if math.isnan(share) else f"{share:.3f}" for share in shares] or ["", ""]
         rows.append(
             [
                 str(m.case),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 from collections.abc import Sequence
@@ -35,25 +34,15 @@ from xopt.optimize.model.source import (
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import already_there, check_writable, heard, new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder
+from xopt.runtime.machine import versions_here
 from xopt.runtime.scoring.backends.network import DTYPE, Network, load_encoder
 from xopt.runtime.scoring.encode import clean
 from xopt.runtime.scoring.variants import exported_variants
 
-__all__ = ["check_place", "check_source", "export", "versions_here"]
+__all__ = ["check_place", "check_source", "export"]
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = (
-    "xopt-rerank",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "optimum",
-    "optimum-onnx",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-)
 PADDED_LEFT = "; its tokenizer pads on the left, and its scores change with the padding of their batch"
 PYTORCH = {"format": "pt"}
 
@@ -110,12 +99,6 @@ def export(
         left = encoder.tokenizer.padding_side == "left" and facts["padding_side"] == "right"
         check_parity(replace(made, trusted=trust_remote_code), encoder, short, expected, PADDED_LEFT if left else "")
     return ModelFolder.open(out, trust_remote_code)
-
-
-def versions_here() -> dict[str, str]:
-    """The versions of the libraries that make a model folder and run it."""
-    here = {package.name for package in importlib.metadata.distributions()}
-    return {name: importlib.metadata.version(name) for name in LIBRARIES if name in here}
 
 
 def check_place(out: Path, force: bool) -> None:

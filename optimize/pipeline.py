@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from xopt.optimize.cascade.attempt import Tried, try_cascade
-from xopt.optimize.export import export, versions_here
+from xopt.optimize.export import export
 from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
 from xopt.optimize.judge.verdict import gates_with
@@ -24,7 +24,7 @@ from xopt.runtime.data.candidates import Candidates, preparing, query_hash
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import check_writable
 from xopt.runtime.folder import MANIFEST, ModelFolder
-from xopt.runtime.machine import cores, machine_name, saturates
+from xopt.runtime.machine import cores, machine_name, saturates, versions_here
 from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.variants import BACKENDS, overflows, variants_on
 
@@ -103,19 +103,26 @@ def optimize(
     apart = len(candidates.groups()) - len(judging.groups())
     validation = replace(validation, prepared_with=validation.prepared_with + apart)
     recommendation = recommend(folder, validation, measured)
-    _keep(folder, validation, measured, recommendation)
     calibrated = {hash_ for v in variants for hash_ in folder.variant(v).recipe.get("calibrated_with", ())}
     seen = judging.shuffled().without(calibrated).between(0, validation.queries)  # they chose the variant
     hashes = {query_hash(row.query) for row in seen.rows}  # and certify nothing
+    _keep(folder, validation, measured, recommendation, hashes)
     tried = try_cascade(folder, candidates.without(hashes), recommendation.variant, speeds, minutes, device)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation, tried)
 
 
-def _keep(folder: ModelFolder, validation: Validation, measured: Bench, recommendation: Recommendation) -> None:
+def _keep(
+    folder: ModelFolder,
+    validation: Validation,
+    measured: Bench,
+    recommendation: Recommendation,
+    chosen_by: set[str],
+) -> None:
     """Write into the manifest what was found: scorers read there what is recommended, `xopt card` the figures."""
     ratios = {m.case.variant: m.ratio for m in measured.measured if m.case.strategy == "planned"}
     found = {
         "recommended": recommendation.variant,
+        "chosen_by": sorted(chosen_by),
         "data": validation.data,
         "queries": validation.queries,
         "pairs": validation.pairs,
@@ -157,7 +164,11 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
 
 
 def _quantized(folder: ModelFolder, candidates: Candidates) -> ModelFolder:
-    target = detect_target()
+    try:
+        target = detect_target()
+    except BadInput as error:
+        log.warning("quantize: without INT8 (%s)", error)
+        return folder
     schemes = ["per-token"]
     if not saturates():  # elsewhere its INT8 is slower than FP32
         schemes.append("static")
@@ -176,6 +187,8 @@ def _halved(folder: ModelFolder) -> ModelFolder:
 
 def _exported(model: str, out: Path, trusted: bool, rank_label: str | None) -> ModelFolder:
     if not (out / MANIFEST).is_file():
+        if out.exists():
+            raise BadInput(f"{out}: is there, and no model folder; choose another folder with -o, or move it away")
         log.info("export: %s to %s", model, out)
         return export(model, out, trust_remote_code=trusted, rank_label=rank_label)
     folder = ModelFolder.open(out, trusted)

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.optimize.graph.structure import write_graph
-from xopt.optimize.judge.statistics import PASSED, Gate
+from xopt.optimize.judge.statistics import FEWEST_QUERIES, PASSED, Gate
 from xopt.optimize.judge.verdict import Judged, judge
 from xopt.optimize.quantize import Prepared, Recipe, quantized
 from xopt.runtime.data.candidates import Candidates
-from xopt.runtime.errors import GateFailed
+from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 
@@ -78,13 +78,22 @@ def steer(
 
     `prepared` is the folder's graph, made ready for `recipe`.
 
-    Raises GateFailed where none passes that is faster than onnx-fp32, and says how close it came.
+    Raises BadInput where the queries are too few, or have not what a gate measures; and GateFailed where none passes
+    that is faster than onnx-fp32, and says how close it came.
     """
+    if (queries := len(candidates.groups())) < FEWEST_QUERIES:
+        raise BadInput(
+            f"{candidates.name}: {queries} queries are too few to steer by, it takes {FEWEST_QUERIES}; a fifth of the "
+            f"data's do, so give {5 * FEWEST_QUERIES} or more"
+        )
     with tempfile.TemporaryDirectory(prefix="xopt-steer-") as scratch:
         copy = Path(scratch) / "model"
-        shutil.copytree(folder.path, copy, ignore=shutil.ignore_patterns("*.safetensors", "model_q*"))
-        trial = _Trial(ModelFolder.open(copy), prepared, candidates, gates)
+        shutil.copytree(folder.path, copy, ignore=shutil.ignore_patterns("*.safetensors", "model_q*", "model_fp16*"))
+        trial = _Trial(ModelFolder.open(copy), prepared, candidates, [replace(gate, asked=True) for gate in gates])
         steps = [trial.step(recipe)]
+        lacking = [held.gate.measure for held in steps[0].judged.gates if not held.interval.queries]
+        if lacking:
+            raise BadInput(f"{candidates.name}: {lacking[0]} cannot be measured on so few candidates a query")
         harms: tuple[Harm, ...] = ()
         if not _passing(steps):
             steps += [trial.step(replace(recipe, smoothing=strength)) for strength in SMOOTHING]
@@ -202,7 +211,7 @@ def _short_of(folder: ModelFolder, steps: Sequence[Step]) -> str:
     held = "; ".join(
         f"{result.gate.measure} {result.interval.mean:.4f} [{result.interval.low:.4f}, {result.interval.high:.4f}] "
         f"{result.verdict}, asked {result.gate.bound:g}"
-        + (f", about {result.queries_needed} queries would decide" if result.queries_needed else "")
+        + (f", about {result.queries_needed} queries to steer by would decide" if result.queries_needed else "")
         for result in closest.judged.gates
     )
     return f"{folder.path}: no INT8 passes, with up to all but one of its products in float: {held}"

@@ -233,6 +233,10 @@ def validate_runs(reference: Path, scores: Path, qrels: Path | None, gates: Sequ
 
     The documents are the reference's. A document that the run lacks comes last in it, tied with the others.
     """
+    if any(gate.asked and gate.measure == "dcg10_loss" for gate in gates):
+        raise BadInput(
+            "--max-dcg-loss: takes logits, and the scores of a run may be anything; --max-ndcg-drop with --qrels"
+        )
     expected, got = read_run(reference), read_run(scores)
     rows = tuple(Row(query_id, "", doc_id, "") for query_id, ranking in expected.items() for doc_id in ranking)
     judgements = {q: j for q, j in read_qrels(qrels).items() if q in expected} if qrels else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -10,9 +11,32 @@ from pathlib import Path, PurePosixPath
 
 import psutil
 
-__all__ = ["cores", "cpu_flags", "cpu_name", "has_bf16", "has_module", "machine_name", "memory_bytes", "saturates"]
+__all__ = [
+    "cores",
+    "cpu_flags",
+    "cpu_name",
+    "has_bf16",
+    "has_module",
+    "machine_name",
+    "memory_bytes",
+    "saturates",
+    "versions_here",
+]
 
 UNLIMITED = 1 << 20
+LIBRARIES = (
+    "xopt-rerank",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "optimum",
+    "optimum-onnx",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "daft",
+)
 
 
 def has_module(name: str) -> bool:
@@ -97,3 +121,9 @@ def _cpuinfo(key: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key), "")
+
+
+def versions_here() -> dict[str, str]:
+    """The versions of the libraries that make a model folder and run it."""
+    here = {package.name for package in importlib.metadata.distributions()}
+    return {name: importlib.metadata.version(name) for name in LIBRARIES if name in here}

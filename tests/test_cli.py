@@ -102,7 +102,10 @@ def test_too_few_queries_are_exit_code_3_unless_told(xopt: Xopt, tmp_path: Path)
 
 def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, tiny_copy: ModelFolder) -> None:
     before = (tiny_copy.path / "xopt.json").read_bytes()
-    result = xopt("quantize", tiny_copy.path, "--int8", "--queries", 4, "--depth", 6, "--min-tau", 1)
+    gate = ("quantize", tiny_copy.path, "--int8", "--depth", 6, "--min-tau", 1)
+    few = xopt(*gate, "--queries", 4)
+    assert (few.exit_code, "a fifth of the data's do, so give 50 or more" in few.stderr) == (2, True)
+    result = xopt(*gate, "--queries", 50)
     assert (result.exit_code, "no INT8 passes" in result.stderr) == (1, True)
     assert (tiny_copy.path / "xopt.json").read_bytes() == before
 

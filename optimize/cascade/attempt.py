@@ -10,6 +10,7 @@ from xopt.optimize.cascade.parts import told
 from xopt.optimize.judge.bounds import queries_needed
 from xopt.runtime.bench.bench import Bench, Case, bench
 from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 
 __all__ = ["Tried", "try_cascade"]
@@ -37,7 +38,7 @@ def try_cascade(
     minutes: float | None,
     device: str,
 ) -> Tried | None:
-    """Certify a cascade with its defaults, and time it; None where it has no chance or would take too long.
+    """Certify a cascade with its defaults, and time it; None where it has no chance, fails or would take too long.
 
     `speeds` are pairs a second of the variant and of what scores the reference.
     """
@@ -62,9 +63,14 @@ def try_cascade(
             variant,
         )
         return None
-    certified = certify(folder, candidates, variant, max_loss=MAX_LOSS, confidence=CONFIDENCE, device=device)
-    if certified.cascade is None:
-        return Tried(certified, None)
-    few = candidates.split()[1].between(0, BENCH_QUERIES)
-    cases = [Case(variant, "planned"), Case(variant, "cascade")]
-    return Tried(certified, bench(ModelFolder.open(folder.path, folder.trusted), few, cases, repeat=1, device=device))
+    try:
+        certified = certify(folder, candidates, variant, max_loss=MAX_LOSS, confidence=CONFIDENCE, device=device)
+        if certified.cascade is None:
+            return Tried(certified, None)
+        few = candidates.split()[1].between(0, BENCH_QUERIES)
+        cases = [Case(variant, "planned"), Case(variant, "cascade")]
+        made = ModelFolder.open(folder.path, folder.trusted)
+        return Tried(certified, bench(made, few, cases, repeat=1, device=device))
+    except (BadInput, GateFailed) as error:  # what was found before stands
+        log.warning("cascade: none, since it failed: %s", error)
+        return None

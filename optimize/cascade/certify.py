@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.optimize.cascade.enough import check_enough, warn_of_scale
 from xopt.optimize.cascade.fit import Query, fit_order, folds
-from xopt.optimize.cascade.parts import ORDERS, Scored, default_variant, open_first, queries_of, told
+from xopt.optimize.cascade.parts import ORDERS, Scored, default_variant, distinct, open_first, queries_of, told
 from xopt.optimize.cascade.walk import Walk, walk
-from xopt.optimize.judge.bounds import least_mean, queries_needed, rounded_up, upper_bound
+from xopt.optimize.judge.bounds import upper_bound
 from xopt.optimize.judge.statistics import Interval, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
-from xopt.runtime.cascade.cascade import LEXICON, Cascade, Certificate
+from xopt.runtime.cascade.cascade import Cascade, Certificate
 from xopt.runtime.cascade.features import Lexicon
+from xopt.runtime.cascade.fingerprint import LEXICON
 from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import Rule
 from xopt.runtime.data.candidates import Candidates, query_hash
@@ -32,7 +34,6 @@ __all__ = ["Certified", "Fitted", "Option", "certify", "cheapest", "cheapest_opt
 
 log = logging.getLogger(__name__)
 
-FEWEST_DOCUMENTS = 2  # times `top`, in the mean: of fewer candidates there is nothing to save
 FEWEST_SAVED = 0.05  # of the pairs: less is not worth a cascade
 NOISE = 0.1  # of a share, on the few queries that choose: what a rule has to gain over the one that asks as it goes
 VALUES = {  # of each rule, the safest first: the first one scores everything
@@ -103,12 +104,12 @@ def certify(
     record. Raises BadInput where the queries are too few, before anything is scored.
     """
     threads, error = threads or cores(), None if confidence is None else 1 - confidence
-    choosing, others = candidates.split()
+    choosing, others = distinct(candidates).split()
     if not choosing.rows:
         raise BadInput(f"{candidates.name}: a single query; give more, some to choose by and some to certify")
     cheaper = None if first in (None, *ORDERS) else ModelFolder.open(str(first), folder.trusted)
     judging = others.without(told(folder, variant, (cheaper, default_variant(cheaper, device)) if cheaper else None))
-    _check(folder, judging, len(others.groups()) - len(judging.groups()), top, max_loss, error)
+    check_enough(folder, judging, len(others.groups()) - len(judging.groups()), top, max_loss, error)
     folder.check_writable()
     scorer = open_scorer(folder, variant, threads=threads, device=device)
     opened = [open_first(kind, folder, scorer, choosing, threads, device) for kind in ((first,) if first else ORDERS)]
@@ -116,6 +117,7 @@ def certify(
     reference = Reference(folder, both, EXACT_VARIANT, threads, device)
     log.info("cascade: %d queries choose, %d certify", len(choosing.groups()), len(judging.groups()))
     few = Scored.by(scorer, folder, choosing, reference.of(len(choosing.groups())))
+    warn_of_scale(few, top, max_loss, measure)
     fitted = []
     for stage, names in opened:
         queries, took_s = queries_of(stage, few)
@@ -151,37 +153,16 @@ def certify(
         )
         cascade = Cascade(chosen.order, rule, variant, certificate)
         write_cascade(folder, cascade, stage.lexicon)
+    elif folder.manifest.cascade:
+        log.warning(
+            "cascade: %s keeps the cascade that it had: what rerank --cascade goes by is not shown safe here",
+            folder.path,
+        )
     where = "" if device == "cpu" else f', device="{device}"'
     scored = ", first_scores=scores" if chosen.order.with_score else ""
     python = f'open_cascade("{folder.path}"{where}).rank(query, documents, top_k={top}{scored})'
     chose = len(choosing.groups())
     return Certified(str(folder.path), variant, tuple(options), cascade, own, share, chose, len(both.rows), python)
-
-
-def _check(
-    folder: ModelFolder, judging: Candidates, left_out: int, top: int, max_loss: float, error: float | None
-) -> None:
-    """Raises BadInput where the queries that certify, without those `left_out`, cannot, or nothing can be saved."""
-    groups = judging.groups()
-    if not folder.manifest.ranks:
-        raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
-    needed = queries_needed(max_loss, error)
-    if len(groups) < needed:
-        how, ways = "in expectation" if error is None else f"at a confidence of {1 - error:g}", ["more queries"]
-        if groups and (enough := rounded_up(least_mean(len(groups), error))) < 1:
-            ways.append(f"--max-loss {enough:g} or more")
-        if error is not None and len(groups) >= (fewer := queries_needed(max_loss, None)):
-            ways.append(f"--in-expectation, which takes {fewer} and promises less")
-        without = f" ({left_out} others calibrated INT8 or trained a model)" if left_out else ""
-        raise BadInput(
-            f"{judging.name}: {len(groups)} queries are left to certify by{without}, and it takes {needed} to show a "
-            f"loss under {max_loss:g} {how} even where nothing is lost; give {', or '.join(ways)}"
-        )
-    if len(judging.rows) < FEWEST_DOCUMENTS * top * len(groups):
-        raise BadInput(
-            f"{judging.name}: {len(judging.rows) / len(groups):.0f} candidates a query, of which the best {top} "
-            f"count: too few to leave any out; give more (--depth), or a smaller --top"
-        )
 
 
 @dataclass(frozen=True)
@@ -249,15 +230,16 @@ def cheapest(
 ) -> tuple[Rule, NDArray[np.float64] | None]:
     """The last rule of those that are shown, one after the other, to lose at most `max_loss`, and each query's loss.
 
-    The first rule, without losses, where not even that one is. In expectation a query's loss counts as the largest of
-    any safer rule, since conformal risk control takes losses that never fall.
+    The first rule, without losses, where not even that one is. In expectation a query's loss is the largest of any
+    safer rule, since conformal risk control takes losses that never fall.
     """
     shown: tuple[Rule, NDArray[np.float64] | None] = rules[0], None
     largest = np.zeros(len(walks))
     for rule in rules:
         losses = np.array([each.stop(rule, top)[1] for each in walks])
-        largest = np.maximum(largest, losses)
-        if upper_bound(losses if error is not None else largest, error, measure == "top") > max_loss:
+        if error is None:
+            losses = largest = np.maximum(largest, losses)
+        if upper_bound(losses, error, measure == "top") > max_loss:
             break
         shown = rule, losses
     return shown

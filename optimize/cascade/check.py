@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xopt.optimize.cascade.parts import lists_of, told
+from xopt.optimize.cascade.parts import distinct, lists_of, told
 from xopt.optimize.judge.statistics import Gate, GateResult, Interval, hold, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
 from xopt.runtime.cascade.cascade import Certificate, cheaper_of, open_cascade
@@ -47,7 +47,7 @@ def check(folder: ModelFolder, candidates: Candidates, threads: int | None = Non
     certificate = scorer.cascade.certificate
     order = scorer.cascade.order
     cheaper = cheaper_of(folder, order) if order.model else None
-    new = candidates.without({*certificate.seen, *told(folder, scorer.cascade.variant, cheaper)})
+    new = distinct(candidates).without({*certificate.seen, *told(folder, scorer.cascade.variant, cheaper)})
     if not new.rows:
         raise BadInput(f"{candidates.name}: all its queries were seen when the cascade was made; give other data")
     groups = list(new.groups().values())

@@ -18,9 +18,9 @@ SAMPLE = 8192  # tokens that the principal components are taken of
 
 def make_lexicon(folder: ModelFolder, documents: Sequence[NDArray[np.int64]]) -> Lexicon:
     """The lexicon of a model, with inverse document frequencies (BM25's) in `documents`, ids of tokens."""
-    from xopt.runtime.scoring.backends.network import load_encoder
+    from xopt.runtime.scoring.backends.network import load_own
 
-    words = load_encoder(folder.path, trusted=folder.trusted).model.get_input_embeddings().weight
+    words = load_own(folder).model.get_input_embeddings().weight
     embeddings = words.detach().float().numpy()
     embeddings = embeddings - embeddings.mean(0)
     if embeddings.shape[1] > DIMENSIONS:

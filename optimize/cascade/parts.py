@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 
 from xopt.optimize.cascade.fit import Query
 from xopt.optimize.cascade.lexicon import make_lexicon
+from xopt.runtime.cascade.fingerprint import model_fingerprint
 from xopt.runtime.cascade.stage import Lists, Stage, open_stage
-from xopt.runtime.data.candidates import Candidates
+from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.scorer import PlannedScorer
-from xopt.runtime.scoring.variants import overflows
+from xopt.runtime.scoring.variants import BACKENDS, overflows
 
-__all__ = ["ORDERS", "Scored", "default_variant", "lists_of", "open_first", "queries_of", "told"]
+__all__ = ["ORDERS", "Scored", "default_variant", "distinct", "lists_of", "open_first", "queries_of", "told"]
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +73,21 @@ def open_first(
     cheaper = ModelFolder.open(first, folder.trusted)
     variant = default_variant(cheaper, device)
     stage = open_stage(scorer, "model", lexicon, (cheaper, variant), threads, device)
-    sha256 = cheaper.manifest.files[cheaper.variant(variant).file]
+    sha256 = model_fingerprint(cheaper, variant, cascade=False)
     return stage, {"model": str(cheaper.path.resolve()), "variant": variant, "sha256": sha256}
+
+
+def distinct(candidates: Candidates) -> Candidates:
+    """One list of each query: those of one text under other ids are no further queries, however many they are."""
+    groups = candidates.groups()
+    first = {query_hash(candidates.rows[rows.start].query): query_id for query_id, rows in reversed(groups.items())}
+    if len(first) == len(groups):
+        return candidates
+    log.warning(
+        "cascade: %d of %d queries repeat the text of another, and are left out", len(groups) - len(first), len(groups)
+    )
+    kept = set(first.values())
+    return replace(candidates, rows=tuple(row for row in candidates.rows if row.query_id in kept))
 
 
 def _documents(scorer: PlannedScorer, lists: Lists) -> list[NDArray[np.int64]]:
@@ -90,13 +105,19 @@ def default_variant(folder: ModelFolder, device: str) -> str:
     """The variant that `xopt optimize` recommended on this machine, else what is likely the fastest there is."""
     there = folder.manifest.variants
     recommended = folder.manifest.recommended(machine_name(device))
-    return recommended or next(name for name in FASTEST[device] if name in there and not overflows(there[name]))
+    able = [name for name in FASTEST[device] if name in there and not overflows(there[name])]
+    if device == "cuda":
+        able = [name for name in able if BACKENDS[there[name].backend].gpu_ready()]
+    return recommended or able[0]
 
 
 def told(folder: ModelFolder, variant: str, cheaper: tuple[ModelFolder, str] | None) -> set[str]:
-    """Hashes of the queries that made what is to be judged: they calibrated a variant, or trained a model."""
+    """Hashes of the queries that made what is to be judged: they calibrated or chose a variant, or trained a model."""
     models = [(folder, variant), *([cheaper] if cheaper else [])]
-    parts = [(*of.variant(name).recipe.get("calibrated_with", ()), *of.manifest.trained_with) for of, name in models]
+    parts: list[Iterable[str]] = []
+    for of, name in models:
+        parts += [of.variant(name).recipe.get("calibrated_with", ()), of.manifest.trained_with]
+        parts += [found.get("chosen_by", ()) for found in of.manifest.measured.values() if found["recommended"] == name]
     return {hash_ for part in parts for hash_ in part}
 
 

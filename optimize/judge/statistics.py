@@ -60,7 +60,8 @@ class Gate:
     happened to move, have no spread, as if none ever did. Two queries are added to them
     therefore, one that gains and one that loses so much, as Agresti and Coull 1998 add two of each outcome.
 
-    `veto`: the gate counts where it fails, and holds nothing up where it is undecided.
+    `veto`: the gate counts where it fails, and holds nothing up where it is undecided. `asked`: its bound was given, so
+    that a measure that the data do not have leaves it undecided; other gates are left out there.
     """
 
     measure: str
@@ -68,6 +69,7 @@ class Gate:
     at_most: bool = False
     unseen: float = 0.0
     veto: bool = False
+    asked: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def _hall(quantile: float, skew: float, n: int) -> float:
 def hold(gate: Gate, values: NDArray[np.float64], same: bool, level: float = ALPHA) -> GateResult:
     """Hold a gate against a value a query. `same`: the scores are the reference's, so that few queries are enough."""
     found = interval(values, 0.0 if same else gate.unseen, level)
+    if not found.queries:
+        return GateResult(gate, found, PASSED if same else UNDECIDED)
     sign = -1 if gate.at_most else 1
     room = sign * (found.mean - gate.bound)  # how far within the bound the mean is
     worst, best = sorted((sign * (found.low - gate.bound), sign * (found.high - gate.bound)))

@@ -112,7 +112,7 @@ def template_named(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"interval": _interval, "cell": _cell, "bytes": _bytes}
+    environment.filters |= {"interval": _interval, "share": _share, "cell": _cell, "bytes": _bytes}
     return environment.get_template(name)
 
 
@@ -137,6 +137,10 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
         verdicts=_verdict_changes(baseline, results) if baseline else [],
         moved=baseline is not None and _machines(baseline) != _machines(results),
     )
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _case(bench: Json, measured: Json) -> Json:
@@ -180,6 +184,7 @@ def _headline(results: Json, cases: Sequence[Json]) -> Json:
     """
     verdicts = _verdicts(results)
     advice = results["recommendation"] or {}
+    cases = [c for c in cases if not c["cascaded"]]  # no verdict is of those, but a certificate
     passed = [c for c in cases if verdicts.get(c["case"]["variant"]) == PASSED]
     chosen = [c for c in passed if c["name"] == f"{advice.get('variant')}/planned"] or passed
     best = max(chosen, key=lambda c: c["ratio"], default=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,35 +23,45 @@ DOCUMENTS = 8  # of a list
 POOL = 50  # of BM25's best that a drawn query's documents come from
 WORDS = (4, 24)  # of a drawn query
 MOST_DOCUMENTS = 20_000  # that queries are drawn from
+MOST_QUERIES = 10_000  # that BM25 finds documents for: hours of a CPU's training
 DRAWN_QUERIES = 320  # of documents that come without any
 SENTENCE = re.compile(r"(?<=[.!?\n])\s+|(?<=[。！？])\s*")
 
 
 def ranked(candidates: Candidates) -> Candidates:
-    """Candidates that rank something: those given, where any query has two documents.
+    """Candidates that rank something: those given, where half of the queries have two documents or more.
 
-    Else each query gets BM25's best of all documents, its own among them; where no row has a query, sentences are drawn
-    from the documents. Raises BadInput where there are too few of those.
+    The others are left out then. Else each query, of `MOST_QUERIES` that are drawn, gets BM25's best of all documents,
+    its own among them; where no row has a query, sentences are drawn from the documents. Raises BadInput where there
+    are too few of those.
     """
     given = any(row.query for row in candidates.rows)
-    if given and len(candidates.groups()) < len(candidates.rows):
-        return candidates
+    several = {query_id for query_id, rows in candidates.groups().items() if rows.stop - rows.start > 1}
+    if given and 2 * len(several) >= (queries := len(candidates.groups())):
+        if len(several) == queries:
+            return candidates
+        log.warning("shrink: %d of %d queries have one document, and are left out", queries - len(several), queries)
+        return replace(candidates, rows=tuple(row for row in candidates.rows if row.query_id in several))
+    if given:
+        candidates = candidates.draw(MOST_QUERIES)
     first = {row.text: row for row in reversed(candidates.rows)}
     texts = list(first)
     places = {text: place for place, text in enumerate(texts)}
     if given:
-        asked = [(row.query_id, row.query, places[row.text]) for row in candidates.rows]
+        groups = [candidates.rows[rows] for rows in candidates.groups().values()]
+        asked = [(rows[0].query_id, rows[0].query, [places[row.text] for row in rows]) for rows in groups]
     else:
         drawn = _sentences(texts, DRAWN_QUERIES, np.random.default_rng(1))
-        asked = [(f"drawn {number}", query, place) for number, (place, query) in enumerate(drawn)]
+        asked = [(f"drawn {number}", query, [place]) for number, (place, query) in enumerate(drawn)]
     if len(texts) < POOL or not asked:
         raise BadInput(
-            f"{candidates.name}: no query has two documents to rank, and BM25 needs {POOL} documents to find others "
-            f"among, not {len(texts)}, with sentences of {WORDS[0]} to {WORDS[1]} words where there are no queries"
+            f"{candidates.name}: few queries have two documents to rank, and BM25 needs {POOL} to find others among, "
+            f"not {len(texts)}, with sentences of {WORDS[0]} to {WORDS[1]} words where there are no queries"
         )
     rows = []
     for (query_id, query, own), ranking in zip(asked, bm25_ranking(texts, [q for _, q, _ in asked], POOL), strict=True):
-        best = ranking if own in ranking else [*ranking[:-1], own]
+        others = [i for i in ranking if i not in own][: max(0, POOL - len(set(own)))]
+        best = [*(i for i in ranking if i in own or i in others), *(i for i in dict.fromkeys(own) if i not in ranking)]
         rows += [Row(query_id, query, first[texts[i]].doc_id, texts[i]) for i in best]
     log.info("shrink: %d %s, BM25's best %d documents each", len(asked), "queries" if given else "drawn queries", POOL)
     return Candidates(candidates.name, tuple(rows), candidates.qrels)

@@ -29,7 +29,7 @@ from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import WEIGHTS, ModelFolder
 from xopt.runtime.machine import cores, has_bf16
-from xopt.runtime.scoring.backends.network import Network, load_encoder
+from xopt.runtime.scoring.backends.network import Network, load_encoder, load_own
 from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import open_scorer
@@ -44,7 +44,7 @@ JUDGED = 100  # documents of each query that show what was reached
 MEASURES = ("tau", "top10", "dcg10_loss")
 TOKENS = 192  # of a pair to learn from: longer ones are cut, for the teacher too
 DRAWN = 4  # times as many drawn queries as there are lists of the data's own
-FEWEST_DRAWN = 2000
+FEWEST_DRAWN, MOST_DRAWN = 2000, 20_000
 SAME = 1e-3  # of logits
 TOGETHER = 32  # pairs of a forward while layers are searched
 
@@ -96,7 +96,7 @@ def shrink(
         raise BadInput(f"{out}: is the model that is to be shrunk; choose another folder with -o")
     if not own.ranks:
         raise BadInput(f"{given}: has {own.labels} labels, and none that ranks; see --rank-label")
-    teacher = load_encoder(folder.path, trusted=folder.trusted)
+    teacher = load_own(folder)
     holder, name = layers_of(teacher, given)
     whole = len(getattr(holder, name))
     if not 0 < layers < whole:
@@ -115,9 +115,9 @@ def shrink(
     rng = np.random.default_rng(0)
     lists = own_lists(learning, rng)
     queries = {row.query for row in held_out.rows}
-    drawn = draw_lists(learning, max(FEWEST_DRAWN, DRAWN * len(lists)), rng, queries)
+    drawn = draw_lists(learning, min(MOST_DRAWN, max(FEWEST_DRAWN, DRAWN * len(lists))), rng, queries)
     log.info("shrink: %d lists of the data's queries, %d of drawn ones, %g minutes", len(lists), len(drawn), minutes)
-    student = load_encoder(folder.path, trusted=folder.trusted)
+    student = load_own(folder)
     keep_layers(student, kept, given)
     encoder = Encoder(replace(folder, manifest=replace(own, max_length=min(TOKENS, own.max_length))))
     mixed = device == "cuda" or has_bf16()
@@ -136,7 +136,7 @@ def _search(
 ) -> tuple[tuple[int, ...], float]:
     """Which layers agree best with all of them, and their tau-b; the first `fixed` stay."""
     few = candidates.between(0, SEARCHED[0]).cut(SEARCHED[1])
-    network = Network(load_encoder(folder.path, trusted=folder.trusted)).to(device).eval()
+    network = Network(load_own(folder)).to(device).eval()
     holder, name = layers_of(network.encoder, str(folder.path))
     whole, encoder = getattr(holder, name), Encoder(folder)
 
@@ -188,7 +188,7 @@ def _forever(own: list[List], drawn: list[List], rng: np.random.Generator) -> It
 @contextlib.contextmanager
 def _saved(folder: ModelFolder, kept: tuple[int, ...], weights: dict[str, Any] | None) -> Iterator[Path]:
     """A temporary folder with a CrossEncoder that has these layers, and these weights where they are given."""
-    encoder = load_encoder(folder.path, trusted=folder.trusted)
+    encoder = load_own(folder)
     keep_layers(encoder, kept, str(folder.path))
     if weights is not None:
         own = encoder.state_dict()
@@ -201,7 +201,7 @@ def _saved(folder: ModelFolder, kept: tuple[int, ...], weights: dict[str, Any] |
 
 def _reloads(folder: ModelFolder, kept: tuple[int, ...], pairs: Sequence[Pair]) -> bool:
     """Whether a network without the other layers is the same one when it is saved and loaded."""
-    encoder = load_encoder(folder.path, trusted=folder.trusted)
+    encoder = load_own(folder)
     keep_layers(encoder, kept, str(folder.path))
     own = Encoder(folder)
     expected = _score(Network(encoder).eval(), own, pairs, "cpu")

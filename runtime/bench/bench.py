@@ -27,7 +27,7 @@ from xopt.runtime.data.agreement import Agreement, agreement
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.machine import cores, cpu_name, machine_name, memory_bytes
+from xopt.runtime.machine import cores, cpu_name, machine_name, memory_bytes, versions_here
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.profile import profile
 from xopt.runtime.scoring.scorer import find_plan
@@ -174,7 +174,7 @@ def bench(
         device,
         cpu_name() if device == "cpu" else machine_name(device),
         memory_bytes(),
-        folder.manifest.versions,
+        versions_here(),
         ceilings,
         tuple(summaries),
     )

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from xopt.runtime.folder import ModelFolder, Variant
-from xopt.runtime.scoring.backends.network import DTYPE
-from xopt.runtime.scoring.backends.torch import DTYPES, its_own_code
+from xopt.runtime.scoring.backends.network import DTYPE, its_own_code
+from xopt.runtime.scoring.backends.torch import DTYPES
 from xopt.runtime.scoring.encode import Pair, clean
 from xopt.runtime.scoring.scorer import Scorer
 from xopt.runtime.scoring.stages import Stages, Stopwatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, Measured, bench
@@ -41,6 +42,6 @@ def rivals(
 def fastest_rival(result: Bench, cases: Sequence[Case]) -> tuple[Measured, Measured | None]:
     """The fastest of `cases`, and the fastest of all others that agrees no less with the reference, if there is one."""
     rival = max((m for m in result.measured if m.case in cases), key=lambda m: m.pairs_per_s)
-    least = rival.agreement.tau if rival.agreement else -1.0
+    least = rival.agreement.tau if rival.agreement and math.isfinite(rival.agreement.tau) else -1.0
     ours = [m for m in result.measured if m.case not in cases and m.agreement and m.agreement.tau >= least]
     return rival, max(ours, key=lambda m: m.pairs_per_s, default=None)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.runtime.cascade.features import Lexicon
+from xopt.runtime.cascade.fingerprint import LEXICON, model_fingerprint
 from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import Course, Rule
 from xopt.runtime.cascade.stage import Lists, Stage, open_stage, pairs_of
@@ -23,9 +24,8 @@ from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 from xopt.runtime.scoring.stages import Stages
 
-__all__ = ["LEXICON", "Cascade", "CascadeScorer", "Certificate", "Lists", "Ranked", "cheaper_of", "open_cascade"]
+__all__ = ["Cascade", "CascadeScorer", "Certificate", "Lists", "Ranked", "cheaper_of", "open_cascade"]
 
-LEXICON = "cascade.safetensors"
 log = logging.getLogger(__name__)
 
 DEEPER = 2  # times the certificate's candidates a query, from which on that is said
@@ -267,7 +267,7 @@ def cheaper_of(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:
         )
     cheaper = ModelFolder.open(place, folder.trusted)
     variant = cheaper.variant(str(order.variant))
-    if cheaper.manifest.files[variant.file] != order.sha256:
+    if model_fingerprint(cheaper, variant.name, cascade=False) != order.sha256:
         raise BadInput(
             f"{order.model}: {variant.name} is not what the cascade of {folder.path} was certified with; make that "
             f"again with `xopt cascade {folder.path} --first {order.model} --data DATA`"

@@ -5,6 +5,7 @@ Each measure is computed query by query, so that means have intervals; see `xopt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,11 +64,12 @@ class Agreement:
 
 
 def agreement(candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0) -> Agreement:
-    """Compare float32[n] logits of the candidates' rows with the reference's; see `agreement_by_query`."""
+    """Compare float32[n] logits of the candidates' rows with the reference's; NaN of what no query has.
+
+    See `agreement_by_query`.
+    """
     means = {
-        name: float(np.nanmean(values))
-        if np.isfinite(values).any()
-        else float(name not in ("inversions", "dcg10_loss"))
+        name: float(np.nanmean(values)) if np.isfinite(values).any() else math.nan
         for name, values in agreement_by_query(candidates, reference, scores, noise).items()
     }
     return Agreement(**means, **differences(reference, scores))

@@ -288,6 +288,8 @@ def _from_rows(name: str, rows: Iterable[Values], first: str | None, no_query: b
                 raise BadInput(f"{where}: no column {first!r}, only {', '.join(map(str, values))}{nor}")
             score = first_score_of(values[first], first, where)
         by_query.setdefault(query_id, []).append(Row(query_id, query, doc_id, text, score))
+    for own in by_query.values() if first is not None else ():  # the best first, as a depth cuts them
+        own.sort(key=lambda row: -(row.first_score or 0.0))
     return Candidates(name, tuple(row for rows in by_query.values() for row in rows), judgements.qrels)
 
 

@@ -16,7 +16,7 @@ from daft.functions import monotonically_increasing_id
 from xopt.runtime.cascade.cascade import Cascade, CascadeScorer, Lists, Ranked
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.frames.instances import opened
+from xopt.runtime.frames.instances import Unscored, opened
 from xopt.runtime.scoring.encode import Pair
 
 __all__ = ["KEY", "PREFIX", "ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
@@ -40,7 +40,7 @@ class CascadeUDF:
         nulls: str = "null",
     ) -> None:
         self.scorer, self.load_s = opened(opener, alone)
-        self.nulls = nulls
+        self.nulls, self.unscored = nulls, Unscored()
         if warm_up:
             self.scorer.rank(warm_up[0][0], [text for _, text in warm_up], first_scores=self._ones(len(warm_up)))
 
@@ -66,8 +66,8 @@ class CascadeUDF:
         scores = [group.first_scores for group in whole if group.first_scores is not None] if with_score else None
         lists = Lists([str(g.query) for g in whole], [g.documents for g in whole], scores)
         found = self.scorer.rank_all(lists, finite=self.nulls == "raise")
-        if any(ranked.not_finite for ranked in found):
-            log.warning("rerank: %d scores are not finite, and null", sum(ranked.not_finite for ranked in found))
+        self.unscored.add("have a score that is not finite", sum(ranked.not_finite for ranked in found))
+        self.unscored.add("have a null text", sum(group.count - len(group.places) for group in groups))
         by_group = {id(group): each for group, each in zip(whole, found, strict=True)}
         made = [group.filled(by_group.get(id(group))) for group in groups]
         return [scores for scores, _ in made], [ranks for _, ranks in made]
@@ -124,11 +124,12 @@ def check_cascade(
         raise BadInput(
             f"{model.path}: its cascade goes {asked}" if first is None else f"first={first!r}: its cascade goes without"
         )
+    types = {field.name: field.dtype for field in candidates.schema()}
     for name in (query_id, *([first] if first else [])):
-        if name not in candidates.column_names:
-            raise BadInput(
-                f"no column {name!r} among {', '.join(candidates.column_names)}; name it with query_id=, first="
-            )
+        if name not in types:
+            raise BadInput(f"no column {name!r} among {', '.join(types)}; name it with query_id=, first=")
+    if first is not None and not types[first].is_numeric():
+        raise BadInput(f"column {first!r} is of {types[first]}, not of numbers; cast it first")
 
 
 def together(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame, list[str]]:

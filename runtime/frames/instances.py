@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,7 +13,9 @@ import daft
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.device import claim_gpu
 
-__all__ = ["instances", "opened"]
+__all__ = ["Unscored", "instances", "opened"]
+
+log = logging.getLogger(__name__)
 
 Opened = TypeVar("Opened")
 
@@ -22,6 +26,20 @@ def opened(opener: Callable[[], Opened], alone: bool) -> tuple[Opened, float]:
     if alone:
         claim_gpu()
     return opener(), time.monotonic() - start
+
+
+class Unscored:
+    """Counts what has no score, and tells of the first, the tenth, the hundredth and so on."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, what: str, rows: int) -> None:
+        """So many rows more have a null score, since they `what`."""
+        before = self.counts[what]
+        self.counts[what] = after = before + rows
+        if len(str(after)) > len(str(before)) or (rows and not before):
+            log.warning("rerank: %d rows of this worker %s; their scores are null", after, what)
 
 
 def instances(kind: type[Any], workers: int | None, threads: int | None, device: str) -> Any:

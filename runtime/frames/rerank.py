@@ -21,7 +21,7 @@ from xopt.runtime.cascade.cascade import open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.frames.cascade import PREFIX, ROW, CascadeUDF, by_cascade, check_cascade
-from xopt.runtime.frames.instances import instances, opened
+from xopt.runtime.frames.instances import Unscored, instances, opened
 from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.plan import ROWS_A_CALL
@@ -54,7 +54,7 @@ class RerankUDF:
     ) -> None:
         self.scorer, self.load_s = opened(opener, alone)
         self.label, self.nulls = label, nulls
-        self.unscored = {"have a null text": 0, "have a score that is not finite": 0}
+        self.unscored = Unscored()
         if warm_up:
             self.scorer.logits(warm_up)
 
@@ -71,7 +71,7 @@ class RerankUDF:
                 raise BadInput(
                     f"a row has a null text: query {lost[0]!r:.80}, text {lost[1]!r:.80}; or give nulls='null'"
                 )
-            self._count("have a null text", len(rows) - len(there))
+            self.unscored.add("have a null text", len(rows) - len(there))
         logits = np.full((len(rows), *found.shape[1:]), np.nan, np.float32)
         logits[there] = found
         return logits
@@ -98,14 +98,8 @@ class RerankUDF:
         if logits.ndim > 1:
             unsound = np.any(unsound, axis=1)
         nulls = np.array(query.is_null().to_pylist(), bool) | np.array(text.is_null().to_pylist(), bool)
-        self._count("have a score that is not finite", int((unsound & ~nulls).sum()))
+        self.unscored.add("have a score that is not finite", int((unsound & ~nulls).sum()))
         return unsound
-
-    def _count(self, what: str, rows: int) -> None:
-        before, after = self.unscored[what], self.unscored[what] + rows
-        self.unscored[what] = after
-        if len(str(after)) > len(str(before)) or (rows and not before):
-            log.warning("rerank: %d rows of this worker %s; their scores are null", after, what)
 
 
 def rerank(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from xopt.runtime.cascade.cascade import LEXICON
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, write_text, writing
-from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.files import File
 from xopt.runtime.jobs.inputs.parts import Part
@@ -25,11 +22,9 @@ from xopt.runtime.jobs.inputs.sources import Source
 from xopt.runtime.jobs.output import Target
 from xopt.runtime.jobs.score import Counts
 
-__all__ = ["Job", "Record", "model_fingerprint", "only_one"]
+__all__ = ["Job", "Record", "only_one"]
 
 FORMAT = 1
-# Of a manifest, what no score depends on.
-NO_MATTER = ("plans", "measured", "versions", "trained_with", "source", "files", "variants", "cascade")
 
 
 @dataclass(frozen=True)
@@ -187,17 +182,6 @@ class Job:
             with contextlib.suppress(OSError, ValueError, TypeError):  # none, or cut short by a power failure
                 found[number] = Counts(**json.loads(self.target.note(number).read_text(encoding="utf-8")))
         return found
-
-
-def model_fingerprint(model: ModelFolder, variant: str, cascade: bool) -> str:
-    """The sha256 of what makes a variant's scores: its file, the tokenizer's, and the manifest's rules."""
-    values = {name: value for name, value in asdict(model.manifest).items() if name not in NO_MATTER}
-    file = model.variant(variant).file
-    there = (name for name in model.manifest.files if cascade or name != LEXICON)
-    names = [name for name in there if name.startswith(file) or not name.startswith("onnx/")]
-    values["files"] = {name: model.manifest.files[name] for name in names}
-    values["cascade"] = model.manifest.cascade if cascade else None
-    return hashlib.sha256(json.dumps([variant, values], sort_keys=True, default=str).encode()).hexdigest()
 
 
 @contextlib.contextmanager

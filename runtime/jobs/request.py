@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from xopt.runtime.cascade.cascade import Cascade
+from xopt.runtime.cascade.fingerprint import model_fingerprint
 from xopt.runtime.data.candidates import SPLIT, read_candidates
 from xopt.runtime.data.tables import Values, read_hf
 from xopt.runtime.errors import BadInput
@@ -17,7 +18,7 @@ from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.parts import part_rows
 from xopt.runtime.jobs.inputs.plan import Planned, plan
 from xopt.runtime.jobs.inputs.sources import Source, find_sources
-from xopt.runtime.jobs.job import Record, model_fingerprint
+from xopt.runtime.jobs.job import Record
 from xopt.runtime.jobs.output import Target, target_of
 from xopt.runtime.jobs.score import Work
 from xopt.runtime.machine import machine_name

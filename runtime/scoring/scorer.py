@@ -195,12 +195,13 @@ class PlannedScorer(Scorer):
         start = time.monotonic()
         todo = deque(self.planned(tokens.lengths))
         started: list[_Started] = []
-        if self.plan.callers > 1 and len(todo) > 1:
-            with ThreadPoolExecutor(self.plan.callers) as callers:
-                started += callers.map(lambda forward: self._forward(tokens, forward, first), todo)
-            todo.clear()
         while todo:
             try:
+                if self.plan.callers > 1 and len(todo) > 1:
+                    with ThreadPoolExecutor(self.plan.callers) as callers:
+                        all_of_them = list(callers.map(lambda forward: self._forward(tokens, forward, first), todo))
+                    started += all_of_them
+                    break
                 with self._alone.free() if self.plan.callers > 1 else contextlib.nullcontext() as other:
                     started.append(self._forward(tokens, todo[0], first, other))
                 todo.popleft()

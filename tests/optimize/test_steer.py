@@ -15,7 +15,7 @@ from xopt.optimize.quantize import detect_target, prepare, quantize, recipe_for
 from xopt.optimize.steer import steer
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates, demo_candidates
-from xopt.runtime.errors import GateFailed
+from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ONNX_FILE, ModelFolder
 
 LAYER, CHANNELS, FACTOR = 2, slice(0, 384, 48), 200.0
@@ -80,6 +80,13 @@ def test_a_gate_that_holds_at_once_leaves_nothing_in_float(demo: ModelFolder, qu
     prepared = prepare(demo, recipe, calibration_pairs(queries.head(24)))
     steered = steer(demo, prepared, recipe, queries, [Gate("tau", -1.0)])
     assert (len(steered.steps), steered.recipe.floats, steered.harms) == (1, (), ())
+
+
+def test_what_cannot_be_measured_is_said(tiny_copy: ModelFolder, queries: Candidates) -> None:
+    recipe = recipe_for(detect_target())
+    prepared = prepare(tiny_copy, recipe, calibration_pairs(queries))
+    with pytest.raises(BadInput, match="top10 cannot be measured on so few candidates a query"):
+        steer(tiny_copy, prepared, recipe, queries, [Gate("top10", 0.9)])
 
 
 def test_where_nothing_passes_nothing_is_changed(tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path) -> None:

@@ -176,6 +176,8 @@ def test_runs_of_any_engine_are_judged(tmp_path: Path) -> None:
     assert agreed.passed
     assert (agreed.queries, agreed.pairs, agreed.missing, agreed.extra) == (40, 1200, 0, 0)
     assert validate_runs(reference, far, None).judged[1].verdict == FAILED
+    with pytest.raises(BadInput, match="--max-dcg-loss: takes logits"):
+        validate_runs(reference, close, None, gates_with({"dcg10_loss": 0.001}, graded=False))
     judged = validate_runs(reference, far, qrels).judged[1]
     assert judged.measures["ndcg10_drop"].mean > 0.5
     assert judged.losses[0].ndcg10_drop == pytest.approx(1.0)
@@ -224,6 +226,32 @@ def test_the_strictest_gate_passes_a_ranking_that_is_the_same(candidates: int) -
     scores = np.random.default_rng(0).normal(size=len(rows))
     judged = judge(Candidates("test", rows), scores, scores, gates_with({"tau": 1.0}, graded=False), name="same")
     assert (judged.verdict, judged.losses) == (PASSED, ())
+
+
+def test_a_gate_that_was_asked_for_holds_up_where_it_cannot_be_measured() -> None:
+    rows = tuple(Row(f"q{q}", "query", f"d{d}", "text") for q in range(40) for d in range(8))
+    expected = np.random.default_rng(0).normal(size=len(rows))
+    close = expected + np.random.default_rng(1).normal(0, 1e-3, len(rows))
+    eight, gates = Candidates("eight", rows), gates_with({"top10": 0.99}, graded=False)
+    judged = judge(eight, expected, close, gates, name="close")
+    assert (judged.verdict, judge(eight, expected, close, name="close").verdict) == (UNDECIDED, PASSED)
+    assert {g.gate.measure: g.verdict for g in judged.gates}["top10"] == UNDECIDED
+    assert judge(eight, expected, expected, gates, name="same").verdict == PASSED
+
+
+def test_a_pair_a_query_passes_on_many_only() -> None:
+    """Where two labels in a hundred are others, more than half of such draws of 32 show none."""
+    for queries, verdict in ((32, UNDECIDED), (200, PASSED)):
+        single = Candidates("single", tuple(Row(f"q{q}", "query", "d", "text") for q in range(queries)))
+        expected = np.random.default_rng(0).normal(size=(queries, 3)).astype(np.float32)
+        assert judge(single, expected, expected + np.float32(0.01), name="near").verdict == verdict
+
+
+def test_a_run_that_lacks_a_document_is_not_the_same() -> None:
+    one = Candidates("one", tuple(Row("q", "query", f"d{d}", "text") for d in range(30)))
+    scores = np.arange(30.0)
+    assert judge(one, scores, scores, name="same").verdict == PASSED
+    assert judge(one, scores, np.where(scores == 15, -np.inf, scores), name="lacking").verdict == UNDECIDED
 
 
 def noisy(pairs: int, labels: int = 1) -> tuple[Candidates, np.ndarray]:

@@ -6,7 +6,9 @@ pooling and a head of their own; or a causal language model, whose score is the 
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,20 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
-__all__ = ["DTYPE", "Network", "compare_only", "decodes", "load_encoder", "reads_last", "rope_type"]
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import WEIGHTS, ModelFolder
+
+__all__ = [
+    "DTYPE",
+    "Network",
+    "compare_only",
+    "decodes",
+    "its_own_code",
+    "load_encoder",
+    "load_own",
+    "reads_last",
+    "rope_type",
+]
 
 DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"  # from_pretrained's name
 
@@ -34,6 +49,31 @@ def load_encoder(
         trust_remote_code=trusted,
         model_kwargs={DTYPE: dtype, "use_safetensors": None if pickles else True, **how},
     ).eval()
+
+
+@contextlib.contextmanager
+def its_own_code(folder: ModelFolder) -> Iterator[None]:
+    """Raises BadInput where a model needs code that came with it and was not trusted, or was changed since."""
+    if folder.trusted:
+        for file in folder.manifest.files:
+            if file.endswith(".py"):
+                folder.checked(file)
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise BadInput(
+            f"{folder.path}: runs code that came with the model; read it, then give --trust-remote-code "
+            "(trust_remote_code=True)"
+        ) from error
+
+
+def load_own(folder: ModelFolder, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
+    """The CrossEncoder of a model folder, as `load_encoder`. Raises BadInput where its weights or code were changed."""
+    folder.checked(WEIGHTS)
+    with its_own_code(folder):
+        return load_encoder(folder.path, dtype, trusted=folder.trusted, **how)
 
 
 def reads_last(encoder: Any) -> bool:

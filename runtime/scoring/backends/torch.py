@@ -18,13 +18,13 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import Manifest, ModelFolder, Plan, Variant
 from xopt.runtime.scoring.backends.backend import Clock, CpuClock, OutOfMemory, check_no_fork
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
-from xopt.runtime.scoring.backends.network import Network, load_encoder
+from xopt.runtime.scoring.backends.network import Network, load_own
 from xopt.runtime.scoring.backends.packed import Packed, pack
 from xopt.runtime.scoring.backends.varlen import VarlenNetwork
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
-__all__ = ["DTYPES", "TorchBackend", "has_flash", "its_own_code"]
+__all__ = ["DTYPES", "TorchBackend", "has_flash"]
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -52,7 +52,6 @@ class TorchBackend:
 
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
         check_no_fork("torch", begins=False)
-        folder.checked(variant.file)
         self.threads, self.device = plan.threads, device
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
         self.streams = device == "cuda"
@@ -64,8 +63,7 @@ class TorchBackend:
                 raise BadInput(f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16")
         # A packed network brings its own attention, and casts the body alone.
         how: dict[str, Any] = {"attn_implementation": "eager"} if packed else {}
-        with its_own_code(folder):
-            encoder = load_encoder(folder.path, torch.float32 if packed else dtype, trusted=folder.trusted, **how)
+        encoder = load_own(folder, torch.float32 if packed else dtype, **how)
         self.network: functools.partial[torch.Tensor] | VarlenNetwork
         if packed:
             self.network = VarlenNetwork(encoder, dtype, device, typed="token_type_ids" in folder.manifest.inputs)
@@ -122,24 +120,6 @@ def has_flash() -> bool:
     """Whether torch has flash attention over packed pairs (since 2.10) and the GPU, if any, runs it (since Ampere)."""
     there = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     return there and (not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0))
-
-
-@contextlib.contextmanager
-def its_own_code(folder: ModelFolder) -> Iterator[None]:
-    """Raises BadInput where a model needs code that came with it and was not trusted, or was changed since."""
-    if folder.trusted:
-        for file in folder.manifest.files:
-            if file.endswith(".py"):
-                folder.checked(file)
-    try:
-        yield
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise BadInput(
-            f"{folder.path}: runs code that came with the model; read it, then give --trust-remote-code "
-            "(trust_remote_code=True)"
-        ) from error
 
 
 @contextlib.contextmanager

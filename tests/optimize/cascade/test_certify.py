@@ -15,8 +15,9 @@ from tiny import make_tiny
 from xopt.optimize.cascade.attempt import try_cascade
 from xopt.optimize.cascade.certify import Certified, certify, cheapest, fit_first
 from xopt.optimize.cascade.check import check, gate_of
+from xopt.optimize.cascade.enough import warn_of_scale
 from xopt.optimize.cascade.fit import Query, fit_order
-from xopt.optimize.cascade.parts import lists_of
+from xopt.optimize.cascade.parts import Scored, distinct, lists_of, told
 from xopt.optimize.cascade.walk import walk
 from xopt.optimize.export import export
 from xopt.optimize.judge.statistics import hold
@@ -26,7 +27,7 @@ from xopt.runtime.cascade.features import Evidence
 from xopt.runtime.cascade.loss import lost
 from xopt.runtime.cascade.order import Belief
 from xopt.runtime.cascade.rule import Course, Rule
-from xopt.runtime.data.candidates import Candidates, demo_candidates
+from xopt.runtime.data.candidates import Candidates, Row, demo_candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
@@ -155,6 +156,44 @@ def test_too_few_queries_are_known_before_the_work(demo_copy: ModelFolder, queri
     with pytest.raises(BadInput, match="25 candidates a query"):
         certify(demo_copy, queries, "onnx-int8", top=20, **LOOSE)
     assert ModelFolder.open(demo_copy.path).manifest == before
+
+
+def test_what_was_there_before_is_said_to_stay(
+    tiny_copy: ModelFolder, queries: Candidates, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loose = {"first": "given", "max_loss": 0.5, "confidence": 0.8}
+    assert certify(tiny_copy, queries, "onnx-int8", **loose).cascade is not None
+    folder = ModelFolder.open(tiny_copy.path)
+    monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", 1.0)
+    assert certify(folder, queries, "onnx-int8", **loose).cascade is None
+    assert "keeps the cascade that it had" in caplog.text
+    assert ModelFolder.open(tiny_copy.path).manifest.cascade == folder.manifest.cascade
+
+
+def test_queries_of_one_text_are_one(caplog: pytest.LogCaptureFixture) -> None:
+    rows = [Row(f"{query} {of}", query, f"d{i}", "text") for of in range(3) for query in ("a", "b") for i in range(4)]
+    left = distinct(Candidates("repeated", tuple(rows)))
+    assert list(left.groups()) == ["a 0", "b 0"]
+    assert "4 of 6 queries repeat the text of another" in caplog.text
+    assert distinct(left) is left
+
+
+def test_queries_that_chose_the_variant_do_not_certify_it(tiny_copy: ModelFolder) -> None:
+    before = told(tiny_copy, "onnx-int8", None)
+    found = {"here": {"recommended": "onnx-int8", "chosen_by": ["a", "b"], "variants": {}}}
+    folder = tiny_copy.write(lambda manifest: replace(manifest, measured=found))
+    assert told(folder, "onnx-int8", None) == {*before, "a", "b"}
+    assert not {"a", "b"} & told(folder, "onnx-fp32", None)
+
+
+@pytest.mark.parametrize(("logits", "warned"), [([-5.0, 0.0, 5.0], False), ([6.0, 7.0, 8.0], True)])
+def test_a_loss_that_tells_nothing_is_warned_of(
+    logits: list[float], warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = tuple(Row(query, query, str(i), "text") for query in "ab" for i in range(30))
+    scores = np.repeat(logits, 10).tolist() * 2
+    warn_of_scale(Scored(Candidates("scored", rows), np.array(scores), np.array(scores), 1.0), 10, 0.01, "dcg")
+    assert ("says little" in caplog.text) == warned
 
 
 def test_a_certificate_holds_on_queries_like_its_own_and_not_on_others(

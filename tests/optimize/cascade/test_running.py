@@ -19,12 +19,12 @@ from xopt.runtime import open_cascade, open_scorer, rerank, rerank_files
 from xopt.runtime.bench.bench import Case, bench
 from xopt.runtime.bench.in_daft import run_strategy
 from xopt.runtime.bench.strategy import ScorerSpec
-from xopt.runtime.cascade.cascade import LEXICON, Cascade, Lists
+from xopt.runtime.cascade.cascade import Cascade, Lists
+from xopt.runtime.cascade.fingerprint import LEXICON, model_fingerprint
 from xopt.runtime.cascade.stage import Stage
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.job import model_fingerprint
 
 Xopt = Callable[..., Result]
 
@@ -81,6 +81,9 @@ def test_the_first_stage_s_scores_are_asked_for(tiny_copy: ModelFolder, queries:
             scorer.rank("a query", ["b", "c"], first_scores=scores)
     frame = daft.from_pylist([{"query_id": "q", "query": "a", "text": t, "bm25": s} for t, s in (("b", 1), ("c", 2.5))])
     assert rerank(frame, tiny_copy.path, cascade=True, first="bm25").count_rows() == 2
+    with pytest.raises(BadInput, match="column 'bm25' is of String, not of numbers"):
+        texts = frame.with_column("bm25", daft.col("bm25").cast(daft.DataType.string()))
+        rerank(texts, tiny_copy.path, cascade=True, first="bm25")
     with pytest.raises(BadInput, match="goes by a column of scores, as 'bm25'"):
         rerank(frame, tiny_copy.path, cascade=True)
     replaced = frame.select("query_id", "query", "text", daft.col("bm25").alias("score"))
@@ -96,7 +99,9 @@ def test_the_first_stage_s_scores_are_asked_for(tiny_copy: ModelFolder, queries:
         assert np.allclose(timed().scores, expected, atol=1e-4, equal_nan=True)
 
 
-def test_a_dataframe_is_ranked_by_the_cascade(certified: tuple[ModelFolder, Certified], unseen: Candidates) -> None:
+def test_a_dataframe_is_ranked_by_the_cascade(
+    certified: tuple[ModelFolder, Certified], unseen: Candidates, caplog: pytest.LogCaptureFixture
+) -> None:
     folder, rows = certified[0], []
     for number, row in enumerate(unseen.rows):
         rows.append({"id": number, "query_id": row.query_id, "query": row.query, "text": row.text, "tags": [number]})
@@ -110,6 +115,7 @@ def test_a_dataframe_is_ranked_by_the_cascade(certified: tuple[ModelFolder, Cert
     found = {row["id"]: row for row in rerank(daft.from_pylist(mixed), folder.path, cascade=True).to_pylist()}
     assert len(found) == len(mixed)
     assert (found[-1]["score"], found[-1]["rank"]) == (None, 26)
+    assert "rows of this worker have a null text" in caplog.text
     for number in (-2, -3):
         assert (found[number]["score"], found[number]["rank"], found[number]["text"]) == (None, None, "a text")
     by_text = rerank(daft.from_pylist(rows[:50]), folder.path, cascade=True, query_id="query").to_pylist()

@@ -118,6 +118,33 @@ def test_a_result_of_a_gpu_has_no_explanation_and_still_a_page(results: list[dic
     assert "torch-fp32/default" in render(gather([bench]), None, markdown=True)
 
 
+def test_results_of_a_gpu_and_a_cpu_share_a_page(results: list[dict[str, Any]]) -> None:
+    gpu = json.loads(json.dumps(results[0]))
+    gpu |= {"device": "cuda", "ceilings": None}
+    for measured in gpu["measured"]:
+        measured["explained"] = None
+        measured["agreement"] = {**(measured["agreement"] or {}), "tau": None, "top10": None}  # few candidates a query
+    for benches in ([results[0], gpu], [gpu, results[0]]):
+        shown = render(gather(copy.deepcopy(benches)), None, markdown=False)
+        assert "Where the time went" in shown
+        assert "device cuda" in shown
+        render(gather(copy.deepcopy(benches)), None, markdown=True)
+
+
+def test_a_cascade_has_no_verdict(results: list[dict[str, Any]]) -> None:
+    bench, validation = json.loads(json.dumps(results))
+    for judgement in validation["judged"]:
+        judgement["verdict"] = "pass"
+    fast = copy.deepcopy(bench["measured"][-1])
+    fast |= {"ratio": 99.0, "cascaded": {"share": 0.1, "losses": [0.0, 0.1], "seen": 0}}
+    fast["case"]["strategy"] = "cascade"
+    bench["measured"].append(fast)
+    page = render(gather([bench, validation]), None, markdown=False)
+    finding = page[page.index('class="finding"') : page.index("<h2>")]
+    assert "cascade" not in finding
+    assert "99" not in finding
+
+
 def test_what_was_not_validated_is_not_recommended(results: list[dict[str, Any]]) -> None:
     alone = render(gather(results[:1]), None, markdown=False)
     assert "no `xopt validate` has shown whether it ranks the same" in alone

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,6 +113,24 @@ def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(queries:
         assert len(set(own)) == len(own) == POOL
 
 
+def test_a_few_queries_of_several_documents_do_not_stand_for_all(caplog: pytest.LogCaptureFixture) -> None:
+    """Pairs of a query and what answers it, where some are answered twice."""
+    rows = [Row(str(i), text.split(". ")[1], f"d{i}", text) for i, text in enumerate(TEXTS)]
+    twice = replace(rows[9], query_id="5", query=rows[5].query)
+    mostly_one = Candidates("pairs", (*rows[:6], twice, *rows[6:]))
+    found = ranked(mostly_one)
+    assert {rows.stop - rows.start for rows in found.groups().values()} == {POOL}
+    own = [row.doc_id for row in found.rows[found.groups()["5"]]]
+    assert {"d5", "d9"} <= set(own)
+    assert len(set(own)) == POOL
+    assert "left out" not in caplog.text
+    two = [each for row in rows for each in (row, replace(row, doc_id="x", text="x"))]
+    mostly_two = Candidates("lists", tuple(two[:-1]))
+    left = ranked(mostly_two)
+    assert left.rows == mostly_two.rows[:-1]
+    assert "1 of 56 queries have one document, and are left out" in caplog.text
+
+
 def test_sentences_of_chinese_and_japanese_are_queries() -> None:
     texts = [f"第{i}个文档说明搜索引擎如何排列结果。日本語の文章も検索できます。" for i in range(60)]
     rows = tuple(Row("", "", str(i), text) for i, text in enumerate(texts))
@@ -186,7 +205,7 @@ def test_what_cannot_be_shrunk_is_refused(tiny: ModelFolder, queries: Candidates
         shrink(tiny, tmp_path / "small", 1, queries.between(0, 1))
     with pytest.raises(BadInput, match="is the model that is to be shrunk"):
         shrink(tiny, tiny.path, 1, queries, force=True)
-    with pytest.raises(BadInput, match="no query has two documents to rank"):
+    with pytest.raises(BadInput, match="few queries have two documents to rank"):
         shrink(tiny, tmp_path / "small", 1, queries.cut(1))
     (tmp_path / "there").mkdir()
     with pytest.raises(BadInput, match="exists already"):

@@ -170,7 +170,9 @@ def test_a_column_holds_the_first_stage_s_scores(tmp_path: Path) -> None:
     rows = [{"query": "a", "text": text, "bm25": score} for text, score in (("b", 1), ("c", 2.5), ("d", "0.5"))]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [row.first_score for row in read_candidates(str(file), first="bm25").rows] == [1, 2.5, 0.5]
+    assert [row.first_score for row in read_candidates(str(file), first="bm25").rows] == [2.5, 1, 0.5]
+    assert [row.text for row in read_candidates(str(file), first="bm25", depth=2).rows] == ["c", "b"]
+    assert [row.text for row in read_candidates(str(file), depth=2).rows] == ["b", "c"]
     assert [row.first_score for row in read_candidates(str(file)).rows] == [None] * 3
     with pytest.raises(BadInput, match=r"rows.jsonl:1: no column 'tfidf', only query, text, bm25"):
         read_candidates(str(file), first="tfidf")
