@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -28,8 +27,6 @@ from xopt.runtime.scoring.plan import ROWS_A_CALL
 from xopt.runtime.scoring.scorer import Scorer, open_scorer
 
 __all__ = ["Label", "RerankUDF", "rerank"]
-
-log = logging.getLogger(__name__)
 
 VARIANT = "onnx-fp32"  # unless another is asked for
 LEAST, MOST = "_xopt_least", "_xopt_most"
