@@ -135,7 +135,7 @@ def _reasons(judged: Judged) -> list[str]:
         reasons.append("undecided: no gate can be measured on this data, a candidate or a few for each query")
     for result in judged.gates:
         side = "at most" if result.gate.at_most else "at least"
-        if not result.interval.queries:
+        if not result.interval.queries and result.verdict == "undecided":
             bound = f"{side} {result.gate.bound:g}"
             reasons.append(f"undecided: {result.gate.measure}, asked {bound}, cannot be measured on these queries")
             continue
