@@ -72,5 +72,5 @@ def try_cascade(
         made = ModelFolder.open(folder.path, folder.trusted)
         return Tried(certified, bench(made, few, cases, repeat=1, device=device))
     except (BadInput, GateFailed) as error:  # what was found before stands
-        log.warning("cascade: none, since it failed: %s", error)
+        log.warning("cascade: not tried to its end: %s", error)
         return None
