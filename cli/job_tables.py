@@ -31,12 +31,12 @@ def print_reranked(output: Output, made: Reranked) -> None:
     counts = made.counts
     output.line(f"{made.out}: {counts.written:,} rows of {counts.rows:,} pairs, by {made.variant}")
     columns = ["pairs", "scored", "null text", "not finite", "left out", "cut", "tokens", "seconds", "pairs/s"]
-    rows = [("all", counts)] if made.parts_now == made.parts else [("all", counts), ("now", made.now)]
+    whole = made.parts_now == made.parts
     cells = []
-    for name, each in rows:
-        rate = f"{each.rows / each.seconds:,.0f}" if each.seconds else ""
+    for name, each, timed in [("all", counts, True)] if whole else [("all", counts, False), ("now", made.now, True)]:
         values = (each.rows, each.scored, each.null, each.not_finite, each.skipped, each.cut, each.tokens)
-        cells.append([name, *(f"{value:,}" for value in values), f"{each.seconds:,.1f}", rate])
+        took = [f"{made.seconds:,.1f}", f"{each.rows / made.seconds:,.0f}"] if timed else ["", ""]
+        cells.append([name, *(f"{value:,}" for value in values), *took])
     output.table("", ["", *columns], cells)
 
 

@@ -85,9 +85,10 @@ def main() -> None:
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for number in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, number):  # Windows has one of them
-            signal.signal(getattr(signal, number), _terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has one of them
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _terminate)
     _open_streams()
     try:
         cli()

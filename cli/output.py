@@ -102,10 +102,10 @@ def _check_place(file: Path) -> None:
     if any(file.resolve() == Path(each).resolve() for each in paths if isinstance(each, (str, Path)) and each):
         raise BadInput(f"--json {file}: is named for something else too; name another file")
     check_writable(file)
-    if file.is_file():
+    if file.is_file() and file.stat().st_size:
         with file.open("rb") as stream:
             start = stream.readline(4).strip()
-        if file.name == MANIFEST or start not in (b"", b"{", b"["):
+        if file.name == MANIFEST or start not in (b"{", b"["):
             raise BadInput(f"--json {file}: is there already, and no result of a command; name another file")
 
 

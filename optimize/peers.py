@@ -11,6 +11,7 @@ import logging
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from sentence_transformers import CrossEncoder, export_dynamic_quantized_onnx_mo
 
 from xopt.optimize.int8.calibrate import calibration_pairs
 from xopt.runtime.data.candidates import Candidates
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of, write_text
 from xopt.runtime.folder import MANIFEST, WEIGHTS, ModelFolder, Variant
 from xopt.runtime.machine import has_module
@@ -54,33 +55,53 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     log.info("peers: exporting with sentence-transformers")
     with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # a result's JSON may go to standard output
         warnings.simplefilter("ignore")  # the tracer warns of each Python branch; the bench shows their agreement
-        model = CrossEncoder(
-            str(out),
-            backend="onnx",
-            local_files_only=True,
-            trust_remote_code=folder.trusted,
-            model_kwargs={"provider": "CPUExecutionProvider"},
+        try:
+            _export(folder, target, out)
+        except Exception as error:  # each architecture fails in its own way
+            raise BadInput(
+                f"{folder.path}: sentence-transformers cannot export it to compare with ({first_line(error)}); leave "
+                "--peers out"
+            ) from error
+        gc.collect()  # with the scratch folder that it exported to, and a warning
+        openvino = has_module("nncf") and _made(
+            "st-openvino-qint8", lambda: _quantize_openvino(folder, candidates, out)
         )
-        model.save_pretrained(str(out), create_model_card=False)
-        export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))
-        if has_module("nncf"):
-            _quantize_openvino(folder, candidates, out)
-        del model  # and the scratch folder that it exported to, with a warning
-        gc.collect()
     (int8,) = (out / "onnx").glob("model_q*.onnx")  # quint8 or qint8, by target
     variants = [
         Variant("st-onnx", "onnx", "fp32", ONNX),
         Variant("st-onnx-qint8", "onnx", "int8", f"onnx/{int8.name}"),
     ]
-    if has_module("nncf"):
+    if openvino:
         variants.append(Variant("st-openvino-qint8", "openvino", "int8", OPENVINO))
-    if has_module("ctranslate2") and _is_bert(folder.path):
-        _convert_ctranslate2(out)
+    able = has_module("ctranslate2") and _is_bert(folder.path)
+    if able and _made("ct2-int8", lambda: _convert_ctranslate2(out)):
         variants.append(Variant("ct2-int8", "ctranslate2", "int8", CTRANSLATE2_FILE))
     files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
     manifest = replace(folder.manifest, files=files, variants={v.name: v for v in variants}, plans={})
     write_text(out / MANIFEST, manifest.to_json())
     return ModelFolder(out, manifest)
+
+
+def _export(folder: ModelFolder, target: str, out: Path) -> None:
+    model = CrossEncoder(
+        str(out),
+        backend="onnx",
+        local_files_only=True,
+        trust_remote_code=folder.trusted,
+        model_kwargs={"provider": "CPUExecutionProvider"},
+    )
+    model.save_pretrained(str(out), create_model_card=False)
+    export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))
+
+
+def _made(name: str, make: Callable[[], None]) -> bool:
+    """Whether a peer could be made of this model."""
+    try:
+        make()
+    except Exception as error:  # each tool and architecture fails in its own way
+        log.warning("peers: without %s (%s)", name, first_line(error))
+        return False
+    return True
 
 
 def _quantize_openvino(folder: ModelFolder, candidates: Candidates, out: Path) -> None:

@@ -143,7 +143,10 @@ def detect_target() -> str:
     for target in TARGETS.values():
         if target.flags <= cpu_flags():
             return target.name
-    raise BadInput(f"this processor shows none of {', '.join(TARGETS)}; name one with --target")
+    raise BadInput(
+        f"this processor shows none of {', '.join(TARGETS)}; name one with "
+        "`xopt quantize DIR --int8 --target NAME`, or take --scheme portable, for any"
+    )
 
 
 def quantize(

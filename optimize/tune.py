@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import Manifest, ModelFolder, Plan
 from xopt.runtime.machine import cores, machine_name
-from xopt.runtime.scoring.encode import Pair, Tokens
+from xopt.runtime.scoring.encode import Encoder, Pair, Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.scoring.variants import BACKENDS, check_variant
 
@@ -83,18 +83,14 @@ def tune(
 
 def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, threads: int, device: str) -> Tuning:
     plans = plans_for(threads, device)
-    by_threads = {plan.threads: plan for plan in (plans if device == "cpu" else plans[:1])}
-    scorers = {n: open_scorer(folder, variant, plan=plan, device=device) for n, plan in by_threads.items()}
-    one = next(iter(scorers.values()))
-    tokens = one.encoder.encode(candidates.pairs)
+    tokens = Encoder(folder).encode(candidates.pairs)
     rates: dict[Plan, list[float]] = {plan: [] for plan in plans}
-    compiles = BACKENDS[folder.variant(variant).backend].compiles
     alive, pairs = plans, FIRST_PAIRS[device]
     while True:
         rows = _evenly(tokens, pairs)
-        for plan in alive:
-            scorer = scorers.get(plan.threads, one).with_plan(plan)
-            rates[plan].append(_rate(scorer, tokens, rows, candidates.pairs, compiles))
+        for together in _of_one_scorer(alive, device):
+            for plan, rate in _rates(folder, variant, together, device, tokens, rows, candidates.pairs).items():
+                rates[plan].append(rate)
         alive = sorted(alive, key=lambda plan: -rates[plan][-1])
         log.info(
             "tune %s: %d plans on %d pairs, best %s: %.1f pairs/s",
@@ -111,6 +107,27 @@ def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, thr
         (Trial(p, tuple(r)) for p, r in rates.items()), key=lambda t: (-len(t.pairs_per_s), -t.pairs_per_s[-1])
     )
     return Tuning(variant, machine_name(device), alive[0], tuple(trials))
+
+
+def _of_one_scorer(plans: Sequence[Plan], device: str) -> list[list[Plan]]:
+    """The plans of each number of threads: a scorer has one, on a GPU whatever its plan."""
+    shares = dict.fromkeys(plan.threads if device == "cpu" else 0 for plan in plans)
+    return [[plan for plan in plans if share in (plan.threads, 0)] for share in shares]
+
+
+def _rates(
+    folder: ModelFolder,
+    variant: str,
+    plans: Sequence[Plan],
+    device: str,
+    tokens: Tokens,
+    rows: NDArray[np.intp],
+    pairs: Sequence[Pair],
+) -> dict[Plan, float]:
+    """Pairs a second by each plan. The scorer goes with the end: all shares of many cores at once would fill memory."""
+    scorer = open_scorer(folder, variant, plan=plans[0], device=device)
+    compiles = BACKENDS[folder.variant(variant).backend].compiles
+    return {plan: _rate(scorer.with_plan(plan), tokens, rows, pairs, compiles) for plan in plans}
 
 
 def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:

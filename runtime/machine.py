@@ -24,6 +24,12 @@ __all__ = [
 ]
 
 UNLIMITED = 1 << 20
+EVERY: dict[str, tuple[str, ...]] = {
+    "arm64": ("asimd",),
+    "aarch64": ("asimd",),
+    "x86_64": ("sse2",),
+    "amd64": ("sse2",),
+}  # has these flags
 LIBRARIES = (
     "xopt-rerank",
     "torch",
@@ -83,14 +89,16 @@ def _quota(*files: Path) -> int:
 @cache
 def cpu_name() -> str:
     """The processor's name as the operating system gives it."""
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    makers = (_cpuinfo("CPU implementer"), _cpuinfo("CPU part"))  # on ARM, where no name tells one from another
+    return " ".join([name, *filter(None, makers)])
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
     """The instruction sets that Linux reports; elsewhere (macOS, Windows) what every processor of the kind has."""
     reported = (_cpuinfo("flags") or _cpuinfo("Features")).split()
-    return frozenset(reported or (["asimd"] if platform.machine().lower() in ("arm64", "aarch64") else []))
+    return frozenset(reported or EVERY.get(platform.machine().lower(), ()))
 
 
 def has_bf16() -> bool:
@@ -99,8 +107,11 @@ def has_bf16() -> bool:
 
 
 def saturates() -> bool:
-    """Whether this processor adds products of 8-bit numbers in 16 bits, where the sum of two can overflow."""
-    return "avx2" in cpu_flags() and cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
+    """Whether this processor adds products of 8-bit numbers in 16 bits, where the sum of two can overflow.
+
+    So does each of x86 that does not show VNNI.
+    """
+    return "sse2" in cpu_flags() and cpu_flags().isdisjoint({"avx512_vnni", "avx_vnni"})
 
 
 def machine_name(device: str = "cpu") -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -171,6 +172,18 @@ def test_what_needs_no_model_is_quick_and_imports_nothing_heavy(tmp_path: Path, 
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].startswith("[]")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no such signal")
+@pytest.mark.parametrize(("before", "ignored"), [("SIG_IGN", True), ("SIG_DFL", False)])
+def test_nohup_is_heeded(before: str, ignored: bool) -> None:
+    code = (
+        f"import signal, sys; signal.signal(signal.SIGHUP, signal.{before}); sys.argv = ['xopt', '--version']\n"
+        "from xopt.cli.main import main\ntry: main()\n"
+        "except SystemExit: print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == str(ignored)
 
 
 def test_the_main_job_runs_twice_on_a_users_own_data(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from xopt.runtime.data.candidates import Candidates
 
 __all__ = ["bench"]
+
+log = logging.getLogger(__name__)
 
 
 @click.command()
@@ -74,6 +77,7 @@ def bench(
     from xopt.runtime.bench.rivals import fastest_rival, rivals
     from xopt.runtime.bench.strategy import SMALL_BATCHES, STRATEGIES
     from xopt.runtime.cascade.cascade import Cascade
+    from xopt.runtime.errors import BadInput
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.scoring.variants import variants_on
 
@@ -83,13 +87,19 @@ def bench(
         )
     output = Output(json_file)
     model = ModelFolder.open(folder, trust_remote_code)
-    asked, column = "cascade" in strategies, None
+    asked, own = "cascade" in strategies, None
     if asked or (model.manifest.cascade and not strategies):
-        column = Cascade.of(model).certificate.column
+        try:
+            own = Cascade.of(model)
+        except BadInput as error:
+            if asked:
+                raise
+            log.warning("bench: without the cascade (%s)", error)
+    column = own.certificate.column if own else None
     candidates = read(first=column if asked else None)
     fitting = variants_on(model, device)
     # A cascade that goes by a column of scores runs where it is asked for: other data need not have one.
-    usual = [s for s in STRATEGIES if s not in SMALL_BATCHES and not (s == "cascade" and column is not None)]
+    usual = [s for s in STRATEGIES if s not in SMALL_BATCHES and (s != "cascade" or (own and column is None))]
     cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or usual)]
     if not strategies or not variants:  # of what was not asked for, what there is
         scores = str(model.manifest.cascade.get("variant", ""))

@@ -62,7 +62,7 @@ def quantize(
     """
     from xopt.optimize.int8.calibrate import calibration_pairs
     from xopt.optimize.judge.verdict import gates_with
-    from xopt.optimize.quantize import SCHEMES, detect_target, prepare, recipe_for
+    from xopt.optimize.quantize import ANY, SCHEMES, detect_target, prepare, recipe_for
     from xopt.optimize.quantize import quantize as run
     from xopt.optimize.steer import steer
     from xopt.runtime.folder import ModelFolder
@@ -83,7 +83,8 @@ def quantize(
         refuse(DATA_NAMES, "calibrates, and --scheme stock takes no calibration")
     if bounds and scheme == "stock":
         raise click.UsageError("--scheme stock has nothing to steer; leave the gates to `xopt validate`")
-    model, recipe = ModelFolder.open(folder), recipe_for(target or detect_target(), scheme)
+    model = ModelFolder.open(folder)
+    recipe = recipe_for(target or (ANY if scheme == "portable" else detect_target()), scheme)
     output = Output(json_file)
     model.check_writable()  # before the data are read
     candidates = None

@@ -7,9 +7,10 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
@@ -18,6 +19,9 @@ from xopt.optimize.model.demo import write_demo
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
 from xopt.runtime.folder import MANIFEST, WEIGHTS, modules_of
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
 
 __all__ = [
     "DEMO",
@@ -49,13 +53,17 @@ CONFIGS = (
     INDEX,
 )
 PARTS = (*CONFIGS, "*.safetensors", "vocab.txt", "merges.txt", "*.model", "*.py", "*.jinja")
-PICKLES = ("pytorch_model*.bin",)
+PICKLES = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+ONLY_PICKLES = "no safetensors weights; --allow-pickle reads pickles, which can run code"
 HUB_S = 10  # to wait for the hub's first answer, before what is cached is taken
 
 
 def local_folder(model: str) -> Path | None:
     """The folder that MODEL names; None for a hub id and for `demo`, which is always the built-in model."""
-    folder = Path(model).expanduser()
+    try:
+        folder = Path(model).expanduser()
+    except RuntimeError:  # ~ of nobody here
+        return None
     return folder if model != DEMO and folder.is_dir() else None
 
 
@@ -97,8 +105,8 @@ def materialise(model: str, allow_pickle: bool = False) -> Iterator[Path]:
         yield _snapshot(model, allow_pickle)
 
 
-def hub_revision(model: str) -> str | None:
-    """The newest revision of a hub id; None where the hub does not answer, asked once.
+def hub_answer(model: str) -> ModelInfo | None:
+    """What the hub says of the newest revision of a hub id; None where it does not answer, asked once.
 
     Raises BadInput where it answers that there is no such model, or none for this user.
     """
@@ -106,7 +114,7 @@ def hub_revision(model: str) -> str | None:
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
     try:
-        return HfApi().model_info(model, timeout=HUB_S).sha
+        return HfApi().model_info(model, timeout=HUB_S)
     except (HFValidationError, RepositoryNotFoundError) as error:
         reason = first_line(error)
         raise BadInput(f"{model}: neither a folder here nor a model that the hub gives ({reason})") from error
@@ -120,17 +128,20 @@ def _snapshot(model: str, allow_pickle: bool) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = [*PARTS, *(f"*/{name}" for name in PARTS), *((*PICKLES, "*/pytorch_model.bin") if allow_pickle else ())]
-    revision = hub_revision(model)
+    answer = hub_answer(model)
+    files = [file.rfilename for file in (answer.siblings or ()) if "/" not in file.rfilename] if answer else []
+    safe = any(file.endswith(".safetensors") for file in files)
+    if not safe and not allow_pickle and any(fnmatch(file, PICKLES[0]) for file in files):
+        raise BadInput(f"{model}: {ONLY_PICKLES}")
     try:
-        found = snapshot_download(
+        found = snapshot_download(  # of no revision, so that the cache knows afterwards which is the newest
             model,
-            revision=revision,
             allow_patterns=wanted,
             ignore_patterns=["onnx/*", "openvino/*", "checkpoint-*"],
-            local_files_only=revision is None,
+            local_files_only=answer is None,
         )
     except Exception as error:  # the client's own, by version
-        reason = first_line(error) if revision else "it does not answer, and nothing is cached"
+        reason = first_line(error) if answer else "it does not answer, and nothing is cached"
         raise BadInput(f"{model}: neither a folder here nor a model that the hub gives ({reason})") from error
     return Path(found)
 
@@ -148,9 +159,15 @@ def fingerprint(folder: Path) -> str:
 def changed_since(model: str, kept: dict[str, str]) -> bool:
     """Whether MODEL is another one now than when a folder was made of it, as the manifest's `source` has it."""
     folder = local_folder(model)
-    if folder:
-        return kept.get("sha256", "") not in ("", fingerprint(folder))
-    return model != DEMO and bool(kept.get("revision")) and hub_revision(model) not in (None, kept["revision"])
+    if folder is None:
+        answer = hub_answer(model) if model != DEMO and kept.get("revision") else None
+        if answer is None or answer.sha == kept["revision"]:
+            return False
+        try:
+            folder = _snapshot(model, allow_pickle=False)  # a new revision may differ in its README alone
+        except BadInput:
+            return True
+    return kept.get("sha256", "") not in ("", fingerprint(folder))
 
 
 def check_files(folder: Path, given: str) -> None:
@@ -179,7 +196,7 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
     names = [WEIGHTS]
     if (folder / INDEX).is_file() and not (folder / WEIGHTS).is_file():
         names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8")).get("weight_map", {}).values()))
-    pickles = [file for pattern in PICKLES for file in folder.glob(pattern)]
+    pickles = list(folder.glob(PICKLES[0]))
     for _, path in modules_of(folder):
         place = folder / path
         if path and (place / "pytorch_model.bin").is_file() and not (place / WEIGHTS).is_file() and not allow_pickle:
@@ -189,7 +206,7 @@ def check_weights(folder: Path, given: str, allow_pickle: bool) -> None:
             if pickles and allow_pickle:
                 return
             if pickles:
-                raise BadInput(f"{given}: no safetensors weights; --allow-pickle reads pickles, which can run code")
+                raise BadInput(f"{given}: {ONLY_PICKLES}")
             raise BadInput(f"{given}: its weights {file.name} are missing, or were not downloaded whole; get it again")
         try:
             with safe_open(str(file), "pt") as tensors:
@@ -217,7 +234,7 @@ def check_cross_encoder(folder: Path, given: str, trust_remote_code: bool) -> No
     """Raises BadInput where `folder` holds something else than a CrossEncoder, or code that is not trusted."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code).to_dict()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each architecture checks its own
         if "trust_remote_code" in str(error):
             raise BadInput(f"{given}: runs code from its repository; read it, then give --trust-remote-code") from error
         raise BadInput(f"{given}: its config.json cannot be read ({first_line(error)})") from error

@@ -17,7 +17,18 @@ from typing import Any, TextIO
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["FILES", "HIDDEN", "Values", "open_text", "read_hf", "read_jsonl", "read_rows", "read_table", "readable"]
+__all__ = [
+    "FILES",
+    "HIDDEN",
+    "Values",
+    "open_text",
+    "read_hf",
+    "read_jsonl",
+    "read_rows",
+    "read_table",
+    "readable",
+    "write_hf",
+]
 
 log = logging.getLogger(__name__)
 
@@ -175,13 +186,18 @@ def _parquet(path: Path) -> Iterator[Values]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            _header(file.schema_arrow.names, str(path))
-            for batch in file.iter_batches():
+            schema = file.schema_arrow
+            _header(schema.names, str(path))
+            # A time is no text, id or score, and may be one that Python has not.
+            columns = [field.name for field in schema if not pyarrow.types.is_temporal(field.type)]
+            for batch in file.iter_batches(columns=columns):
                 for values in batch.to_pylist():
                     yield f"{path}: row {number}", values
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(f"{path}: not a Parquet file ({str(error).partition(chr(10))[0]})") from error
+    except (OverflowError, ValueError) as error:  # of times within lists and objects
+        raise BadInput(f"{path}: row {number} or one behind it holds what Python has not ({error})") from error
 
 
 FILES = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
@@ -192,16 +208,30 @@ def read_hf(name: str, split: str) -> Iterator[Values]:
 
     Raises BadInput where the package `datasets` is not installed or the dataset cannot be loaded.
     """
+    return _hf_rows(name, _hf(name, split))
+
+
+def write_hf(name: str, split: str, out: Path) -> None:
+    """Write them to a Parquet file, with the types that they have there; see `read_hf`."""
+    loaded = _hf(name, split)
+    try:
+        loaded.to_parquet(out)
+    except OSError as error:
+        raise BadInput(f"{out}: cannot be written ({error})") from error
+    except Exception as error:  # each format has its own
+        raise BadInput(f"hf:{name}: cannot be read ({str(error).partition(chr(10))[0]})") from error
+
+
+def _hf(name: str, split: str) -> Any:
     try:
         import datasets
     except ImportError:
         raise BadInput(f"hf:{name}: needs the package datasets (pip install datasets)") from None
     dataset, _, config = name.partition(":")
     try:
-        loaded = datasets.load_dataset(dataset, config or None, split=split)
+        return datasets.load_dataset(dataset, config or None, split=split)
     except Exception as error:  # the hub, the file system and the format each raise their own
         raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({str(error).partition(chr(10))[0]})") from error
-    return _hf_rows(name, loaded)
 
 
 def _hf_rows(name: str, loaded: Iterable[dict[str, Any]]) -> Iterator[Values]:

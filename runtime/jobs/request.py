@@ -6,18 +6,17 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.fingerprint import model_fingerprint
 from xopt.runtime.data.candidates import SPLIT, read_candidates
-from xopt.runtime.data.tables import Values, read_hf
+from xopt.runtime.data.tables import Values
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.parts import part_rows
-from xopt.runtime.jobs.inputs.plan import Planned, plan
-from xopt.runtime.jobs.inputs.sources import Source, find_sources
+from xopt.runtime.jobs.inputs.plan import COLLECTION, Planned, plan
+from xopt.runtime.jobs.inputs.sources import ROWS, Source, find_sources
 from xopt.runtime.jobs.job import Record
 from xopt.runtime.jobs.output import Target, target_of
 from xopt.runtime.jobs.score import Work
@@ -76,7 +75,9 @@ class Request:
         """The inputs, cut into parts; what has to be written for that goes to `folder`."""
         asked, words = self.asked, self.target.kind == "run"
         most = part_rows(device, asked.cascade)
-        made = plan(self.sources, self._collection, asked.columns, folder, most, asked.ids_only, words)
+        made = plan(
+            self.sources, self._collection, asked.columns, folder, most, asked.ids_only, words, asked.split or SPLIT
+        )
         for option in ("score", "rank"):
             name = getattr(asked, option)
             if name in made.schema.names and not words:
@@ -106,13 +107,10 @@ class Request:
 
     def _collection(self, source: Source) -> Iterable[Values]:
         asked = self.asked
-        if source.name.startswith("hf:"):  # a table, which goes in as those in files do
-            yield from read_hf(source.name.removeprefix("hf:"), asked.split or SPLIT)
-            return
         found = read_candidates(source.name, run=asked.run, split=asked.split, depth=asked.depth)
         for number, row in enumerate(found.rows):
-            values: dict[str, Any] = {"query_id": row.query_id, "query": row.query}
-            yield f"{source.name}: row {number}", {**values, "doc_id": row.doc_id, "text": row.text}
+            values = (row.query_id, row.query, row.doc_id, row.text)
+            yield f"{source.name}: row {number}", dict(zip(COLLECTION, values, strict=True))
 
 
 def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How) -> Request:
@@ -131,7 +129,7 @@ def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: 
         )
     sources = tuple(find_sources(inputs, asked.run, (target.out, target.job)))
     for source in sources:
-        if asked.depth and (source.kind in ("parquet", "table") or source.name.startswith("hf:")):
+        if asked.depth and source.kind in ROWS:
             raise BadInput(
                 f"{source.name}: --depth is for BEIR folders and irds: datasets; of a table all rows are ranked"
             )

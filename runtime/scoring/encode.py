@@ -90,8 +90,10 @@ class Encoder:
         made = self._all_encoded(shortened)
         for i, (pair, short) in enumerate(zip(pairs, shortened, strict=True)):
             sides = [side for side in (0, 1) if len(short[side]) < len(pair[side])]
-            if not all(self._filled(made[i], side, len(short[side])) for side in sides):
-                made[i] = self._all_encoded([pair])[0]
+            if sides:
+                placed = self._placed(short)
+                if not all(self._filled(placed, side, len(short[side])) for side in sides):
+                    made[i] = self._all_encoded([pair])[0]
         return made
 
     def _filled(self, encoding: Encoding, side: int, characters: int) -> bool:
@@ -108,8 +110,15 @@ class Encoder:
         return bool(kept[-1][1] <= characters // 2 if self.cut_right else kept[0][0] >= characters // 2)
 
     def _all_encoded(self, pairs: Sequence[Pair]) -> list[Encoding]:
+        """Encodings without the places of their tokens."""
         inputs = [render(self.template, pair) for pair in pairs] if self.template else pairs
         made: list[Encoding] = self.tokenizer.encode_batch_fast(inputs, add_special_tokens=not self.template)
+        return made
+
+    def _placed(self, pair: Pair) -> Encoding:
+        """The encoding of a pair with the places of its tokens in the texts."""
+        parts = (render(self.template, pair), None) if self.template else pair
+        made: Encoding = self.tokenizer.encode(*parts, add_special_tokens=not self.template)
         return made
 
     def _shortened(self, text: str, unless: str) -> str:

@@ -44,8 +44,8 @@ FOUND = {
 }
 
 
-def measured(folder: ModelFolder) -> ModelFolder:
-    return folder.write(lambda manifest: replace(manifest, measured={"AMD EPYC x 2": FOUND}))
+def measured(folder: ModelFolder, found: dict[str, Any] = FOUND) -> ModelFolder:
+    return folder.write(lambda manifest: replace(manifest, measured={"AMD EPYC x 2": found}))
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,18 @@ def test_a_card_of_modules_names_no_tool_that_cannot_load_them(tmp_path: Path) -
 
 
 def test_the_card_of_several_labels_is_of_classification_where_none_ranks(tmp_path: Path) -> None:
-    for label, task in (("none", "text-classification"), ("1-0", "text-ranking")):
+    of_labels = {"labels": {"mean": 0.99, "low": 0.985, "high": 0.995}}
+    judged = {"torch-fp32": {"verdict": "pass", "ratio": 1.5, "measures": {"tau": TAU, **of_labels}}}
+    for label, task, shown in (
+        ("none", "text-classification", "0.990 [0.985, 0.995] | pass"),
+        ("1-0", "text-ranking", "0.968 [0.955, 0.974] |  |  | pass"),
+    ):
         made = export(
             str(make_tiny(tmp_path / f"model{label}", labels=3)), tmp_path / label, rank_label=label, torch_only=True
         )
-        assert ModelCard(write_card(measured(made), "a/b").read_text()).data.to_dict()["pipeline_tag"] == task
+        card = ModelCard(write_card(measured(made, {**FOUND, "variants": judged}), "a/b").read_text())
+        assert card.data.to_dict()["pipeline_tag"] == task
+        assert f"| torch-fp32 | `model.safetensors` | 1.5 x | {shown} |" in card.text
 
 
 def test_portable_graphs_have_no_runtimes_own_operators_and_score_alike(portable: ModelFolder) -> None:

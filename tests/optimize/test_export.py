@@ -244,7 +244,7 @@ def test_a_stop_in_mid_export_leaves_nothing_half_written(tmp_path: Path, sent: 
 CONFIGURATION = """
 from transformers import BertConfig
 class MineConfig(BertConfig):
-    model_type = "mine"
+    model_type = "%s"
 """
 MODELING = """
 from transformers import BertForSequenceClassification
@@ -254,20 +254,23 @@ class MineForSequenceClassification(BertForSequenceClassification):
 """
 
 
-def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["mine", "bert", ""])  # one may say that it is what it is not, or nothing
+def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(tmp_path: Path, kind: str) -> None:
     model = make_tiny(tmp_path / "mine")
-    (model / "configuration_mine.py").write_text(CONFIGURATION)
+    (model / "configuration_mine.py").write_text(CONFIGURATION % kind)
     (model / "modeling_mine.py").write_text(MODELING)
     config = json.loads((model / "config.json").read_text())
     auto = {
         "AutoConfig": "configuration_mine.MineConfig",
         "AutoModelForSequenceClassification": "modeling_mine.MineForSequenceClassification",
     }
-    config |= {"model_type": "mine", "architectures": ["MineForSequenceClassification"], "auto_map": auto}
+    config |= {"model_type": kind, "architectures": ["MineForSequenceClassification"], "auto_map": auto}
     (model / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadInput, match="give --trust-remote-code"):
-        export(str(model), tmp_path / "out", torch_only=True)
+    if kind != "bert":  # of which transformers has code of its own
+        with pytest.raises(BadInput, match="give --trust-remote-code"):
+            export(str(model), tmp_path / "out", torch_only=True)
     made = export(str(model), tmp_path / "out", torch_only=True, trust_remote_code=True)
+    assert list(made.manifest.variants) == ["torch-fp32", "torch-fp16", "torch-bf16"]  # none that knows its layers
     expected = open_scorer(made, "torch-fp32").score([("a query", "a document")])
     spec = ScorerSpec(str(made.path), "torch-fp32", "default", threads=1, trusted=True)
     assert spec.open().score([("a query", "a document")]) == pytest.approx(expected, abs=1e-5)

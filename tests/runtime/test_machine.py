@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from xopt.runtime.machine import UNLIMITED, _quota, _quotas, cores
+from xopt.runtime import machine
+from xopt.runtime.machine import EVERY, UNLIMITED, _quota, _quotas, cores
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,23 @@ def test_the_quotas_of_all_groups_around_a_process_count(tmp_path: Path) -> None
     own.write_text("12:memory:/box\n4:cpu,cpuacct:/box\n0::/\n")
     assert min(_quotas(tmp_path, own)) == 2
     assert min(_quotas(tmp_path, tmp_path / "none")) == UNLIMITED
+
+
+@pytest.mark.parametrize(
+    ("flags", "overflows"),
+    [
+        ({"sse2", "avx2"}, True),
+        ({"sse2", "avx2", "avx512_vnni"}, False),
+        ({"sse2", "sse4_1"}, True),
+        (EVERY["amd64"], True),  # Windows tells nothing
+        (EVERY["arm64"], False),
+    ],
+)
+def test_x86_is_taken_to_overflow_unless_it_shows_that_it_does_not(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], overflows: bool
+) -> None:
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
+    assert machine.saturates() == overflows
 
 
 def test_there_is_at_least_one_core() -> None:

@@ -112,13 +112,18 @@ def one_schema(
                 together[field.name] = field
             elif not pa.types.is_null(field.type) and not before.equals(field, check_metadata=True):
                 if field.name in ids:  # of whole numbers and texts, as `check_types` has them
-                    together[field.name] = pa.field(field.name, pa.large_string())
+                    together[field.name] = pa.field(field.name, _type_of_ids(before.type, field.type))
                     continue
                 raise BadInput(
                     f"{name}: column {field.name!r} is of {_said(field)}, in the inputs before it of {_said(before)}; "
                     "cast one of them, leave the column away with --ids-only, or rerank the files one by one"
                 )
     return pa.schema(list(together.values()))
+
+
+def _type_of_ids(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    whole = all(pa.types.is_integer(kind) and kind != pa.uint64() for kind in (one, other))
+    return pa.int64() if whole else pa.large_string()
 
 
 def _said(field: pa.Field) -> str:

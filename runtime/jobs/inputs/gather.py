@@ -109,12 +109,14 @@ def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
 
 
 def _check_documents(table: pa.Table, columns: Columns, files: Sequence[File]) -> None:
-    """Raises BadInput, with both places, where a document stands twice among those of a query."""
+    """Raises BadInput, with both places, where a document stands twice among those of a query that there is."""
     if columns.doc_id is None:
         return
     names = (columns.query_id or columns.query, columns.doc_id, PLACE)
     seen: dict[tuple[str, str], int] = {}
     for query, document, place in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+        if query is None:
+            continue
         first = seen.setdefault((query, document), place)
         if first != place:
             twice = f"document {document!r:.60} stands twice among the candidates of {query!r:.60}"

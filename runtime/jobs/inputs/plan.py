@@ -10,20 +10,23 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from xopt.runtime.data.tables import Values, read_table
+from xopt.runtime.data.candidates import SPLIT
+from xopt.runtime.data.tables import Values, read_table, write_hf
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import writing
 from xopt.runtime.jobs.inputs.columns import Columns, columns_of
 from xopt.runtime.jobs.inputs.files import File, known_file, one_schema, open_file
 from xopt.runtime.jobs.inputs.gather import gather, gathered_columns
 from xopt.runtime.jobs.inputs.parts import cut
-from xopt.runtime.jobs.inputs.prepared import fields_of, kinds_of, prepare, prepared_columns
+from xopt.runtime.jobs.inputs.prepared import Kinds, fields_of, kinds_of, prepare, prepared_columns
 from xopt.runtime.jobs.inputs.scan import scan
 from xopt.runtime.jobs.inputs.sources import Source, located
 
-__all__ = ["Planned", "plan"]
+__all__ = ["COLLECTION", "Planned", "plan"]
 
 log = logging.getLogger(__name__)
+
+COLLECTION = ("query_id", "query", "doc_id", "text")
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,28 @@ def plan(
     part_rows: int,
     ids_only: bool = False,
     words: bool = False,
+    split: str = SPLIT,
 ) -> Planned:
     """Cut inputs into parts of whole queries, `part_rows` rows each at most.
 
-    `read` reads collections; what has to be written goes to `folder`.
-    Parquet is read where it lies. Tables in text and collections are written as Parquet, and so are the rows of queries
-    whose candidates do not stand together. Raises BadInput where the inputs cannot be ranked.
+    `read` reads collections, in the columns `COLLECTION`; `split` is that of `hf:` datasets; what has to be written
+    goes to `folder`. Parquet is read where it lies. Tables in text, datasets and collections are written as Parquet,
+    and so are the rows of queries whose candidates do not stand together. Raises BadInput where the inputs cannot be
+    ranked.
     """
-    tables = {s: _Table(s, read, folder, number) for number, s in enumerate(sources) if s.kind != "parquet"}
+    tables: dict[Source, _Table] = {}
+    paths: dict[Source, str] = {}
+    for number, source in enumerate(sources):
+        if source.kind == "hf":
+            paths[source] = str((folder / f"source-{number:04d}.parquet").resolve())
+            write_hf(source.name.removeprefix("hf:"), split, Path(paths[source]))
+        elif source.kind != "parquet":
+            tables[source] = _Table(source, read, folder, number)
     named = {s: columns_of(asked, list(table.kinds), s.name) for s, table in tables.items() if table.kinds}
     fields = fields_of([table.kinds for table in tables.values()], _ids(named.values()))
-    found = [tables[s].prepared(named.get(s), fields) if s in tables else _parquet(s, asked) for s in sources]
+    found = [
+        tables[s].prepared(named.get(s), fields) if s in tables else _parquet(s, asked, paths.get(s)) for s in sources
+    ]
     whole = [item for item in found if item is not None]
     files, schemas = [file for file, _, _ in whole], [schema for _, schema, _ in whole]
     if ids_only or words:
@@ -97,21 +111,24 @@ def _ids(columns: Iterable[Columns]) -> set[str]:
 Found = tuple[File, pa.Schema, Columns]  # a source as Parquet, the users' columns in it, and those that are scored
 
 
-def _parquet(source: Source, asked: Columns) -> Found:
-    path = source.name if "://" in source.name else str(Path(source.name).resolve())
+def _parquet(source: Source, asked: Columns, path: str | None) -> Found:
+    path = path or (source.name if "://" in source.name else str(Path(source.name).resolve()))
     with open_file(path, source.name) as opened:
         columns = columns_of(asked, opened.schema_arrow.names, source.name)
     return *known_file(source.name, path, columns), columns
 
 
 class _Table:
-    """A source that is no Parquet: read once for the kinds of its values, and again to be written."""
+    """A source that is written as Parquet. A table is read once before, for the kinds of its values."""
 
     def __init__(self, source: Source, read: Callable[[Source], Iterable[Values]], folder: Path, number: int) -> None:
         self.source, self._out = source, folder / f"source-{number:04d}.parquet"
-        local = _local(source.name, folder) if source.kind == "table" else None
-        self._read: Callable[[], Iterable[Values]] = lambda: read(source) if local is None else read_table(local)
-        self.kinds = kinds_of(self._read())
+        self._read: Callable[[], Iterable[Values]] = lambda: read(source)
+        self.kinds: Kinds = {name: {"str"} for name in COLLECTION}
+        if source.kind == "table":
+            local = _local(source.name, folder / f"fetched-{number:04d}-{Path(source.name).name}")
+            self._read = lambda: read_table(local)
+            self.kinds = kinds_of(self._read())
 
     def prepared(self, columns: Columns | None, fields: dict[str, pa.Field]) -> Found | None:
         """The source as Parquet, if there are rows in it."""
@@ -124,12 +141,11 @@ class _Table:
         return file, pa.schema(own), columns
 
 
-def _local(name: str, folder: Path) -> Path:
-    """A file of this machine with what stands on a store."""
+def _local(name: str, copy: Path) -> Path:
+    """A file of this machine with what stands on a store: a `copy`."""
     if "://" not in name:
         return Path(name)
     system, path = located(name)
-    copy = folder / f"fetched-{Path(path).name}"
     with writing(copy), system.open_input_stream(path, compression=None) as stream, copy.open("wb") as out:
         shutil.copyfileobj(stream, out, 1 << 20)
     return copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from xopt.runtime.data.fields import id_of, query_or_null
+from xopt.runtime.data.fields import first_score_of, id_of, query_or_null
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.jobs.inputs.columns import PREPARED
 from xopt.runtime.jobs.inputs.files import File, open_file, plain
@@ -50,14 +51,16 @@ class Runs:
 def scan(files: Sequence[File], names: Sequence[str] = (), words: bool = False) -> Runs:
     """Read the ids and queries of all files, and on this machine the columns `names` too, to see that they are whole.
 
-    Raises BadInput, with the row, where an id is null, stands for two queries or, with `words`, holds blanks, and where
-    a document stands twice among those of a query that follow each other.
+    Raises BadInput, with the row, where an id is null or blank, stands for two queries or, with `words`, holds blanks,
+    where a document stands twice among those of a query that follow each other, and for a first-stage score that is no
+    finite number.
     """
     runs, queries = Runs(), _Queries(words)
     for number, file in enumerate(files):
         with open_file(file.path, file.name) as opened:
-            mine = [n for n in (file.columns.query_id, file.columns.query, file.columns.doc_id) if n is not None]
-            needed = mine if "://" in file.path else [*file.columns.names(), *names]
+            own = file.columns
+            mine = [n for n in (own.query_id, own.query, own.doc_id, own.first) if n is not None]
+            needed = mine if "://" in file.path else [*own.names(), *names]
             chosen = [name for name in opened.schema_arrow.names if name in needed]
             at = 0
             for batch in _batches(opened.iter_batches(ROWS_AT_ONCE, columns=chosen), file):
@@ -95,6 +98,10 @@ class _Queries:
         ids = batch.column(columns.query_id or columns.query)
         texts = batch.column(columns.query)
         documents = batch.column(columns.doc_id) if columns.doc_id is not None else None
+        if columns.first is not None:
+            for row, value in enumerate(batch.column(columns.first).to_pylist(), start=at):
+                if type(value) is not float or not math.isfinite(value):
+                    first_score_of(value, columns.first, f"{file.name}: row {row}")
         changes = _changes(ids) | _changes(texts)
         starts = np.flatnonzero(changes)
         for start, stop, value, text in zip(
@@ -115,13 +122,14 @@ class _Queries:
             if query_text is not None and self.texts.setdefault(query, _hash(query_text)) != _hash(query_text):
                 raise BadInput(f"{where}: query id {value!r:.60} stands for another query above; an id stands for one")
             if documents is not None:
-                self._documents(documents[start:stop].to_pylist(), file, at + int(start), value)
+                self._documents(documents[start:stop].to_pylist(), file, at + int(start), name)
             yield int(start), int(stop), query
 
-    def _documents(self, found: Sequence[object], file: File, first: int, query: object) -> None:
+    def _documents(self, found: Sequence[object], file: File, first: int, query: str | None) -> None:
+        """Rows without a query are not candidates of one, and may be of one document."""
         for row, value in enumerate(found, start=first):
             name = str(value)
-            if value is None or name in self.documents:
+            if value is None or not name.strip() or (query is not None and name in self.documents):
                 where = f"{file.name}: row {row}"
                 name = id_of(value, str(file.columns.doc_id), where)
                 raise BadInput(f"{where}: document {name!r:.60} stands twice among the candidates of {query!r:.60}")

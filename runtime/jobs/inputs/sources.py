@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+import glob
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -17,21 +17,24 @@ from xopt.runtime.data.tables import FILES, HIDDEN
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
 
-__all__ = ["Source", "find_sources", "located"]
+__all__ = ["ROWS", "Source", "find_sources", "located"]
 
 log = logging.getLogger(__name__)
 
 WILD = "*?["
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".snappy")
+ROWS = ("parquet", "table", "hf")  # kinds whose rows are the candidates; others have a first stage
 BEIR = ("corpus.jsonl*", "queries.jsonl*", "qrels/*")
 
 
 @dataclass(frozen=True)
 class Source:
-    """An input by its name: a Parquet file, a table in text, or a collection; and the fingerprint of what it holds.
+    """An input by its name, and the fingerprint of what it holds.
 
-    That is the sha256 of a local file or of all files of a local folder, size and time of change of a file on a store,
-    and nothing for a data set that a library provides. place: its path or address, however it was named.
+    kind: "parquet", "table" (in text), "hf" (a Hugging Face dataset), or, with a first stage, "collection" (a BEIR
+    folder) or "data set" (irds: and the demo's). The fingerprint is the sha256 of a local file or of all files of a
+    local folder, size and time of change of a file on a store, and nothing for a data set that a library provides.
+    place: its path or address, however it was named.
     """
 
     name: str
@@ -73,17 +76,15 @@ def find_sources(inputs: Sequence[str], run: str | None = None, made: Sequence[P
         _check_name(given)
         if "://" not in given and Path(given).resolve() in made:
             raise BadInput(f"{given}: is what would be written; give another -o")
-        for name, kind in _named(given, run):
-            if "://" in name or not _within_any(Path(name).resolve(), made):
-                found.append((name, kind))
+        found += [(name, kind) for name, kind in _named(given, run, made) if not _made(name, made)]
     if not found:
         raise BadInput("no inputs; name files, folders or data sets of candidates")
-    places = [located(name)[1] if kind != "data set" else name for name, kind in found]
+    places = [located(name)[1] if kind not in ("hf", "data set") else name for name, kind in found]
     for number, place in enumerate(places):
         if place in places[:number]:
             raise BadInput(f"{found[number][0]}: named twice, also as {found[places.index(place)][0]}; name it once")
-    if run is not None and any(kind in ("parquet", "table") for _, kind in found):
-        named = next(name for name, kind in found if kind in ("parquet", "table"))
+    if run is not None and any(kind in ROWS for _, kind in found):
+        named = next(name for name, kind in found if kind in ROWS)
         raise BadInput(f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda item: _fingerprint(item[0], item[1], run), found)
@@ -97,21 +98,23 @@ def _check_name(name: str) -> None:
         raise BadInput(f"{name!r}: a name that is not UTF-8; rename it") from None
 
 
-def _within_any(path: Path, places: Sequence[Path]) -> bool:
-    return any(path == place or place in path.parents for place in places)
+def _made(name: str, made: Sequence[Path]) -> bool:
+    """Whether it is, or lies in, what the job makes."""
+    path = Path(name).resolve()
+    return "://" not in name and any(path == place or place in path.parents for place in made)
 
 
-def _named(name: str, run: str | None) -> list[tuple[str, str]]:
+def _named(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, str]]:
     if name == "demo" or (name.startswith(("hf:", "irds:")) and "://" not in name):
-        return [(name, "data set")]
+        return [(name, "hf" if name.startswith("hf:") else "data set")]
     system, path = located(name)
     try:
         info = system.get_file_info(path)
         if info.type == fs.FileType.NotFound and any(c in name for c in WILD):
-            return _matching(name)
+            return _matching(name, run, made)
         if info.type == fs.FileType.Directory:
             return _within(name, system, path, run)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # Arrow's names of files are UTF-8
         raise BadInput(f"{name}: cannot be read ({first_line(error)})") from error
     if info.type == fs.FileType.NotFound:
         raise BadInput(
@@ -146,10 +149,10 @@ def _files(system: fs.FileSystem, folder: str) -> list[str]:
 
 
 def _within(name: str, system: fs.FileSystem, path: str, run: str | None) -> list[tuple[str, str]]:
-    files = _files(system, path)
-    if "://" not in name and (run is not None or any(Path(f).name.startswith("corpus.jsonl") for f in files)):
+    below = [file[len(path.rstrip("/")) + 1 :] for file in _files(system, path)]
+    if "://" not in name and (run is not None or any(file.startswith("corpus.jsonl") for file in below)):
         return [(name, "collection")]
-    found = [(name.rstrip("/") + file[len(path.rstrip("/")) :], _kind(file)) for file in files]
+    found = [(f"{name.rstrip('/')}/{file}", _kind(file)) for file in below]
     if not (known := _known(name, found)):
         raise BadInput(f"{name}: no {', '.join(FILES)} file in it, and no corpus.jsonl of a BEIR folder")
     return known
@@ -168,17 +171,33 @@ def _known(name: str, found: Sequence[tuple[str, str | None]]) -> list[tuple[str
     return [(file, kind) for file, kind in found if kind is not None]
 
 
-def _matching(name: str) -> list[tuple[str, str]]:
+def _matching(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, str]]:
+    """The files that a pattern names, and those in folders that it does; `**` is any number of folders, and none."""
+    import fsspec
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
     head = name[: min(name.find(c) for c in WILD if c in name)].rpartition("/")[0]
     system, folder = located(head or ("/" if name.startswith("/") else "."))
     if system.get_file_info(folder).type != fs.FileType.Directory:
         raise BadInput(f"{name}: no such folder: {head}")
-    below = [file[len(folder.rstrip("/")) + 1 :] for file in _files(system, folder)]
-    pattern = name[len(head) :].lstrip("/")
-    deep = [f for f in below if "**" in name or f.count("/") == pattern.count("/")]
-    fitting = [f for f in deep if fnmatch.fnmatchcase(f, pattern)]
+    folder, pattern = folder.rstrip("/"), name[len(head) :].lstrip("/")
+    # Arrow has no patterns, and leaves out links that lead nowhere.
+    able = fsspec.filesystem("file") if isinstance(system, fs.LocalFileSystem) else ArrowFSWrapper(system)
+    below = [path[len(folder) :].lstrip("/") for path in able.glob(f"{glob.escape(folder)}/{pattern}")]
     start = f"{head}/" if head or name.startswith("/") else ""
-    if not (known := _known(name, [(start + f, _kind(f)) for f in fitting])):
+    files: list[tuple[str, str | None]] = []
+    found: list[tuple[str, str]] = []
+    for each in sorted({each.rstrip("/") for each in below} - {""}):
+        if any(part.startswith(HIDDEN) for part in each.split("/")) or _made(start + each, made):
+            continue
+        info = system.get_file_info(f"{folder}/{each}")
+        if info.type == fs.FileType.NotFound:
+            raise BadInput(f"{start}{each}: a link to what is not there; mend or remove it")
+        if info.type == fs.FileType.File:
+            files.append((start + each, _kind(each)))
+        elif "**" not in pattern:  # else what is in it has a name of its own
+            found += _within(start + each, system, info.path, run)
+    if not (known := sorted([*_known(name, files), *found])):
         raise BadInput(f"{name}: no {', '.join(FILES)} file has such a name")
     return known
 
@@ -190,10 +209,10 @@ def _sha256_of_all(folder: Path, files: Sequence[Path], more: Sequence[str] = ()
 
 def _fingerprint(name: str, kind: str, run: str | None) -> str:
     try:
-        if kind == "data set":
+        if kind == "hf":
             local = Path(name.removeprefix("hf:").partition(":")[0])
-            if name.startswith("hf:") and local.is_dir():
-                return _sha256_of_all(local, [path for path in sorted(local.rglob("*")) if path.is_file()])
+            return _sha256_of_all(local, [path for path in sorted(local.rglob("*")) if path.is_file()])
+        if kind == "data set":
             return "" if run is None else sha256_of(Path(run))
         if kind == "collection":
             files = [path for pattern in BEIR for path in sorted(Path(name).glob(pattern))]

@@ -53,20 +53,25 @@ def load_encoder(
 
 @contextlib.contextmanager
 def its_own_code(folder: ModelFolder) -> Iterator[None]:
-    """Raises BadInput where a model needs code that came with it and was not trusted, or was changed since."""
-    if folder.trusted:
-        for file in folder.manifest.files:
-            if file.endswith(".py"):
-                folder.checked(file)
+    """Raises BadInput where a model needs code that came with it and was not trusted, or was changed since.
+
+    Without it transformers may take its own code of that name, which is another model.
+    """
+    refusal = BadInput(
+        f"{folder.path}: runs code that came with the model; read it, then give --trust-remote-code "
+        "(trust_remote_code=True)"
+    )
+    for file in folder.manifest.files:
+        if file.endswith(".py"):
+            if not folder.trusted:
+                raise refusal
+            folder.checked(file)
     try:
         yield
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise BadInput(
-            f"{folder.path}: runs code that came with the model; read it, then give --trust-remote-code "
-            "(trust_remote_code=True)"
-        ) from error
+        raise refusal from error
 
 
 def load_own(folder: ModelFolder, dtype: torch.dtype = torch.float32, **how: Any) -> Any:

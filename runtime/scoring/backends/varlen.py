@@ -41,7 +41,9 @@ def has_packed_form(folder: Path) -> bool:
 
 
 def _packs(config: dict[str, Any]) -> bool:
-    """Whether there are packed layers for this config.json."""
+    """Whether there are packed layers for this config.json. Of code of a model's own nobody knows what it does."""
+    if config.get("auto_map"):
+        return False
     kind = config["model_type"]
     windows = {"sliding_attention", "chunked_attention"} & set(config.get("layer_types") or ())
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None

@@ -194,6 +194,17 @@ def test_the_bench_runs_the_cascade(xopt: Xopt, tiny_copy: ModelFolder, queries:
     assert (refused.exit_code, "scores with onnx-int8" in refused.stderr) == (2, True)
 
 
+def test_a_bench_goes_without_a_cascade_of_another_version_unless_asked_for_it(
+    xopt: Xopt, tiny_copy: ModelFolder
+) -> None:
+    tiny_copy.write(lambda manifest: replace(manifest, cascade={"order": {}}))
+    nowhere = xopt("bench", tiny_copy.path, "--data", "none.jsonl")
+    assert (nowhere.exit_code, "none.jsonl: no such file" in nowhere.stderr) == (2, True)
+    assert "without the cascade" in nowhere.stderr
+    asked = xopt("bench", tiny_copy.path, "--data", "none.jsonl", "--strategy", "cascade")
+    assert (asked.exit_code, "is of another version of xopt" in asked.stderr) == (2, True)
+
+
 def test_the_command(
     xopt: Xopt, tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path, unseen: Candidates
 ) -> None:

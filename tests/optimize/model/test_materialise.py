@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from tiny import make_tiny
 
 from xopt.optimize.export import export
-from xopt.optimize.model.source import fingerprint, materialise, same_model
+from xopt.optimize.model.source import changed_since, fingerprint, materialise, same_model
 from xopt.runtime.errors import BadInput
 
 
@@ -81,6 +82,28 @@ def test_a_hub_that_answers_no_is_not_one_that_does_not_answer(tmp_path: Path, m
             export(name, tmp_path / "out", torch_only=True)
     with pytest.raises(BadInput, match="401 Client Error"):
         export("me/gated", tmp_path / "out", torch_only=True)
+
+
+def test_what_has_pickles_alone_on_the_hub_is_refused_before_it_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = SimpleNamespace(sha="1", siblings=[SimpleNamespace(rfilename=n) for n in ("a.txt", "pytorch_model.bin")])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)
+    with pytest.raises(BadInput, match="me/old: no safetensors weights; --allow-pickle reads pickles"):
+        export("me/old", tmp_path / "out", torch_only=True)
+
+
+def test_a_revision_with_the_same_files_is_no_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_tiny(tmp_path / "model")
+    answer = SimpleNamespace(sha="2", siblings=[SimpleNamespace(rfilename="model.safetensors")])
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(model))
+    kept = {"model": "me/tiny", "revision": "1", "sha256": fingerprint(model)}
+    (model / "README.md").write_text("new")
+    assert not changed_since("me/tiny", kept)
+    change(model / "tokenizer_config.json", truncation_side="left")
+    assert changed_since("me/tiny", kept)
+    assert not changed_since("me/tiny", {**kept, "revision": "2"})  # which is the hub's
 
 
 def _no_network(*_: object, **__: object) -> None:

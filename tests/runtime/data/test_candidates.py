@@ -184,6 +184,17 @@ def test_a_column_holds_the_first_stage_s_scores(tmp_path: Path) -> None:
         read_candidates("demo", first="bm25")
 
 
+def test_columns_that_are_not_asked_for_may_hold_what_python_has_not(tmp_path: Path) -> None:
+    file, far = tmp_path / "rows.parquet", pyarrow.array([1 << 50], pyarrow.timestamp("ms"))
+    table = pyarrow.table({"query": ["a"], "text": ["b"], "until": far})
+    pyarrow.parquet.write_table(table, file)
+    assert [row.text for row in read_candidates(str(file)).rows] == ["b"]
+    nested = pyarrow.StructArray.from_arrays([far], ["at"])
+    pyarrow.parquet.write_table(table.append_column("nested", nested), file)
+    with pytest.raises(BadInput, match=r"rows\.parquet: row 0 or one behind it holds what Python has not"):
+        read_candidates(str(file))
+
+
 def test_whole_queries_that_have_so_many_pairs() -> None:
     candidates = demo_candidates(queries=4, depth=5)
     assert [len(candidates.whole(pairs).rows) for pairs in (1, 5, 9, 10, 19, 100)] == [5, 5, 5, 10, 15, 20]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ def test_ids_of_one_kind_stay_what_they_are(tiny: ModelFolder, tmp_path: Path) -
         table(tmp_path / "b.parquet", query_id=[1], doc_id=[8]),
     ]
     rerank_files(tiny.path, whole, tmp_path / "out.parquet")
-    assert {(row["query_id"], row["doc_id"]) for row in read(tmp_path / "out.parquet")} == {(1, 7), (1, 8)}
+    narrow = pa.table({"query": ["data"], "text": ["index"], "query_id": pa.array([1], pa.uint8()), "doc_id": [9]})
+    pq.write_table(narrow, tmp_path / "c.parquet")
+    rerank_files(tiny.path, [*whole, tmp_path / "c.parquet"], tmp_path / "more.parquet")
+    assert {(row["query_id"], row["doc_id"]) for row in read(tmp_path / "more.parquet")} == {(1, 7), (1, 8), (1, 9)}
 
 
 def test_a_document_stands_twice_though_once_as_a_number(tiny: ModelFolder, tmp_path: Path) -> None:
@@ -166,12 +170,22 @@ def test_a_folder_of_tables_is_read_as_a_job_does(tmp_path: Path, caplog: pytest
 def test_a_data_set_goes_in_as_a_file_does(tiny: ModelFolder, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     folder.mkdir()
-    rows = [{"q": "data", "doc_id": n, "text": text, "bm25": n / 2} for n, text in enumerate(["index", None])]
+    at = datetime(2020, 1, 2)
+    rows = [
+        {"q": "data", "doc_id": n, "text": text, "bm25": n / 2, "at": at, "raw": b"x", "tags": [n]}
+        for n, text in enumerate(["index", None])
+    ]
     datasets.Dataset.from_list(rows).to_parquet(folder / "train.parquet")
     out, options = tmp_path / "out.jsonl", {"query": "q", "split": "train"}
     rerank_files(tiny.path, [f"hf:{folder}"], out, **options)
     found = read(out)
-    assert [{name: row[name] for name in rows[0]} for row in found] == rows
+    said = {"at": "2020-01-02 00:00:00.000000", "raw": "eA=="}
+    assert [{name: row[name] for name in rows[0]} for row in found] == [{**row, **said} for row in rows]
+    rerank_files(tiny.path, [f"hf:{folder}"], tmp_path / "out.parquet", **options)
+    assert [{name: row[name] for name in rows[0]} for row in read(tmp_path / "out.parquet")] == rows
+    (tmp_path / "a.run").write_text("q Q0 0 1 1 any\n")
+    with pytest.raises(BadInput, match="--run names documents of a BEIR folder or an irds: dataset"):
+        rerank_files(tiny.path, [f"hf:{folder}"], tmp_path / "run.jsonl", run=str(tmp_path / "a.run"), **options)
     assert [row["score"] is None for row in found] == [False, True]
     with pytest.raises(BadInput, match="--depth is for BEIR folders and irds: datasets"):
         rerank_files(tiny.path, [f"hf:{folder}"], out, depth=1, **options)
@@ -187,7 +201,8 @@ def test_json_replaces_nothing_but_json(xopt: Callable[..., Result], tiny: Model
         refused = xopt(*job, "--json", place)
         assert (refused.exit_code, message in refused.stderr, out.exists()) == (2, True, False)
     (tmp_path / "data.jsonl").write_bytes(file.read_bytes())
-    for place in (tmp_path / "data.jsonl", tiny.path / "xopt.json"):
+    (tmp_path / "blank.txt").write_text("\nnotes")
+    for place in (tmp_path / "data.jsonl", tmp_path / "blank.txt", tiny.path / "xopt.json"):
         refused = xopt(*job, "--json", place)
         assert (refused.exit_code, "no result of a command" in refused.stderr) == (2, True)
     for _ in range(2):

@@ -129,6 +129,12 @@ def test_documents_that_stand_twice_far_apart_are_named_by_file_and_row(
     nameless = [{"query": None, "text": "a"}, {"query": "data", "text": "b"}, {"query": None, "text": "c"}]
     rerank_files(tiny.path, [files[0], parquet(nameless, "d.parquet")], tmp_path / "nameless.jsonl")
     assert sum(r["score"] is None for r in read(tmp_path / "nameless.jsonl")) == 2
+    same = [{**each, "doc_id": "d0"} for each in nameless]
+    rerank_files(tiny.path, [parquet(same, "f.parquet")], tmp_path / "same.jsonl")
+    rerank_files(tiny.path, [tmp_path / "f.parquet", files[0]], tmp_path / "apart.jsonl")
+    assert sum(r["score"] is None for r in read(tmp_path / "same.jsonl")) == 2
+    with pytest.raises(BadInput, match=r"g\.parquet: row 0: doc_id is ' ', not an id"):
+        rerank_files(tiny.path, [parquet([{**same[1], "doc_id": " "}], "g.parquet")], tmp_path / "blank.jsonl")
     with pytest.raises(BadInput, match="a null query without an id, which a run cannot have"):
         rerank_files(tiny.path, [parquet(nameless, "e.parquet")], tmp_path / "out.run", doc_id="text")
 

@@ -144,6 +144,19 @@ def test_the_ids_are_transformers_own(
         assert tokens.truncated == longer
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_of_a_very_long_text_only_the_side_that_is_kept_is_tokenised(
+    made: tuple[PreTrainedTokenizerFast, ModelFolder], side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "MOST_CHARACTERS", 1000)
+    encoder = Encoder(replace(made[1], manifest=replace(made[1].manifest, max_length=24, truncation_side=side)))
+    pair, seen = ("data", "search the index " * 1000), []
+    whole = encoder._all_encoded
+    monkeypatch.setattr(encoder, "_all_encoded", lambda pairs: [seen.extend(pairs), whole(pairs)][1])
+    assert encoder.encode([pair]).ids[0].tolist() == whole([pair])[0].ids
+    assert max(len(text) for _, text in seen) <= 1000
+
+
 def test_type_ids_that_the_tokenizer_does_not_name_are_zero(made: tuple[PreTrainedTokenizerFast, ModelFolder]) -> None:
     _, folder = made
     manifest = replace(folder.manifest, inputs=["input_ids", "attention_mask"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from unittest.mock import patch
@@ -72,7 +73,7 @@ def test_a_reader_gives_any_rows_in_any_order(slices: list[tuple[int, int]], gro
             assert reader.rows(start, stop).column("text").to_pylist() == [str(i) for i in range(start, stop)]
 
 
-def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path) -> None:
+def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 
     table = pa.table({"query": ["q"], "text": ["t"]})
@@ -88,7 +89,31 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path) ->
     planned = plan([remote], lambda _: (), Columns("", None), tmp_path, 4096)
     assert planned.rows == 1
     assert Reader(planned.files[0], ["text"]).rows(0, 1).to_pylist() == [{"query": "q", "text": "t"}]
+    by_name = {
+        "**/*.parquet": ["a.parquet", "b.parquet", "deep/c.parquet"],
+        "**": ["a.parquet", "b.parquet", "deep/c.parquet"],
+        "d*": ["deep/c.parquet"],
+        "*": ["a.parquet", "b.parquet", "deep/c.parquet"],
+        "*/[a-c].parquet": ["deep/c.parquet"],
+    }
+    with fsspec.filesystem("memory").open("/store/deep/c.parquet", "wb") as stream:
+        pq.write_table(table, stream)
+    for pattern, named in by_name.items():
+        assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [f"{tmp_path}/{name}" for name in named]
+        stored = [f"memory://store/{name}" for name in named if name != "b.parquet"]
+        assert [s.name for s in find_sources([f"memory://store/{pattern}"])] == stored
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "c.parquet").symlink_to("nowhere")
+    assert len(find_sources([f"{tmp_path}/*.parquet"])) == 2  # the lost link is not among them
+    (tmp_path / "br[1]").mkdir()
+    pq.write_table(table, tmp_path / "br[1]" / "e.parquet")
+    monkeypatch.chdir(tmp_path / "br[1]")
+    assert [s.name for s in find_sources(["*.parquet"])] == ["e.parquet"]
+    with (tmp_path / "br[1]" / os.fsdecode(b"caf\xe9.pdf")).open("w"), pytest.raises(BadInput, match="cannot be read"):
+        find_sources([str(tmp_path / "br[1]")])
     for wrong, message in (
+        ([f"{tmp_path}/*/*.parquet"], "logs/c.parquet: a link to what is not there"),
+        ([f"{tmp_path}/lo*"], "c.parquet: a link to what is not there"),
         ([str(tmp_path / "none")], "no such file or folder"),
         ([f"{tmp_path}/x*.parquet"], "no .jsonl, .* file has such a name"),
         ([str(tmp_path / "notes.txt")], "unknown kind '.txt'"),
@@ -98,3 +123,31 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path) ->
     ):
         with pytest.raises(BadInput, match=message):
             find_sources(wrong)
+
+
+def test_tables_of_one_name_on_a_store_are_two(tmp_path: Path) -> None:
+    import fsspec
+
+    store, names = fsspec.filesystem("memory"), [f"memory://tables/day={day}/part-0.jsonl" for day in (1, 2)]
+    for day, name in enumerate(names):
+        with store.open(name, "wb") as stream:
+            stream.write(b'{"query": "q", "text": "%d"}\n' % day)
+    planned = plan(find_sources(names), lambda _: (), Columns("", None), tmp_path, 4096)
+    texts = [Reader(file, ["text"]).rows(0, 1).column("text").to_pylist() for file in planned.files]
+    assert texts == [["0"], ["1"]]
+
+
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_first_score_that_is_missing_is_said_before_anything_is_scored(tmp_path: Path, missing: float | None) -> None:
+    file = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"query": ["q"] * 2, "text": ["a", "b"], "bm25": [1.0, missing]}), file)
+    with pytest.raises(BadInput, match=r"in\.parquet: row 1: bm25 is (None|nan), not a score"):
+        plan(find_sources([str(file)]), lambda _: (), Columns("", None, first="bm25"), tmp_path, 4096)
+
+
+def test_a_collection_below_a_folder_of_tables_makes_none_of_it(tmp_path: Path) -> None:
+    (tmp_path / "nfcorpus").mkdir()
+    (tmp_path / "nfcorpus" / "corpus.jsonl").write_text('{"_id": "d", "text": "t"}\n')
+    pq.write_table(pa.table({"query": ["q"], "text": ["t"]}), tmp_path / "a.parquet")
+    assert [source.kind for source in find_sources([str(tmp_path)])] == ["parquet", "table"]
+    assert [source.kind for source in find_sources([str(tmp_path / "nfcorpus")])] == ["collection"]
