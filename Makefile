@@ -7,7 +7,7 @@ SOURCES := pyproject.toml models/demo $(shell find cli optimize runtime -type d 
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
 DEVELOPED5 := .venv5/.developed
-TESTS5 := $(addprefix tests/optimize/test_,export.py kinds.py odd_models.py quantize.py stacks.py validate.py) \
+TESTS5 := $(addprefix tests/optimize/test_,export.py kinds.py odd_models.py stacks.py) \
   tests/runtime/frames tests/runtime/scoring
 
 .PHONY: demo test test5 check format clean

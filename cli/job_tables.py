@@ -35,7 +35,8 @@ def print_reranked(output: Output, made: Reranked) -> None:
     cells = []
     for name, each, timed in [("all", counts, True)] if whole else [("all", counts, False), ("now", made.now, True)]:
         values = (each.rows, each.scored, each.null, each.not_finite, each.skipped, each.cut, each.tokens)
-        took = [f"{made.seconds:,.1f}", f"{each.rows / made.seconds:,.0f}"] if timed else ["", ""]
+        rate = f"{each.rows / made.seconds:,.0f}" if each.rows else ""
+        took = [f"{made.seconds:,.1f}", rate] if timed else ["", ""]
         cells.append([name, *(f"{value:,}" for value in values), *took])
     output.table("", ["", *columns], cells)
 

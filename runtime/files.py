@@ -92,8 +92,9 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; rename it to `path` at the end, or leave nothing.
 
     Raises BadInput where `path` is there already, or at the end, and `replace` is false. With `replace` the old
-    folder is removed only when the new one is complete.
+    folder is removed only when the new one is complete; of a link that is what it leads to.
     """
+    path = path.resolve() if path.is_symlink() else path
     _sweep(path)
     if path.exists() and not replace:
         raise already_there(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from hypothesis import settings
+from texts import shortened
 from tiny import make_tiny
 
 from xopt.cli.main import cli
@@ -55,8 +56,8 @@ def tiny_copy(tiny: ModelFolder, tmp_path: Path) -> ModelFolder:
 
 @pytest.fixture(scope="session")
 def docs() -> Candidates:
-    """A few queries of the demo data."""
-    return demo_candidates(queries=8, depth=12)
+    """A few queries of the demo data, of short texts."""
+    return shortened(demo_candidates(queries=8, depth=12), 500)
 
 
 @pytest.fixture(scope="session")

@@ -148,9 +148,12 @@ def check_parity(
 def pairs_for(tokenizer: Any, max_length: int, truncation: str = "longest_first") -> list[Pair]:
     """The pairs to hold logits against each other on.
 
-    Where `truncation` cuts one text only, pairs whose other text is too long are left out: no tokenizer takes them.
+    Where `truncation` cuts one text only, pairs whose other text is too long are left out: no tokenizer takes them. So
+    is what has no tokens, by tokenizers that add none: sentence-transformers gives it no score of its own.
     """
     pairs = [*parity_pairs(max_length), *hard_pairs(tokenizer, max_length)]
+    if not tokenizer.chat_template and not tokenizer("", "")["input_ids"]:
+        pairs.remove(("", ""))
     whole = {"only_second": 0, "only_first": 1}.get(truncation)
     return pairs if whole is None else [p for p in pairs if len(tokenizer.tokenize(p[whole])) < max_length * 3 // 4]
 

@@ -136,7 +136,10 @@ class Encoder:
         ids = [self._ended(np.array(e.ids, np.int64)) for e in encodings]
         return Tokens(
             ids,
-            [np.array(e.type_ids[: len(row)], np.int64) * self.typed for e, row in zip(encodings, ids, strict=True)],
+            [
+                np.array(e.type_ids[: len(row)] or [0], np.int64) * self.typed
+                for e, row in zip(encodings, ids, strict=True)
+            ],
             np.array([len(row) for row in ids], np.int64),
             sum(bool(e.overflowing) for e in encodings),
         )
@@ -180,7 +183,7 @@ class Encoder:
         if self.trailing_pad is not None:
             others = np.flatnonzero(ids != self.trailing_pad)
             ids = ids[: others[-1] + 1 if len(others) else 1]
-        return ids
+        return ids if len(ids) else np.array([self.pad_id], np.int64)  # a forward has to have a token
 
 
 def render(template: Sequence[str], pair: Pair) -> str:

@@ -68,12 +68,13 @@ def test_optimums_graphs_agree_where_it_is_installed(tmp_path: Path, architectur
     if not has_module("optimum.exporters.onnx"):
         pytest.skip("optimum is not installed here")
     model = make_tiny(tmp_path / "model", architecture)
-    theirs, mine = (export(str(model), tmp_path / name, exporter=name) for name in ("optimum", "torch"))
-    recipes = [made.variant("onnx-fp32").recipe for made in (theirs, mine)]
-    assert [recipe.pop("exporter") for recipe in recipes] == ["optimum", "torch"]
-    assert recipes[0] == recipes[1]
-    pairs = pairs_for(load_encoder(model).tokenizer, MAX_LENGTH)
-    assert np.abs(open_scorer(theirs).score(pairs) - open_scorer(mine).score(pairs)).max() < 2e-5
+    theirs = export(str(model), tmp_path / "out", exporter="optimum")
+    recipe = theirs.variant("onnx-fp32").recipe
+    assert recipe["exporter"] == "optimum"
+    assert recipe["one_row_matmuls"] >= 4  # rewritten as torch's is
+    encoder = load_encoder(model)
+    pairs = pairs_for(encoder.tokenizer, MAX_LENGTH)
+    assert np.abs(open_scorer(theirs).score(pairs) - expected_logits(encoder, "model", pairs)).max() < 2e-5
 
 
 def test_optimum_exports_what_torch_cannot(

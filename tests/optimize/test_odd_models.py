@@ -57,15 +57,23 @@ def causal_bert(folder: Path) -> Path:
     return make_tiny(folder, "bert", is_decoder=True)
 
 
-@pytest.mark.parametrize("make", [dense_before_the_pooling, two_poolings, last_token_of_an_encoder, causal_bert])
+def no_special_tokens(folder: Path) -> Path:
+    change(make_tiny(folder, "llama") / "tokenizer.json", post_processor=None)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "make", [dense_before_the_pooling, two_poolings, last_token_of_an_encoder, causal_bert, no_special_tokens]
+)
 def test_what_is_odd_scores_as_sentence_transformers_does(tmp_path: Path, make: Callable[[Path], Path]) -> None:
     model = make(tmp_path / "model")
     made = export(str(model), tmp_path / "out")
-    assert made.manifest.padding_side == "right"
+    assert made.manifest.padding_side == ("left" if make is no_special_tokens else "right")
     pairs = parity_pairs(MAX_LENGTH)
     expected = expected_logits(load_encoder(model), "model", pairs)
     for variant in (v.name for v in made.manifest.variants.values() if v.precision == "fp32"):
         assert np.abs(open_scorer(made, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
+        assert np.isfinite(open_scorer(made, variant).score([("", "")])).all()
 
 
 def prompts_left_out(folder: Path) -> str:

@@ -41,6 +41,11 @@ def test_a_folder_is_replaced_only_on_request_and_only_by_a_whole_one(tmp_path: 
         (temporary / "file").write_text("new")
     assert (tmp_path / "a" / "file").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with new_folder(tmp_path / "link", replace=True) as temporary:
+        (temporary / "file").write_text("newer")
+    assert (tmp_path / "a" / "file").read_text() == "newer"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_symlink() or p.name == "a") == ["a", "link"]
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
