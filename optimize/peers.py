@@ -79,7 +79,7 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
     manifest = replace(folder.manifest, files=files, variants={v.name: v for v in variants}, plans={})
     write_text(out / MANIFEST, manifest.to_json())
-    return ModelFolder(out, manifest)
+    return ModelFolder(out, manifest, folder.trusted)
 
 
 def _export(folder: ModelFolder, target: str, out: Path) -> None:

@@ -67,7 +67,7 @@ TARGETS = {
         Target("avx512_vnni", frozenset({"avx512_vnni"}), saturates=False),
         Target("avx_vnni", frozenset({"avx_vnni"}), saturates=False),
         Target("avx512", frozenset({"avx512bw"}), saturates=True),
-        Target("avx2", frozenset({"avx2"}), saturates=True),
+        Target("avx2", frozenset({"sse2"}), saturates=True),  # every x86 adds its 7 bits right
         Target("arm64", frozenset({"asimd"}), saturates=False),
     )
 }

@@ -85,12 +85,21 @@ def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, thr
     plans = plans_for(threads, device)
     tokens = Encoder(folder).encode(candidates.pairs)
     rates: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    compiles = BACKENDS[folder.variant(variant).backend].compiles
+    opened: dict[int, PlannedScorer] = {}
+
+    def share(plan: Plan) -> int:
+        """The threads that a scorer is opened with; on a GPU one has all plans."""
+        return plan.threads if device == "cpu" else 0
+
     alive, pairs = plans, FIRST_PAIRS[device]
     while True:
         rows = _evenly(tokens, pairs)
-        for together in _of_one_scorer(alive, device):
-            for plan, rate in _rates(folder, variant, together, device, tokens, rows, candidates.pairs).items():
-                rates[plan].append(rate)
+        for plan in sorted(alive, key=lambda plan: (share(plan) not in opened, share(plan))):
+            if share(plan) not in opened:
+                opened.clear()  # one at a time: of many cores all shares' would fill memory
+                opened[share(plan)] = open_scorer(folder, variant, plan=plan, device=device)
+            rates[plan].append(_rate(opened[share(plan)].with_plan(plan), tokens, rows, candidates.pairs, compiles))
         alive = sorted(alive, key=lambda plan: -rates[plan][-1])
         log.info(
             "tune %s: %d plans on %d pairs, best %s: %.1f pairs/s",
@@ -107,27 +116,6 @@ def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, thr
         (Trial(p, tuple(r)) for p, r in rates.items()), key=lambda t: (-len(t.pairs_per_s), -t.pairs_per_s[-1])
     )
     return Tuning(variant, machine_name(device), alive[0], tuple(trials))
-
-
-def _of_one_scorer(plans: Sequence[Plan], device: str) -> list[list[Plan]]:
-    """The plans of each number of threads: a scorer has one, on a GPU whatever its plan."""
-    shares = dict.fromkeys(plan.threads if device == "cpu" else 0 for plan in plans)
-    return [[plan for plan in plans if share in (plan.threads, 0)] for share in shares]
-
-
-def _rates(
-    folder: ModelFolder,
-    variant: str,
-    plans: Sequence[Plan],
-    device: str,
-    tokens: Tokens,
-    rows: NDArray[np.intp],
-    pairs: Sequence[Pair],
-) -> dict[Plan, float]:
-    """Pairs a second by each plan. The scorer goes with the end: all shares of many cores at once would fill memory."""
-    scorer = open_scorer(folder, variant, plan=plans[0], device=device)
-    compiles = BACKENDS[folder.variant(variant).backend].compiles
-    return {plan: _rate(scorer.with_plan(plan), tokens, rows, pairs, compiles) for plan in plans}
 
 
 def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:

@@ -33,6 +33,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Values = tuple[str, dict[str, Any]]  # where a row stands, for messages, and its values by column
+READ = ("query_id", "query", "doc_id", "title", "text", "relevance")  # columns of every table
 GZIP = b"\x1f\x8b"
 HIDDEN = (".", "_")  # with which the names of files begin that Hadoop, Spark and others take for none of a table's
 
@@ -188,8 +189,10 @@ def _parquet(path: Path) -> Iterator[Values]:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             _header(schema.names, str(path))
-            # A time is no text, id or score, and may be one that Python has not.
-            columns = [field.name for field in schema if not pyarrow.types.is_temporal(field.type)]
+            times = [field for field in schema if pyarrow.types.is_temporal(field.type)]  # some are none of Python's
+            if read := next((field for field in times if field.name in READ), None):
+                raise BadInput(f"{path}: column {read.name!r} is of {read.type}; cast it to text first")
+            columns = [field.name for field in schema if field not in times]
             for batch in file.iter_batches(columns=columns):
                 for values in batch.to_pylist():
                     yield f"{path}: row {number}", values

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,9 +80,11 @@ def find_sources(inputs: Sequence[str], run: str | None = None, made: Sequence[P
     if not found:
         raise BadInput("no inputs; name files, folders or data sets of candidates")
     places = [located(name)[1] if kind not in ("hf", "data set") else name for name, kind in found]
-    for number, place in enumerate(places):
-        if place in places[:number]:
-            raise BadInput(f"{found[number][0]}: named twice, also as {found[places.index(place)][0]}; name it once")
+    first: dict[str, str] = {}
+    for (name, _), place in zip(found, places, strict=True):
+        if place in first:
+            raise BadInput(f"{name}: named twice, also as {first[place]}; name it once")
+        first[place] = name
     if run is not None and any(kind in ROWS for _, kind in found):
         named = next(name for name, kind in found if kind in ROWS)
         raise BadInput(f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
@@ -100,8 +102,10 @@ def _check_name(name: str) -> None:
 
 def _made(name: str, made: Sequence[Path]) -> bool:
     """Whether it is, or lies in, what the job makes."""
+    if "://" in name:
+        return False
     path = Path(name).resolve()
-    return "://" not in name and any(path == place or place in path.parents for place in made)
+    return any(path == place or place in path.parents for place in made)
 
 
 def _named(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, str]]:
@@ -113,7 +117,9 @@ def _named(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, 
         if info.type == fs.FileType.NotFound and any(c in name for c in WILD):
             return _matching(name, run, made)
         if info.type == fs.FileType.Directory:
-            return _within(name, system, path, run)
+            if known := _within(name, system, path, run):
+                return known
+            raise BadInput(f"{name}: no {', '.join(FILES)} file in it, and no corpus.jsonl of a BEIR folder")
     except (OSError, UnicodeError) as error:  # Arrow's names of files are UTF-8
         raise BadInput(f"{name}: cannot be read ({first_line(error)})") from error
     if info.type == fs.FileType.NotFound:
@@ -133,29 +139,31 @@ def _kind(name: str) -> str | None:
     return "parquet" if suffix == ".parquet" else "table"
 
 
-def _files(system: fs.FileSystem, folder: str) -> list[str]:
-    """The visible files below a folder, by path. Raises BadInput for a link that leads nowhere."""
-    below = len(folder.rstrip("/")) + 1
+def _listed(system: fs.FileSystem, folder: str, deep: bool) -> dict[str, fs.FileType]:
+    """What stands in a folder, or below it, by path from there: hidden ones are left out, lost links NotFound."""
+    start = len(folder.rstrip("/")) + 1
+    found = system.get_file_info(fs.FileSelector(folder, recursive=deep))
+    types = {info.path[start:]: info.type for info in found}
+    if isinstance(system, fs.LocalFileSystem):  # Arrow leaves out links that lead nowhere
+        links = (path for path in (Path(folder).rglob("*") if deep else Path(folder).iterdir()) if path.is_symlink())
+        types |= {str(path)[start:]: fs.FileType.NotFound for path in links if not path.exists()}
+    return {path: types[path] for path in sorted(types) if not any(p.startswith(HIDDEN) for p in path.split("/"))}
 
-    def visible(path: str) -> bool:
-        return not any(part.startswith(HIDDEN) for part in path[below:].split("/"))
 
-    local = Path(folder).rglob("*") if isinstance(system, fs.LocalFileSystem) else ()
-    lost = next((path for path in local if path.is_symlink() and not path.exists() and visible(str(path))), None)
-    if lost is not None:  # Arrow leaves it out
-        raise BadInput(f"{lost}: a link to what is not there; mend or remove it")
-    found = system.get_file_info(fs.FileSelector(folder, recursive=True))
-    return sorted(info.path for info in found if info.type == fs.FileType.File and visible(info.path))
+def _found(path: str, type_: fs.FileType) -> bool:
+    """Whether it is a file. Raises BadInput for a link that leads nowhere."""
+    if type_ == fs.FileType.NotFound:
+        raise BadInput(f"{path}: a link to what is not there; mend or remove it")
+    return bool(type_ == fs.FileType.File)
 
 
 def _within(name: str, system: fs.FileSystem, path: str, run: str | None) -> list[tuple[str, str]]:
-    below = [file[len(path.rstrip("/")) + 1 :] for file in _files(system, path)]
+    """The files of a folder that are read, or the collection that it is."""
+    start = name.rstrip("/")
+    below = [file for file, type_ in _listed(system, path, deep=True).items() if _found(f"{start}/{file}", type_)]
     if "://" not in name and (run is not None or any(file.startswith("corpus.jsonl") for file in below)):
         return [(name, "collection")]
-    found = [(f"{name.rstrip('/')}/{file}", _kind(file)) for file in below]
-    if not (known := _known(name, found)):
-        raise BadInput(f"{name}: no {', '.join(FILES)} file in it, and no corpus.jsonl of a BEIR folder")
-    return known
+    return _known(name, [(f"{start}/{file}", _kind(file)) for file in below])
 
 
 def _known(name: str, found: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
@@ -173,33 +181,50 @@ def _known(name: str, found: Sequence[tuple[str, str | None]]) -> list[tuple[str
 
 def _matching(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, str]]:
     """The files that a pattern names, and those in folders that it does; `**` is any number of folders, and none."""
-    import fsspec
-    from fsspec.implementations.arrow import ArrowFSWrapper
-
     head = name[: min(name.find(c) for c in WILD if c in name)].rpartition("/")[0]
     system, folder = located(head or ("/" if name.startswith("/") else "."))
     if system.get_file_info(folder).type != fs.FileType.Directory:
         raise BadInput(f"{name}: no such folder: {head}")
-    folder, pattern = folder.rstrip("/"), name[len(head) :].lstrip("/")
-    # Arrow has no patterns, and leaves out links that lead nowhere.
-    able = fsspec.filesystem("file") if isinstance(system, fs.LocalFileSystem) else ArrowFSWrapper(system)
-    below = [path[len(folder) :].lstrip("/") for path in able.glob(f"{glob.escape(folder)}/{pattern}")]
+    pattern = name[len(head) :].strip("/").split("/")
     start = f"{head}/" if head or name.startswith("/") else ""
     files: list[tuple[str, str | None]] = []
     found: list[tuple[str, str]] = []
-    for each in sorted({each.rstrip("/") for each in below} - {""}):
-        if any(part.startswith(HIDDEN) for part in each.split("/")) or _made(start + each, made):
+    for each, type_ in _fitting(system, folder, pattern).items():
+        if type_ != fs.FileType.NotFound and _made(start + each, made):
             continue
-        info = system.get_file_info(f"{folder}/{each}")
-        if info.type == fs.FileType.NotFound:
-            raise BadInput(f"{start}{each}: a link to what is not there; mend or remove it")
-        if info.type == fs.FileType.File:
+        if _found(start + each, type_):
             files.append((start + each, _kind(each)))
-        elif "**" not in pattern:  # else what is in it has a name of its own
-            found += _within(start + each, system, info.path, run)
-    if not (known := sorted([*_known(name, files), *found])):
+        elif type_ == fs.FileType.Directory and pattern[-1] != "**":  # else what is in it fits too
+            inner = _within(start + each, system, f"{folder.rstrip('/')}/{each}", run)
+            found += inner
+            if not inner:
+                log.warning("%s: a folder without %s files is left out", start + each, ", ".join(FILES))
+    if not (known := sorted({*_known(name, files), *found})):
         raise BadInput(f"{name}: no {', '.join(FILES)} file has such a name")
     return known
+
+
+def _fitting(system: fs.FileSystem, folder: str, pattern: Sequence[str]) -> dict[str, fs.FileType]:
+    """What fits a pattern below a folder: only such folders are looked into as may hold it."""
+    if "**" in pattern:
+        below = _listed(system, folder, deep=True)
+        return {path: type_ for path, type_ in below.items() if _fits(path.split("/"), pattern)}
+    first, *rest = pattern
+    here = {name: type_ for name, type_ in _listed(system, folder, deep=False).items() if fnmatchcase(name, first)}
+    if not rest:
+        return here
+    folders = [name for name, type_ in here.items() if type_ == fs.FileType.Directory]
+    inner = {name: _fitting(system, f"{folder.rstrip('/')}/{name}", rest) for name in folders}
+    return {f"{name}/{each}": type_ for name, found in inner.items() for each, type_ in found.items()}
+
+
+def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether the parts of a path fit those of a pattern."""
+    if not pattern:
+        return not path
+    if pattern[0] == "**":
+        return _fits(path, pattern[1:]) or (bool(path) and _fits(path[1:], pattern))
+    return bool(path) and fnmatchcase(path[0], pattern[0]) and _fits(path[1:], pattern[1:])
 
 
 def _sha256_of_all(folder: Path, files: Sequence[Path], more: Sequence[str] = ()) -> str:
@@ -211,7 +236,8 @@ def _fingerprint(name: str, kind: str, run: str | None) -> str:
     try:
         if kind == "hf":
             local = Path(name.removeprefix("hf:").partition(":")[0])
-            return _sha256_of_all(local, [path for path in sorted(local.rglob("*")) if path.is_file()])
+            files = [path for path in sorted(local.rglob("*")) if path.is_file()]
+            return _sha256_of_all(local, files) if local.is_dir() else ""
         if kind == "data set":
             return "" if run is None else sha256_of(Path(run))
         if kind == "collection":

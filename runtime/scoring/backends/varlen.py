@@ -31,7 +31,9 @@ Layer = BertLayer | ModernLayer | DecoderLayer
 
 
 def has_packed_form(folder: Path) -> bool:
-    """Whether the model in a folder can run packed, by its configuration."""
+    """Whether the model in a folder can run packed, by its configuration; not with code of its own."""
+    if any(folder.glob("*.py")):
+        return False
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     poolings = [path for kind, path in modules_of(folder) if kind.endswith(".Pooling")]
     if poolings and modules_of(folder)[1][1] != poolings[0]:
@@ -41,9 +43,7 @@ def has_packed_form(folder: Path) -> bool:
 
 
 def _packs(config: dict[str, Any]) -> bool:
-    """Whether there are packed layers for this config.json. Of code of a model's own nobody knows what it does."""
-    if config.get("auto_map"):
-        return False
+    """Whether there are packed layers for this config.json."""
     kind = config["model_type"]
     windows = {"sliding_attention", "chunked_attention"} & set(config.get("layer_types") or ())
     window = config.get("sliding_window") if config.get("use_sliding_window", True) else None

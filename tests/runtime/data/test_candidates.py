@@ -189,6 +189,10 @@ def test_columns_that_are_not_asked_for_may_hold_what_python_has_not(tmp_path: P
     table = pyarrow.table({"query": ["a"], "text": ["b"], "until": far})
     pyarrow.parquet.write_table(table, file)
     assert [row.text for row in read_candidates(str(file)).rows] == ["b"]
+    for name in ("doc_id", "title"):
+        pyarrow.parquet.write_table(table.rename_columns(["query", "text", name]), file)
+        with pytest.raises(BadInput, match=rf"rows\.parquet: column '{name}' is of timestamp\[ms\]; cast it to text"):
+            read_candidates(str(file))
     nested = pyarrow.StructArray.from_arrays([far], ["at"])
     pyarrow.parquet.write_table(table.append_column("nested", nested), file)
     with pytest.raises(BadInput, match=r"rows\.parquet: row 0 or one behind it holds what Python has not"):

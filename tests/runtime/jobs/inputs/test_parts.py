@@ -95,22 +95,33 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path, mo
         "d*": ["deep/c.parquet"],
         "*": ["a.parquet", "b.parquet", "deep/c.parquet"],
         "*/[a-c].parquet": ["deep/c.parquet"],
+        "**/d*": ["deep/c.parquet"],
+        "**/*": ["a.parquet", "b.parquet", "deep/c.parquet"],
+        "deep/**": ["deep/c.parquet"],
+        "**.parquet": ["a.parquet", "b.parquet"],
     }
+    (tmp_path / "images").mkdir()  # without a table
     with fsspec.filesystem("memory").open("/store/deep/c.parquet", "wb") as stream:
         pq.write_table(table, stream)
     for pattern, named in by_name.items():
         assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [f"{tmp_path}/{name}" for name in named]
         stored = [f"memory://store/{name}" for name in named if name != "b.parquet"]
         assert [s.name for s in find_sources([f"memory://store/{pattern}"])] == stored
+    (tmp_path / "linked").symlink_to(tmp_path / "deep")
+    for pattern in ("linked/*", "l*", "l*/*.parquet", "l*/**"):
+        assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [f"{tmp_path}/linked/c.parquet"]
+    (tmp_path / "linked").unlink()
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "c.parquet").symlink_to("nowhere")
+    (tmp_path / "logs" / "c.parquet").symlink_to("c.parquet")
     assert len(find_sources([f"{tmp_path}/*.parquet"])) == 2  # the lost link is not among them
     (tmp_path / "br[1]").mkdir()
     pq.write_table(table, tmp_path / "br[1]" / "e.parquet")
     monkeypatch.chdir(tmp_path / "br[1]")
     assert [s.name for s in find_sources(["*.parquet"])] == ["e.parquet"]
-    with (tmp_path / "br[1]" / os.fsdecode(b"caf\xe9.pdf")).open("w"), pytest.raises(BadInput, match="cannot be read"):
+    (other := tmp_path / "br[1]" / os.fsdecode(b"caf\xe9.pdf")).touch()
+    with pytest.raises(BadInput, match="cannot be read"):
         find_sources([str(tmp_path / "br[1]")])
+    other.unlink()
     for wrong, message in (
         ([f"{tmp_path}/*/*.parquet"], "logs/c.parquet: a link to what is not there"),
         ([f"{tmp_path}/lo*"], "c.parquet: a link to what is not there"),
