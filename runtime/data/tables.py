@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from xopt.runtime.errors import BadInput
+from xopt.runtime.files import writing
 
 __all__ = [
     "FILES",
@@ -218,9 +219,10 @@ def write_hf(name: str, split: str, out: Path) -> None:
     """Write them to a Parquet file, with the types that they have there; see `read_hf`."""
     loaded = _hf(name, split)
     try:
-        loaded.to_parquet(out)
-    except OSError as error:
-        raise BadInput(f"{out}: cannot be written ({error})") from error
+        with writing(out):
+            loaded.to_parquet(out)
+    except BadInput:
+        raise
     except Exception as error:  # each format has its own
         raise BadInput(f"hf:{name}: cannot be read ({str(error).partition(chr(10))[0]})") from error
 
