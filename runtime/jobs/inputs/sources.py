@@ -199,7 +199,7 @@ def _matching(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[st
             found += inner
             if not inner:
                 log.warning("%s: a folder without %s files is left out", start + each, ", ".join(FILES))
-    if not (known := sorted({*_known(name, files), *found})):
+    if not (known := sorted(set(_known(name, [*files, *found])))):
         raise BadInput(f"{name}: no {', '.join(FILES)} file has such a name")
     return known
 

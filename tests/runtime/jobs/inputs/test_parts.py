@@ -73,7 +73,9 @@ def test_a_reader_gives_any_rows_in_any_order(slices: list[tuple[int, int]], gro
             assert reader.rows(start, stop).column("text").to_pylist() == [str(i) for i in range(start, stop)]
 
 
-def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     import fsspec
 
     table = pa.table({"query": ["q"], "text": ["t"]})
@@ -111,6 +113,9 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(tmp_path: Path, mo
     for pattern in ("linked/*", "l*", "l*/*.parquet", "l*/**"):
         assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [f"{tmp_path}/linked/c.parquet"]
     (tmp_path / "linked").unlink()
+    caplog.clear()
+    assert [s.name for s in find_sources([f"{tmp_path}/[dn]*"])] == [f"{tmp_path}/deep/c.parquet"]
+    assert "1 files of other kinds are left out" in caplog.text
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "c.parquet").symlink_to("c.parquet")
     assert len(find_sources([f"{tmp_path}/*.parquet"])) == 2  # the lost link is not among them
