@@ -24,12 +24,12 @@ __all__ = [
 ]
 
 UNLIMITED = 1 << 20
-EVERY: dict[str, tuple[str, ...]] = {
+LEAST_FLAGS: dict[str, tuple[str, ...]] = {
     "arm64": ("asimd",),
     "aarch64": ("asimd",),
     "x86_64": ("sse2",),
     "amd64": ("sse2",),
-}  # has these flags
+}
 LIBRARIES = (
     "xopt-rerank",
     "torch",
@@ -98,7 +98,7 @@ def cpu_name() -> str:
 def cpu_flags() -> frozenset[str]:
     """The instruction sets that Linux reports; elsewhere (macOS, Windows) what every processor of the kind has."""
     reported = (_cpuinfo("flags") or _cpuinfo("Features")).split()
-    return frozenset(reported or EVERY.get(platform.machine().lower(), ()))
+    return frozenset(reported or LEAST_FLAGS.get(platform.machine().lower(), ()))
 
 
 def has_bf16() -> bool:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import writing
 
 __all__ = [
@@ -199,7 +199,7 @@ def _parquet(path: Path) -> Iterator[Values]:
                     yield f"{path}: row {number}", values
                     number += 1
     except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: not a Parquet file ({str(error).partition(chr(10))[0]})") from error
+        raise BadInput(f"{path}: not a Parquet file ({first_line(error)})") from error
     except (OverflowError, ValueError) as error:  # of times within lists and objects
         raise BadInput(f"{path}: row {number} or one behind it holds what Python has not ({error})") from error
 
@@ -224,7 +224,7 @@ def write_hf(name: str, split: str, out: Path) -> None:
     except BadInput:
         raise
     except Exception as error:  # each format has its own
-        raise BadInput(f"hf:{name}: cannot be read ({str(error).partition(chr(10))[0]})") from error
+        raise BadInput(f"hf:{name}: cannot be read ({first_line(error)})") from error
 
 
 def _hf(name: str, split: str) -> Any:
@@ -236,7 +236,7 @@ def _hf(name: str, split: str) -> Any:
     try:
         return datasets.load_dataset(dataset, config or None, split=split)
     except Exception as error:  # the hub, the file system and the format each raise their own
-        raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({str(error).partition(chr(10))[0]})") from error
+        raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({first_line(error)})") from error
 
 
 def _hf_rows(name: str, loaded: Iterable[dict[str, Any]]) -> Iterator[Values]:

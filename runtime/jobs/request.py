@@ -16,7 +16,7 @@ from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.parts import part_rows
 from xopt.runtime.jobs.inputs.plan import COLLECTION, Planned, plan
-from xopt.runtime.jobs.inputs.sources import ROWS, Source, find_sources
+from xopt.runtime.jobs.inputs.sources import WITHOUT_FIRST_STAGE, Source, find_sources
 from xopt.runtime.jobs.job import Record
 from xopt.runtime.jobs.output import Target, target_of
 from xopt.runtime.jobs.score import Work
@@ -129,7 +129,7 @@ def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: 
         )
     sources = tuple(find_sources(inputs, asked.run, (target.out, target.job)))
     for source in sources:
-        if asked.depth and source.kind in ROWS:
+        if asked.depth and source.kind in WITHOUT_FIRST_STAGE:
             raise BadInput(
                 f"{source.name}: --depth is for BEIR folders and irds: datasets; of a table all rows are ranked"
             )

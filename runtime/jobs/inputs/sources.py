@@ -17,13 +17,13 @@ from xopt.runtime.data.tables import FILES, HIDDEN
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
 
-__all__ = ["ROWS", "Source", "find_sources", "located"]
+__all__ = ["WITHOUT_FIRST_STAGE", "Source", "find_sources", "located"]
 
 log = logging.getLogger(__name__)
 
 WILD = "*?["
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".snappy")
-ROWS = ("parquet", "table", "hf")  # kinds whose rows are the candidates; others have a first stage
+WITHOUT_FIRST_STAGE = ("parquet", "table", "hf")  # kinds of inputs: their rows are the candidates
 BEIR = ("corpus.jsonl*", "queries.jsonl*", "qrels/*")
 
 
@@ -85,8 +85,8 @@ def find_sources(inputs: Sequence[str], run: str | None = None, made: Sequence[P
         if place in first:
             raise BadInput(f"{name}: named twice, also as {first[place]}; name it once")
         first[place] = name
-    if run is not None and any(kind in ROWS for _, kind in found):
-        named = next(name for name, kind in found if kind in ROWS)
+    if run is not None and any(kind in WITHOUT_FIRST_STAGE for _, kind in found):
+        named = next(name for name, kind in found if kind in WITHOUT_FIRST_STAGE)
         raise BadInput(f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda item: _fingerprint(item[0], item[1], run), found)
