@@ -63,7 +63,7 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
                 "--peers out"
             ) from error
         gc.collect()  # with the scratch folder that it exported to, and a warning
-        openvino = has_module("nncf") and _made(
+        openvino = has_module("nncf") and _could_make(
             "st-openvino-qint8", lambda: _quantize_openvino(folder, candidates, out)
         )
     (int8,) = (out / "onnx").glob("model_q*.onnx")  # quint8 or qint8, by target
@@ -74,7 +74,7 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     if openvino:
         variants.append(Variant("st-openvino-qint8", "openvino", "int8", OPENVINO))
     able = has_module("ctranslate2") and _is_bert(folder.path)
-    if able and _made("ct2-int8", lambda: _convert_ctranslate2(out)):
+    if able and _could_make("ct2-int8", lambda: _convert_ctranslate2(out)):
         variants.append(Variant("ct2-int8", "ctranslate2", "int8", CTRANSLATE2_FILE))
     files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
     manifest = replace(folder.manifest, files=files, variants={v.name: v for v in variants}, plans={})
@@ -94,7 +94,7 @@ def _export(folder: ModelFolder, target: str, out: Path) -> None:
     export_dynamic_quantized_onnx_model(model, CONFIGS.get(target, target), str(out))
 
 
-def _made(name: str, make: Callable[[], None]) -> bool:
+def _could_make(name: str, make: Callable[[], None]) -> bool:
     """Whether a peer could be made of this model."""
     try:
         make()
