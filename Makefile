@@ -1,5 +1,6 @@
 # `make demo` and `make test` need nothing but Python (3.10 to 3.13), pip and make.
-# `make test5` runs those that depend on it with the other set of versions, transformers 5 and sentence-transformers 6.
+# `make test-all` adds the tests that are marked slow. `make test5` runs what `make test` does with the other set of
+# versions, transformers 5 and sentence-transformers 6.
 PYTHON ?= python3
 BIN := .venv/bin
 # The folders themselves stand here: the links of a strict editable install are made anew when a file comes or goes.
@@ -7,19 +8,24 @@ SOURCES := pyproject.toml models/demo $(shell find cli optimize runtime -type d 
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
 DEVELOPED5 := .venv5/.developed
-TESTS5 := $(addprefix tests/optimize/test_,export.py kinds.py odd_models.py stacks.py) \
-  tests/runtime/frames tests/runtime/scoring
+# A worker for each core, with that core to itself, and the tests spread over them as they get free.
+PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test5 check format clean
+.PHONY: demo test test-all test5 check format clean
 
 demo: $(INSTALLED)
 	$(BIN)/xopt optimize demo
 
 test: $(DEVELOPED)
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST) -m "not slow"
+
+# Beside the others, what measures the machine comes last, and has it to itself.
+test-all: $(DEVELOPED)
+	$(BIN)/python $(PYTEST) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 test5: $(DEVELOPED5)
-	.venv5/bin/python -m pytest $(TESTS5)
+	.venv5/bin/python $(PYTEST) -m "not slow"
 
 check: $(DEVELOPED)
 	$(BIN)/ruff format --check .

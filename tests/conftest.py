@@ -1,25 +1,80 @@
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from helpers.graph_memo import GraphMemo
+from helpers.once import once, same_process
+from helpers.texts import shortened
+from helpers.tiny import make_tiny
 from hypothesis import settings
-from texts import shortened
-from tiny import make_tiny
 
 from xopt.cli.main import cli
 from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime.bench.bench import Bench, Case, bench
 from xopt.runtime.bench.strategy import STRATEGIES
+from xopt.runtime.bench.worker import started
 from xopt.runtime.data.candidates import Candidates, demo_candidates
 from xopt.runtime.folder import ModelFolder
 
+QUICK_S = 20
+MEMO = pytest.StashKey[GraphMemo]()
+Report = pytest.TestReport
+
 settings.register_profile("xopt", deadline=None)  # machines are slow at times: no test asserts a time
 settings.load_profile("xopt")
+os.environ["DAFT_PROGRESS_BAR"] = "0"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Report, Report]:
+    """A test that takes long is marked so, or `make test` would grow until nobody runs it."""
+    report = yield
+    memo = item.config.stash.get(MEMO, None)
+    exporting_s = memo.taken_s() if memo else 0.0  # is paid once, and the next test has it for nothing
+    took_s = call.duration - exporting_s
+    slow = item.get_closest_marker("slow")
+    if call.when == "call" and report.passed and slow is None and took_s > QUICK_S:
+        report.outcome = "failed"
+        report.longrepr = f"took {took_s:.0f} s, over {QUICK_S}: make it quicker, or mark it slow"
+    return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> None:
+    """A shell's background jobs ignore it, and so would all that a test starts."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def what_takes_long_is_done_once(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Graphs that torch exported before are read from disk, and the bench runs its cases in this process.
+
+    Tests of the bench's own processes ask for `fresh_processes`.
+    """
+    cache = getattr(pytestconfig, "cache", None)  # -p no:cacheprovider
+    memo = GraphMemo(cache.mkdir("graphs") if cache else tmp_path_factory.mktemp("graphs"))
+    memo.forget()
+    pytestconfig.stash[MEMO] = memo
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", memo)
+        patch.setattr("xopt.runtime.bench.bench.started", same_process)
+        yield
+
+
+@pytest.fixture
+def fresh_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bench starts a process for each case, as it does for users."""
+    monkeypatch.setattr("xopt.runtime.bench.bench.started", started)
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +86,11 @@ def calibration() -> Candidates:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, calibration: Candidates) -> ModelFolder:
     """The demo model, exported and quantised: trained weights, for where behaviour is at stake. Not to be changed."""
-    out = tmp_path_factory.mktemp("demo") / "demo-xopt"
-    return quantize(export("demo", out), recipe_for(detect_target()), calibration)
+
+    def make(place: Path) -> ModelFolder:
+        return quantize(export("demo", place / "demo-xopt"), recipe_for(detect_target()), calibration)
+
+    return once(tmp_path_factory, "demo", make)
 
 
 @pytest.fixture
@@ -44,8 +102,12 @@ def demo_copy(demo: ModelFolder, tmp_path: Path) -> ModelFolder:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, calibration: Candidates) -> ModelFolder:
     """A tiny random BERT, exported and quantised. Not to be changed."""
-    root = tmp_path_factory.mktemp("tiny")
-    return quantize(export(str(make_tiny(root / "bert")), root / "bert-xopt"), recipe_for(detect_target()), calibration)
+
+    def make(place: Path) -> ModelFolder:
+        made = export(str(make_tiny(place / "bert")), place / "bert-xopt")
+        return quantize(made, recipe_for(detect_target()), calibration)
+
+    return once(tmp_path_factory, "tiny", make)
 
 
 @pytest.fixture
@@ -61,10 +123,11 @@ def docs() -> Candidates:
 
 
 @pytest.fixture(scope="session")
-def benched(demo: ModelFolder, docs: Candidates) -> Bench:
-    """A bench of the demo model under every strategy: some seconds a case, for its fresh process."""
-    cases = [Case("torch-fp32", s.name) for s in STRATEGIES.values() if not s.by_query] + [Case("onnx-int8", "planned")]
-    return bench(demo, docs, cases, repeat=1)
+def benched(tmp_path_factory: pytest.TempPathFactory, tiny: ModelFolder, docs: Candidates) -> Bench:
+    """A bench of the tiny model under every strategy that runs in one process."""
+    strategies = [s for s in STRATEGIES.values() if not s.by_query and s.workers is None]
+    cases = [Case("torch-fp32", strategy.name) for strategy in strategies] + [Case("onnx-int8", "planned")]
+    return once(tmp_path_factory, "benched", lambda _: bench(tiny, docs, cases, repeat=1))
 
 
 @pytest.fixture

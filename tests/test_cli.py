@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import Result
-from tiny import make_tiny
+from helpers.tiny import make_tiny
 
 from xopt.cli.main import cli
+from xopt.runtime.bench.strategy import STRATEGIES
 from xopt.runtime.folder import ModelFolder
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +192,8 @@ def test_the_main_job_runs_twice_on_a_users_own_data(
     xopt: Xopt, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("xopt.optimize.pipeline.saturates", lambda: False)  # where OpenVINO takes part
+    one_process = replace(STRATEGIES["concurrent"], workers=None)  # `test_bench.py` has its four
+    monkeypatch.setitem(STRATEGIES, "concurrent", one_process)
     model, out = make_tiny(tmp_path / "model"), tmp_path / "out"
     arguments = ["optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1]
     first = xopt(*arguments)

@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import tiny
-from tiny import make_logit_score
+from helpers import tiny
+from helpers.tiny import make_logit_score
 
 from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for

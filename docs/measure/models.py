@@ -21,7 +21,7 @@ import onnx
 import sentence_transformers
 import torch
 import transformers
-from tiny import KINDS, MAX_LENGTH
+from helpers.tiny import KINDS, MAX_LENGTH
 
 from xopt.optimize.export import export
 from xopt.optimize.model import parity

@@ -1,7 +1,7 @@
 """How often verdicts err at a gate's edge, and what labels can show: the figures of docs/validation.md.
 
-    python docs/measure/verdicts.py errors
-    python docs/measure/verdicts.py labels DIR
+    PYTHONPATH=tests python docs/measure/verdicts.py errors
+    PYTHONPATH=tests python docs/measure/verdicts.py labels DIR
 
 DIR is a model folder of the demo model with onnx-int8. The distributions are those of the tests.
 """
@@ -9,9 +9,9 @@ DIR is a model folder of the demo model with onnx-int8. The distributions are th
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
+from helpers.edges import AT_THE_EDGE
 
 from xopt.optimize.judge.looks import look_sizes, one_sided_levels
 from xopt.optimize.judge.statistics import ALPHA, FAILED, PASSED, UNDECIDED, hold
@@ -20,13 +20,9 @@ from xopt.runtime.data.candidates import demo_candidates
 from xopt.runtime.data.quality import quality_by_query
 
 RUNS, LABELLED = 4000, 700
-TESTS = Path(__file__).parents[2] / "tests" / "optimize" / "judge"
 
 
 def errors() -> None:
-    sys.path.insert(0, str(TESTS))
-    from test_looks import AT_THE_EDGE
-
     print("| queries there are | looks | " + " | ".join(gate.measure for gate, _ in AT_THE_EDGE) + " |")
     for queries in (40, 300, 1000):
         sizes = look_sizes(queries)

@@ -259,11 +259,9 @@ def _run(
     if STRATEGIES[case.strategy].batch_size is None:
         plan = find_plan(folder, folder.variant(case.variant), threads, device)
     spec = ScorerSpec(str(folder.path.resolve()), case.variant, case.strategy, threads, device, plan, folder.trusted)
-    with started(threads) as worker, TreeMonitor(worker.process.pid) as monitor:
-        worker.say({"spec": asdict(spec), "pairs_file": str(pairs_file)})
-        worker.hear("ready")
-        worker.say({})
-        done = worker.hear("done")
+    with started(threads) as worker, TreeMonitor(worker.pid) as monitor:
+        worker.open({"spec": asdict(spec), "pairs_file": str(pairs_file)})
+        done = worker.run()
     calls = [Call.of(call) for call in done["calls"]]
     start_s, end_s = done["start_s"], done["end_s"]
     query_s = end_s - start_s

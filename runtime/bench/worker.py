@@ -27,14 +27,30 @@ class Worker:
     process: subprocess.Popen[str]
     errors: Path
 
-    def say(self, message: dict[str, Any]) -> None:
-        """Send it a message."""
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def open(self, case: dict[str, Any]) -> None:
+        """Have it open and warm up the model of a case.
+
+        Raises BadInput where the case cannot run, RuntimeError where the process died.
+        """
+        self._say(case)
+        self._hear("ready")
+
+    def run(self) -> dict[str, Any]:
+        """Have it run the case: scores, calls and times, see `worker_main.opened`. Raises as `open` does."""
+        self._say({})
+        return self._hear("done")
+
+    def _say(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(message) + "\n")
         self.process.stdin.flush()
 
-    def hear(self, event: str) -> dict[str, Any]:
-        """Wait for its message of this event. Raises BadInput where it met some, RuntimeError where it died."""
+    def _hear(self, event: str) -> dict[str, Any]:
+        """Wait for its message of this event."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         message: dict[str, Any] = json.loads(line) if line else {"event": "died"}

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["main"]
+__all__ = ["main", "opened"]
 
 
 def main() -> None:
@@ -23,35 +24,41 @@ def main() -> None:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no result
     try:
-        _run(json.loads(sys.stdin.readline()), out)
+        run = opened(json.loads(sys.stdin.readline()))
+        _say(out, event="ready")
+        sys.stdin.readline()
+        _say(out, event="done", **run())
     except BadInput as error:
         _say(out, event="bad_input", message=str(error))
 
 
-def _run(case: dict[str, Any], out: TextIO) -> None:
+def opened(case: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Open and warm up the model of a case; what it returns runs the case, and gives scores, calls and times."""
     from xopt.runtime.bench.in_daft import run_strategy
     from xopt.runtime.bench.strategy import ScorerSpec
     from xopt.runtime.folder import Plan
 
     lists = json.loads(Path(case["pairs_file"]).read_text(encoding="utf-8"))
-    pairs, by_query = [(q, t) for q, t in lists["pairs"]], (lists["query_ids"], lists["first_scores"])
-    plan = Plan(**case["spec"].pop("plan")) if case["spec"].get("plan") else None
-    run = run_strategy(ScorerSpec(**{**case["spec"], "plan": plan}), pairs, by_query=by_query)
-    _say(out, event="ready")
-    sys.stdin.readline()
-    before = _switches()
-    done = run()
-    after = _switches()
-    _say(
-        out,
-        event="done",
-        scores=done.scores.tolist(),
-        calls=[asdict(call) for call in done.calls],
-        load_s=done.load_s,
-        start_s=done.start_s,
-        end_s=done.end_s,
-        switches=[after[kind] - before[kind] for kind in (0, 1)],
-    )
+    pairs = [(query, text) for query, text in lists["pairs"]]
+    by_query = (lists["query_ids"], lists["first_scores"])
+    plan = case["spec"]["plan"]
+    spec = ScorerSpec(**{**case["spec"], "plan": Plan(**plan) if plan else None})
+    query = run_strategy(spec, pairs, by_query=by_query)
+
+    def run() -> dict[str, Any]:
+        before = _switches()
+        done = query()
+        after = _switches()
+        return {
+            "scores": done.scores.tolist(),
+            "calls": [asdict(call) for call in done.calls],
+            "load_s": done.load_s,
+            "start_s": done.start_s,
+            "end_s": done.end_s,
+            "switches": [after[kind] - before[kind] for kind in (0, 1)],
+        }
+
+    return run
 
 
 def _switches() -> tuple[int, int]:

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import Result
+from helpers.tiny import make_modular, make_tiny
 from huggingface_hub import ModelCard
-from tiny import make_modular, make_tiny
 
 from xopt.optimize.card import OURS, write_card
 from xopt.optimize.export import export

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import MAX_LENGTH, make_tiny
 from sentence_transformers import CrossEncoder
-from tiny import MAX_LENGTH, make_tiny
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from xopt.optimize.export import export
@@ -223,7 +223,14 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> No
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stop_in_mid_export_leaves_nothing_half_written(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     model = make_tiny(tmp_path / "model")
     process = run_export(model, tmp_path / "out")

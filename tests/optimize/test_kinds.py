@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import daft
 import numpy as np
 import pytest
 import torch
+from helpers.tiers import mostly_slow
+from helpers.tiny import ARCHITECTURES, KINDS, MAX_LENGTH, make_logit_score, make_modular, make_tiny
 from sentence_transformers import CrossEncoder
-from tiny import ARCHITECTURES, KINDS, MAX_LENGTH, make_logit_score, make_modular, make_tiny
 from torch import Tensor
 
 from xopt.optimize import exporters
@@ -30,12 +30,21 @@ from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import Network, load_encoder
 
+QUICK = {
+    "bert",
+    "deberta-v2",
+    "modernbert",
+    "llama, head of 3 labels",
+    "bert, modules, mean",
+    "qwen3, LogitScore",
+}
 
-@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, QUICK))
 def test_every_kind_exports_and_scores_as_sentence_transformers_does(
-    tmp_path: Path, docs: Candidates, make: Callable[[Path], Path]
+    tmp_path: Path, docs: Candidates, kind: str
 ) -> None:
-    model = make(tmp_path / "model")
+    model = KINDS[kind](tmp_path / "model")
     made = export(str(model), tmp_path / "out", rank_label="none" if several(model) else None)
     encoder = load_encoder(model)
     pairs = pairs_for(encoder.tokenizer, MAX_LENGTH)
@@ -63,7 +72,7 @@ def several(model: Path) -> bool:
     return CrossEncoder(str(model), device="cpu").num_labels > 1
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", mostly_slow(ARCHITECTURES, {"bert"}))
 def test_optimums_graphs_agree_where_it_is_installed(tmp_path: Path, architecture: str) -> None:
     if not has_module("optimum.exporters.onnx"):
         pytest.skip("optimum is not installed here")

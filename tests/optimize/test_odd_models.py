@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import MAX_LENGTH, make_body, make_logit_score, make_modular, make_tiny
 from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense
 from sentence_transformers.sentence_transformer.modules import Pooling
-from tiny import MAX_LENGTH, make_body, make_logit_score, make_modular, make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.model.facts import rank_label_of

@@ -38,6 +38,7 @@ def test_peers_are_sentence_transformers_own_exports(tiny: ModelFolder, peers: M
         assert low <= difference < high, variant
 
 
+@pytest.mark.slow
 def test_each_runs_with_its_best_batch_size_beside_our_own(
     tiny: ModelFolder, peers: ModelFolder, docs: Candidates
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from tiny import make_tiny
+from helpers.tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.graph.attention import unfused

@@ -15,7 +15,7 @@ OTHER = ROOT / {".venv": ".venv5", ".venv5": ".venv"}.get(HERE, "none") / "bin" 
 def run(python: Path, what: str, folder: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests"), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
-        [python, ROOT / "tests" / "stacks.py", what, folder],
+        [python, "-m", "helpers.stacks", what, folder],
         env=environment,
         capture_output=True,
         text=True,
@@ -24,6 +24,7 @@ def run(python: Path, what: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not OTHER.is_file(), reason="the other set of versions is not installed: `make test test5`")
 @pytest.mark.parametrize("there", [True, False])
 def test_a_folder_of_one_set_of_versions_opens_with_the_other(tmp_path: Path, there: bool) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from helpers.texts import shortened
 from onnx import numpy_helper
-from texts import shortened
 
 from xopt.optimize.int8.calibrate import calibration_pairs
 from xopt.optimize.judge.statistics import FAILED, PASSED, Gate
@@ -55,6 +55,7 @@ def with_outliers(folder: ModelFolder) -> ModelFolder:
     return folder.with_variant(folder.variant("onnx-fp32"))
 
 
+@pytest.mark.slow
 def test_a_model_with_outliers_fails_in_int8_and_passes_after_steering(
     demo_copy: ModelFolder, queries: Candidates
 ) -> None:

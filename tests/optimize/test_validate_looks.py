@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from texts import shortened
+from helpers.texts import shortened
 
 from xopt.optimize.judge.looks import FIRST_LOOK
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED, Gate

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from helpers.once import once
 
 from xopt.optimize.cascade.certify import Certified, certify
 from xopt.runtime.data.candidates import Candidates, demo_candidates
@@ -27,14 +28,34 @@ def unseen() -> Candidates:
 
 @pytest.fixture(scope="session")
 def certified(
+    tiny: ModelFolder, queries: Candidates, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ModelFolder, Certified]:
+    """The tiny model with a cascade that orders by features. Not to be changed."""
+
+    def make(place: Path) -> tuple[ModelFolder, Certified]:
+        path = shutil.copytree(tiny.path, place / "tiny-xopt")
+        with pytest.MonkeyPatch.context() as patch:  # the features take longer than so small a model
+            patch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -99.0)
+            found = certify(ModelFolder.open(path), queries, "onnx-int8", first="learned", max_loss=0.5, confidence=0.8)
+        return ModelFolder.open(path), found
+
+    return once(tmp_path_factory, "certified", make)
+
+
+@pytest.fixture(scope="session")
+def trained(
     demo: ModelFolder, queries: Candidates, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ModelFolder, Certified]:
-    """The demo model with a cascade. Not to be changed."""
-    path = shutil.copytree(demo.path, tmp_path_factory.mktemp("certified") / "demo-xopt")
-    found = certify(ModelFolder.open(path), queries, "onnx-int8", **LOOSE)
-    return ModelFolder.open(path), found
+    """The demo model with a cascade: trained weights, for what a cascade is worth. Not to be changed."""
+
+    def make(place: Path) -> tuple[ModelFolder, Certified]:
+        path = shutil.copytree(demo.path, place / "demo-xopt")
+        found = certify(ModelFolder.open(path), queries, "onnx-int8", **LOOSE)
+        return ModelFolder.open(path), found
+
+    return once(tmp_path_factory, "trained", make)
 
 
 @pytest.fixture
 def copied(certified: tuple[ModelFolder, Certified], tmp_path: Path) -> ModelFolder:
-    return ModelFolder.open(shutil.copytree(certified[0].path, tmp_path / "demo-xopt"))
+    return ModelFolder.open(shutil.copytree(certified[0].path, tmp_path / "copied-xopt"))

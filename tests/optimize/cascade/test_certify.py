@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import Result
+from helpers.texts import shortened
+from helpers.tiers import mostly_slow
+from helpers.tiny import make_tiny
 from scipy import sparse
-from texts import shortened
-from tiny import make_tiny
 
 from xopt.optimize.cascade.attempt import try_cascade
 from xopt.optimize.cascade.certify import Certified, certify, cheapest, fit_first
@@ -35,8 +36,9 @@ Xopt = Callable[..., Result]
 LOOSE = {"max_loss": 0.1, "confidence": 0.8}  # which takes 16 queries
 
 
-def test_a_cascade_saves_pairs_and_says_what_it_loses(certified: tuple[ModelFolder, Certified]) -> None:
-    folder, found = certified
+@pytest.mark.slow
+def test_a_cascade_saves_pairs_and_says_what_it_loses(trained: tuple[ModelFolder, Certified]) -> None:
+    folder, found = trained
     assert found.cascade is not None
     own = found.cascade.certificate
     assert found.cascade == Cascade.of(folder)
@@ -47,8 +49,9 @@ def test_a_cascade_saves_pairs_and_says_what_it_loses(certified: tuple[ModelFold
     assert {option.rule for option in found.options} == {"gain", "depth", "score"}
 
 
-def test_what_runs_is_what_was_certified(certified: tuple[ModelFolder, Certified], queries: Candidates) -> None:
-    folder, found = certified
+@pytest.mark.parametrize("made", mostly_slow(["certified", "trained"], {"certified"}))
+def test_what_runs_is_what_was_certified(made: str, queries: Candidates, request: pytest.FixtureRequest) -> None:
+    folder, found = request.getfixturevalue(made)
     assert found.cascade is not None
     judged = queries.split()[1]
     ranked = open_cascade(folder).rank_all(lists_of(judged))
@@ -144,18 +147,18 @@ def test_where_nothing_is_safe_everything_is_scored() -> None:
     rule, losses = cheapest(walks, rules, 10, 0.02, 0.05, "dcg")
     assert rule == rules[0]
     assert losses is not None
-    assert losses.max() == 0
+    assert losses.max() < 1e-12  # sums of the same values in another order
 
 
-def test_too_few_queries_are_known_before_the_work(demo_copy: ModelFolder, queries: Candidates) -> None:
-    before = demo_copy.manifest
+def test_too_few_queries_are_known_before_the_work(tiny_copy: ModelFolder, queries: Candidates) -> None:
+    before = tiny_copy.manifest
     with pytest.raises(BadInput, match=r"26 queries .* takes 299 .*; give more queries, or --max-loss 0\.11 or more$"):
-        certify(demo_copy, queries, "onnx-int8")
+        certify(tiny_copy, queries, "onnx-int8")
     with pytest.raises(BadInput, match="a single query; give more"):
-        certify(demo_copy, queries.between(0, 1), "onnx-int8", max_loss=0.5, confidence=None)
+        certify(tiny_copy, queries.between(0, 1), "onnx-int8", max_loss=0.5, confidence=None)
     with pytest.raises(BadInput, match="25 candidates a query"):
-        certify(demo_copy, queries, "onnx-int8", top=20, **LOOSE)
-    assert ModelFolder.open(demo_copy.path).manifest == before
+        certify(tiny_copy, queries, "onnx-int8", top=20, **LOOSE)
+    assert ModelFolder.open(tiny_copy.path).manifest == before
 
 
 def test_what_was_there_before_is_said_to_stay(
@@ -196,10 +199,11 @@ def test_a_loss_that_tells_nothing_is_warned_of(
     assert ("says little" in caplog.text) == warned
 
 
+@pytest.mark.parametrize("made", mostly_slow(["certified", "trained"], {"certified"}))
 def test_a_certificate_holds_on_queries_like_its_own_and_not_on_others(
-    certified: tuple[ModelFolder, Certified], unseen: Candidates, queries: Candidates
+    made: str, unseen: Candidates, queries: Candidates, request: pytest.FixtureRequest
 ) -> None:
-    folder, _ = certified
+    folder, _ = request.getfixturevalue(made)
     held = check(folder, unseen)
     assert (held.result.verdict, held.seen) == ("pass", 0)
     with pytest.raises(BadInput, match="all its queries were seen"):
@@ -227,6 +231,7 @@ def test_few_queries_neither_show_nor_violate_a_certificate(
     assert hold(gate_of(certificate), np.array(losses), same=False).verdict == verdict
 
 
+@pytest.mark.slow
 def test_a_violated_certificate_is_caught(
     demo_copy: ModelFolder, queries: Candidates, unseen: Candidates, calibration: Candidates
 ) -> None:
@@ -242,6 +247,7 @@ def test_a_violated_certificate_is_caught(
         check(folder, calibration)
 
 
+@pytest.mark.slow
 def test_a_cheaper_model_orders(
     demo: ModelFolder, demo_copy: ModelFolder, queries: Candidates, unseen: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:

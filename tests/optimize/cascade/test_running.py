@@ -63,10 +63,10 @@ def test_a_cascade_goes_with_the_variant_and_the_files_that_it_was_certified_wit
 
 
 def test_a_cascade_is_nothing_to_jobs_that_go_without(
-    demo: ModelFolder, certified: tuple[ModelFolder, Certified]
+    tiny: ModelFolder, certified: tuple[ModelFolder, Certified]
 ) -> None:
     assert LEXICON in certified[0].manifest.files
-    prints = [model_fingerprint(folder, "onnx-int8", cascade=False) for folder in (demo, certified[0])]
+    prints = [model_fingerprint(folder, "onnx-int8", cascade=False) for folder in (tiny, certified[0])]
     assert prints[0] == prints[1] != model_fingerprint(certified[0], "onnx-int8", cascade=True)
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from test_one_row import EXACT, THERE, as_bert, exported, logits, session_of
-from tiny import ARCHITECTURES, MAX_LENGTH
+from helpers.graphs import EXACT, GRAPHS, as_bert, exported, logits, session_of
+from helpers.tiny import MAX_LENGTH
 
 from xopt.optimize.graph.absorb import absorb_keys
 from xopt.optimize.graph.attention import fuse_attention
@@ -14,8 +14,7 @@ from xopt.optimize.graph.structure import makers
 from xopt.optimize.quantize import token_matmuls
 
 
-@pytest.mark.parametrize("exporter", THERE)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "exporter"), GRAPHS)
 def test_the_last_layer_makes_no_keys_and_values_and_no_score_changes(architecture: str, exporter: str) -> None:
     plain, _ = keep_one_row(exported(architecture, exporter))
     absorbed, count = absorb_keys(plain)

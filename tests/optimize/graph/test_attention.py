@@ -3,15 +3,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from test_one_row import EXACT, THERE, as_bert, exported, logits, session_of
-from tiny import ARCHITECTURES, MAX_LENGTH
+from helpers.graphs import EXACT, GRAPHS, as_bert, exported, logits, session_of
+from helpers.tiny import MAX_LENGTH
 
 from xopt.optimize.graph.attention import fuse_attention, unfused
 from xopt.optimize.graph.one_row import keep_one_row
 
 
-@pytest.mark.parametrize("exporter", THERE)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "exporter"), GRAPHS)
 def test_attention_is_one_operator_and_no_score_changes(architecture: str, exporter: str) -> None:
     plain, _ = keep_one_row(exported(architecture, exporter))
     fused, count = fuse_attention(plain)

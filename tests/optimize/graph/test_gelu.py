@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from test_one_row import THERE, graph_of, logits, session_of
-from tiny import make_tiny
+from helpers.graphs import THERE, graph_of, logits, session_of
+from helpers.tiny import make_tiny
 
 from xopt.optimize.graph.gelu import reorder_gelu
 

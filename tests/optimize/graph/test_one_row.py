@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import functools
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,45 +7,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import transformers
-from tiny import ARCHITECTURES, make_logit_score, make_modular, make_tiny
+from helpers.graphs import EXACT, GRAPHS, exported, graph_of, logits, session_of
+from helpers.tiny import make_logit_score, make_modular, make_tiny
 
-from xopt.optimize.exporters import EXPORTERS, export_graph
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import read_structure
-from xopt.runtime.machine import has_module
-from xopt.runtime.scoring.backends.network import Network, load_encoder
-
-EXACT = 1e-5
-
-
-THERE = [exporter for exporter in EXPORTERS if exporter == "torch" or has_module("optimum.exporters.onnx")]
-
-
-def graph_of(folder: Path, exporter: str = "torch") -> onnx.ModelProto:
-    """The graph as an exporter makes it, before any rewrite."""
-    encoder = load_encoder(folder, attn_implementation="eager")
-    names = encoder.tokenizer.model_input_names
-    inputs = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in names]
-    return export_graph(Network(encoder), inputs, exporter)[0]
-
-
-def as_bert(architecture: str) -> bool:
-    """Whether its attention has BERT's shape; the others add biases, windows or rotations."""
-    alike = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}
-    return architecture in alike or (architecture == "distilbert" and not transformers.__version__.startswith("4."))
-
-
-def exported(architecture: str, exporter: str) -> onnx.ModelProto:
-    """The graph of a tiny model, to change; all tests of rewrites share the export, which takes longer than they do."""
-    return onnx.load_from_string(_exported(architecture, exporter))
-
-
-@functools.cache
-def _exported(architecture: str, exporter: str) -> bytes:
-    with tempfile.TemporaryDirectory() as scratch:
-        model = make_tiny(Path(scratch) / architecture, architecture, max_position_embeddings=514)
-        return bytes(graph_of(model, exporter).SerializeToString())
 
 
 def make_decoder(folder: Path) -> Path:
@@ -58,18 +22,7 @@ def make_last_token(folder: Path) -> Path:
     return make_modular(folder, "qwen3", "lasttoken")
 
 
-def session_of(model: onnx.ModelProto) -> ort.InferenceSession:
-    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
-def logits(session: ort.InferenceSession, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    out: np.ndarray = session.run(["logits"], {n.name: values[n.name] for n in session.get_inputs()})[0]
-    return out
-
-
-@pytest.mark.parametrize("exporter", THERE)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(("architecture", "exporter"), GRAPHS)
 def test_the_last_layer_sees_one_row_and_no_score_changes(architecture: str, exporter: str) -> None:
     model = exported(architecture, exporter)
     narrow, products = keep_one_row(model)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from tiny import make_tiny
+from helpers.tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.graph.attention import unfused

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 
 import numpy as np
 import pytest
+from helpers.edges import AT_THE_EDGE, Values, taus
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from xopt.optimize.judge.looks import FIRST_LOOK, look_sizes, one_sided_levels
 from xopt.optimize.judge.statistics import ALPHA, FAILED, PASSED, UNDECIDED, Gate, hold
-from xopt.optimize.judge.verdict import SWAP
 
 RUNS = 3000
-Values = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def test_one_look_has_the_whole_error() -> None:
@@ -39,32 +37,6 @@ def test_a_brownian_motion_crosses_the_bounds_as_often_as_it_may(queries: int) -
     assert ((steps.cumsum(1) / np.sqrt(sizes)) > bounds).any(1).mean() == pytest.approx(ALPHA, abs=0.003)
     alone = ((steps.cumsum(1) / np.sqrt(sizes)) > stats.norm.isf(ALPHA)).any(1).mean()
     assert alone > 1.5 * ALPHA  # what looking without them does
-
-
-def taus(random: np.random.Generator, n: int) -> np.ndarray:
-    return 1 - 0.07 * random.gamma(2, 0.5, n)  # mean 0.93, skewed as agreement is
-
-
-def overlaps(random: np.random.Generator, n: int) -> np.ndarray:
-    return random.binomial(10, 0.9, n) / 10
-
-
-def losses(random: np.random.Generator, n: int) -> np.ndarray:
-    return 0.01 * random.gamma(0.7, 1 / 0.7, n)  # many near 0, a few large
-
-
-def drops(random: np.random.Generator, n: int) -> np.ndarray:
-    moved = random.random(n) < 0.13  # of one relevant document, by a rank or more
-    size = random.choice([0.07, 0.13, 0.37], n)
-    return np.where(moved, size * random.choice([-1, 1], n), 0.0) + 0.005
-
-
-AT_THE_EDGE = [
-    (Gate("tau", 0.93), taus),
-    (Gate("top10", 0.9), overlaps),
-    (Gate("dcg10_loss", 0.01, at_most=True), losses),
-    (Gate("ndcg10_drop", 0.005, at_most=True, unseen=SWAP), drops),
-]
 
 
 @pytest.mark.parametrize(("gate", "values"), AT_THE_EDGE, ids=lambda value: getattr(value, "measure", ""))

@@ -44,6 +44,7 @@ def test_merging_adds_the_low_rank_product_and_takes_whole_tensors() -> None:
     assert merged["classifier.weight"].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_the_demo_model_ranks_clearly_better_than_bm25(demo: ModelFolder) -> None:
     candidates = demo_candidates(queries=64)
     ranked = quality_by_query(candidates, open_scorer(demo.path, "onnx-fp32").score(candidates.pairs))

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.tiny import make_tiny
 from huggingface_hub.errors import RepositoryNotFoundError
-from tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.model.source import changed_since, fingerprint, materialise, same_model

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import MAX_LENGTH, make_tiny
 from safetensors.torch import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling, Transformer
-from tiny import MAX_LENGTH, make_tiny
 from transformers import AutoTokenizer, BertModel, PreTrainedModel
 
 from xopt.optimize.export import export

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import Result
-from texts import shortened
-from tiny import KINDS, make_tiny
+from helpers.texts import shortened
+from helpers.tiers import mostly_slow
+from helpers.tiny import KINDS, make_tiny
 
 from xopt.optimize.cascade.certify import certify
 from xopt.optimize.export import export
@@ -150,6 +151,7 @@ def test_batches_are_read_as_scorers_read_them(kind: str, tmp_path: Path) -> Non
     assert np.abs(logits - open_scorer(folder, "torch-fp32").score(pairs)).max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
     demo: ModelFolder, queries: Candidates, tmp_path: Path, calibration: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,17 +177,17 @@ def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
         certify(demo, learned, "onnx-int8", first=str(small.path), max_loss=0.3, confidence=0.5)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "deberta-v2",
-        "modernbert",
-        "distilbert",
-        "llama, head of 3 labels",
-        "qwen3, LogitScore",
-        "roberta, modules, 3 labels",
-    ],
+SHRUNK = (
+    "deberta-v2",
+    "modernbert",
+    "distilbert",
+    "llama, head of 3 labels",
+    "qwen3, LogitScore",
+    "roberta, modules, 3 labels",
 )
+
+
+@pytest.mark.parametrize("kind", mostly_slow(SHRUNK, {"distilbert", "llama, head of 3 labels"}))
 def test_every_kind_is_shrunk(kind: str, tmp_path: Path, queries: Candidates) -> None:
     labels = "1-0" if "3 labels" in kind else None
     folder = export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True, rank_label=labels)

@@ -1,146 +1,147 @@
+"""What a run's measurements say; `test_bottlenecks.py` has runs that were measured."""
+
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import replace
+from typing import Any
 
-import daft
-import numpy as np
 import pytest
 
-from xopt.runtime.bench.ceilings import Ceilings, measure_ceilings
+from xopt.runtime.bench.ceilings import Ceilings
 from xopt.runtime.bench.explain import Explained, ModelShape, Observed, explain
-from xopt.runtime.bench.in_daft import pairs_frame, run_strategy
-from xopt.runtime.bench.monitor import TreeMonitor
-from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
-from xopt.runtime.data.candidates import Candidates
-from xopt.runtime.folder import ModelFolder
-from xopt.runtime.machine import cores
-from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.scoring.profile import Profile
+from xopt.runtime.scoring.stages import Stages
 
-# Daft leaves the pipes of its worker processes to the garbage collector.
-LEAKY = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-pytestmark = pytest.mark.skipif(cores() < 2, reason="one core: no threads to idle or to oversubscribe")
-
-
-@pytest.fixture(scope="module")
-def ceilings() -> Ceilings:
-    return measure_ceilings(cores())
-
-
-@pytest.fixture(scope="module")
-def mixed(docs: Candidates) -> list[Pair]:
-    """Long and short texts in turn."""
-    return [(query, (text + " ") * 8 if i % 4 == 0 else text[:60]) for i, (query, text) in enumerate(docs.pairs[:48])]
-
-
-def observe(
-    folder: ModelFolder,
-    variant: str,
-    strategy: str,
-    pairs: list[Pair],
-    ceilings: Ceilings,
-    threads: int | None = None,
-    frame: daft.DataFrame | None = None,
-) -> Explained:
-    """Run a case in this process's Daft and explain it, as the bench does with its worker."""
-    spec = ScorerSpec(str(folder.path), variant, strategy, threads or cores())
-    run = run_strategy(spec, pairs, frame)
-    with TreeMonitor(os.getpid()) as monitor:
-        time.sleep(0.3)
-        done = run()
-        time.sleep(0.3)
-    reopened = STRATEGIES[strategy].workers is not None
-    first, last = min(c.start_s for c in done.calls), max(c.end_s for c in done.calls)
-    start, end = (first, last) if reopened else (done.start_s, done.end_s)
-    lengths = [call.end_s - call.start_s for call in done.calls]
-    stages = done.calls[0].stages
-    for call in done.calls[1:]:
-        stages = stages.plus(call.stages)
-    observed = Observed(
-        variant=folder.variant(variant),
-        planned=strategy == "planned",
-        start_up_s=first - done.start_s if reopened else done.load_s,
-        reopened=reopened,
-        window_s=end - start,
-        calls_s=min(sum(lengths), end - start),
-        calls_sum_s=sum(lengths),
-        stages=stages,
-        processes=len({call.pid for call in done.calls}),
-        threads=threads or cores(),
-        cores=cores(),
-        mean_cores=monitor.usage(start, end).mean_cores,
-    )
-    explained = explain(observed, ModelShape.of(folder, folder.variant(variant)), ceilings)
-    whole = observed.window_s + observed.start_up_s
-    assert explained.split.total_s == pytest.approx(whole, rel=0.05)  # nothing is lost and nothing counted twice
-    return explained
+CEILINGS = Ceilings(threads=2, fp32_gflops=100.0, int8_gflops=300.0, bf16_gflops=200.0, memory_gbs=10.0)
+FP32 = Variant("onnx-fp32", "onnx", "fp32", "onnx/model.onnx")
+SHAPE = ModelShape(
+    layers=2,
+    hidden=100,
+    intermediate=400,
+    gated=False,
+    narrowed=False,
+    absorbed=False,
+    queries=100,
+    keys=100,
+)
+# Two callers are in forwards for eight of ten seconds each, on texts without padding, at 80 % of the ceiling.
+STAGES = Stages(
+    encode_s=0.5,
+    run_s=9.0,
+    forward_s=16.0,
+    caller_s=18.0,
+    forwards=100.0,
+    text_tokens=640e9 / (2 * SHAPE.weights),
+    padded_tokens=640e9 / (2 * SHAPE.weights),
+)
+RUN = Observed(
+    variant=FP32,
+    planned=True,
+    start_up_s=1.0,
+    reopened=False,
+    window_s=10.0,
+    calls_s=10.0,
+    calls_sum_s=10.0,
+    stages=STAGES,
+    processes=1,
+    threads=2,
+    cores=2,
+    mean_cores=1.9,
+)
 
 
-def names(explained: Explained) -> list[str]:
-    return [finding.name for finding in explained.findings]
+def explained(stages: dict[str, Any] | None = None, **changed: Any) -> Explained:
+    """What is said of a run that differs so from `RUN`."""
+    return explain(replace(RUN, stages=replace(STAGES, **(stages or {})), **changed), SHAPE, CEILINGS)
 
 
-def test_one_thread_of_several_cores_leaves_some_idle(demo: ModelFolder, docs: Candidates, ceilings: Ceilings) -> None:
-    found = observe(demo, "onnx-fp32", "planned", docs.pairs, ceilings, threads=1)
-    assert found.bottleneck.name == "idle threads"
-    assert found.bottleneck.gain > 1.3
+def test_a_run_is_split_without_rest() -> None:
+    split = explained().split
+    assert split.total_s == pytest.approx(RUN.window_s + RUN.start_up_s)
+    assert (split.start_up_s, split.daft_s) == (1.0, 0.0)
+    assert split.tokenise_s == pytest.approx(0.5)
+    assert split.forward_s == pytest.approx(8.0)
+    assert split.waiting_s == pytest.approx(1.0)
+    assert split.other_s == pytest.approx(0.5)
+    padded = explained({"text_tokens": STAGES.padded_tokens / 4}).split
+    assert padded.forward_s == pytest.approx(2.0)
+    assert padded.padding_s == pytest.approx(6.0)
 
 
-def test_long_and_short_texts_in_one_batch_are_padded(demo: ModelFolder, mixed: list[Pair], ceilings: Ceilings) -> None:
-    found = observe(demo, "torch-fp32", "batch", mixed, ceilings)
-    assert found.bottleneck.name == "padding"
-    planned = observe(demo, "torch-fp32", "planned", mixed, ceilings)
-    assert "padding" not in names(planned)
-    assert planned.split.padding_s < 0.3 * found.split.padding_s
+def test_calls_of_several_processes_overlap() -> None:
+    split = explained(calls_s=5.0).split
+    assert split.daft_s == pytest.approx(5.0)
+    assert split.tokenise_s == pytest.approx(0.25)
+    assert split.total_s == pytest.approx(RUN.window_s + RUN.start_up_s)
 
 
-def test_a_slow_reader_keeps_the_model_waiting(demo: ModelFolder, docs: Candidates, ceilings: Ceilings) -> None:
-    @daft.func.batch(return_dtype=daft.DataType.string())
-    def slowly(text: daft.Series) -> list[str]:
-        time.sleep(3)
-        return text.to_pylist()
+def test_forwards_are_held_against_the_ceiling_of_their_precision() -> None:
+    found = explained()
+    assert found.gflops == pytest.approx(80.0)
+    assert found.of_ceiling == pytest.approx(0.8)
+    assert found.memory_gbs == pytest.approx(100 * SHAPE.weights * 4 / 8e9)
+    for precision, ceiling in (("int8", 300.0), ("bf16", 200.0), ("fp16", 100.0)):
+        variant = replace(FP32, precision=precision)
+        assert explained(variant=variant).of_ceiling == pytest.approx(80.0 / ceiling)
+    unknown = explain(RUN, None, CEILINGS)
+    assert (unknown.gflops, unknown.of_ceiling, unknown.memory_gbs) == (None, None, None)
 
-    frame = pairs_frame(docs.pairs).with_column("text", slowly(daft.col("text")))
-    found = observe(demo, "onnx-int8", "planned", docs.pairs, ceilings, frame=frame)
-    assert found.bottleneck.name == "reading"
+
+def test_at_the_ceiling_other_products_help_or_nothing_does() -> None:
+    compute = explained().bottleneck
+    assert (compute.name, compute.gain) == ("compute", pytest.approx(3.0))
+    assert "xopt quantize --int8" in compute.advice
+    int8 = explained({"padded_tokens": 3 * STAGES.padded_tokens}, variant=replace(FP32, precision="int8"))
+    assert (int8.bottleneck.name, int8.bottleneck.gain) == ("compute", 1.0)
 
 
-@LEAKY
-def test_workers_that_open_the_model_for_each_query_spend_their_time_loading(
-    demo: ModelFolder, docs: Candidates, ceilings: Ceilings
+@pytest.mark.parametrize(
+    ("name", "gain", "stages", "changed"),
+    [
+        ("tokenising", 2.0, {"encode_s": 5.0, "run_s": 5.0, "forward_s": 9.0, "caller_s": 10.0}, {}),
+        ("reading", 2.0, {"encode_s": 0.1, "run_s": 4.9}, {"calls_s": 5.0, "calls_sum_s": 5.0, "mean_cores": 0.95}),
+        ("padding", 1 / (1 - 0.6), {"text_tokens": STAGES.padded_tokens / 4}, {"planned": False}),
+        ("loading", 3.0, {}, {"start_up_s": 20.0, "reopened": True}),
+        ("idle threads", 2.0, {}, {"mean_cores": 1.0}),
+        ("oversubscribed threads", 1 / (0.2 + 0.8 * 0.8), {}, {"processes": 4}),
+        ("batching", 1 / (0.2 + 0.8 / 2.5), {"padded_tokens": STAGES.padded_tokens / 4}, {"planned": False}),
+        ("memory", 1 / (1 - 0.8), {"forwards": 1.2e6 / 4}, {}),
+    ],
+)
+def test_what_holds_a_run_back_comes_first_with_what_it_would_give(
+    name: str, gain: float, stages: dict[str, float], changed: dict[str, Any]
 ) -> None:
-    found = observe(demo, "onnx-fp32", "concurrent", docs.pairs[:8], ceilings)
-    assert found.bottleneck.name == "loading"
+    bottleneck = explained(stages, **changed).bottleneck
+    assert bottleneck.name == name
+    assert bottleneck.gain == pytest.approx(gain, rel=0.01)
 
 
-def test_a_ceiling_is_what_a_plain_product_reaches(ceilings: Ceilings) -> None:
-    assert ceilings.int8_gflops > 0.8 * ceilings.fp32_gflops
-    x = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
-    start = time.perf_counter()
-    for _ in range(10):
-        x @ x
-    assert 10 * 2 * 1024**3 / (time.perf_counter() - start) / 1e9 < 2 * ceilings.fp32_gflops
+def test_a_profile_adds_kinds_and_how_near_the_products_come() -> None:
+    profiled = Profile({"products": 3.0, "attention": 1.0}, padded_tokens=int(300e9 / (2 * SHAPE.weights)), threads=1)
+    found = explain(RUN, SHAPE, CEILINGS, profiled)
+    assert found.kinds == {"products": 0.75, "attention": 0.25}
+    assert found.products_of_ceiling == pytest.approx(2.0)  # 100 in a second, of 50 that a thread can do
+    assert explain(RUN, SHAPE, CEILINGS).products_of_ceiling is None
 
 
 def test_the_work_of_a_forward_follows_from_the_models_shape(demo: ModelFolder) -> None:
     shape = ModelShape.of(demo, demo.variant("onnx-fp32"))
     assert shape == ModelShape(
-        layers=6, hidden=384, intermediate=1536, gated=False, narrowed=True, absorbed=True, queries=384, keys=384
+        layers=6,
+        hidden=384,
+        intermediate=1536,
+        gated=False,
+        narrowed=True,
+        absorbed=True,
+        queries=384,
+        keys=384,
     )
     layer = 4 * 384**2 + 2 * 384 * 1536
     assert shape.weights == 5 * layer
     assert replace(shape, absorbed=False).weights == 5 * layer + 2 * 384**2
+    assert replace(shape, gated=True).weights == 5 * (layer + 384 * 1536)
     assert shape.operations(100, 0) == 200 * shape.weights
     whole = ModelShape.of(demo, demo.variant("torch-fp32"))
     assert whole is not None
     assert whole.operations(0, 10_000) == 4 * 6 * 384 * 10_000
-
-
-@LEAKY
-def test_four_workers_with_all_threads_each_are_in_each_others_way(
-    demo: ModelFolder, docs: Candidates, ceilings: Ceilings
-) -> None:
-    equal = [(query[:40], text[:100] + " word" * 40) for query, text in docs.pairs for _ in range(3)]
-    found = observe(demo, "torch-fp32", "concurrent", equal, ceilings)
-    assert "oversubscribed threads" in names(found)[:2]  # loading may take longer yet

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tiny import KINDS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from tiny import KINDS
 
 from xopt.optimize.export import export
 from xopt.runtime.cascade.features import TEXT, Bags, Lexicon, given_features, term_vectors, text_features

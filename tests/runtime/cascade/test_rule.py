@@ -27,6 +27,7 @@ ORDER = Order(
     widths=((0.0,), (1.0,)),
     quantiles=tuple(norm.ppf(LEVELS).tolist()),
 )
+ROUNDING = 1e-12  # of sums, whose order is the processor's; losses that count are over 1e-4
 logits = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=30)
 
 
@@ -111,7 +112,7 @@ def test_hopeless_documents_add_nothing_and_certain_ones_their_worth() -> None:
     ranking = np.array([1, 2, 3, 0])
     assert sure == pytest.approx(lost(all_of_them, ranking, np.ones(4, bool), 3), abs=1e-3)
     assert expected_loss(scores, np.array([5.0]), np.ones(1), shape, 3, "top") > 0.99
-    assert expected_loss(scores, np.array([1.0]), np.ones(1), shape, 3, "top") == 0
+    assert expected_loss(scores, np.array([1.0]), np.ones(1), shape, 3, "top") <= ROUNDING
     assert expected_loss(scores, np.empty(0), np.empty(0), shape, 3) == 0
 
 
@@ -121,8 +122,8 @@ def test_a_loss_is_that_of_the_agreement(values: list[float], top: int, random: 
     ranking = np.random.default_rng(len(values)).permutation(len(values))
     scored = np.ones(len(values), bool)
     found = lost(reference, ranking, scored, top)
-    assert 0 <= found <= 1
-    assert lost(reference, np.argsort(-reference, kind="stable"), scored, top) == 0
+    assert -ROUNDING <= found <= 1 + ROUNDING
+    assert abs(lost(reference, np.argsort(-reference, kind="stable"), scored, top)) <= ROUNDING
     if top == 10 and len(values) > 1:
         scores = np.empty(len(values))
         scores[ranking] = -np.arange(len(values))

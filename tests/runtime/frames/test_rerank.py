@@ -6,8 +6,8 @@ import json
 import daft
 import numpy as np
 import pytest
+from helpers.tiny import make_tiny
 from safetensors.torch import load_file, save_file
-from tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.runtime import open_scorer, rerank

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rankings import Record
+from helpers.rankings import Record
 
 from xopt.runtime.data.candidates import Candidates
 

@@ -12,6 +12,8 @@ import pytest
 from xopt.runtime import rerank_files
 from xopt.runtime.folder import ModelFolder
 
+pytestmark = pytest.mark.slow
+
 XOPT = Path(sys.executable).with_name("xopt")
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
 # In a process of its own, since Ray leaves processes and warnings behind: says its address, and at a line loses a node.

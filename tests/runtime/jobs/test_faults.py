@@ -12,7 +12,8 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rankings import Record, read
+from helpers.rankings import Record, read
+from helpers.tiers import mostly_slow
 
 from xopt.runtime import rerank_files
 from xopt.runtime.errors import BadInput
@@ -134,6 +135,7 @@ def test_a_part_that_cannot_be_written_ends_the_job_with_a_line(
     assert out.read_bytes() == undisturbed
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced(tiny: ModelFolder, many: str, undisturbed: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     process = begin(tiny, many, out, "--workers", "2", "--threads", "1")
@@ -223,7 +225,7 @@ def test_two_processes_do_not_work_at_one_job(
         rerank_files(tiny.path, [parquet(records)], tmp_path / "out.parquet")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT], {signal.SIGTERM}))
 def test_a_termination_ends_workers_too(
     tiny: ModelFolder, many: str, undisturbed: bytes, tmp_path: Path, number: signal.Signals
 ) -> None:

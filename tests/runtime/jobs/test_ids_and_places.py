@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from rankings import read
+from helpers.rankings import read
 
 from xopt.runtime import rerank_files
 from xopt.runtime.data.candidates import read_candidates

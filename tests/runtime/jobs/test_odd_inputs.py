@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rankings import Record, read
+from helpers.rankings import Record, read
 
 from xopt.runtime import open_scorer, rerank_files
 from xopt.runtime.data.trec import read_run

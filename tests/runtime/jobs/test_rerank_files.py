@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
-from rankings import Record, read
-from tiny import make_tiny
+from helpers.rankings import Record, read
+from helpers.tiny import make_tiny
 
 from xopt.optimize.export import export
 from xopt.runtime import open_scorer, rerank_files

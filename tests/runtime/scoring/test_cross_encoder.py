@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import sentence_transformers
 import torch
-from tiny import make_logit_score, make_tiny
+from helpers.tiny import make_logit_score, make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs

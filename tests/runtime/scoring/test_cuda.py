@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import MAX_LENGTH, make_tiny
+from helpers.tiny import MAX_LENGTH, make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.model.parity import parity_pairs

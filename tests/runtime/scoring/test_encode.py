@@ -9,9 +9,9 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from helpers.tiny import make_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import make_tiny
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

@@ -32,10 +32,11 @@ def reference(folder: ModelFolder, pairs: list[tuple[str, str]], variant: str = 
 
 @pytest.mark.parametrize("variant", EXACT)
 def test_exact_variants_give_the_reference_scores(demo: ModelFolder, docs: Candidates, variant: str) -> None:
-    scores = open_scorer(demo.path, variant).score(docs.pairs)
+    pairs = docs.pairs[::3]
+    scores = open_scorer(demo.path, variant).score(pairs)
     assert scores.dtype == np.float32
-    assert scores.shape == (len(docs.pairs),)
-    assert np.abs(scores - reference(demo, docs.pairs)).max() < NOISE
+    assert scores.shape == (len(pairs),)
+    assert np.abs(scores - reference(demo, pairs)).max() < NOISE
 
 
 @pytest.mark.parametrize("variant", ALONE)
@@ -44,14 +45,14 @@ def test_scores_do_not_depend_on_plan_order_or_company(
     demo: ModelFolder, docs: Candidates, variant: str, plan: Plan
 ) -> None:
     scorer = open_scorer(demo.path, variant, plan=plan)
-    pairs = docs.pairs[:16]
+    pairs = docs.pairs[:48:6]
     expected = np.concatenate([scorer.score([pair]) for pair in pairs])
     assert np.abs(scorer.score(pairs) - expected).max() < NOISE
     assert np.abs(scorer.score(pairs[::-1])[::-1] - expected).max() < NOISE
 
 
 def test_sentence_transformers_loads_the_folder_and_gives_our_scores(demo: ModelFolder, docs: Candidates) -> None:
-    pairs = docs.pairs[:16]
+    pairs = docs.pairs[:48:6]
     # It pads, and sums attention in another order; INT8 rounds the float noise of that to other steps.
     through_optimum = (("onnx-fp32", NOISE), ("onnx-int8", 0.3)) if has_module("optimum.onnxruntime") else ()
     for variant, most in through_optimum:

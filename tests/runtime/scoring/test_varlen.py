@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.tiny import MAX_LENGTH, make_tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import MAX_LENGTH, make_tiny
 from transformers import AutoTokenizer
 
 from xopt.optimize.model.parity import parity_pairs

@@ -1,4 +1,4 @@
-"""Model folders made with one set of versions and opened with the other: `python stacks.py make|open FOLDER`.
+"""Model folders made with one set of versions and opened with the other: `python -m helpers.stacks make|open FOLDER`.
 
 `make` exports and quantises a few kinds of models and keeps their scores, `open` compares them with its own.
 """
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tiny import KINDS
 
+from helpers.tiny import KINDS
 from xopt.optimize.export import export
 from xopt.optimize.model.parity import parity_pairs
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
