@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from click.testing import CliRunner, Result
 from helpers.graph_memo import GraphMemo
 from helpers.once import once, same_process
@@ -66,7 +65,7 @@ def what_takes_long_is_done_once(
     memo.forget()
     pytestconfig.stash[MEMO] = memo
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.onnx, "export", memo)
+        patch.setattr("torch.onnx.export", memo)
         patch.setattr("xopt.runtime.bench.bench.started", same_process)
         yield
 

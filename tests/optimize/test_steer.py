@@ -76,6 +76,7 @@ def test_a_model_with_outliers_fails_in_int8_and_passes_after_steering(
     assert judge(queries, expected, scores, [gate], name="steered").verdict == PASSED
 
 
+@pytest.mark.slow
 def test_a_gate_that_holds_at_once_leaves_nothing_in_float(demo: ModelFolder, queries: Candidates) -> None:
     recipe = recipe_for(detect_target())
     prepared = prepare(demo, recipe, calibration_pairs(queries.head(24)))
