@@ -224,6 +224,11 @@ def print_bench(out: Output, bench: Bench) -> None:
     )
     title += f" tokens, {bench.threads} threads each, {len(bench.measured[0].rounds)} interleaved rounds"
     out.table(title, columns, rows)
+    rounds = len(bench.measured[0].rounds)
+    once = [str(m.case) for m in bench.measured if len(m.rounds) < rounds]
+    if once:
+        out.line(f"In the first round alone: {', '.join(once)}")
+        out.line("")
 
 
 def print_rival(out: Output, rival: Measured, ours: Measured | None) -> None:

@@ -17,7 +17,7 @@ from xopt.optimize.judge.verdict import gates_with
 from xopt.optimize.model.facts import label_names, rank_label_of
 from xopt.optimize.model.source import changed_since, same_model
 from xopt.optimize.quantize import SCHEMES, detect_target, quantize, recipe_for
-from xopt.optimize.tune import Tuning, tune
+from xopt.optimize.tune import Tuning, contenders, tune
 from xopt.optimize.validate import Validation, validate
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.data.candidates import Candidates, preparing, query_hash
@@ -76,6 +76,7 @@ def optimize(
     """Run every step on `model`, in the model folder `out`; a step that was done there before is not done again.
 
     A part of the candidates' queries calibrates and tunes, the rest is timed and judged by; see `Candidates.split`.
+    Plans are found for the `contenders`, which run in every round of the bench; the other cases run in one.
     Variants are judged fastest first, for at most `minutes`, until one has passed. `bounds` are those of `gates_with`:
     what the data cannot decide is said before the export, what the model cannot as soon as that is done.
     """
@@ -89,14 +90,17 @@ def optimize(
     variants = variants_on(folder, device)
     plans = folder.manifest.plans.get(machine_name(device), {})
     kept = {v for v, plan in plans.items() if device == "cuda" or plan.callers * plan.threads == cores()}
-    untuned = [variant for variant in variants if variant not in kept]
+    hopeful = contenders(folder, variants, part, device) if set(variants) - kept else variants
+    untuned = [variant for variant in hopeful if variant not in kept]
     folder, tunings = tune(folder, untuned, part, device=device)
     cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
     for variant in map(folder.variant, variants):
         theirs = variant.precision == "fp32" and BACKENDS[variant.backend].in_sentence_transformers(folder)
         strategies = ("default", "planned") if theirs else ("planned",)
         cases += [Case(variant.name, strategy) for strategy in strategies]
-    measured = bench(folder, judging.head(bench_pairs), cases, repeat=repeat, device=device)
+    raced = [BASELINE, *(Case(variant, "planned") for variant in hopeful)]
+    once = [case for case in cases if case not in raced]
+    measured = bench(folder, judging.head(bench_pairs), cases, repeat=repeat, device=device, once=once)
     speeds = {m.case.variant: m.pairs_per_s for m in measured.measured if m.case.strategy == "planned"}
     by_speed = sorted(variants, key=lambda variant: -speeds[variant])
     validation = validate(folder, by_speed, judging, gates, device=device, minutes=minutes, first=True)

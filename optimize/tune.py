@@ -17,7 +17,7 @@ from xopt.runtime.scoring.encode import Encoder, Pair, Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.scoring.variants import BACKENDS, check_variant
 
-__all__ = ["Trial", "Tuning", "plans_for", "tune"]
+__all__ = ["Trial", "Tuning", "contenders", "plans_for", "tune"]
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,10 @@ TOKENS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": tuple(1 << power for powe
 AHEAD = (1, 2, 4)  # calls of the tokenizer ahead of a GPU
 # Pairs of the first rung, on a GPU enough for its forwards; each further rung has half the plans and twice the pairs.
 FIRST_PAIRS = {"cpu": 24, "cuda": 4096}
+# Plans that are left at the last rung: the best of them differ by less than a machine does from one minute to the next.
+FINALISTS = 4
+# Of the fastest variant's speed before tuning, which has given one variant at most 1.3 times more than another.
+CONTENDS = 0.6
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,26 @@ def plans_for(threads: int, device: str = "cpu") -> list[Plan]:
     return [Plan(callers, each, tokens) for callers, each in shares for tokens in TOKENS[device]]
 
 
+def contenders(folder: ModelFolder, variants: Sequence[str], candidates: Candidates, device: str = "cpu") -> list[str]:
+    """Of `variants`, in their order, those that may turn out the fastest, and the fastest of the exact ones.
+
+    Each is measured on the pairs of tuning's first rung, by its plan or the default one. An exact variant passes
+    every gate, so that one is what is left where the faster ones fail. Raises BadInput where a variant cannot run.
+    """
+    tokens = Encoder(folder).encode(candidates.pairs)
+    rows = _evenly(tokens, FIRST_PAIRS[device])
+    rates = {}
+    for variant in variants:
+        scorer = open_scorer(folder, variant, device=device)
+        compiles = BACKENDS[folder.variant(variant).backend].compiles
+        rates[variant] = _rate(scorer, tokens, rows, candidates.pairs, compiles)
+        log.info("tune: %s scores %.0f pairs/s before it is tuned", variant, rates[variant])
+    exact = [variant for variant in variants if folder.variant(variant).precision == "fp32"]
+    safe = max(exact, key=lambda variant: rates[variant], default=None)
+    near = CONTENDS * max(rates.values())
+    return [variant for variant in variants if rates[variant] >= near or variant == safe]
+
+
 def tune(
     folder: ModelFolder,
     variants: Sequence[str],
@@ -65,8 +89,8 @@ def tune(
 ) -> tuple[ModelFolder, list[Tuning]]:
     """Find a plan for each variant and write them into the manifest, under this machine's name.
 
-    Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans on few pairs, the
-    faster half on twice as many, until one is left. Pairs are drawn evenly over the lengths. A plan for a GPU
+    Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans on few pairs, the faster half on
+    twice as many, until at most `FINALISTS` are left, of which the fastest is taken. Pairs are drawn evenly over the lengths. A plan for a GPU
     is measured with its tokenising, which the forwards overlap.
     """
     folder.check_writable()  # before the work, not after it
@@ -109,7 +133,7 @@ def _tune_variant(folder: ModelFolder, variant: str, candidates: Candidates, thr
             alive[0],
             rates[alive[0]][-1],
         )
-        if len(alive) <= 2:
+        if len(alive) <= FINALISTS:
             break
         alive, pairs = alive[: (len(alive) + 1) // 2], pairs * 2
     trials = sorted(

@@ -124,12 +124,13 @@ def bench(
     device: str = "cpu",
     peers: ModelFolder | None = None,
     profiled: bool = False,
+    once: Sequence[Case] = (),
 ) -> Bench:
     """Measure `cases` and the baseline on all candidates, `repeat` rounds, a fresh process a case and round.
 
     `threads` is what each scorer may use, all usable cores unless given. Cases may name variants of `peers`, the
     same model made by other tools. `profiled` opens each planned variant once more, to see where its forwards' time
-    goes. Raises BadInput where a variant or strategy is unknown or the device is not there, before that.
+    goes. Raises BadInput where a variant or strategy is unknown or the device is not there, before that. The cases that are `once` too run in the first round alone.
     """
     threads = threads or cores()
     cases = list(dict.fromkeys([BASELINE, *cases]))
@@ -147,6 +148,8 @@ def bench(
         lists = {"pairs": candidates.pairs, "query_ids": ids, "first_scores": candidates.first_scores}
         pairs_file.write_text(json.dumps(lists), encoding="utf-8")
         for number, case in itertools.product(range(repeat), cases):
+            if number and case in once:
+                continue
             log.info("round %d of %d: %s", number + 1, repeat, case)
             measured, scores[case] = _run(_home(case, folder, peers), case, pairs_file, threads, device)
             rounds[case].append(measured)
@@ -211,7 +214,7 @@ def _summarise(
         case=case,
         pairs_per_s=pairs / statistics.median(walls),
         tokens_per_s=tokens / statistics.median(walls),
-        ratio=statistics.median(b.wall_s / wall for b, wall in zip(baseline, walls, strict=True)),
+        ratio=statistics.median(b.wall_s / wall for b, wall in zip(baseline[: len(walls)], walls, strict=True)),
         p50_s=float(np.percentile(calls, 50)),
         p95_s=float(np.percentile(calls, 95)),
         load_s=statistics.median(r.load_s for r in rounds),

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from xopt.optimize.tune import TOKENS, plans_for, tune
+from xopt.optimize import tune as module
+from xopt.optimize.tune import TOKENS, contenders, plans_for, tune
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
@@ -40,3 +41,12 @@ def test_an_unknown_variant_is_refused_before_anything_is_measured(tiny_copy: Mo
     with pytest.raises(BadInput, match="no variant 'onnx-int4'"):
         tune(tiny_copy, ["onnx-fp32", "onnx-int4"], docs)
     assert ModelFolder.open(tiny_copy.path).manifest.plans == {}
+
+
+def test_contenders_are_what_may_be_fastest_and_the_fastest_exact_one(
+    tiny: ModelFolder, docs: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([10.0, 20.0, 59.0, 61.0, 100.0])
+    monkeypatch.setattr(module, "_rate", lambda *_: next(rates))  # speeds are a machine's, and none is like another
+    variants = ["torch-fp32", "onnx-fp32", "torch-bf16", "onnx-int8", "torch-fp16"]
+    assert contenders(tiny, variants, docs) == ["onnx-fp32", "onnx-int8", "torch-fp16"]
