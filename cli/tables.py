@@ -227,7 +227,7 @@ def print_bench(out: Output, bench: Bench) -> None:
     rounds = len(bench.measured[0].rounds)
     once = [str(m.case) for m in bench.measured if len(m.rounds) < rounds]
     if once:
-        out.line(f"In the first round alone: {', '.join(once)}")
+        out.line(f"In the first round alone, and not tuned: {', '.join(once)}")
         out.line("")
 
 

@@ -90,8 +90,8 @@ def tune(
     """Find a plan for each variant and write them into the manifest, under this machine's name.
 
     Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans on few pairs, the faster half on
-    twice as many, until at most `FINALISTS` are left, of which the fastest is taken. Pairs are drawn evenly over the lengths. A plan for a GPU
-    is measured with its tokenising, which the forwards overlap.
+    twice as many, until at most `FINALISTS` are left, of which the fastest is taken. Pairs are drawn evenly over the
+    lengths. A plan for a GPU is measured with its tokenising, which the forwards overlap.
     """
     folder.check_writable()  # before the work, not after it
     for variant in variants:

@@ -130,7 +130,8 @@ def bench(
 
     `threads` is what each scorer may use, all usable cores unless given. Cases may name variants of `peers`, the
     same model made by other tools. `profiled` opens each planned variant once more, to see where its forwards' time
-    goes. Raises BadInput where a variant or strategy is unknown or the device is not there, before that. The cases that are `once` too run in the first round alone.
+    goes. Those of the cases that are `once` too run in the first round alone. Raises BadInput where a variant or
+    strategy is unknown or the device is not there, before anything is measured.
     """
     threads = threads or cores()
     cases = list(dict.fromkeys([BASELINE, *cases]))
