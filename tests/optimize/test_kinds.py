@@ -56,7 +56,9 @@ def test_every_kind_exports_and_scores_as_sentence_transformers_does(
         assert np.abs(open_scorer(made, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
     int8 = open_scorer(quantize(made, recipe_for(detect_target()), docs), "onnx-int8").score(pairs)
     assert np.abs(int8 - expected).max() > 0
-    assert np.corrcoef(int8.ravel(), expected.ravel())[0, 1] > 0.98
+    # What is right has 0.988 and more, MobileBERT, which normalises nothing between its layers, 0.979; one product with
+    # the scales of other columns leaves 0.93 or less.
+    assert np.corrcoef(int8.ravel(), expected.ravel())[0, 1] > 0.96
     again = CrossEncoder(str(made.path), device="cpu")  # the folder is a CrossEncoder still
     assert np.array_equal(expected_logits(again, "again", pairs), expected)
     judged = validate(made, ["onnx-fp32"], docs.head(24), exact=None).judged[1]
@@ -229,8 +231,10 @@ def test_an_interrupt_that_an_exporter_loses_still_ends_the_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def losing(*_: Any, **__: Any) -> None:
+        heard = signal.getsignal(signal.SIGINT)
+        assert callable(heard)
         try:
-            signal.raise_signal(signal.SIGINT)
+            heard(signal.SIGINT, None)  # as Python calls it; libraries of this process have handlers of their own
         except KeyboardInterrupt:  # as a callback does, or an error of the exporter's own around it
             raise RuntimeError("something else") from None
 
