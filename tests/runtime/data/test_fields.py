@@ -20,12 +20,12 @@ def test_whole_numbers_are_grades_however_they_are_written(value: Any, grade: in
 
 @pytest.mark.parametrize("value", [0.5, "1.5", "many", "1_000", "٣", float("inf"), 1 << 40, [], {}])
 def test_what_is_no_grade_is_refused_with_its_place(value: Any) -> None:
-    with pytest.raises(BadInput, match="a row: relevance is .*, not a whole number"):
+    with pytest.raises(BadInput, match=r"a row: relevance is .*, not a whole number"):
         grade_of(value, "a row")
 
 
 @pytest.mark.parametrize("value", [None, "", "nan", float("inf"), True, "high"])
 def test_a_first_stage_score_is_a_finite_number(value: Any) -> None:
-    with pytest.raises(BadInput, match="a row: bm25 is .*, not a score"):
+    with pytest.raises(BadInput, match=r"a row: bm25 is .*, not a score"):
         first_score_of(value, "bm25", "a row")
     assert first_score_of("-1.5", "bm25", "a row") == -1.5
