@@ -6,6 +6,7 @@ own call is remembered: all of xopt's steps before and after it run as ever.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import inspect
@@ -57,8 +58,9 @@ class GraphMemo:
     def forget(self) -> None:
         """Remove what no test has asked for lately."""
         for file in self.folder.iterdir():
-            if time.time() - file.stat().st_mtime > KEPT_FOR_S:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # the other worker was there first
+                if time.time() - file.stat().st_mtime > KEPT_FOR_S:
+                    file.unlink()
 
 
 def key_of(network: torch.nn.Module, tokens: tuple[torch.Tensor, ...], how: Told) -> str:
