@@ -15,11 +15,12 @@ from sentence_transformers import CrossEncoder
 from xopt.runtime import open_scorer
 from xopt.runtime.bench.reference import ReferenceScorer
 from xopt.runtime.data.candidates import Candidates
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, NotFinite
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import has_module, machine_name
 from xopt.runtime.scoring.backends.onnx import OnnxBackend
 from xopt.runtime.scoring.backends.packed import Packed
+from xopt.runtime.scoring.scorer import checked
 
 EXACT = ["onnx-fp32", "torch-fp32"]
 ALONE = [*EXACT, "onnx-int8"]  # variants whose scores depend on the pair alone
@@ -99,6 +100,18 @@ def test_identical_pairs_are_scored_once(tiny: ModelFolder) -> None:
     assert scorer.stages.truncated == 1
     assert (scores[0], scores[1]) == (scores[2], scores[4])
     assert np.abs(scores - [scorer.score([pair])[0] for pair in pairs]).max() < NOISE
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("labels", [1, 3])
+def test_a_score_that_is_not_finite_is_named_with_its_pair(bad: float, labels: int) -> None:
+    pairs = [("a", "one"), ("b", "two"), ("c", "three")]
+    logits = np.zeros((3, labels), np.float32)
+    logits = logits[:, 0] if labels == 1 else logits
+    assert checked(pairs, logits) is logits
+    logits[1] = bad
+    with pytest.raises(NotFinite, match=r"1 of 3 scores are not finite, first that of pair 1 \('b', 'two'\)"):
+        checked(pairs, logits)
 
 
 def test_no_pairs_give_no_scores(tiny: ModelFolder) -> None:
