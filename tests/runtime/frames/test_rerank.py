@@ -172,3 +172,13 @@ def test_what_serves_nothing_is_refused(tiny: ModelFolder, options: dict[str, st
 def test_columns_of_xopts_own_are_not_lost(tiny: ModelFolder) -> None:
     with pytest.raises(BadInput, match="column '_xopt_row': names that start with '_xopt_' are xopt's own"):
         rerank(frame_of(PAIRS, _xopt_row=[1, 2, 3], query_id=[1, 2, 3]), tiny.path, top_k=1)
+
+
+def test_what_has_no_score_is_ranked_last(tiny: ModelFolder) -> None:
+    frame = daft.from_pydict({"query_id": ["q"] * 3, "query": ["data"] * 3, "text": [None, "index", "search"]})
+    best = rerank(frame, tiny.path, top_k=3).sort("rank").to_pydict()
+    assert best["rank"] == [1, 2, 3]
+    assert best["text"][2] is None
+    assert best["score"][2] is None
+    two = rerank(frame, tiny.path, top_k=2).to_pydict()
+    assert set(two["text"]) == {"index", "search"}
