@@ -19,12 +19,13 @@ from xopt.runtime import open_cascade, open_scorer, rerank, rerank_files
 from xopt.runtime.bench.bench import Case, bench
 from xopt.runtime.bench.in_daft import run_strategy
 from xopt.runtime.bench.strategy import ScorerSpec
-from xopt.runtime.cascade.cascade import Cascade, Lists
+from xopt.runtime.cascade.cascade import Cascade, Lists, Ranked
 from xopt.runtime.cascade.fingerprint import LEXICON, model_fingerprint
 from xopt.runtime.cascade.stage import Stage
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.frames.cascade import _Group
 
 Xopt = Callable[..., Result]
 
@@ -126,6 +127,15 @@ def test_a_dataframe_is_ranked_by_the_cascade(
         assert np.argsort([row["rank"] for row in got]).tolist() == ranked.ranking.tolist()
         scores = np.array([np.nan if row["score"] is None else row["score"] for row in got])
         assert np.allclose(scores, ranked.scores, atol=1e-4, equal_nan=True)
+
+
+def test_rows_that_come_in_another_order_are_put_in_that_of_the_first_stage() -> None:
+    """Daft's own runner keeps the order, and Ray need not."""
+    group = _Group("q", ["data"] * 4, ["third", "first", None, "second"], [30, 10, 40, 20], [0.1, 0.3, 0.0, 0.2])
+    assert group.documents == ["first", "second", "third"]
+    assert group.first_scores == pytest.approx([0.3, 0.2, 0.1])
+    found = Ranked(np.array([2, 0, 1]), np.array([5.0, np.nan, 7.0], np.float32))
+    assert group.filled(found) == ([7.0, 5.0, None, None], [1, 2, 4, 3])
 
 
 def test_files_are_ranked_by_the_cascade(
