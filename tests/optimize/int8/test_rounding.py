@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from xopt.optimize.int8 import rounding
 from xopt.optimize.int8.rounding import round_weights
 
 
@@ -17,6 +18,15 @@ def test_rounding_against_real_inputs_beats_rounding_to_the_nearest(bits: int, i
     assert np.abs(integers.astype(int)).max() <= 2 ** (bits - 1) - 1
     nearest = np.round(weights / scales) * scales
     assert np.linalg.norm(x @ (integers * scales - weights)) < 0.8 * np.linalg.norm(x @ (nearest - weights))
+
+
+def test_blocks_are_for_speed_and_round_as_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    weights, x = rng.normal(size=(200, 16)), rng.normal(size=(1000, 50)) @ rng.normal(size=(50, 200))
+    in_blocks, _ = round_weights(weights, x.T @ x / len(x), 8)
+    monkeypatch.setattr(rounding, "BLOCK", 200)
+    at_once, _ = round_weights(weights, x.T @ x / len(x), 8)
+    assert (in_blocks == at_once).mean() > 0.99  # sums in another order round a few the other way
 
 
 def test_channels_that_held_nothing_and_columns_of_zeros_are_no_trouble() -> None:
