@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,14 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from xopt.optimize.export import export
 from xopt.optimize.model import parity as parity_module
-from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs
+from xopt.optimize.model.parity import MAX_DIFFERENCE, check_tokens, parity_pairs
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import sha256_of
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.scoring.backends.network import load_encoder
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
@@ -202,6 +204,15 @@ def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(tmp_path: Path, mo
     with pytest.raises(GateFailed, match=r"differ by .*, over 1e-12"):
         export(str(model), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+def test_tokens_that_are_others_are_refused(tiny: ModelFolder) -> None:
+    encoder = load_encoder(tiny.path)
+    pairs = parity_pairs(MAX_LENGTH)
+    check_tokens(tiny, encoder, pairs)
+    other = replace(tiny, manifest=replace(tiny.manifest, prompt="search "))
+    with pytest.raises(GateFailed, match="the tokens of a scorer and of sentence-transformers differ on the pair"):
+        check_tokens(other, encoder, pairs)
 
 
 def run_export(model: Path, out: Path, before: str = "") -> subprocess.Popen[str]:

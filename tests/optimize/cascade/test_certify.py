@@ -17,7 +17,7 @@ from xopt.optimize.cascade.attempt import try_cascade
 from xopt.optimize.cascade.certify import Certified, certify, cheapest, fit_first
 from xopt.optimize.cascade.check import check, gate_of
 from xopt.optimize.cascade.enough import warn_of_scale
-from xopt.optimize.cascade.fit import Query, fit_order
+from xopt.optimize.cascade.fit import Query, fit_order, folds
 from xopt.optimize.cascade.parts import Scored, distinct, lists_of, told
 from xopt.optimize.cascade.walk import walk
 from xopt.optimize.export import export
@@ -131,6 +131,17 @@ def test_few_queries_fit_an_order_too(count: int) -> None:
     fitted = fit_first(queries_of_kinds(count), "learned", False, 10, "dcg")
     assert np.isfinite([*fitted.order.weights, *fitted.order.variances, *fitted.order.quantiles]).all()
     assert len(fitted.walks) == count
+
+
+@pytest.mark.parametrize("count", [2, 7, 40])
+def test_errors_are_of_queries_that_a_regression_was_not_fitted_on(count: int) -> None:
+    queries = queries_of_kinds(count)
+    held_out = []
+    for others, held in folds(queries):
+        assert not {id(query) for query in others} & {id(query) for query in held}
+        assert len(others) + len(held) == count
+        held_out += held
+    assert sorted(map(id, held_out)) == sorted(map(id, queries))
 
 
 def test_where_nothing_is_safe_everything_is_scored() -> None:
