@@ -19,12 +19,22 @@ def test_every_strategy_runs_in_daft_and_agrees(benched: Bench) -> None:
     assert {case.strategy for case in measured} == {s.name for s in STRATEGIES.values() if not s.by_query} - {
         "concurrent"
     }
-    assert measured[BASELINE].ratio == 1.0
+    for each in measured.values():  # of one round each
+        assert each.ratio == pytest.approx(each.pairs_per_s / measured[BASELINE].pairs_per_s)
     for case in [case for case in measured if case.variant == "torch-fp32"]:
         agreed = measured[case].agreement
         assert agreed is not None
         assert agreed.max_difference < 1e-4
     assert len(measured[Case("torch-fp32", "row")].rounds[0].calls_s) == benched.pairs
+
+
+def test_what_runs_once_is_held_against_the_first_round(tiny: ModelFolder, docs: Candidates) -> None:
+    exact, int8 = Case("onnx-fp32", "planned"), Case("onnx-int8", "planned")
+    baseline, twice, once = bench(tiny, docs.head(8), [exact, int8], repeat=2, once=[int8]).measured
+    assert [len(m.rounds) for m in (baseline, twice, once)] == [2, 2, 1]
+    assert once.ratio == pytest.approx(baseline.rounds[0].wall_s / once.rounds[0].wall_s)
+    ratios = [b.wall_s / r.wall_s for b, r in zip(baseline.rounds, twice.rounds, strict=True)]
+    assert twice.ratio == pytest.approx(sum(ratios) / 2)  # the median of two
 
 
 @pytest.mark.slow
