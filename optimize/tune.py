@@ -27,7 +27,7 @@ AHEAD = (1, 2, 4)  # calls of the tokenizer ahead of a GPU
 FIRST_PAIRS = {"cpu": 24, "cuda": 4096}
 # Plans that are left at the last rung: the best of them differ by less than a machine does from one minute to the next.
 FINALISTS = 4
-# Of the fastest variant's speed before tuning, which has given one variant at most 1.3 times more than another.
+# Of the fastest variant's speed before tuning, which has given one variant up to 1.6 times more than another.
 CONTENDS = 0.6
 
 

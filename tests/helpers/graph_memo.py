@@ -24,7 +24,6 @@ from transformers import PretrainedConfig
 KEPT_FOR_S = 7 * 24 * 3600
 LIBRARIES = ("torch", "onnx", "onnxscript", "transformers", "sentence-transformers")
 PLAIN = (bool, int, float, str, type(None), torch.dtype)
-Told = dict[str, Any]
 
 
 class GraphMemo:
@@ -43,8 +42,9 @@ class GraphMemo:
         file = self.folder / f"{key_of(network, tokens, how)}.onnx"
         with FileLock(f"{file}.lock"):  # the other worker may be making the same
             if not file.is_file():
-                made = self.export(network, tokens, **how).model_proto
-                onnx.save(made, file)
+                unfinished = file.with_suffix(".part")
+                onnx.save(self.export(network, tokens, **how).model_proto, unfinished)
+                unfinished.replace(file)
         file.touch()
         program = SimpleNamespace(model_proto=onnx.load(file))
         self.exporting_s += time.monotonic() - start
@@ -63,7 +63,7 @@ class GraphMemo:
                     file.unlink()
 
 
-def key_of(network: torch.nn.Module, tokens: tuple[torch.Tensor, ...], how: Told) -> str:
+def key_of(network: torch.nn.Module, tokens: tuple[torch.Tensor, ...], how: dict[str, Any]) -> str:
     """The sha256 of weights, settings, code, versions and options."""
     key = hashlib.sha256()
     for library in LIBRARIES:
