@@ -188,21 +188,34 @@ def test_nohup_is_heeded(before: str, ignored: bool) -> None:
     assert done.stdout.splitlines()[-1] == str(ignored)
 
 
-def test_the_main_job_runs_twice_on_a_users_own_data(
-    xopt: Xopt, tmp_path: Path, rows: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def main_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The main job with what takes part on most machines, and nothing that depends on how fast this one is."""
     monkeypatch.setattr("xopt.optimize.pipeline.saturates", lambda: False)  # where OpenVINO takes part
     one_process = replace(STRATEGIES["concurrent"], workers=None)  # `test_bench.py` has its four
     monkeypatch.setitem(STRATEGIES, "concurrent", one_process)
-    monkeypatch.setattr("xopt.optimize.tune.CONTENDS", 0.0)  # how near variants are is the machine's
+    monkeypatch.setattr("xopt.optimize.tune.CONTENDS", 0.0)
+
+
+def test_the_main_job_recommends_on_a_users_own_data(xopt: Xopt, tmp_path: Path, rows: Path, main_job: None) -> None:
+    model, out = make_tiny(tmp_path / "model"), tmp_path / "out"
+    done = xopt("optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("Recommended: ")
+    assert "callers x threads" not in done.stdout
+    assert "open_scorer" in done.stdout
+    assert "openvino-int8/planned" in done.stdout
+    assert (out / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_main_job_does_nothing_twice_and_only_for_the_same_model(
+    xopt: Xopt, tmp_path: Path, rows: Path, main_job: None
+) -> None:
     model, out = make_tiny(tmp_path / "model"), tmp_path / "out"
     arguments = ["optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1]
     first = xopt(*arguments)
     assert first.exit_code == 0, first.output
-    assert first.stdout.startswith("Recommended: ")
-    assert "callers x threads" not in first.stdout
-    assert "open_scorer" in first.stdout
-    assert "openvino-int8/planned" in first.stdout
     second = xopt(*arguments, "--json", "-")
     assert json.loads(second.stdout)["tunings"] == []
     assert "is there already" in second.stderr

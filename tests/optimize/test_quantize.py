@@ -64,9 +64,10 @@ def test_tokens_are_multiplied_in_int8_and_the_rest_in_float(tiny: ModelFolder) 
 def test_per_token_int8_agrees_far_better_than_stock_int8(demo: ModelFolder, docs: Candidates, tmp_path: Path) -> None:
     both = ModelFolder.open(shutil.copytree(demo.path, tmp_path / "both"))
     both = quantize(both, recipe_for(detect_target(), "stock"))
-    expected = open_scorer(both.path, "onnx-fp32").score(docs.pairs)
+    pairs = docs.pairs[::2]
+    expected = open_scorer(both.path, "onnx-fp32").score(pairs)
     stock, ours = (
-        np.abs(open_scorer(both.path, variant).score(docs.pairs) - expected).mean()
+        np.abs(open_scorer(both.path, variant).score(pairs) - expected).mean()
         for variant in ("onnx-int8-stock", "onnx-int8")
     )
     assert ours < 0.7 * stock

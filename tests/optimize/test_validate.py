@@ -20,6 +20,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 
 
+@pytest.mark.slow
 def test_trained_variants_are_judged_and_their_noise_is_shown(demo: ModelFolder, docs: Candidates) -> None:
     result = validate(demo, ["torch-fp32", "onnx-fp32", "onnx-int8"], docs)
     reference, exact, int8 = result.judged

@@ -232,14 +232,21 @@ def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
         open_cascade(tiny_copy.path)
 
 
-def test_the_main_job_tries_a_cascade_where_the_data_are_a_case_for_one(
-    tiny_copy: ModelFolder, queries: Candidates
+SPEEDS = {"onnx-int8": 1e4, "onnx-fp32": 1e4, "torch-fp32": 1e3}
+
+
+def test_the_main_job_tries_no_cascade_on_few_candidates_or_for_too_long(
+    tiny: ModelFolder, queries: Candidates
 ) -> None:
-    speeds = {"onnx-int8": 1e4, "onnx-fp32": 1e4, "torch-fp32": 1e3}
-    assert try_cascade(tiny_copy, queries, "onnx-int8", speeds, 10, "cpu") is None  # too few, and not deep enough
+    assert try_cascade(tiny, queries, "onnx-int8", SPEEDS, 10, "cpu") is None  # too few, and not deep enough
     deep = shortened(demo_candidates(queries=400, depth=50))
-    assert try_cascade(tiny_copy, deep, "onnx-int8", dict.fromkeys(speeds, 1.0), 10, "cpu") is None  # for too long
-    tried = try_cascade(tiny_copy, deep, "onnx-int8", speeds, 10, "cpu")
+    assert try_cascade(tiny, deep, "onnx-int8", dict.fromkeys(SPEEDS, 1.0), 10, "cpu") is None
+
+
+@pytest.mark.slow
+def test_the_main_job_tries_a_cascade_where_the_data_are_a_case_for_one(tiny_copy: ModelFolder) -> None:
+    deep = shortened(demo_candidates(queries=400, depth=50))
+    tried = try_cascade(tiny_copy, deep, "onnx-int8", SPEEDS, 10, "cpu")
     assert tried is not None
     assert tried.certified.chosen_with == 64
     assert (tried.bench is None) == (tried.certified.cascade is None)

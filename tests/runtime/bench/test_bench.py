@@ -70,6 +70,6 @@ def test_what_is_not_there_is_refused_before_anything_is_measured(tiny: ModelFol
 def test_a_file_damaged_after_the_check_is_named_by_the_worker(
     tiny_copy: ModelFolder, docs: Candidates, fresh_processes: None
 ) -> None:
-    (tiny_copy.path / "onnx" / "model.onnx").write_bytes(b"damaged")
-    with pytest.raises(BadInput, match=r"model.onnx: sha256 differs"):
-        bench(tiny_copy, docs.head(8), [Case("onnx-fp32", "planned")], repeat=1)
+    (tiny_copy.path / "model.safetensors").write_bytes(b"damaged")  # of the baseline, which comes first
+    with pytest.raises(BadInput, match=r"model.safetensors: sha256 differs"):
+        bench(tiny_copy, docs.head(8), [BASELINE], repeat=1)
