@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -93,12 +94,8 @@ def optimize(
     hopeful = contenders(folder, variants, part, device) if set(variants) - kept else variants
     untuned = [variant for variant in hopeful if variant not in kept]
     folder, tunings = tune(folder, untuned, part, device=device)
-    cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the slow ones are left to `xopt bench`
-    for variant in map(folder.variant, variants):
-        theirs = variant.precision == "fp32" and BACKENDS[variant.backend].in_sentence_transformers(folder)
-        strategies = ("default", "planned") if theirs else ("planned",)
-        cases += [Case(variant.name, strategy) for strategy in strategies]
     raced = [BASELINE, *(Case(variant, "planned") for variant in hopeful)]
+    cases = _cases(folder, variants)
     once = [case for case in cases if case not in raced]
     measured = bench(folder, judging.head(bench_pairs), cases, repeat=repeat, device=device, once=once)
     speeds = {m.case.variant: m.pairs_per_s for m in measured.measured if m.case.strategy == "planned"}
@@ -113,6 +110,16 @@ def optimize(
     _keep(folder, validation, measured, recommendation, hashes)
     tried = try_cascade(folder, candidates.without(hashes), recommendation.variant, speeds, minutes, device)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation, tried)
+
+
+def _cases(folder: ModelFolder, variants: Sequence[str]) -> list[Case]:
+    """What the bench runs: each variant planned, and those that sentence-transformers runs as it does; few are slow."""
+    cases = [BASELINE, Case(BASELINE.variant, "concurrent")]  # the other slow ones are left to `xopt bench`
+    for variant in map(folder.variant, variants):
+        if variant.precision == "fp32" and BACKENDS[variant.backend].in_sentence_transformers(folder):
+            cases.append(Case(variant.name, "default"))
+        cases.append(Case(variant.name, "planned"))
+    return cases
 
 
 def _keep(

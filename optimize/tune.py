@@ -25,7 +25,7 @@ TOKENS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": tuple(1 << power for powe
 AHEAD = (1, 2, 4)  # calls of the tokenizer ahead of a GPU
 # Pairs of the first rung, on a GPU enough for its forwards; each further rung has half the plans and twice the pairs.
 FIRST_PAIRS = {"cpu": 24, "cuda": 4096}
-# Plans that are left at the last rung: the best of them differ by less than a machine does from one minute to the next.
+# Plans that are left at the last rung: which of them is the fastest changes from run to run.
 FINALISTS = 4
 # Of the fastest variant's speed before tuning, which has given one variant up to 1.6 times more than another.
 CONTENDS = 0.6

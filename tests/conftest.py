@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from helpers.graph_memo import GraphMemo
-from helpers.once import once, same_process
+from helpers.once import once
+from helpers.same_process import same_process
 from helpers.texts import shortened
 from helpers.tiny import make_tiny
 from hypothesis import settings

@@ -10,12 +10,14 @@ import os
 
 
 def _keep_to_own_cores() -> None:
-    worker, workers = (os.environ.get(f"PYTEST_XDIST_WORKER{what}") for what in ("", "_COUNT"))
+    worker = os.environ.get("PYTEST_XDIST_WORKER")  # gw0, gw1, ...
     if worker is None or not hasattr(os, "sched_setaffinity"):
         return
+    number = int(worker.removeprefix("gw"))
+    workers = int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     cores = sorted(os.sched_getaffinity(0))
-    own = cores[int(worker.removeprefix("gw")) :: int(workers or 1)]
-    os.sched_setaffinity(0, own or cores)
+    own = cores[number::workers]
+    os.sched_setaffinity(0, own or cores)  # of more workers than cores some have none of their own
 
 
 _keep_to_own_cores()

@@ -1,20 +1,15 @@
-"""What is made once for all workers of pytest-xdist, and what runs in this process in place of one of its own."""
+"""What is made once for all workers of pytest-xdist."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pytest
 from filelock import FileLock
-
-from xopt.runtime.bench.worker_main import opened
 
 Made = TypeVar("Made")
 
@@ -32,22 +27,3 @@ def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made
             kept.write_bytes(pickle.dumps(make(place)))
     made: Made = pickle.loads(kept.read_bytes())
     return made
-
-
-@dataclass
-class SameProcess:
-    """Runs a case of the bench in this process, as `xopt.runtime.bench.worker.Worker` does in a fresh one."""
-
-    pid: int = field(default_factory=os.getpid)
-
-    def open(self, case: dict[str, Any]) -> None:
-        self._run = opened(json.loads(json.dumps(case)))
-
-    def run(self) -> dict[str, Any]:
-        return self._run()
-
-
-@contextmanager
-def same_process(threads: int) -> Iterator[SameProcess]:
-    """In place of `xopt.runtime.bench.worker.started`: no process to start, and no libraries to import again."""
-    yield SameProcess()
