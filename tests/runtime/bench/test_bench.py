@@ -45,8 +45,9 @@ def test_each_case_has_a_fresh_process_and_workers_of_its_own(
     baseline, concurrent, int8 = bench(demo, docs, cases, repeat=1).measured
     assert concurrent.agreement is not None
     assert concurrent.agreement.max_difference < 1e-4
-    assert concurrent.rounds[0].processes > 1
-    assert concurrent.root_mean_cores < 0.1 * concurrent.mean_cores  # what a monitor of the parent misses
+    # The workers do the work, which a monitor of the parent misses. How many of them get a batch is no
+    # certain thing: the first to be ready may take them all.
+    assert concurrent.root_mean_cores < 0.1 * concurrent.mean_cores
     assert int8.peak_bytes < baseline.peak_bytes
 
 
