@@ -47,7 +47,9 @@ def print_certified(out: Output, found: Certified) -> None:
         )
         out.line(f"Certificate: {_promise(own)}.")
         if own.first_stage == "demo":
-            out.line("Those are docstrings, the built-in data: of your own queries it says nothing; give --data.")
+            out.line(
+                "Those are docstrings, the built-in data: of your own queries it says nothing; give --data."
+            )
         out.line(
             f"On the {own.queries} queries that certified it lost {own.loss:.4f}, of which {found.variant} by itself "
             f"{found.variant_loss:.4f}. {found.chosen_with} others chose."
@@ -55,7 +57,11 @@ def print_certified(out: Output, found: Certified) -> None:
         out.line(f"    from xopt.runtime import open_cascade; {found.python}")
     out.line("")
     rows = [
-        [f"{ORDERS[option.order]}, by {option.rule}", f"{100 * option.share:.0f} %", f"{100 * option.cost:.0f} %"]
+        [
+            f"{ORDERS[option.order]}, by {option.rule}",
+            f"{100 * option.share:.0f} %",
+            f"{100 * option.cost:.0f} %",
+        ]
         for option in sorted(found.options, key=lambda option: option.cost)
     ]
     columns = ["order and rule", "pairs scored", "with the first stage's time"]
@@ -79,23 +85,39 @@ def print_checked(out: Output, found: Checked) -> None:
 
 
 def print_cascaded(out: Output, bench: Bench) -> None:
-    """What a cascade scored and lost in a bench, and how much faster it was than scoring everything."""
+    """What a cascade scored and lost in a bench, and how much faster it was than scoring
+    everything.
+    """
     from xopt.optimize.judge.statistics import interval
 
-    planned = {m.case.variant: m.pairs_per_s for m in bench.measured if m.case.strategy == "planned"}
+    planned = {
+        m.case.variant: m.pairs_per_s for m in bench.measured if m.case.strategy == "planned"
+    }
     for m in bench.measured:
         if m.cascaded is not None:
             loss, everything = interval(np.array(m.cascaded.losses)), planned.get(m.case.variant)
-            faster = f", {m.pairs_per_s / everything:.2f} times {m.case.variant}/planned" if everything else ""
+            faster = (
+                f", {m.pairs_per_s / everything:.2f} times {m.case.variant}/planned"
+                if everything
+                else ""
+            )
             lost = f"{loss.mean:.4f} [{loss.low:.4f}, {loss.high:.4f}] on {loss.queries} queries"
             lost += f", {m.cascaded.seen} of which made the cascade" if m.cascaded.seen else ""
-            out.line(f"{m.case}: {100 * m.cascaded.share:.0f} % of the pairs scored{faster}; loss against FP32 {lost}.")
+            out.line(
+                f"{m.case}: {100 * m.cascaded.share:.0f} % of the pairs scored{faster}; loss against FP32 {lost}."
+            )
 
 
 def print_shrunk(out: Output, found: Shrunk) -> None:
     """What was kept, how it was trained, and how far it ranks as the larger model does."""
     done = found.distilled
-    names = {"tau": "tau-b", "top10": "top-10", "dcg10_loss": "DCG loss", "ndcg10": "nDCG@10", "full_ndcg10": "of DIR"}
+    names = {
+        "tau": "tau-b",
+        "top10": "top-10",
+        "dcg10_loss": "DCG loss",
+        "ndcg10": "nDCG@10",
+        "full_ndcg10": "of DIR",
+    }
     measures = {names[name]: value for name, value in found.measures.items()}
     row = [
         ", ".join(str(layer + 1) for layer in found.kept),
@@ -106,7 +128,9 @@ def print_shrunk(out: Output, found: Shrunk) -> None:
     ]
     title = f"{found.folder}: {len(found.kept)} of {found.layers} layers of {found.source}, on {found.queries} queries"
     title += " that it has not learned from"
-    out.table(title, ["layers", "pairs", "minutes", "tau-b untrained", *measures], [row], left=("layers",))
+    out.table(
+        title, ["layers", "pairs", "minutes", "tau-b untrained", *measures], [row], left=("layers",)
+    )
     out.line(
         f"Next: xopt quantize {found.folder} --int8; then validate it as any model, or, on queries that it has not "
         f"learned from, xopt cascade {found.source} --first {found.folder} --data DATA"

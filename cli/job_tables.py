@@ -15,7 +15,9 @@ __all__ = ["print_preview", "print_reranked"]
 
 def print_preview(output: Output, seen: Preview) -> None:
     """What a job would do."""
-    output.line(f"{_count(seen.rows, 'pair')} of {_count(len(seen.inputs), 'input')}, by {seen.variant}, to {seen.out}")
+    output.line(
+        f"{_count(seen.rows, 'pair')} of {_count(len(seen.inputs), 'input')}, by {seen.variant}, to {seen.out}"
+    )
     output.line(f"in {_count(seen.parts, 'part')}, each of which is written whole or not at all")
     if seen.gathered:
         output.line(
@@ -23,18 +25,40 @@ def print_preview(output: Output, seen: Preview) -> None:
         )
     if seen.rows_left < seen.rows:
         output.line(f"{seen.rows - seen.rows_left:,} pairs are done")
-    output.line(f"{seen.pairs_s:,.0f} pairs a second in a sample, with one instance: {clock(seen.seconds)} to go")
+    output.line(
+        f"{seen.pairs_s:,.0f} pairs a second in a sample, with one instance: {clock(seen.seconds)} to go"
+    )
 
 
 def print_reranked(output: Output, made: Reranked) -> None:
     """What a job made."""
     counts = made.counts
     output.line(f"{made.out}: {counts.written:,} rows of {counts.rows:,} pairs, by {made.variant}")
-    columns = ["pairs", "scored", "null text", "not finite", "left out", "cut", "tokens", "seconds", "pairs/s"]
+    columns = [
+        "pairs",
+        "scored",
+        "null text",
+        "not finite",
+        "left out",
+        "cut",
+        "tokens",
+        "seconds",
+        "pairs/s",
+    ]
     whole = made.parts_now == made.parts
     cells = []
-    for name, each, timed in [("all", counts, True)] if whole else [("all", counts, False), ("now", made.now, True)]:
-        values = (each.rows, each.scored, each.null, each.not_finite, each.skipped, each.cut, each.tokens)
+    for name, each, timed in (
+        [("all", counts, True)] if whole else [("all", counts, False), ("now", made.now, True)]
+    ):
+        values = (
+            each.rows,
+            each.scored,
+            each.null,
+            each.not_finite,
+            each.skipped,
+            each.cut,
+            each.tokens,
+        )
         rate = f"{each.rows / made.seconds:,.0f}" if each.rows else ""
         took = [f"{made.seconds:,.1f}", rate] if timed else ["", ""]
         cells.append([name, *(f"{value:,}" for value in values), *took])

@@ -32,10 +32,15 @@ __all__ = [
 
 folder_argument = click.argument("folder", metavar="DIR", type=click.Path())
 threads_option = click.option(
-    "--threads", type=click.IntRange(min=1), help="Threads that a scorer may use.  [default: all cores]"
+    "--threads",
+    type=click.IntRange(min=1),
+    help="Threads that a scorer may use.  [default: all cores]",
 )
 variant_option = click.option(
-    "--variant", "variants", multiple=True, help="A variant; repeat for more.  [default: all that fit the device]"
+    "--variant",
+    "variants",
+    multiple=True,
+    help="A variant; repeat for more.  [default: all that fit the device]",
 )
 
 
@@ -64,7 +69,9 @@ device_anywhere_option = _device(None)  # where another machine may be the one t
 class Number(click.FloatRange):
     """A number within bounds, which NaN is not."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         number = super().convert(value, param, ctx)
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
@@ -83,7 +90,9 @@ rank_label_option = click.option(
     metavar="LABEL",
     help="Of several labels the one that ranks, by name or number; A-B for the difference of two; or none.",
 )
-trust_option = click.option("--trust-remote-code", is_flag=True, help="Run code that comes with the model.")
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run code that comes with the model."
+)
 DATA = (
     click.option(
         "--data",
@@ -100,12 +109,24 @@ DATA = (
         help="A TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
     ),
     click.option("--split", help="The split of a BEIR folder or an hf: dataset.  [default: test]"),
-    click.option("--depth", type=click.IntRange(min=1), help="Candidates a query.  [default: 100 by --run or BM25]"),
-    click.option("--queries", type=click.IntRange(min=1), help="Draw so many queries.  [default: all]"),
+    click.option(
+        "--depth",
+        type=click.IntRange(min=1),
+        help="Candidates a query.  [default: 100 by --run or BM25]",
+    ),
+    click.option(
+        "--queries", type=click.IntRange(min=1), help="Draw so many queries.  [default: all]"
+    ),
 )
 GATES = (
-    click.option("--min-tau", type=Number(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.93]"),
-    click.option("--min-top10", type=Number(0, 1), help="Gate: mean top-10 overlap at least.  [default: 0.90]"),
+    click.option(
+        "--min-tau", type=Number(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.93]"
+    ),
+    click.option(
+        "--min-top10",
+        type=Number(0, 1),
+        help="Gate: mean top-10 overlap at least.  [default: 0.90]",
+    ),
     click.option(
         "--max-dcg-loss",
         type=Number(0, 1),
@@ -116,7 +137,11 @@ GATES = (
         type=float,
         help="Gate: loss of nDCG@10 by qrels at most. Given, it has to be shown; else a shown loss over 0.005 fails.",
     ),
-    click.option("--min-labels", type=Number(0, 1), help="Gate: same labels at least, of several.  [default: 0.98]"),
+    click.option(
+        "--min-labels",
+        type=Number(0, 1),
+        help="Gate: same labels at least, of several.  [default: 0.98]",
+    ),
 )
 DATA_NAMES = ("data", "run", "split", "depth", "queries")
 BOUNDS = {
@@ -141,13 +166,24 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_data(
-        data: str, run: str | None, split: str | None, depth: int | None, queries: int | None, **rest: Any
+        data: str,
+        run: str | None,
+        split: str | None,
+        depth: int | None,
+        queries: int | None,
+        **rest: Any,
     ) -> Any:
         def read(first: str | None = None, documents: bool = False) -> Candidates:
             from xopt.runtime.data.candidates import read_candidates
 
             return read_candidates(
-                data, run=run, split=split, depth=depth, queries=queries, first=first, documents=documents
+                data,
+                run=run,
+                split=split,
+                depth=depth,
+                queries=queries,
+                first=first,
+                documents=documents,
             )
 
         return command(read=read, **rest)
@@ -161,6 +197,9 @@ def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def with_bounds(**given: Any) -> Any:
         bounds = {measure: given.pop(option) for option, measure in BOUNDS.items()}
-        return command(bounds={measure: bound for measure, bound in bounds.items() if bound is not None}, **given)
+        return command(
+            bounds={measure: bound for measure, bound in bounds.items() if bound is not None},
+            **given,
+        )
 
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(GATES), with_bounds)

@@ -1,4 +1,6 @@
-"""What the commands print: tables on standard output, progress on standard error, JSON where asked."""
+"""What the commands print: tables on standard output, progress on standard error, JSON where
+asked.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +47,22 @@ class Output:
         if json_file not in (None, "-"):
             _check_place(Path(str(json_file)))  # before the work, not after it
         stream = sys.stderr if json_file == "-" else sys.stdout
-        self.console = Console(file=stream, highlight=False, width=None if stream.isatty() else PIPED_WIDTH)
+        self.console = Console(
+            file=stream, highlight=False, width=None if stream.isatty() else PIPED_WIDTH
+        )
 
     def table(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] = ()
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        left: Sequence[str] = (),
     ) -> None:
-        """Print a table; the first column and those in `left` are left-aligned, the others, figures, to the right.
+        """Print a table; the first column and those in `left` are left-aligned, the others,
+        figures, to the right.
 
-        Texts in `left` are wrapped. Figures never are: where the terminal is too narrow for them, each row becomes
-        a block with a line a column.
+        Texts in `left` are wrapped. Figures never are: where the terminal is too narrow for them,
+        each row becomes a block with a line a column.
         """
         self.line(title)
         if _least_width(columns, rows, left) > self.console.width:
@@ -62,7 +71,9 @@ class Output:
         table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
         for i, column in enumerate(columns):
             text = column in left
-            table.add_column(Text(column), justify="left" if text or not i else "right", no_wrap=not text)
+            table.add_column(
+                Text(column), justify="left" if text or not i else "right", no_wrap=not text
+            )
         for row in rows:
             table.add_row(*(Text(_printable(cell)) for cell in row))
         self.console.print(table)
@@ -93,24 +104,36 @@ class Output:
 
 
 def _check_place(file: Path) -> None:
-    """Raises BadInput where JSON cannot be written there, or it would replace what no command wrote as JSON."""
+    """Raises BadInput where JSON cannot be written there, or it would replace what no command
+    wrote as JSON.
+    """
     if file.is_dir():
         raise BadInput(f"--json {file}: is a folder; name a file in it")
     context = click.get_current_context(silent=True)
-    others = [value for name, value in (context.params if context else {}).items() if name != "json_file"]
+    others = [
+        value for name, value in (context.params if context else {}).items() if name != "json_file"
+    ]
     paths = [each for value in others for each in (value if isinstance(value, tuple) else (value,))]
-    if any(file.resolve() == Path(each).resolve() for each in paths if isinstance(each, (str, Path)) and each):
+    if any(
+        file.resolve() == Path(each).resolve()
+        for each in paths
+        if isinstance(each, (str, Path)) and each
+    ):
         raise BadInput(f"--json {file}: is named for something else too; name another file")
     check_writable(file)
     if file.is_file() and file.stat().st_size:
         with file.open("rb") as stream:
             start = stream.readline(4).strip()
         if file.name == MANIFEST or start not in (b"{", b"["):
-            raise BadInput(f"--json {file}: is there already, and no result of a command; name another file")
+            raise BadInput(
+                f"--json {file}: is there already, and no result of a command; name another file"
+            )
 
 
 def _printable(text: str) -> str:
-    """The text without control characters, by which a document could recolour or clear a terminal."""
+    """The text without control characters, by which a document could recolour or clear a
+    terminal.
+    """
     return CONTROL.sub("\ufffd", text)
 
 

@@ -59,16 +59,22 @@ def print_tuning(out: Output, tuning: Tuning) -> None:
         ]
         for t in tuning.trials
     ]
-    title = f"{tuning.variant} on {tuning.machine}: {len(rows)} plans by successive halving, best first"
+    title = (
+        f"{tuning.variant} on {tuning.machine}: {len(rows)} plans by successive halving, best first"
+    )
     out.table(title, ["callers x threads", "tokens a forward", "pairs/s", "rungs"], rows)
 
 
 def print_advice(out: Output, advice: Recommendation, validation: Validation) -> None:
-    """What to run, how much faster it is, what it costs in ranking, and what was left undecided and why."""
+    """What to run, how much faster it is, what it costs in ranking, and what was left undecided
+    and why.
+    """
     judged = {each.name: each for each in validation.judged}
     chosen = judged[advice.variant]
     cost = ", ".join(
-        f"{MEASURES[name]} {_interval(chosen.measures[name])}" for name in ADVISED if name in chosen.measures
+        f"{MEASURES[name]} {_interval(chosen.measures[name])}"
+        for name in ADVISED
+        if name in chosen.measures
     )
     out.line(
         f"Recommended: {advice.variant}, {advice.ratio:.1f} times torch-fp32/default; {cost}; {chosen.queries} queries."
@@ -81,7 +87,9 @@ def print_advice(out: Output, advice: Recommendation, validation: Validation) ->
 
 
 def print_validation(out: Output, validation: Validation) -> None:
-    """Agreement, quality, noise and gates of each variant, then the query on which each one lost most."""
+    """Agreement, quality, noise and gates of each variant, then the query on which each one lost
+    most.
+    """
     graded = bool(validation.first_stage)
     measures = {
         name: column
@@ -90,20 +98,22 @@ def print_validation(out: Output, validation: Validation) -> None:
     }
     rows = []
     for judged in validation.judged:
-        figures = [_interval(judged.measures[n]).replace(" [", "\n[") if n in judged.measures else "" for n in measures]
+        figures = [
+            _interval(judged.measures[n]).replace(" [", "\n[") if n in judged.measures else ""
+            for n in measures
+        ]
         noise = "" if judged.noise is None else f"{judged.noise:.1g}"
         difference = f"{judged.mean_difference:.2g} / {judged.max_difference:.2g}"
         rows.append([judged.name, str(judged.queries), *figures, difference, noise, judged.verdict])
     if graded:
         first = validation.first_stage
-        figures = [_interval(first[name]).replace(" [", "\n[") if name in first else "" for name in measures]
+        figures = [
+            _interval(first[name]).replace(" [", "\n[") if name in first else ""
+            for name in measures
+        ]
         rows.append(["first stage", str(validation.queries), *figures, "", "", ""])
-    title = (
-        f"agreement with the reference on {validation.data}: {validation.queries} of {validation.all_queries} queries"
-    )
-    title += (
-        f", {validation.pairs} pairs ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
-    )
+    title = f"agreement with the reference on {validation.data}: {validation.queries} of {validation.all_queries} queries"
+    title += f", {validation.pairs} pairs ({validation.truncated} cut to the model's length, {validation.empty} empty texts)"
     if validation.prepared_with:
         title += f"; {validation.prepared_with} more calibrated or tuned and are left out"
     if validation.reference_difference:
@@ -112,7 +122,11 @@ def print_validation(out: Output, validation: Validation) -> None:
         title += "; the minutes ended before all was decided"
     if validation.missing or validation.extra:
         title += f"; the run lacks {validation.missing} of them and has {validation.extra} others"
-    out.table(title, ["variant", "queries", *measures.values(), "mean / max |Δ|", "noise", "verdict"], rows)
+    out.table(
+        title,
+        ["variant", "queries", *measures.values(), "mean / max |Δ|", "noise", "verdict"],
+        rows,
+    )
     for judged in validation.judged:
         for reason in _reasons(judged):
             out.line(f"{judged.name}: {reason}")
@@ -132,12 +146,16 @@ def _reasons(judged: Judged) -> list[str]:
     """Why a variant has not passed, in words."""
     reasons = [f"FAIL: its scores are {judged.broken}"] if judged.broken else []
     if not judged.gates and judged.verdict == "undecided":
-        reasons.append("undecided: no gate can be measured on this data, a candidate or a few for each query")
+        reasons.append(
+            "undecided: no gate can be measured on this data, a candidate or a few for each query"
+        )
     for result in judged.gates:
         side = "at most" if result.gate.at_most else "at least"
         if not result.interval.queries and result.verdict == "undecided":
             bound = f"{side} {result.gate.bound:g}"
-            reasons.append(f"undecided: {result.gate.measure}, asked {bound}, cannot be measured on these queries")
+            reasons.append(
+                f"undecided: {result.gate.measure}, asked {bound}, cannot be measured on these queries"
+            )
             continue
         asked = f"{result.gate.measure} {_interval(result.interval)}, asked {side} {result.gate.bound:g}"
         if result.verdict == "fail":
@@ -145,7 +163,9 @@ def _reasons(judged: Judged) -> list[str]:
         elif result.verdict == "undecided":
             enough = f"; about {result.queries_needed:,} would do" if result.queries_needed else ""
             word = "not shown, and not held against it" if result.gate.veto else "undecided"
-            reasons.append(f"{word}: {asked}; {result.interval.queries} queries are too few{enough}")
+            reasons.append(
+                f"{word}: {asked}; {result.interval.queries} queries are too few{enough}"
+            )
     return reasons
 
 
@@ -165,38 +185,71 @@ def _print_worst(out: Output, name: str, worst: WorstQuery) -> None:
     lost = f"nDCG@10 {-worst.ndcg10_drop:+.3f}, " if worst.ndcg10_drop else ""
     query = textwrap.shorten(worst.query, TEXT_WIDTH, placeholder=" …")
     title = f"where {name} differs most: query {worst.query_id} ({lost}rank-biased overlap {worst.rbo:.3f}) {query}"
-    columns = ["rank in the reference", "rank", "score in the reference", "score", "grade", "document", "text"]
+    columns = [
+        "rank in the reference",
+        "rank",
+        "score in the reference",
+        "score",
+        "grade",
+        "document",
+        "text",
+    ]
     out.table(title, columns, rows, left=("document", "text"))
 
 
 def print_steering(out: Output, steered: Steered) -> None:
-    """Speed against agreement of each recipe that was tried, and what each product does to the scores alone."""
+    """Speed against agreement of each recipe that was tried, and what each product does to the
+    scores alone.
+    """
     rows = []
     for step in steered.steps:
         gates = [_interval(result.interval) for result in step.judged.gates]
         chosen = "chosen" if step.recipe == steered.recipe else ""
         floats = str(len(step.recipe.floats))
-        rows.append([f"{step.recipe.smoothing:g}", floats, *gates, f"{step.speed:.2f} x", step.judged.verdict, chosen])
+        rows.append(
+            [
+                f"{step.recipe.smoothing:g}",
+                floats,
+                *gates,
+                f"{step.speed:.2f} x",
+                step.judged.verdict,
+                chosen,
+            ]
+        )
     measures = [result.gate.measure for result in steered.steps[0].judged.gates]
-    out.table("INT8 steered by agreement", ["smoothing", "in float", *measures, "of onnx-fp32", "verdict", ""], rows)
+    out.table(
+        "INT8 steered by agreement",
+        ["smoothing", "in float", *measures, "of onnx-fp32", "verdict", ""],
+        rows,
+    )
     if steered.harms:
         names = _short([harm.products for harm in steered.harms])
-        alone = [[n, f"{h.spread:.4f}", f"{100 * h.work:.1f} %"] for n, h in zip(names, steered.harms, strict=True)]
+        alone = [
+            [n, f"{h.spread:.4f}", f"{100 * h.work:.1f} %"]
+            for n, h in zip(names, steered.harms, strict=True)
+        ]
         title = "each product alone in INT8, the first to stay in float first; spread: standard deviation of the change"
         out.table(title, ["products that read the same tensor", "spread", "work"], alone)
 
 
 def _short(groups: Sequence[tuple[str, ...]]) -> list[str]:
-    """Names of graph nodes without what all of them share: `layer.0/attention/self/query, key, value`."""
+    """Names of graph nodes without what all of them share: `layer.0/attention/self/query, key,
+    value`.
+    """
     paths = [[PurePosixPath(name.strip("/")) for name in group] for group in groups]
-    shared = len(PurePosixPath(os.path.commonpath([path for group in paths for path in group])).parts)
+    shared = len(
+        PurePosixPath(os.path.commonpath([path for group in paths for path in group])).parts
+    )
     parts = [[path.parts[shared:] for path in group] for group in paths]
-    kept = [[p[:-1] if len(p) > 1 else p for p in group] for group in parts]  # the operator's own name comes last
+    # the operator's own name comes last
+    kept = [[p[:-1] if len(p) > 1 else p for p in group] for group in parts]
     return ["/".join(group[0]) + "".join(f", {p[-1]}" for p in group[1:]) for group in kept]
 
 
 def print_bench(out: Output, bench: Bench) -> None:
-    """Speed, latency, loading, memory, CPU and agreement of each case, as a ratio to the baseline."""
+    """Speed, latency, loading, memory, CPU and agreement of each case, as a ratio to the
+    baseline.
+    """
     rows = []
     for m in bench.measured:
         cpu = f"{100 * m.mean_cores / bench.cores:.0f} / {100 * m.peak_cores / bench.cores:.0f} %"
@@ -217,12 +270,20 @@ def print_bench(out: Output, bench: Bench) -> None:
                 *agreed,
             ]
         )
-    columns = ["variant/strategy", "speed", "pairs/s", "tokens/s", "call p50 / p95 ms", "load s", "peak MiB"]
+    columns = [
+        "variant/strategy",
+        "speed",
+        "pairs/s",
+        "tokens/s",
+        "call p50 / p95 ms",
+        "load s",
+        "peak MiB",
+    ]
     columns += ["CPU mean / peak", "cores", "CPU seen in parent", "tau-b", "top-10"]
-    title = (
-        f"Daft batch UDF on {bench.device}: {bench.pairs} pairs of {bench.data}, mean {bench.tokens / bench.pairs:.0f}"
+    title = f"Daft batch UDF on {bench.device}: {bench.pairs} pairs of {bench.data}, mean {bench.tokens / bench.pairs:.0f}"
+    title += (
+        f" tokens, {bench.threads} threads each, {len(bench.measured[0].rounds)} interleaved rounds"
     )
-    title += f" tokens, {bench.threads} threads each, {len(bench.measured[0].rounds)} interleaved rounds"
     out.table(title, columns, rows)
     rounds = len(bench.measured[0].rounds)
     once = [str(m.case) for m in bench.measured if len(m.rounds) < rounds]
@@ -237,7 +298,9 @@ def print_rival(out: Output, rival: Measured, ours: Measured | None) -> None:
     out.line(f"The fastest peer is {rival.case}, {rival.ratio:.2f} x{agreed}.")
     if ours and ours.agreement:
         times = ours.pairs_per_s / rival.pairs_per_s
-        out.line(f"{ours.case} is {times:.2f} times as fast as it, with tau-b {ours.agreement.tau:.3f}.")
+        out.line(
+            f"{ours.case} is {times:.2f} times as fast as it, with tau-b {ours.agreement.tau:.3f}."
+        )
     out.line("")
 
 
@@ -248,12 +311,16 @@ def _print_gpu_stages(out: Output, bench: Bench) -> None:
             median = sorted(m.rounds, key=lambda r: r.wall_s)[len(m.rounds) // 2]
             s = median.stages
             idle = max(0.0, 1 - (s.copy_s + s.forward_s) / median.wall_s)
-            seconds = [f"{value:.2f}" for value in (median.wall_s, s.encode_s, s.copy_s, s.forward_s)]
+            seconds = [
+                f"{value:.2f}" for value in (median.wall_s, s.encode_s, s.copy_s, s.forward_s)
+            ]
             rows.append([str(m.case), *seconds, f"{idle:.0%}"])
-    title = (
-        "where the time went: tokenising runs on the host beside the GPU, copies and forwards by the GPU's own clock"
+    title = "where the time went: tokenising runs on the host beside the GPU, copies and forwards by the GPU's own clock"
+    out.table(
+        title,
+        ["variant/strategy", "wall s", "tokenising s", "copies s", "forwards s", "GPU idle"],
+        rows,
     )
-    out.table(title, ["variant/strategy", "wall s", "tokenising s", "copies s", "forwards s", "GPU idle"], rows)
 
 
 def _print_kinds(out: Output, explained: Sequence[tuple[Case, Explained]]) -> None:
@@ -271,7 +338,9 @@ def _print_kinds(out: Output, explained: Sequence[tuple[Case, Explained]]) -> No
 
 
 def print_explained(out: Output, bench: Bench) -> None:
-    """Where each case's time went, how near its forwards come to the machine's ceilings, and what to change."""
+    """Where each case's time went, how near its forwards come to the machine's ceilings, and what
+    to change.
+    """
     from xopt.runtime.bench.explain import STAGES
 
     c, rows = bench.ceilings, []
@@ -286,11 +355,23 @@ def print_explained(out: Output, bench: Bench) -> None:
         achieved = ["", ""]
         if each.gflops is not None and each.of_ceiling is not None:
             achieved = [f"{each.gflops:.0f}", f"{each.of_ceiling:.0%}"]
-        rows.append([str(case), f"{total:.1f}", *(f"{share:.0%}" for share in shares), *achieved, found.name])
+        rows.append(
+            [
+                str(case),
+                f"{total:.1f}",
+                *(f"{share:.0%}" for share in shares),
+                *achieved,
+                found.name,
+            ]
+        )
     bf16 = f", BF16 {c.bf16_gflops:.0f}" if c.bf16_gflops else ""
     title = f"where the time went; ceilings of {c.threads} threads: FP32 {c.fp32_gflops:.0f} GFLOP/s{bf16}, "
     title += f"INT8 {c.int8_gflops:.0f} GOP/s, memory {c.memory_gbs:.0f} GB/s"
-    out.table(title, ["variant/strategy", "s", *STAGES.values(), "GFLOP/s", "of ceiling", "held back by"], rows)
+    out.table(
+        title,
+        ["variant/strategy", "s", *STAGES.values(), "GFLOP/s", "of ceiling", "held back by"],
+        rows,
+    )
     _print_kinds(out, [(case, each) for case, each in explained if each.kinds])
     for case, each in explained:
         found = each.bottleneck

@@ -21,21 +21,36 @@ README = "README.md"
 OURS = "Written by `xopt card`"
 
 
-def write_card(folder: ModelFolder, repo: str, *, base_model: str | None = None, force: bool = False) -> Path:
+def write_card(
+    folder: ModelFolder, repo: str, *, base_model: str | None = None, force: bool = False
+) -> Path:
     """Write README.md into a model folder, for the repository `repo` that it will be uploaded to.
 
-    `base_model` is the hub id that the folder was made of, the one that its manifest has unless given. Raises BadInput
-    where nothing was measured yet, and where a README.md is there that is not its own and `force` does not replace it.
+    `base_model` is the hub id that the folder was made of, the one that its manifest has unless
+    given. Raises BadInput where nothing was measured yet, and where a README.md is there that is
+    not its own and `force` does not replace it.
     """
     manifest, file = folder.manifest, folder.path / README
     if not manifest.measured:
-        raise BadInput(f"{folder.path}: nothing was measured; run `xopt optimize {_given(folder)} -o {folder.path}`")
-    if file.is_file() and not force and OURS not in file.read_text(encoding="utf-8", errors="replace"):
+        raise BadInput(
+            f"{folder.path}: nothing was measured; run `xopt optimize {_given(folder)} -o {folder.path}`"
+        )
+    if (
+        file.is_file()
+        and not force
+        and OURS not in file.read_text(encoding="utf-8", errors="replace")
+    ):
         raise BadInput(f"{file}: is there, and not written by xopt; --force replaces it")
     folder.check_writable()
-    graphs = list(dict.fromkeys(v.file for v in manifest.variants.values() if v.file.endswith(".onnx")))
+    graphs = list(
+        dict.fromkeys(v.file for v in manifest.variants.values() if v.file.endswith(".onnx"))
+    )
     # Other tools add no prompt, and take the first logit for the score.
-    bare = manifest.padding_side == "right" and not (manifest.template or manifest.prompt) and manifest.labels == 1
+    bare = (
+        manifest.padding_side == "right"
+        and not (manifest.template or manifest.prompt)
+        and manifest.labels == 1
+    )
     text = template_named("card.md").render(
         manifest=manifest,
         repo=repo,
@@ -44,7 +59,9 @@ def write_card(folder: ModelFolder, repo: str, *, base_model: str | None = None,
         bare=bare,
         in_sentence_transformers=reads_as_others(folder),
         graphs=graphs,
-        portable=next((v.file for v in manifest.variants.values() if v.recipe.get("scheme") == "portable"), ""),
+        portable=next(
+            (v.file for v in manifest.variants.values() if v.recipe.get("scheme") == "portable"), ""
+        ),
         operators={name: _operators(folder.checked(name)) for name in graphs},
     )
     write_text(file, text + "\n")
@@ -64,8 +81,18 @@ def _base_model(folder: ModelFolder) -> str:
 
 def _tags(folder: ModelFolder, graphs: Sequence[str], bare: bool) -> list[str]:
     openvino = any(variant.backend == "openvino" for variant in folder.manifest.variants.values())
-    tags = {"onnx": bool(graphs), "transformers.js": bool(graphs) and bare, "openvino": openvino, "xopt": True}
-    return ["sentence-transformers", "cross-encoder", "reranker", *(tag for tag, fits in tags.items() if fits)]
+    tags = {
+        "onnx": bool(graphs),
+        "transformers.js": bool(graphs) and bare,
+        "openvino": openvino,
+        "xopt": True,
+    }
+    return [
+        "sentence-transformers",
+        "cross-encoder",
+        "reranker",
+        *(tag for tag, fits in tags.items() if fits),
+    ]
 
 
 def _operators(graph: Path) -> str:

@@ -1,4 +1,6 @@
-"""Export: a CrossEncoder becomes a model folder that holds its ONNX graph and everything beside it."""
+"""Export: a CrossEncoder becomes a model folder that holds its ONNX graph and everything beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,13 @@ from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.model.facts import encoder_facts, label_names, rank_label_of, trained_with
-from xopt.optimize.model.parity import check_parity, check_tokens, expected_logits, pairs_for, short_pairs
+from xopt.optimize.model.parity import (
+    check_parity,
+    check_tokens,
+    expected_logits,
+    pairs_for,
+    short_pairs,
+)
 from xopt.optimize.model.portable import write_for_all_versions
 from xopt.optimize.model.source import (
     check_cross_encoder,
@@ -43,7 +51,9 @@ __all__ = ["check_place", "check_source", "export"]
 
 log = logging.getLogger(__name__)
 
-PADDED_LEFT = "; its tokenizer pads on the left, and its scores change with the padding of their batch"
+PADDED_LEFT = (
+    "; its tokenizer pads on the left, and its scores change with the padding of their batch"
+)
 PYTORCH = {"format": "pt"}
 
 
@@ -61,19 +71,24 @@ def export(
 ) -> ModelFolder:
     """Write the model folder `out` for `model`, a hub id, a folder or `demo`.
 
-    The folder appears when it is complete and has passed its check, else not at all. `torch_only` leaves ONNX out, and
-    needs no exporter; `exporter` is one of `EXPORTERS`, see there. A `portable` graph has no operators of onnxruntime's
-    own. A model of several labels needs `rank_label`: the
-    label that ranks, by name or number, two with a minus for the difference of their logits, or "none".
-    Raises BadInput where `model` is not a CrossEncoder, `out` can't be written or is there and, with `force`, no model
-    folder, and GateFailed where the tokens, or the logits of an FP32 variant by more than `allowed_difference`, differ
-    from those of sentence-transformers for the model as it was given.
+    The folder appears when it is complete and has passed its check, else not at all. `torch_only`
+    leaves ONNX out, and needs no exporter; `exporter` is one of `EXPORTERS`, see there. A
+    `portable` graph has no operators of onnxruntime's own. A model of several labels needs
+    `rank_label`: the label that ranks, by name or number, two with a minus for the difference of
+    their logits, or "none". Raises BadInput where `model` is not a CrossEncoder, `out` can't be
+    written or is there and, with `force`, no model folder, and GateFailed where the tokens, or
+    the logits of an FP32 variant by more than `allowed_difference`, differ from those of
+    sentence-transformers for the model as it was given.
     """
     if exporter not in (None, *EXPORTERS):
         raise BadInput(f"exporter {exporter!r}: unknown; one of {', '.join(EXPORTERS)}")
     check_place(out, force)
     check_source(model, out)
-    with materialise(model, allow_pickle) as source, new_folder(out, replace=force) as folder, heard():
+    with (
+        materialise(model, allow_pickle) as source,
+        new_folder(out, replace=force) as folder,
+        heard(),
+    ):
         check_files(source, model)
         check_cross_encoder(source, model, trust_remote_code)
         check_weights(source, model, allow_pickle)
@@ -97,7 +112,13 @@ def export(
         made = _write_manifest(folder, {"model": model, **_origin(model, source)}, recipe, facts)
         check_tokens(made, encoder, pairs)
         left = encoder.tokenizer.padding_side == "left" and facts["padding_side"] == "right"
-        check_parity(replace(made, trusted=trust_remote_code), encoder, short, expected, PADDED_LEFT if left else "")
+        check_parity(
+            replace(made, trusted=trust_remote_code),
+            encoder,
+            short,
+            expected,
+            PADDED_LEFT if left else "",
+        )
     return ModelFolder.open(out, trust_remote_code)
 
 
@@ -109,9 +130,13 @@ def check_place(out: Path, force: bool) -> None:
         raise BadInput(f"{str(out)!r}: its name is no text in UTF-8; choose another folder with -o")
     if out.exists() and force:
         if out.resolve() == Path.cwd():
-            raise BadInput(f"{out}: is the working directory; go elsewhere, or choose another folder with -o")
+            raise BadInput(
+                f"{out}: is the working directory; go elsewhere, or choose another folder with -o"
+            )
         if not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file()):
-            raise BadInput(f"{out}: no model folder (it has no {MANIFEST}); --force replaces nothing else")
+            raise BadInput(
+                f"{out}: no model folder (it has no {MANIFEST}); --force replaces nothing else"
+            )
     elif out.exists():
         raise already_there(out)
     else:
@@ -121,23 +146,34 @@ def check_place(out: Path, force: bool) -> None:
 def check_source(model: str, out: Path) -> None:
     """Raises BadInput where `out` would replace the model that it is made of."""
     source = local_folder(model)
-    if source is None or (place := out.resolve()) not in (source.resolve(), *source.resolve().parents):
+    if source is None or (place := out.resolve()) not in (
+        source.resolve(),
+        *source.resolve().parents,
+    ):
         return
     way = "choose another folder with -o"
     if (place / MANIFEST).is_file():
         given = ModelFolder.open(place).manifest.source.get("model")
         way += f", or export what it was made of: {given}"
-    raise BadInput(f"{out}: is, or holds, the model that is to be exported, and what was made of it since; {way}")
+    raise BadInput(
+        f"{out}: is, or holds, the model that is to be exported, and what was made of it since; {way}"
+    )
 
 
 def _origin(model: str, source: Path) -> dict[str, str]:
-    """The hub's revision and the files' fingerprint, by which `changed_since` tells whether the model is the same."""
+    """The hub's revision and the files' fingerprint, by which `changed_since` tells whether the
+    model is the same.
+    """
     from_hub = local_folder(model) is None and source.parent.name == "snapshots"
     return {"revision": source.name if from_hub else "", "sha256": fingerprint(source)}
 
 
-def _check_weights_fit(source: Path, given: str, trust_remote_code: bool, allow_pickle: bool) -> None:
-    """Raises BadInput where weights of the network are not in its files: a head that was never trained, or got lost."""
+def _check_weights_fit(
+    source: Path, given: str, trust_remote_code: bool, allow_pickle: bool
+) -> None:
+    """Raises BadInput where weights of the network are not in its files: a head that was never
+    trained, or got lost.
+    """
     task = task_of(source)
     kind = getattr(transformers, {"": "AutoModel"}.get(task, f"AutoModelFor{task}"))
     try:
@@ -150,24 +186,34 @@ def _check_weights_fit(source: Path, given: str, trust_remote_code: bool, allow_
         )
     except Exception as error:  # each architecture fails in its own way
         raise BadInput(f"{given}: cannot be loaded ({first_line(error)})") from error
-    missing = sorted(key for key in info["missing_keys"] if task or "pooler" not in key)  # which no module reads
+    # which no module reads
+    missing = sorted(key for key in info["missing_keys"] if task or "pooler" not in key)
     if missing:
-        raise BadInput(f"{given}: its weights lack {missing[0]!r}; the head was never trained or got lost")
+        raise BadInput(
+            f"{given}: its weights lack {missing[0]!r}; the head was never trained or got lost"
+        )
 
 
 def _save(encoder: Any, folder: Path) -> None:
     """Save the CrossEncoder with all that it carries beside its weights, and those in one file."""
     encoder.save_pretrained(str(folder), create_model_card=False)
     if 0 < (getattr(encoder.config, "max_position_embeddings", None) or 0) < encoder.max_seq_length:
-        # As it is opened again, sentence-transformers takes the lesser of the two where it is not told.
+        # As it is opened again, sentence-transformers takes the lesser of the two where it is not
+        # told.
         file = next(folder.rglob("sentence_bert_config.json"))
         settings = json.loads(file.read_text(encoding="utf-8"))
-        file.write_text(json.dumps({**settings, "max_seq_length": encoder.max_seq_length}, indent=4), encoding="utf-8")
+        file.write_text(
+            json.dumps({**settings, "max_seq_length": encoder.max_seq_length}, indent=4),
+            encoding="utf-8",
+        )
     if (folder / WEIGHTS).is_file():
         return
-    shards = sorted(folder.glob("model-*.safetensors"))  # transformers splits weights of more than 5 GB
+    # transformers splits weights of more than 5 GB
+    shards = sorted(folder.glob("model-*.safetensors"))
     save_file(
-        {name: tensor for shard in shards for name, tensor in load_file(shard).items()}, folder / WEIGHTS, PYTORCH
+        {name: tensor for shard in shards for name, tensor in load_file(shard).items()},
+        folder / WEIGHTS,
+        PYTORCH,
     )
     for file in (*shards, folder / f"{WEIGHTS}.index.json"):
         file.unlink()
@@ -178,7 +224,11 @@ def _write_onnx(
 ) -> dict[str, Any]:
     """Export into `onnx/model.onnx`, rewritten, exactly, to less work; how it was made."""
     network = Network(load_encoder(folder, trusted=trusted, attn_implementation="eager"))
-    read = [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in (*inputs, "attention_mask")]
+    read = [
+        name
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+        if name in (*inputs, "attention_mask")
+    ]
     model, made_by = export_graph(network, read, exporter)
     model, narrowed = keep_one_row(reorder_gelu(model)[0])
     model, absorbed = absorb_keys(model)
@@ -200,10 +250,18 @@ def _write_onnx(
 def _write_manifest(
     folder: Path, source: dict[str, str], recipe: dict[str, Any] | None, facts: dict[str, Any]
 ) -> ModelFolder:
-    files = {f.relative_to(folder).as_posix(): sha256_of(f) for f in sorted(folder.rglob("*")) if f.is_file()}
+    files = {
+        f.relative_to(folder).as_posix(): sha256_of(f)
+        for f in sorted(folder.rglob("*"))
+        if f.is_file()
+    }
     variants = exported_variants(folder, recipe)
     manifest = Manifest(
-        source=source, versions=versions_here(), files=files, variants={v.name: v for v in variants}, **facts
+        source=source,
+        versions=versions_here(),
+        files=files,
+        variants={v.name: v for v in variants},
+        **facts,
     )
     (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     return ModelFolder(folder, manifest)

@@ -1,7 +1,7 @@
 """The ONNX graph of a network, by torch's exporter or by optimum's.
 
-torch's (`torch.onnx.export(dynamo=True)`) takes every kind of CrossEncoder, on transformers 4 and 5. optimum's takes a
-transformer with its classification head, and transformers before 4.58.
+torch's (`torch.onnx.export(dynamo=True)`) takes every kind of CrossEncoder, on transformers 4 and
+5. optimum's takes a transformer with its classification head, and transformers before 4.58.
 """
 
 from __future__ import annotations
@@ -31,17 +31,26 @@ log = logging.getLogger(__name__)
 
 OPSET = 18
 EXPORTERS = ("torch", "optimum")
-NOISY = ("torch.onnx", "torch.export", "torch.fx", "torch._dynamo", "torch.fx.experimental.symbolic_shapes")
+NOISY = (
+    "torch.onnx",
+    "torch.export",
+    "torch.fx",
+    "torch._dynamo",
+    "torch.fx.experimental.symbolic_shapes",
+)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 SCOPES = "pkg.torch.onnx.name_scopes"  # torch's note of the modules that a node comes from
-OUTER = re.compile(r"^encoder\.(0\.model\.)?")  # what stands around a model: the network, and sentence-transformers
+# what stands around a model: the network, and sentence-transformers
+OUTER = re.compile(r"^encoder\.(0\.model\.)?")
 
 
-def export_graph(network: Network, inputs: Sequence[str], exporter: str | None) -> tuple[onnx.ModelProto, str]:
+def export_graph(
+    network: Network, inputs: Sequence[str], exporter: str | None
+) -> tuple[onnx.ModelProto, str]:
     """The graph of `network` over int64[batch, width] `inputs`, and which of `EXPORTERS` made it.
 
-    Unless named, that is torch's; and optimum's where torch's fails and optimum is installed. Raises BadInput where the
-    architecture cannot be exported.
+    Unless named, that is torch's; and optimum's where torch's fails and optimum is installed.
+    Raises BadInput where the architecture cannot be exported.
     """
     if exporter == "optimum":
         return _by_optimum(network), exporter
@@ -49,8 +58,13 @@ def export_graph(network: Network, inputs: Sequence[str], exporter: str | None) 
         return _by_torch(network, inputs), "torch"
     except Exception as error:  # each architecture fails in its own way
         reason = _cause(error)
-        # Tracing keeps one branch of positions that turn by the length of their batch, and is right on that side only.
-        able = network.classifies and not network.turns_by_length and has_module("optimum.exporters.onnx")
+        # Tracing keeps one branch of positions that turn by the length of their batch, and is
+        # right on that side only.
+        able = (
+            network.classifies
+            and not network.turns_by_length
+            and has_module("optimum.exporters.onnx")
+        )
         if exporter or not able:
             raise _unable(network, "torch", reason) from error
         log.warning("export: torch cannot export %s (%s); optimum does it", network.kind, reason)
@@ -94,13 +108,21 @@ def _by_optimum(network: Network) -> onnx.ModelProto:
     try:
         from optimum.exporters.onnx import onnx_export_from_model
     except ImportError as error:
-        raise BadInput("--exporter optimum needs optimum: pip install 'xopt-rerank[optimum]'") from error
+        raise BadInput(
+            "--exporter optimum needs optimum: pip install 'xopt-rerank[optimum]'"
+        ) from error
     if not network.classifies:
-        raise BadInput(f"{network.kind}: optimum exports classification heads only; use --exporter torch")
+        raise BadInput(
+            f"{network.kind}: optimum exports classification heads only; use --exporter torch"
+        )
     with TemporaryDirectory(prefix="xopt-optimum-") as scratch, _quiet():
         try:
             onnx_export_from_model(
-                network.encoder.model, Path(scratch), opset=OPSET, task="text-classification", do_validation=False
+                network.encoder.model,
+                Path(scratch),
+                opset=OPSET,
+                task="text-classification",
+                do_validation=False,
             )
         except Exception as error:  # each architecture fails in its own way
             raise _unable(network, "optimum", _cause(error)) from error
@@ -109,7 +131,9 @@ def _by_optimum(network: Network) -> onnx.ModelProto:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep an exporter's advice to its own authors off the terminal; the parity check judges the result."""
+    """Keep an exporter's advice to its own authors off the terminal; the parity check judges the
+    result.
+    """
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -139,7 +163,11 @@ def _named(model: onnx.ModelProto) -> onnx.ModelProto:
         name = "/".join(["", *([path] if path else []), node.op_type])
         node.name = f"{name}_{names[name]}" if names[name] else name
         names[name] += 1
-        renamed |= {output: f"{node.name}_output_{i}" for i, output in enumerate(node.output) if output not in kept}
+        renamed |= {
+            output: f"{node.name}_output_{i}"
+            for i, output in enumerate(node.output)
+            if output not in kept
+        }
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     for node in graph.node:

@@ -1,4 +1,5 @@
-"""Peers: what a user would run instead, made as sentence-transformers' documentation says, to be timed beside xopt.
+"""Peers: what a user would run instead, made as sentence-transformers' documentation says, to be
+timed beside xopt.
 
 Source: https://sbert.net/docs/cross_encoder/usage/efficiency.html
 """
@@ -34,17 +35,19 @@ __all__ = ["make_peers"]
 
 log = logging.getLogger(__name__)
 
-CONFIGS = {"avx_vnni": "avx2"}  # sentence-transformers has none for this target; of the others it has the names
+# sentence-transformers has none for this target; of the others it has the names
+CONFIGS = {"avx_vnni": "avx2"}
 ONNX, OPENVINO = "onnx/model.onnx", "openvino/openvino_model_qint8_quantized.xml"
 
 
 def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Path) -> ModelFolder:
-    """Make sentence-transformers' own variants of a model in the new folder `out`, which holds nothing else to run.
+    """Make sentence-transformers' own variants of a model in the new folder `out`, which holds
+    nothing else to run.
 
-    st-onnx: its ONNX export. st-onnx-qint8: its dynamic INT8 for `target`. st-openvino-qint8, where
-    nncf is installed: static INT8 by NNCF with its settings, calibrated on pairs of `candidates`. ct2-int8, where
-    ctranslate2 is installed and the model is BERT's: CTranslate2's INT8.
-    Raises BadInput where sentence-transformers cannot export the model.
+    st-onnx: its ONNX export. st-onnx-qint8: its dynamic INT8 for `target`. st-openvino-qint8,
+    where nncf is installed: static INT8 by NNCF with its settings, calibrated on pairs of
+    `candidates`. ct2-int8, where ctranslate2 is installed and the model is BERT's: CTranslate2's
+    INT8. Raises BadInput where sentence-transformers cannot export the model.
     """
     if not BACKENDS["onnx"].in_sentence_transformers(folder):
         raise BadInput(
@@ -53,8 +56,10 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
         )
     shutil.copytree(folder.path, out, ignore=shutil.ignore_patterns("onnx", MANIFEST))
     log.info("peers: exporting with sentence-transformers")
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # a result's JSON may go to standard output
-        warnings.simplefilter("ignore")  # the tracer warns of each Python branch; the bench shows their agreement
+    # a result's JSON may go to standard output
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+        # the tracer warns of each Python branch; the bench shows their agreement
+        warnings.simplefilter("ignore")
         try:
             _export(folder, target, out)
         except Exception as error:  # each architecture fails in its own way
@@ -76,8 +81,14 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     able = has_module("ctranslate2") and _is_bert(folder.path)
     if able and _could_make("ct2-int8", lambda: _convert_ctranslate2(out)):
         variants.append(Variant("ct2-int8", "ctranslate2", "int8", CTRANSLATE2_FILE))
-    files = {file.relative_to(out).as_posix(): sha256_of(file) for file in out.rglob("*") if file.is_file()}
-    manifest = replace(folder.manifest, files=files, variants={v.name: v for v in variants}, plans={})
+    files = {
+        file.relative_to(out).as_posix(): sha256_of(file)
+        for file in out.rglob("*")
+        if file.is_file()
+    }
+    manifest = replace(
+        folder.manifest, files=files, variants={v.name: v for v in variants}, plans={}
+    )
     write_text(out / MANIFEST, manifest.to_json())
     return ModelFolder(out, manifest, folder.trusted)
 
@@ -142,4 +153,6 @@ def _convert_ctranslate2(out: Path) -> None:
     from ctranslate2.converters import TransformersConverter
 
     log.info("peers: converting for CTranslate2")
-    TransformersConverter(str(out)).convert(str((out / CTRANSLATE2_FILE).parent), quantization="int8")
+    TransformersConverter(str(out)).convert(
+        str((out / CTRANSLATE2_FILE).parent), quantization="int8"
+    )

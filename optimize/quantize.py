@@ -53,11 +53,14 @@ HOT = 1 / 16
 
 @dataclass(frozen=True)
 class Target:
-    """An instruction set that INT8 is made for, by sentence-transformers' name, and the flags that show it."""
+    """An instruction set that INT8 is made for, by sentence-transformers' name, and the flags
+    that show it.
+    """
 
     name: str
     flags: frozenset[str]
-    saturates: bool  # U8 x S8 products are added in 16 bits: two products of 8-bit weights can overflow
+    # U8 x S8 products are added in 16 bits: two products of 8-bit weights can overflow
+    saturates: bool
 
 
 ANY = "any"  # the target of what runs on every processor
@@ -75,28 +78,33 @@ TARGETS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an INT8 variant is made. The manifest keeps it: with the same calibration data it gives the same file again.
+    """How an INT8 variant is made. The manifest keeps it: with the same calibration data it gives
+    the same file again.
 
-    `scheme` "per-token" has a scale for every token's row, so that a pair's score depends on the pair
-    alone; see `xopt.optimize.int8.matmul` and `xopt.optimize.int8.outliers`. `smoothing` is the exponent of
-    the activations in its smoothing factors and `hot` the share of a block's neurons with a scale of
-    their own. "static" takes the scales from calibration, for OpenVINO, and multiplies what the hot
-    neurons give in float. "portable" is the same for any runtime and processor: it needs none's own operators, and its
-    weights do not saturate. "stock" is onnxruntime's: one scale and zero point for a whole padded batch, taken at
-    run time, so that a score depends on the batch; it takes no calibration. `floats` names MatMuls of the
-    FP32 graph that are left as they are.
+    `scheme` "per-token" has a scale for every token's row, so that a pair's score depends on the
+    pair alone; see `xopt.optimize.int8.matmul` and `xopt.optimize.int8.outliers`. `smoothing` is
+    the exponent of the activations in its smoothing factors and `hot` the share of a block's
+    neurons with a scale of their own. "static" takes the scales from calibration, for OpenVINO,
+    and multiplies what the hot neurons give in float. "portable" is the same for any runtime and
+    processor: it needs none's own operators, and its weights do not saturate. "stock" is
+    onnxruntime's: one scale and zero point for a whole padded batch, taken at run time, so that a
+    score depends on the batch; it takes no calibration. `floats` names MatMuls of the FP32 graph
+    that are left as they are.
     """
 
     scheme: str
     target: str
-    weight_bits: int  # 7 keeps U8 x S8 sums of two within 16 bits where the processor adds them there
+    # 7 keeps U8 x S8 sums of two within 16 bits where the processor adds them there
+    weight_bits: int
     smoothing: float = 0.0
     hot: float = 0.0
     floats: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
-        """The file within the model folder, named as sentence-transformers names it, and the portable one as others."""
+        """The file within the model folder, named as sentence-transformers names it, and the
+        portable one as others.
+        """
         if self.scheme == "portable":
             return "onnx/model_quantized.onnx"
         return f"onnx/model_qint8_{self.target}{'' if self.scheme == 'per-token' else '_' + self.scheme}.onnx"
@@ -116,7 +124,8 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A graph ready to be quantised: its products with the FP32 graph's name of each, and what they read.
+    """A graph ready to be quantised: its products with the FP32 graph's name of each, and what
+    they read.
 
     `queries`: the hashes of those that calibrated it. `rounded` fills as recipes are made of it.
     """
@@ -135,7 +144,13 @@ def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
         return Recipe(scheme, ANY, 7, smoothing, hot=HOT)
     if target not in TARGETS:
         raise BadInput(f"target {target!r}: unknown; one of {', '.join(TARGETS)}")
-    return Recipe(scheme, target, 7 if TARGETS[target].saturates else 8, smoothing, hot=HOT if smoothing else 0.0)
+    return Recipe(
+        scheme,
+        target,
+        7 if TARGETS[target].saturates else 8,
+        smoothing,
+        hot=HOT if smoothing else 0.0,
+    )
 
 
 def detect_target() -> str:
@@ -150,15 +165,19 @@ def detect_target() -> str:
 
 
 def quantize(
-    folder: ModelFolder, recipe: Recipe, candidates: Candidates | None = None, prepared: Prepared | None = None
+    folder: ModelFolder,
+    recipe: Recipe,
+    candidates: Candidates | None = None,
+    prepared: Prepared | None = None,
 ) -> ModelFolder:
-    """Add a variant of `SCHEMES`, made by `recipe` from `onnx/model.onnx`, in place of one that was there.
+    """Add a variant of `SCHEMES`, made by `recipe` from `onnx/model.onnx`, in place of one that
+    was there.
 
-    MatMuls of tokens with constant weights become INT8; attention, embeddings and the head stay in
-    float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data's part for that unless given,
-    where the graph is not `prepared` already. The manifest keeps the hashes of all queries that it has seen, steering's
-    too: no verdict counts them.
-    Raises BadInput where the FP32 graph is missing or damaged.
+    MatMuls of tokens with constant weights become INT8; attention, embeddings and the head stay
+    in float. All schemes but "stock" are calibrated on pairs of `candidates`, the demo data's
+    part for that unless given, where the graph is not `prepared` already. The manifest keeps the
+    hashes of all queries that it has seen, steering's too: no verdict counts them. Raises
+    BadInput where the FP32 graph is missing or damaged.
     """
     folder.check_writable()  # before the work, not after it
     variant = recipe.variant
@@ -168,28 +187,40 @@ def quantize(
         steered = candidates if prepared else None
         given = candidates or preparing(demo_candidates())
         prepared = prepared or prepare(folder, recipe, calibration_pairs(given))
-        seen = prepared.queries | {query_hash(row.query) for row in (steered.rows if steered else ())}
+        seen = prepared.queries | {
+            query_hash(row.query) for row in (steered.rows if steered else ())
+        }
         variant = replace(variant, recipe={**variant.recipe, "calibrated_with": sorted(seen)})
         graph = quantized(prepared, recipe)
         made = folder.with_variant(variant, lambda file: write_graph(graph, file))
     if folder.manifest.cascade and not made.manifest.cascade:
         log.warning(
-            "%s: the cascade was of the %s before; make it again with `xopt cascade`", folder.path, variant.name
+            "%s: the cascade was of the %s before; make it again with `xopt cascade`",
+            folder.path,
+            variant.name,
         )
     return made
 
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:
-    """Calibrate on `pairs`, and split feed-forward blocks, as `recipe` says, whatever it leaves in float."""
+    """Calibrate on `pairs`, and split feed-forward blocks, as `recipe` says, whatever it leaves
+    in float.
+    """
     model = unfused(read_graph(folder.checked(ONNX_FILE)))
     blocks = find_blocks(model, token_matmuls(model))
     if recipe.hot and blocks:
         whole = calibrate(folder, model, [block.activation for block in blocks], pairs, gram=False)
-        model = split_outliers(model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot)
-    products = {name: name.removesuffix("/hot").removesuffix("/cold") for name in token_matmuls(model)}
+        model = split_outliers(
+            model, blocks, {name: value.peak for name, value in whole.items()}, recipe.hot
+        )
+    products = {
+        name: name.removesuffix("/hot").removesuffix("/cold") for name in token_matmuls(model)
+    }
     if recipe.static:
         products = {
-            name: whole for name, whole in products.items() if name not in {f"{b.second.name}/hot" for b in blocks}
+            name: whole
+            for name, whole in products.items()
+            if name not in {f"{b.second.name}/hot" for b in blocks}
         }
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
     seen = calibrate(folder, model, read, pairs)
@@ -232,7 +263,8 @@ def _quantize_dynamic(folder: ModelFolder, recipe: Recipe, file: Path) -> None:
 
 
 def token_matmuls(model: onnx.ModelProto) -> list[str]:
-    """The MatMuls that multiply every token's row by a constant weight: not attention's, not the head's.
+    """The MatMuls that multiply every token's row by a constant weight: not attention's, not the
+    head's.
 
     What sees one row a pair, the head and what the first-row rewrite narrowed, has rank 2 or a
     second dimension of 1; in INT8 it would gain no time.
@@ -242,7 +274,9 @@ def token_matmuls(model: onnx.ModelProto) -> list[str]:
     return [
         node.name
         for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in weights and not _one_row(shapes.get(node.input[0], []))
+        if node.op_type == "MatMul"
+        and node.input[1] in weights
+        and not _one_row(shapes.get(node.input[0], []))
     ]
 
 
@@ -252,7 +286,9 @@ def _one_row(shape: Sequence[Dim]) -> bool:
 
 @contextlib.contextmanager
 def _quiet_logging() -> Iterator[None]:
-    """Keep onnxruntime's advice to pre-process the graph off the terminal: for this recipe it changes nothing."""
+    """Keep onnxruntime's advice to pre-process the graph off the terminal: for this recipe it
+    changes nothing.
+    """
     logging.disable(logging.WARNING)
     try:
         yield

@@ -1,9 +1,10 @@
-"""INT8 steered by agreement: which matrix products stay in float, so that the gates hold at the best speed.
+"""INT8 steered by agreement: which matrix products stay in float, so that the gates hold at the
+best speed.
 
-Smoothing strengths are tried first, since they cost nothing. Then each product is quantised alone, to
-see how far it moves the scores; as errors of different products add up like independent ones,
-the products with the largest squared error for the work that they save are left in float first, and how many
-of them it takes is found by bisection.
+Smoothing strengths are tried first, since they cost nothing. Then each product is quantised
+alone, to see how far it moves the scores; as errors of different products add up like independent
+ones, the products with the largest squared error for the work that they save are left in float
+first, and how many of them it takes is found by bisection.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ Scores = NDArray[np.float32]
 class Harm:
     """Products that read the same tensor, and the change of logits where they alone are INT8.
 
-    `spread` is its standard deviation: a shift of all logits moves no ranking. `work` is their share of
-    the multiplications that INT8 makes cheaper.
+    `spread` is its standard deviation: a shift of all logits moves no ranking. `work` is their
+    share of the multiplications that INT8 makes cheaper.
     """
 
     products: tuple[str, ...]
@@ -72,14 +73,19 @@ class Steered:
 
 
 def steer(
-    folder: ModelFolder, prepared: Prepared, recipe: Recipe, candidates: Candidates, gates: Sequence[Gate]
+    folder: ModelFolder,
+    prepared: Prepared,
+    recipe: Recipe,
+    candidates: Candidates,
+    gates: Sequence[Gate],
 ) -> Steered:
-    """Find the fastest form of a calibrated recipe that passes `gates` on `candidates`, against onnx-fp32.
+    """Find the fastest form of a calibrated recipe that passes `gates` on `candidates`, against
+    onnx-fp32.
 
     `prepared` is the folder's graph, made ready for `recipe`.
 
-    Raises BadInput where the queries are too few, or have not what a gate measures; and GateFailed where none passes
-    that is faster than onnx-fp32, and says how close it came.
+    Raises BadInput where the queries are too few, or have not what a gate measures; and
+    GateFailed where none passes that is faster than onnx-fp32, and says how close it came.
     """
     if (queries := len(candidates.groups())) < FEWEST_QUERIES:
         raise BadInput(
@@ -88,12 +94,23 @@ def steer(
         )
     with tempfile.TemporaryDirectory(prefix="xopt-steer-") as scratch:
         copy = Path(scratch) / "model"
-        shutil.copytree(folder.path, copy, ignore=shutil.ignore_patterns("*.safetensors", "model_q*", "model_fp16*"))
-        trial = _Trial(ModelFolder.open(copy), prepared, candidates, [replace(gate, asked=True) for gate in gates])
+        shutil.copytree(
+            folder.path,
+            copy,
+            ignore=shutil.ignore_patterns("*.safetensors", "model_q*", "model_fp16*"),
+        )
+        trial = _Trial(
+            ModelFolder.open(copy),
+            prepared,
+            candidates,
+            [replace(gate, asked=True) for gate in gates],
+        )
         steps = [trial.step(recipe)]
         lacking = [held.gate.measure for held in steps[0].judged.gates if not held.interval.queries]
         if lacking:
-            raise BadInput(f"{candidates.name}: {lacking[0]} cannot be measured on so few candidates a query")
+            raise BadInput(
+                f"{candidates.name}: {lacking[0]} cannot be measured on so few candidates a query"
+            )
         harms: tuple[Harm, ...] = ()
         if not _passing(steps):
             steps += [trial.step(replace(recipe, smoothing=strength)) for strength in SMOOTHING]
@@ -110,8 +127,15 @@ def steer(
 class _Trial:
     """Makes recipes of a prepared graph in a scratch folder, scores with them and judges them."""
 
-    def __init__(self, folder: ModelFolder, prepared: Prepared, candidates: Candidates, gates: Sequence[Gate]) -> None:
-        self.folder, self.prepared, self.candidates, self.gates = folder, prepared, candidates, gates
+    def __init__(
+        self, folder: ModelFolder, prepared: Prepared, candidates: Candidates, gates: Sequence[Gate]
+    ) -> None:
+        self.folder, self.prepared, self.candidates, self.gates = (
+            folder,
+            prepared,
+            candidates,
+            gates,
+        )
         self.fp32 = open_scorer(folder, FP32)
         log.info("steer: %s scores %d pairs", FP32, len(candidates.rows))
         self.rank = folder.manifest.ranking
@@ -128,7 +152,9 @@ class _Trial:
         scores = self.rank(scorer.logits(self.candidates.pairs))
         judged = judge(self.candidates, self.expected, scores, self.gates, name="int8")
         step = Step(recipe, judged, self._speed(scorer))
-        held = ", ".join(f"{g.gate.measure} {g.interval.mean:.3f} {g.verdict}" for g in judged.gates)
+        held = ", ".join(
+            f"{g.gate.measure} {g.interval.mean:.3f} {g.verdict}" for g in judged.gates
+        )
         log.info(
             "steer: smoothing %g, %d products in float: %s, %.2f x %s",
             recipe.smoothing,
@@ -163,7 +189,9 @@ def _harms(trial: _Trial, recipe: Recipe) -> tuple[Harm, ...]:
     for node in model.graph.node:
         if node.name in wholes:
             whole = wholes[node.name]
-            lead = readers.setdefault(node.input[0].removesuffix("/hot").removesuffix("/cold"), whole)
+            lead = readers.setdefault(
+                node.input[0].removesuffix("/hot").removesuffix("/cold"), whole
+            )
             work = groups.setdefault(lead, {})
             work[whole] = work.get(whole, 0) + int(np.prod(weights[node.input[1]]))
     total = sum(sum(work.values()) for work in groups.values())
@@ -175,7 +203,13 @@ def _harms(trial: _Trial, recipe: Recipe) -> tuple[Harm, ...]:
         scores = trial.rank(trial.scorer(replace(recipe, floats=others)).logits(pairs))
         difference = scores.astype(np.float64) - trial.expected[rows]
         harms.append(Harm(tuple(work), float(np.std(difference)), sum(work.values()) / total))
-        log.info("steer: %d of %d, %s alone: %.3f", number, len(groups), next(iter(work)), harms[-1].spread)
+        log.info(
+            "steer: %d of %d, %s alone: %.3f",
+            number,
+            len(groups),
+            next(iter(work)),
+            harms[-1].spread,
+        )
     return tuple(sorted(harms, key=lambda harm: -(harm.spread**2) / harm.work))
 
 
@@ -211,7 +245,11 @@ def _short_of(folder: ModelFolder, steps: Sequence[Step]) -> str:
     held = "; ".join(
         f"{result.gate.measure} {result.interval.mean:.4f} [{result.interval.low:.4f}, {result.interval.high:.4f}] "
         f"{result.verdict}, asked {result.gate.bound:g}"
-        + (f", about {result.queries_needed} queries to steer by would decide" if result.queries_needed else "")
+        + (
+            f", about {result.queries_needed} queries to steer by would decide"
+            if result.queries_needed
+            else ""
+        )
         for result in closest.judged.gates
     )
     return f"{folder.path}: no INT8 passes, with up to all but one of its products in float: {held}"

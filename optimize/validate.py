@@ -13,7 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.optimize.judge.looks import look_sizes, one_sided_levels
-from xopt.optimize.judge.statistics import ALPHA, FAILED, PASSED, UNDECIDED, Gate, Interval, interval
+from xopt.optimize.judge.statistics import (
+    ALPHA,
+    FAILED,
+    PASSED,
+    UNDECIDED,
+    Gate,
+    Interval,
+    interval,
+)
 from xopt.optimize.judge.verdict import FLOAT_NOISE, GATES, SAME, Judged, judge, not_repeatable
 from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import Candidates, Row
@@ -40,12 +48,14 @@ Scores = NDArray[np.floating[Any]]
 
 @dataclass(frozen=True)
 class Validation:
-    """All variants, or the run, on the same candidates. `first_stage` is empty where there are no qrels.
+    """All variants, or the run, on the same candidates. `first_stage` is empty where there are no
+    qrels.
 
-    queries and pairs: what was scored, of `all_queries`; `prepared_with` more calibrated a variant, or tuned, and
-    were left out. reference: what scored for the reference, and `reference_difference` the largest difference of its
-    logits to sentence-transformers' on the first pairs. out_of_time: the minutes ended before all was decided.
-    `missing` and `extra` count documents of the reference that a run lacks, and a run's that the reference lacks.
+    queries and pairs: what was scored, of `all_queries`; `prepared_with` more calibrated a
+    variant, or tuned, and were left out. reference: what scored for the reference, and
+    `reference_difference` the largest difference of its logits to sentence-transformers' on the
+    first pairs. out_of_time: the minutes ended before all was decided. `missing` and `extra`
+    count documents of the reference that a run lacks, and a run's that the reference lacks.
     """
 
     data: str
@@ -70,13 +80,27 @@ class Reference:
     """The reference's scores of the first queries, as far as they were asked for."""
 
     def __init__(
-        self, folder: ModelFolder, candidates: Candidates, exact: str | None, threads: int, device: str
+        self,
+        folder: ModelFolder,
+        candidates: Candidates,
+        exact: str | None,
+        threads: int,
+        device: str,
     ) -> None:
         from xopt.runtime.bench.reference import ReferenceScorer
 
-        self.folder, self.candidates, self.threads, self.device = folder, candidates, threads, device
+        self.folder, self.candidates, self.threads, self.device = (
+            folder,
+            candidates,
+            threads,
+            device,
+        )
         few, rank = candidates.pairs[:NOISE_PAIRS], folder.manifest.ranking
-        itself = rank(ReferenceScorer(folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device).score(few))
+        itself = rank(
+            ReferenceScorer(
+                folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device
+            ).score(few)
+        )
         tolerance = max(SAME * float(np.std(itself)), FLOAT_NOISE)
         able = exact is not None and device == "cpu" and exact in folder.manifest.variants
         for name in (exact, REFERENCE) if exact and able else (REFERENCE,):
@@ -89,7 +113,11 @@ class Reference:
                 f"{folder.path}: torch and sentence-transformers differ by {self.difference:.2g}; no reference to trust"
             )
         self.queries, self.scores = 0, itself[:0]
-        log.info("validate: %s is the reference, %.1g from sentence-transformers", self.name, self.difference)
+        log.info(
+            "validate: %s is the reference, %.1g from sentence-transformers",
+            self.name,
+            self.difference,
+        )
 
     def of(self, queries: int) -> Scores:
         """The logits of the first `queries` queries' candidates."""
@@ -97,7 +125,9 @@ class Reference:
             pairs = self.candidates.between(self.queries, queries).pairs
             log.info("validate: the reference scores %d pairs, to %d queries", len(pairs), queries)
             scorer = open_scorer(self.folder, self.name, threads=self.threads, device=self.device)
-            self.scores = np.concatenate([self.scores, self.folder.manifest.ranking(scorer.score(pairs))])
+            self.scores = np.concatenate(
+                [self.scores, self.folder.manifest.ranking(scorer.score(pairs))]
+            )
             self.queries = queries
         return self.scores[: len(self.candidates.between(0, queries).rows)]
 
@@ -157,33 +187,42 @@ def validate(
 ) -> Validation:
     """Score candidates with the reference and each variant, compare, and hold the gates against it.
 
-    Queries are drawn in growing groups until each variant is decided, the data or the `minutes` end; the levels of the
-    looks are those of `xopt.optimize.judge.looks`. Queries that calibrated one of the variants are left out. The
-    reference is the FP32 model as sentence-transformers runs it; where `exact` gives its logits within `EXACT` on the
-    first pairs, that variant scores the rest of the reference on a CPU. With `first`, `variants` stand by speed,
-    fastest first, and once one has passed the slower ones are not followed any further. Models of several labels are
-    judged by what ranks, and where nothing does by the label with the largest logit. Raises BadInput where a variant is
-    missing or no query is left, GateFailed where the reference is not to be trusted.
+    Queries are drawn in growing groups until each variant is decided, the data or the `minutes`
+    end; the levels of the looks are those of `xopt.optimize.judge.looks`. Queries that calibrated
+    one of the variants are left out. The reference is the FP32 model as sentence-transformers
+    runs it; where `exact` gives its logits within `EXACT` on the first pairs, that variant scores
+    the rest of the reference on a CPU. With `first`, `variants` stand by speed, fastest first,
+    and once one has passed the slower ones are not followed any further. Models of several labels
+    are judged by what ranks, and where nothing does by the label with the largest logit. Raises
+    BadInput where a variant is missing or no query is left, GateFailed where the reference is not
+    to be trusted.
     """
     for variant in (REFERENCE, *variants):
         check_variant(folder.variant(variant), device)
     start, threads = time.monotonic(), threads or cores()
-    used = {hash_ for v in variants for hash_ in folder.variant(v).recipe.get("calibrated_with", ())}
+    used = {
+        hash_ for v in variants for hash_ in folder.variant(v).recipe.get("calibrated_with", ())
+    }
     whole = candidates.shuffled()
     left = whole.without(used)
     if not left.rows:
-        raise BadInput(f"{candidates.name}: all its queries calibrated a variant; give other data to judge by")
+        raise BadInput(
+            f"{candidates.name}: all its queries calibrated a variant; give other data to judge by"
+        )
     reference = Reference(folder, left, exact, threads, device)
     sizes = look_sizes(len(left.groups()))
     levels = one_sided_levels(sizes, ALPHA)
-    courses = [_Course(reference, variant, gates) for variant in dict.fromkeys([REFERENCE, *variants])]
+    courses = [
+        _Course(reference, variant, gates) for variant in dict.fromkeys([REFERENCE, *variants])
+    ]
     out_of_time = False
     while True:
         course = _next(courses, len(sizes), first)
         if course is None:
             break
         took = time.monotonic() - start
-        if course.looks and minutes is not None and took * 1.5 > 60 * minutes:  # a look takes as long as all before it
+        # a look takes as long as all before it
+        if course.looks and minutes is not None and took * 1.5 > 60 * minutes:
             out_of_time = True
             break
         course.look(sizes[course.looks], levels[course.looks])
@@ -210,13 +249,17 @@ def validate(
 
 
 def _next(courses: Sequence[_Course], looks: int, first: bool) -> _Course | None:
-    """The variant to follow next; None where each is decided, at its last look, or slower than one that passed."""
+    """The variant to follow next; None where each is decided, at its last look, or slower than
+    one that passed.
+    """
     new = next((course for course in courses if not course.looks), None)
     if new:
         return new
     if first:
         passed = [
-            i for i, c in enumerate(courses) if c.judged and c.judged.verdict == PASSED and c.variant != REFERENCE
+            i
+            for i, c in enumerate(courses)
+            if c.judged and c.judged.verdict == PASSED and c.variant != REFERENCE
         ]
         courses = courses[: passed[0]] if passed else courses
     open_ = [c for c in courses if c.judged and c.judged.verdict == UNDECIDED and c.looks < looks]
@@ -228,17 +271,24 @@ def _worst(judged: Sequence[Judged]) -> str:
     return next(verdict for verdict in (FAILED, UNDECIDED, PASSED) if verdict in verdicts)
 
 
-def validate_runs(reference: Path, scores: Path, qrels: Path | None, gates: Sequence[Gate] = GATES) -> Validation:
+def validate_runs(
+    reference: Path, scores: Path, qrels: Path | None, gates: Sequence[Gate] = GATES
+) -> Validation:
     """Hold a TREC run, of any engine, against another one. Raises BadInput where a file is none.
 
-    The documents are the reference's. A document that the run lacks comes last in it, tied with the others.
+    The documents are the reference's. A document that the run lacks comes last in it, tied with
+    the others.
     """
     if any(gate.asked and gate.measure == "dcg10_loss" for gate in gates):
         raise BadInput(
             "--max-dcg-loss: takes logits, and the scores of a run may be anything; --max-ndcg-drop with --qrels"
         )
     expected, got = read_run(reference), read_run(scores)
-    rows = tuple(Row(query_id, "", doc_id, "") for query_id, ranking in expected.items() for doc_id in ranking)
+    rows = tuple(
+        Row(query_id, "", doc_id, "")
+        for query_id, ranking in expected.items()
+        for doc_id in ranking
+    )
     judgements = {q: j for q, j in read_qrels(qrels).items() if q in expected} if qrels else {}
     if qrels and not judgements:
         raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
@@ -277,7 +327,9 @@ def _quality(candidates: Candidates, scores: Scores) -> dict[str, Interval]:
 def _again(score: Callable[[Sequence[Pair]], Scores], pairs: Sequence[Pair]) -> Scores:
     """The scores of the first pairs again, in other batches and another order."""
     few = pairs[:NOISE_PAIRS]
-    parts = [(part, score(few[part])) for part in (slice(0, None, 2), slice(1, None, 2)) if few[part]]
+    parts = [
+        (part, score(few[part])) for part in (slice(0, None, 2), slice(1, None, 2)) if few[part]
+    ]
     again = np.empty((len(few), *parts[0][1].shape[1:]), np.float32)
     for part, scores in parts:
         again[part] = scores

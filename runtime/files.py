@@ -35,7 +35,8 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 1 << 20
-HOST = "".join(c if c.isalnum() else "_" for c in socket.gethostname())  # a folder may be shared between machines
+# a folder may be shared between machines
+HOST = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
 
 
 def sha256_of(path: Path) -> str:
@@ -49,7 +50,8 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Let Ctrl-C and a termination end what is within, even where a library loses, or wraps, what their handlers raise.
+    """Let Ctrl-C and a termination end what is within, even where a library loses, or wraps, what
+    their handlers raise.
 
     torch's exporter does, in callbacks and around its own errors.
     """
@@ -76,7 +78,8 @@ def heard() -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_file(path: Path, swept: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` at the end, or leave nothing on an error.
+    """Yield a temporary name beside `path`; rename it to `path` at the end, or leave nothing on
+    an error.
 
     What a killed process left there is removed first, unless that has been done: `swept`.
     """
@@ -89,10 +92,12 @@ def new_file(path: Path, swept: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; rename it to `path` at the end, or leave nothing.
+    """Yield an empty temporary folder beside `path`; rename it to `path` at the end, or leave
+    nothing.
 
-    Raises BadInput where `path` is there already, or at the end, and `replace` is false. With `replace` the old
-    folder is removed only when the new one is complete; of a link that is what it leads to.
+    Raises BadInput where `path` is there already, or at the end, and `replace` is false. With
+    `replace` the old folder is removed only when the new one is complete; of a link that is what
+    it leads to.
     """
     path = path.resolve() if path.is_symlink() else path
     _sweep(path)
@@ -114,7 +119,9 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`, which goes at the end: what is made there can be moved whole."""
+    """Yield an empty temporary folder beside `path`, which goes at the end: what is made there
+    can be moved whole.
+    """
     _sweep(path)
     with _temporary(path) as temporary:
         temporary.mkdir()
@@ -123,11 +130,15 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 def already_there(path: Path) -> BadInput:
     """What to raise where `path` is there and is not to be replaced."""
-    return BadInput(f"{path}: exists already; choose another folder with -o, or replace it with --force")
+    return BadInput(
+        f"{path}: exists already; choose another folder with -o, or replace it with --force"
+    )
 
 
 def check_writable(path: Path) -> None:
-    """Raises BadInput where `path`, a file or a file in that folder, cannot be written, before work is done for it."""
+    """Raises BadInput where `path`, a file or a file in that folder, cannot be written, before
+    work is done for it.
+    """
     place = path if path.is_dir() else path.parent
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -141,7 +152,8 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Be the only process that is in such a block for this folder; others, of other users and machines too, wait.
+    """Be the only process that is in such a block for this folder; others, of other users and
+    machines too, wait.
 
     Or, without `wait`, they raise BlockingIOError.
     """
@@ -159,7 +171,9 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def sweep(folder: Path, names: str) -> None:
-    """Remove what killed processes, of any machine, left half-written of files that nobody else writes, by pattern."""
+    """Remove what killed processes, of any machine, left half-written of files that nobody else
+    writes, by pattern.
+    """
     for leftover in folder.glob(f".{names}.new-*"):
         _remove(leftover)
 
@@ -167,7 +181,8 @@ def sweep(folder: Path, names: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with new_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")  # half a surrogate pair is no text
+        # half a surrogate pair is no text
+        temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
 @contextlib.contextmanager
@@ -183,7 +198,9 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises BadInput with the reason where the block fails to write at `path`: no space, no permission, no folder."""
+    """Raises BadInput with the reason where the block fails to write at `path`: no space, no
+    permission, no folder.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -196,7 +213,9 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _unwritable(path: Path, reason: str) -> BadInput:
-    return BadInput(f"{path}: cannot be written ({reason}); free some space or choose another place")
+    return BadInput(
+        f"{path}: cannot be written ({reason}); free some space or choose another place"
+    )
 
 
 def _io_error(message: str) -> str:
@@ -209,7 +228,9 @@ def _name_beside(path: Path, role: str) -> Path:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed process of this machine left beside `path`; put back an old folder without successor."""
+    """Remove what a killed process of this machine left beside `path`; put back an old folder
+    without successor.
+    """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*-{HOST}-*"):
         owner = leftover.name.rpartition("-")[2]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):

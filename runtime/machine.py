@@ -54,23 +54,35 @@ def has_module(name: str) -> bool:
 
 
 def cores() -> int:
-    """The cores that this process may use: by its affinity, and by its control groups' share of CPU time."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The cores that this process may use: by its affinity, and by its control groups' share of
+    CPU time.
+    """
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, min([allowed, *_quotas()]))
 
 
-def _quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Whole cores that each control group which this process is in may keep busy, version 1 or 2, outer ones too."""
+def _quotas(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Whole cores that each control group which this process is in may keep busy, version 1 or 2,
+    outer ones too.
+    """
     found = []
     for line in (own.read_text(encoding="utf-8") if own.is_file() else "0::/").splitlines():
         _, controllers, group = [*line.split(":", 2), "", ""][:3]
         if controllers and "cpu" not in controllers.split(","):
             continue
         inner = PurePosixPath(group.lstrip("/"))
-        for folder in (inner, *inner.parents):  # in a container the group's path may be that of the host
+        # in a container the group's path may be that of the host
+        for folder in (inner, *inner.parents):
             if controllers:
                 found.append(
-                    _quota(root / "cpu" / folder / "cpu.cfs_quota_us", root / "cpu" / folder / "cpu.cfs_period_us")
+                    _quota(
+                        root / "cpu" / folder / "cpu.cfs_quota_us",
+                        root / "cpu" / folder / "cpu.cfs_period_us",
+                    )
                 )
             else:
                 found.append(_quota(root / folder / "cpu.max"))
@@ -78,7 +90,9 @@ def _quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cg
 
 
 def _quota(*files: Path) -> int:
-    """Whole cores by a quota and a period, in one file or two; very many where there is no limit."""
+    """Whole cores by a quota and a period, in one file or two; very many where there is no
+    limit.
+    """
     try:
         quota, period = " ".join(file.read_text(encoding="ascii") for file in files).split()
         return int(quota) // int(period) if int(quota) > 0 else UNLIMITED
@@ -90,24 +104,30 @@ def _quota(*files: Path) -> int:
 def cpu_name() -> str:
     """The processor's name as the operating system gives it."""
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
-    makers = (_cpuinfo("CPU implementer"), _cpuinfo("CPU part"))  # on ARM, where no name tells one from another
+    # on ARM, where no name tells one from another
+    makers = (_cpuinfo("CPU implementer"), _cpuinfo("CPU part"))
     return " ".join([name, *filter(None, makers)])
 
 
 @cache
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets that Linux reports; elsewhere (macOS, Windows) what every processor of the kind has."""
+    """The instruction sets that Linux reports; elsewhere (macOS, Windows) what every processor of
+    the kind has.
+    """
     reported = (_cpuinfo("flags") or _cpuinfo("Features")).split()
     return frozenset(reported or LEAST_FLAGS.get(platform.machine().lower(), ()))
 
 
 def has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively; elsewhere torch emulates it, slower than FP32."""
+    """Whether this processor multiplies bfloat16 natively; elsewhere torch emulates it, slower
+    than FP32.
+    """
     return not cpu_flags().isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def saturates() -> bool:
-    """Whether this processor adds products of 8-bit numbers in 16 bits, where the sum of two can overflow.
+    """Whether this processor adds products of 8-bit numbers in 16 bits, where the sum of two can
+    overflow.
 
     So does each of x86 that does not show VNNI.
     """
@@ -115,7 +135,9 @@ def saturates() -> bool:
 
 
 def machine_name(device: str = "cpu") -> str:
-    """The name under which plans for a device of this machine are kept: GPU or processor, and usable cores."""
+    """The name under which plans for a device of this machine are kept: GPU or processor, and
+    usable cores.
+    """
     if device == "cpu":
         return f"{cpu_name()} x {cores()}"
     import torch
@@ -131,7 +153,9 @@ def memory_bytes() -> int:
 def _cpuinfo(key: str) -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key), "")
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() == key), ""
+    )
 
 
 def versions_here() -> dict[str, str]:

@@ -28,17 +28,21 @@ QUICK_S = 20
 MEMO = pytest.StashKey[GraphMemo]()
 Report = pytest.TestReport
 
-settings.register_profile("xopt", deadline=None)  # machines are slow at times: no test asserts a time
+# machines are slow at times: no test asserts a time
+settings.register_profile("xopt", deadline=None)
 settings.load_profile("xopt")
 os.environ["DAFT_PROGRESS_BAR"] = "0"
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Report, Report]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, Report, Report]:
     """A test that takes long is marked so, or `make test` would grow until nobody runs it."""
     report = yield
     memo = item.config.stash.get(MEMO, None)
-    exporting_s = memo.taken_s() if memo else 0.0  # is paid once, and the next test has it for nothing
+    # is paid once, and the next test has it for nothing
+    exporting_s = memo.taken_s() if memo else 0.0
     took_s = call.duration - exporting_s
     slow = item.get_closest_marker("slow")
     if call.when == "call" and report.passed and slow is None and took_s > QUICK_S:
@@ -57,7 +61,8 @@ def ctrl_c_is_heard() -> None:
 def what_takes_long_is_done_once(
     pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[None]:
-    """Graphs that torch exported before are read from disk, and the bench runs its cases in this process.
+    """Graphs that torch exported before are read from disk, and the bench runs its cases in this
+    process.
 
     Tests of the bench's own processes ask for `fresh_processes`.
     """
@@ -85,10 +90,14 @@ def calibration() -> Candidates:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory, calibration: Candidates) -> ModelFolder:
-    """The demo model, exported and quantised: trained weights, for where behaviour is at stake. Not to be changed."""
+    """The demo model, exported and quantised: trained weights, for where behaviour is at stake.
+    Not to be changed.
+    """
 
     def make(place: Path) -> ModelFolder:
-        return quantize(export("demo", place / "demo-xopt"), recipe_for(detect_target()), calibration)
+        return quantize(
+            export("demo", place / "demo-xopt"), recipe_for(detect_target()), calibration
+        )
 
     return once(tmp_path_factory, "demo", make)
 
@@ -126,7 +135,9 @@ def docs() -> Candidates:
 def benched(tmp_path_factory: pytest.TempPathFactory, tiny: ModelFolder, docs: Candidates) -> Bench:
     """A bench of the tiny model under every strategy that runs in one process."""
     strategies = [s for s in STRATEGIES.values() if not s.by_query and s.workers is None]
-    cases = [Case("torch-fp32", strategy.name) for strategy in strategies] + [Case("onnx-int8", "planned")]
+    cases = [Case("torch-fp32", strategy.name) for strategy in strategies] + [
+        Case("onnx-int8", "planned")
+    ]
     return once(tmp_path_factory, "benched", lambda _: bench(tiny, docs, cases, repeat=1))
 
 

@@ -24,9 +24,21 @@ Xopt = Callable[..., Result]
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
-    texts = ["search engine", "ranking models", "a query and a document", "text in brackets", "data index shard"]
+    texts = [
+        "search engine",
+        "ranking models",
+        "a query and a document",
+        "text in brackets",
+        "data index shard",
+    ]
     lines = [
-        {"query_id": q, "query": f"{q} of data", "doc_id": str(i), "text": text, "relevance": int(i == 0)}
+        {
+            "query_id": q,
+            "query": f"{q} of data",
+            "doc_id": str(i),
+            "text": text,
+            "relevance": int(i == 0),
+        }
         for q in ("ranking", "search")
         for i, text in enumerate(texts)
     ]
@@ -71,14 +83,20 @@ def test_the_steps_run_one_after_the_other(xopt: Xopt, tmp_path: Path, rows: Pat
     assert "tau-b" in checked.stderr
 
 
-def test_a_failed_gate_is_exit_code_1_and_is_shown(xopt: Xopt, tiny: ModelFolder, rows: Path) -> None:
-    result = xopt("validate", tiny.path, "--variant", "onnx-fp32", "--data", rows, "--max-ndcg-drop", "-0.5")
+def test_a_failed_gate_is_exit_code_1_and_is_shown(
+    xopt: Xopt, tiny: ModelFolder, rows: Path
+) -> None:
+    result = xopt(
+        "validate", tiny.path, "--variant", "onnx-fp32", "--data", rows, "--max-ndcg-drop", "-0.5"
+    )
     assert result.exit_code == 1
     assert "FAIL: ndcg10_drop" in result.stdout
 
 
 def test_runs_of_any_engine_are_held_against_each_other(xopt: Xopt, tmp_path: Path) -> None:
-    reference, scores, qrels = (tmp_path / name for name in ("reference.run", "scores.run", "qrels"))
+    reference, scores, qrels = (
+        tmp_path / name for name in ("reference.run", "scores.run", "qrels")
+    )
     reference.write_text("".join(f"q{q} Q0 d{d} 0 {-d} any\n" for q in range(12) for d in range(5)))
     scores.write_text("".join(f"q{q} Q0 d{d} 0 {d} any\n" for q in range(12) for d in range(5)))
     qrels.write_text("".join(f"q{q} 0 d0 1\n" for q in range(12)))
@@ -91,10 +109,17 @@ def test_runs_of_any_engine_are_held_against_each_other(xopt: Xopt, tmp_path: Pa
 
 def test_too_few_queries_are_exit_code_3_unless_told(xopt: Xopt, tmp_path: Path) -> None:
     for name, swapped in (("a.run", False), ("b.run", True)):
-        lines = [f"q{q} Q0 d{d} 0 {-d - 1.5 * (swapped and d == 3)} any\n" for q in range(9) for d in range(20)]
+        lines = [
+            f"q{q} Q0 d{d} 0 {-d - 1.5 * (swapped and d == 3)} any\n"
+            for q in range(9)
+            for d in range(20)
+        ]
         (tmp_path / name).write_text("".join(lines))
     arguments = ("validate", "--scores", tmp_path / "b.run", "--reference", tmp_path / "a.run")
-    assert [xopt(*arguments, *way).exit_code for way in ((), ("--undecided", "pass"), ("--undecided", "fail"))] == [
+    assert [
+        xopt(*arguments, *way).exit_code
+        for way in ((), ("--undecided", "pass"), ("--undecided", "fail"))
+    ] == [
         3,
         0,
         1,
@@ -103,11 +128,16 @@ def test_too_few_queries_are_exit_code_3_unless_told(xopt: Xopt, tmp_path: Path)
     assert (refused.exit_code, "--minutes goes with a model folder" in refused.stderr) == (2, True)
 
 
-def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, tiny_copy: ModelFolder) -> None:
+def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(
+    xopt: Xopt, tiny_copy: ModelFolder
+) -> None:
     before = (tiny_copy.path / "xopt.json").read_bytes()
     gate = ("quantize", tiny_copy.path, "--int8", "--depth", 6, "--min-tau", 1)
     few = xopt(*gate, "--queries", 4)
-    assert (few.exit_code, "a fifth of the data's do, so give 50 or more" in few.stderr) == (2, True)
+    assert (few.exit_code, "a fifth of the data's do, so give 50 or more" in few.stderr) == (
+        2,
+        True,
+    )
     result = xopt(*gate, "--queries", 50)
     assert (result.exit_code, "no INT8 passes" in result.stderr) == (1, True)
     assert (tiny_copy.path / "xopt.json").read_bytes() == before
@@ -117,7 +147,10 @@ def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, ti
     ("arguments", "message"),
     [
         (["export", "./none"], "./none: no such folder; give a hub id, a folder or `demo`"),
-        (["quantize", "none", "--int8"], "none: no such folder; make it with `xopt export MODEL -o none`"),
+        (
+            ["quantize", "none", "--int8"],
+            "none: no such folder; make it with `xopt export MODEL -o none`",
+        ),
         (["tune", "TINY", "--variant", "onnx-int4"], "no variant 'onnx-int4'"),
         (["validate", "TINY", "--data", "none.jsonl"], "none.jsonl: no such file or folder"),
         (["bench", "TINY", "--strategy", "hasty"], "strategy 'hasty': unknown"),
@@ -126,20 +159,35 @@ def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(xopt: Xopt, ti
         (["validate", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
         (["optimize", "TINY", "--device", "cuda"], "device 'cuda': torch sees no CUDA GPU"),
         (["quantize", "TINY"], "give --int8, for a CPU, or --fp16, for a GPU"),
-        (["quantize", "TINY", "--fp16", "--min-tau", "0.9"], "--min-tau goes with --int8, not with --fp16"),
+        (
+            ["quantize", "TINY", "--fp16", "--min-tau", "0.9"],
+            "--min-tau goes with --int8, not with --fp16",
+        ),
         (["validate"], "give a model folder, or two runs"),
-        (["validate", "TINY", "--scores", "a.run", "--reference", "b.run"], "give a model folder, or two runs"),
+        (
+            ["validate", "TINY", "--scores", "a.run", "--reference", "b.run"],
+            "give a model folder, or two runs",
+        ),
         (["validate", "--scores", "a.run", "--reference", "b.run"], "b.run: cannot be read"),
         (
             ["quantize", "TINY", "--int8", "--scheme", "stock", "--min-tau", "0.9"],
             "--scheme stock has nothing to steer",
         ),
         (["export", "TINY", "--json", "/none/of/this.json", "-o", "TINY"], "exists already"),
-        (["export", "TINY", "--torch-only", "--portable"], "--portable is for a graph, which --torch-only leaves out"),
-        (["quantize", "TINY", "--int8", "--scheme", "stock", "--data", "x"], "--data calibrates, and --scheme stock"),
+        (
+            ["export", "TINY", "--torch-only", "--portable"],
+            "--portable is for a graph, which --torch-only leaves out",
+        ),
+        (
+            ["quantize", "TINY", "--int8", "--scheme", "stock", "--data", "x"],
+            "--data calibrates, and --scheme stock",
+        ),
         (["cascade", "TINY", "--max-loss", "nan"], "'nan' is not a number"),
         (["cascade", "TINY", "--confidence", "NaN"], "'NaN' is not a number"),
-        (["shrink", "TINY", "-o", "none", "--layers", "1", "--minutes", "nan"], "'nan' is not a number"),
+        (
+            ["shrink", "TINY", "-o", "none", "--layers", "1", "--minutes", "nan"],
+            "'nan' is not a number",
+        ),
         (["validate", "TINY", "--minutes", "nan"], "'nan' is not a number"),
     ],
 )
@@ -154,7 +202,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
         assert len([line for line in result.stderr.splitlines() if line.startswith("Error")]) == 1
 
 
-def test_peers_are_for_a_cpu(xopt: Xopt, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peers_are_for_a_cpu(
+    xopt: Xopt, tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     result = xopt("bench", tiny.path, "--device", "cuda", "--peers")
     assert (result.exit_code, "--peers is for a CPU" in result.stderr) == (2, True)
@@ -164,15 +214,23 @@ HEAVY = {"torch", "transformers", "onnxruntime", "daft"}
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["validate", "--scores", "a.run", "--reference", "a.run"]], ids=" ".join
+    "arguments",
+    [["--help"], ["validate", "--scores", "a.run", "--reference", "a.run"]],
+    ids=" ".join,
 )
-def test_what_needs_no_model_is_quick_and_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
-    (tmp_path / "a.run").write_text("".join(f"q{q} Q0 d{d} 0 {d} any\n" for q in range(12) for d in range(5)))
+def test_what_needs_no_model_is_quick_and_imports_nothing_heavy(
+    tmp_path: Path, arguments: list[str]
+) -> None:
+    (tmp_path / "a.run").write_text(
+        "".join(f"q{q} Q0 d{d} 0 {d} any\n" for q in range(12) for d in range(5))
+    )
     code = (
         "import sys; from xopt.cli.main import cli; "
         f"code = cli.main({arguments!r}, standalone_mode=False); print(sorted({HEAVY!r} & set(sys.modules)), code)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1].startswith("[]")
 
 
@@ -190,14 +248,19 @@ def test_nohup_is_heeded(before: str, ignored: bool) -> None:
 
 @pytest.fixture
 def main_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The main job with what takes part on most machines, and nothing that depends on how fast this one is."""
-    monkeypatch.setattr("xopt.optimize.pipeline.saturates", lambda: False)  # where OpenVINO takes part
+    """The main job with what takes part on most machines, and nothing that depends on how fast
+    this one is.
+    """
+    # where OpenVINO takes part
+    monkeypatch.setattr("xopt.optimize.pipeline.saturates", lambda: False)
     one_process = replace(STRATEGIES["concurrent"], workers=None)  # `test_bench.py` has its four
     monkeypatch.setitem(STRATEGIES, "concurrent", one_process)
     monkeypatch.setattr("xopt.optimize.tune.CONTENDS", 0.0)
 
 
-def test_the_main_job_recommends_on_a_users_own_data(xopt: Xopt, tmp_path: Path, rows: Path, main_job: None) -> None:
+def test_the_main_job_recommends_on_a_users_own_data(
+    xopt: Xopt, tmp_path: Path, rows: Path, main_job: None
+) -> None:
     model, out = make_tiny(tmp_path / "model"), tmp_path / "out"
     done = xopt("optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1)
     assert done.exit_code == 0, done.output
@@ -220,11 +283,16 @@ def test_the_main_job_does_nothing_twice_and_only_for_the_same_model(
     assert json.loads(second.stdout)["tunings"] == []
     assert "is there already" in second.stderr
     same = xopt("optimize", f"{model}/", "-o", out, "--data", rows, "--min-labels", 0.9)
-    assert "a model with 1 label has no such measure" in same.stderr  # the same folder, as TAB writes it
+    # the same folder, as TAB writes it
+    assert "a model with 1 label has no such measure" in same.stderr
     with (model / "model.safetensors").open("r+b") as weights:  # trained again
         weights.seek(-4, 2)
         weights.write(b"\0\0\0\1")
     changed = xopt(*arguments)
-    assert (changed.exit_code, "changed since" in changed.stderr, "--force" in changed.stderr) == (2, True, True)
+    assert (changed.exit_code, "changed since" in changed.stderr, "--force" in changed.stderr) == (
+        2,
+        True,
+        True,
+    )
     other = xopt("optimize", make_tiny(tmp_path / "other", "roberta"), "-o", out, "--data", rows)
     assert (other.exit_code, "choose another folder" in other.stderr) == (2, True)

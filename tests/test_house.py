@@ -1,4 +1,4 @@
-"""The rules of the house: which way imports go, which module imports which library, and how large things are."""
+"""The rules of the house: which way imports go, and which module imports which library."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ ROOMS = [  # each may import from itself and from those before it
     "xopt.optimize",
     "xopt.cli",
 ]
-STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "model", "report")]  # do not know each other
+# do not know each other
+STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "model", "report")]
 OWNERS = {  # in runtime, the modules that import a library
     "daft": {"rerank.py", "cascade.py", "instances.py", "in_daft.py", "workers.py"},
     "openvino": {"openvino.py"},
     "ctranslate2": {"ctranslate2.py"},
-    "onnxruntime": {"onnx.py", "ceilings.py", "reference.py"},  # the reference sets threads through its options
+    # the reference sets threads through its options
+    "onnxruntime": {"onnx.py", "ceilings.py", "reference.py"},
     "sentence_transformers": {"network.py", "reference.py", "varlen.py"},
     "transformers": {"network.py"},
     "tokenizers": {"encode.py"},
     "bm25s": {"bm25.py"},
 }
-FILES = [path for top in ("runtime", "optimize", "cli") for path in sorted((ROOT / top).rglob("*.py"))]
-TESTS = [path for top in ("tests", "docs") for path in sorted((ROOT / top).rglob("*.py"))]
+FILES = [
+    path for top in ("runtime", "optimize", "cli") for path in sorted((ROOT / top).rglob("*.py"))
+]
 FOLDERS = sorted({path.parent for path in FILES})
 
 
@@ -53,11 +56,15 @@ def imported(path: Path) -> set[str]:
 
 def room_of(module: str) -> str | None:
     """The room that a module lies in: the longest name of one that it begins with."""
-    return max((room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len, default=None)
+    return max(
+        (room for room in ROOMS if f"{module}.".startswith(f"{room}.")), key=len, default=None
+    )
 
 
 def name_of(path: Path) -> str:
-    return "xopt." + path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+    return "xopt." + path.relative_to(ROOT).with_suffix("").as_posix().replace(
+        "/", "."
+    ).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -76,17 +83,9 @@ def test_imports_go_one_way(path: Path) -> None:
 @pytest.mark.parametrize("library", OWNERS)
 def test_few_modules_import_a_large_library(library: str) -> None:
     runtime = [path for path in FILES if name_of(path).startswith("xopt.runtime")]
-    assert {p.name for p in runtime if any(n.split(".")[0] == library for n in imported(p))} == OWNERS[library]
-
-
-@pytest.mark.parametrize(
-    "folder", sorted({path.parent for path in FILES + TESTS}), ids=lambda p: p.relative_to(ROOT).as_posix()
-)
-def test_folders_and_files_stay_small(folder: Path) -> None:
-    files = list(folder.glob("*.py"))
-    assert len([file for file in folder.iterdir() if file.is_file() and file.suffix != ".pyc"]) <= 13  # and py.typed
-    assert len(files) <= 12
-    assert {p.name: n for p in files if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300} == {}
+    assert {
+        p.name for p in runtime if any(n.split(".")[0] == library for n in imported(p))
+    } == OWNERS[library]
 
 
 def test_every_folder_is_installed() -> None:

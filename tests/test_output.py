@@ -16,7 +16,13 @@ from xopt.cli.output import Output
 
 COLUMNS = ["variant/strategy", "speed", "pairs/s", "tau-b", "document"]
 ROWS = [
-    ["torch-fp32/default", "1.00 x", "28.1", "1.000\n[0.990, 1.000]", "a text of many words that may be wrapped"],
+    [
+        "torch-fp32/default",
+        "1.00 x",
+        "28.1",
+        "1.000\n[0.990, 1.000]",
+        "a text of many words that may be wrapped",
+    ],
     ["onnx-int8/planned", "12.34 x", "1,249.5", "0.972\n[0.961, 0.980]", "another " * 20],
 ]
 
@@ -46,10 +52,12 @@ def test_a_text_does_not_steer_the_terminal() -> None:
 def test_json_is_the_same_in_every_encoding(tmp_path: Path) -> None:
     name = b"caf\xe9.run"  # no UTF-8
     (tmp_path / "a.run").write_text(
-        "".join(f"Zürich {q}\tQ0\td{d}\t0\t{d + q}\tany\n" for q in range(12) for d in range(5)), "utf-8"
+        "".join(f"Zürich {q}\tQ0\td{d}\t0\t{d + q}\tany\n" for q in range(12) for d in range(5)),
+        "utf-8",
     )
     (tmp_path / os.fsdecode(name)).write_text(
-        "".join(f"Zürich {q}\tQ0\td{d}\t0\t{d - q}\tany\n" for q in range(12) for d in range(5)), "utf-8"
+        "".join(f"Zürich {q}\tQ0\td{d}\t0\t{d - q}\tany\n" for q in range(12) for d in range(5)),
+        "utf-8",
     )
     command = [
         sys.executable,
@@ -76,7 +84,18 @@ def test_output_in_any_encoding_loses_nothing(tmp_path: Path, encoding: str) -> 
     (tmp_path / "a.run").write_text(run)
     command = "from xopt.cli.main import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", command, "validate", "--scores", "a.run", "--reference", "a.run", "--json", "a.json"],
+        [
+            sys.executable,
+            "-c",
+            command,
+            "validate",
+            "--scores",
+            "a.run",
+            "--reference",
+            "a.run",
+            "--json",
+            "a.json",
+        ],
         cwd=tmp_path,
         env={"PYTHONIOENCODING": encoding, "PATH": ""},
         capture_output=True,
@@ -92,10 +111,17 @@ def test_output_in_any_encoding_loses_nothing(tmp_path: Path, encoding: str) -> 
 def test_a_closed_or_full_output_is_no_traceback_and_the_json_is_there(
     tmp_path: Path, redirection: str, code: int
 ) -> None:
-    (tmp_path / "a.run").write_text("".join(f"q{q} Q0 d{d} 0 {d + q} any\n" for q in range(12) for d in range(5)))
+    (tmp_path / "a.run").write_text(
+        "".join(f"q{q} Q0 d{d} 0 {d + q} any\n" for q in range(12) for d in range(5))
+    )
     command = f"{sys.executable} -c 'from xopt.cli.main import main; main()' validate --scores a.run --reference a.run"
     done = subprocess.run(
-        f"{command} --json a.json {redirection}", shell=True, cwd=tmp_path, capture_output=True, text=True, check=False
+        f"{command} --json a.json {redirection}",
+        shell=True,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert json.loads((tmp_path / "a.json").read_text())["passed"]

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import click
 
 from xopt.cli.cascade_tables import print_cascaded
-from xopt.cli.options import data_options, device_option, folder_argument, threads_option, trust_option, variant_option
+from xopt.cli.options import (
+    data_options,
+    device_option,
+    folder_argument,
+    threads_option,
+    trust_option,
+    variant_option,
+)
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_bench, print_explained, print_rival
 
@@ -38,10 +45,16 @@ log = logging.getLogger(__name__)
 @device_option
 @data_options
 @click.option(
-    "--pairs", type=click.IntRange(min=1), default=500, show_default=True, help="Score the first so many pairs."
+    "--pairs",
+    type=click.IntRange(min=1),
+    default=500,
+    show_default=True,
+    help="Score the first so many pairs.",
 )
 @threads_option
-@click.option("--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved rounds.")
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved rounds."
+)
 @click.option(
     "--peers",
     is_flag=True,
@@ -49,7 +62,11 @@ log = logging.getLogger(__name__)
     "processor has it, OpenVINO's INT8 where nncf is installed, and CTranslate2's where that is; each with "
     "batches of 32 and with the best of 32, 8 and 1.",
 )
-@click.option("--explain", is_flag=True, help="Also where the time went, what held each case back, and what to change.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Also where the time went, what held each case back, and what to change.",
+)
 @trust_option
 @json_option
 def bench(
@@ -68,9 +85,9 @@ def bench(
 ) -> None:
     """Time variants inside a Daft batch UDF.
 
-    Each variant under each strategy runs in fresh processes, interleaved round by round, beside the
-    baseline torch-fp32/default. Speed is the ratio to it. CPU is that of the whole process tree; the
-    column beside it shows what a monitor of the parent process alone would see.
+    Each variant under each strategy runs in fresh processes, interleaved round by round, beside
+    the baseline torch-fp32/default. Speed is the ratio to it. CPU is that of the whole process
+    tree; the column beside it shows what a monitor of the parent process alone would see.
     """
     from xopt.runtime.bench.bench import Case
     from xopt.runtime.bench.bench import bench as run
@@ -98,8 +115,13 @@ def bench(
     column = own.certificate.column if own else None
     candidates = read(first=column if asked else None)
     fitting = variants_on(model, device)
-    # A cascade that goes by a column of scores runs where it is asked for: other data need not have one.
-    usual = [s for s in STRATEGIES if s not in SMALL_BATCHES and (s != "cascade" or (own and column is None))]
+    # A cascade that goes by a column of scores runs where it is asked for: other data need not
+    # have one.
+    usual = [
+        s
+        for s in STRATEGIES
+        if s not in SMALL_BATCHES and (s != "cascade" or (own and column is None))
+    ]
     cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or usual)]
     if not strategies or not variants:  # of what was not asked for, what there is
         scores = str(model.manifest.cascade.get("variant", ""))
@@ -117,7 +139,14 @@ def bench(
         if any(case.strategy == "cascade" for case in cases):
             part = candidates.whole(pairs)
         result = run(
-            model, part, [*cases, *theirs], threads=threads, repeat=repeat, device=device, peers=made, profiled=explain
+            model,
+            part,
+            [*cases, *theirs],
+            threads=threads,
+            repeat=repeat,
+            device=device,
+            peers=made,
+            profiled=explain,
         )
     output.json(result)
     print_bench(output, result)

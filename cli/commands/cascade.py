@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 import click
 
 from xopt.cli.cascade_tables import print_certified, print_checked
-from xopt.cli.options import Number, data_options, device_option, folder_argument, refuse, threads_option, trust_option
+from xopt.cli.options import (
+    Number,
+    data_options,
+    device_option,
+    folder_argument,
+    refuse,
+    threads_option,
+    trust_option,
+)
 from xopt.cli.output import Output, json_option
 
 if TYPE_CHECKING:
@@ -31,7 +39,9 @@ VERDICT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
     "a cheaper model's folder; or the column of DATA with the first stage's scores, which those go by too.  [default: "
     "the cheaper one of given and learned]",
 )
-@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="The ranks that count.")
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="The ranks that count."
+)
 @click.option(
     "--max-loss",
     type=Number(0, 1, min_open=True, max_open=True),
@@ -59,8 +69,16 @@ VERDICT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
     help="What is lost: a share of DCG, gains by the reference's scores; or of so many queries the best are not all "
     "scored.",
 )
-@click.option("--variant", help="What scores.  [default: the recommended one, else onnx-int8, onnx-fp32 or torch-fp32]")
-@click.option("--check", "checking", is_flag=True, help="Does the certificate in DIR hold on DATA? Changes nothing.")
+@click.option(
+    "--variant",
+    help="What scores.  [default: the recommended one, else onnx-int8, onnx-fp32 or torch-fp32]",
+)
+@click.option(
+    "--check",
+    "checking",
+    is_flag=True,
+    help="Does the certificate in DIR hold on DATA? Changes nothing.",
+)
 @threads_option
 @device_option
 @trust_option
@@ -83,10 +101,10 @@ def cascade(
 ) -> None:
     """Rank with fewer pairs, and certify what that loses.
 
-    Finds the cheapest order of a query's candidates, and the cheapest rule when to stop, whose expected loss on unseen
-    queries is shown to be at most --max-loss, and writes both with their certificate into DIR: `open_cascade(DIR)` and
-    `rerank(..., cascade=True)` rank by them. Needs no labels. Exits with 1 where no saving is safe; with --check as
-    `validate` does.
+    Finds the cheapest order of a query's candidates, and the cheapest rule when to stop, whose
+    expected loss on unseen queries is shown to be at most --max-loss, and writes both with their
+    certificate into DIR: `open_cascade(DIR)` and `rerank(..., cascade=True)` rank by them. Needs
+    no labels. Exits with 1 where no saving is safe; with --check as `validate` does.
     """
     from xopt.optimize.cascade.certify import certify
     from xopt.optimize.cascade.check import check
@@ -108,7 +126,9 @@ def cascade(
             refuse(("confidence",), "has no meaning in expectation")
         own = first in (None, *ORDERS) or (Path(str(first)) / MANIFEST).is_file()
         if not own and Path(str(first)).is_dir():
-            raise BadInput(f"--first {first}: no model folder; make one with `xopt export {first} -o SMALL`")
+            raise BadInput(
+                f"--first {first}: no model folder; make one with `xopt export {first} -o SMALL`"
+            )
         column = None if own else first
         chosen = variant or default_variant(model, device)
         certified = certify(

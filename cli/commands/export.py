@@ -15,9 +15,15 @@ __all__ = ["export"]
 @click.command()
 @click.argument("model", type=click.Path())
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The model folder.  [default: models/NAME-xopt]",
 )
-@click.option("--force", is_flag=True, help="Replace DIR if it exists, once the new one is complete.")
+@click.option(
+    "--force", is_flag=True, help="Replace DIR if it exists, once the new one is complete."
+)
 @trust_option
 @click.option(
     "--allow-pickle",
@@ -26,7 +32,9 @@ __all__ = ["export"]
 )
 @click.option("--torch-only", is_flag=True, help="Leave ONNX out, where a GPU will run it.")
 @click.option(
-    "--portable", is_flag=True, help="No operators of onnxruntime's own in the graph, to publish it; a little slower."
+    "--portable",
+    is_flag=True,
+    help="No operators of onnxruntime's own in the graph, to publish it; a little slower.",
 )
 @click.option(
     "--exporter",
@@ -50,9 +58,10 @@ def export(
 ) -> None:
     """Export MODEL to ONNX, in a self-contained model folder.
 
-    MODEL is a hub id, a folder, or `demo`: any CrossEncoder of sentence-transformers, its modules and language
-    models included. The folder loads in sentence-transformers as it is, and appears only after the logits
-    of its FP32 variants have been checked against sentence-transformers' (at most 1e-4 apart).
+    MODEL is a hub id, a folder, or `demo`: any CrossEncoder of sentence-transformers, its modules
+    and language models included. The folder loads in sentence-transformers as it is, and appears
+    only after the logits of its FP32 variants have been checked against sentence-transformers'
+    (at most 1e-4 apart).
     """
     from xopt.optimize.export import export as run
     from xopt.optimize.model.source import default_out
@@ -72,7 +81,10 @@ def export(
         rank_label=rank_label,
     )
     output.json({"folder": folder.path, "manifest": folder.manifest})
-    rows = [[v.name, v.file, f"{folder.size_bytes(v.name) / 1e6:.1f}"] for v in folder.manifest.variants.values()]
+    rows = [
+        [v.name, v.file, f"{folder.size_bytes(v.name) / 1e6:.1f}"]
+        for v in folder.manifest.variants.values()
+    ]
     output.table(
         f"{folder.path}: max_length {folder.manifest.max_length}, labels {folder.manifest.labels}",
         ["variant", "file", "MB"],

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from xopt.cli.cascade_tables import print_cascaded, print_certified
-from xopt.cli.options import data_options, device_option, gate_options, minutes_option, rank_label_option, trust_option
+from xopt.cli.options import (
+    data_options,
+    device_option,
+    gate_options,
+    minutes_option,
+    rank_label_option,
+    trust_option,
+)
 from xopt.cli.output import Output, json_option, plain
 from xopt.cli.tables import print_advice, print_bench, print_tuning, print_validation
 
@@ -22,12 +29,28 @@ __all__ = ["optimize"]
 @click.command()
 @click.argument("model", type=click.Path())
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="DIR", help="The model folder.  [default: models/NAME-xopt]"
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The model folder.  [default: models/NAME-xopt]",
 )
 @data_options
 @gate_options
-@click.option("--pairs", type=click.IntRange(min=1), default=160, show_default=True, help="Pairs in the bench.")
-@click.option("--repeat", type=click.IntRange(min=1), default=2, show_default=True, help="Rounds of the bench.")
+@click.option(
+    "--pairs",
+    type=click.IntRange(min=1),
+    default=160,
+    show_default=True,
+    help="Pairs in the bench.",
+)
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Rounds of the bench.",
+)
 @minutes_option
 @click.option("-v", "--verbose", is_flag=True, help="Also the plans that tune tried.")
 @device_option
@@ -53,8 +76,9 @@ def optimize(
     For a GPU half precision takes the place of INT8.
 
     MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
-    part of the queries calibrates and tunes, the rest judges, fastest variant first. What fails a gate, or what
-    the queries or the minutes are too few for, is shown as such and not recommended. DIR/report.html has it all.
+    part of the queries calibrates and tunes, the rest judges, fastest variant first. What fails a
+    gate, or what the queries or the minutes are too few for, is shown as such and not
+    recommended. DIR/report.html has it all.
     """
     from xopt.optimize.model.source import default_out
     from xopt.optimize.pipeline import optimize as run

@@ -22,7 +22,11 @@ __all__ = ["quantize"]
 @click.command()
 @folder_argument
 @click.option("--int8", is_flag=True, help="INT8 matrix products, for a CPU.")
-@click.option("--fp16", is_flag=True, help="Half precision, for a GPU: the variant onnx-fp16, made without DATA.")
+@click.option(
+    "--fp16",
+    is_flag=True,
+    help="Half precision, for a GPU: the variant onnx-fp16, made without DATA.",
+)
 @click.option(
     "--scheme",
     type=click.Choice(["per-token", "static", "portable", "stock"]),
@@ -53,12 +57,13 @@ def quantize(
 ) -> None:
     """Quantise the model folder DIR to INT8, or halve its precision.
 
-    Adds a variant to DIR, or replaces it. DATA calibrates all schemes but stock; any text of the kind
-    that you rank will do. `xopt validate DIR` then tells whether the variant still ranks the same.
+    Adds a variant to DIR, or replaces it. DATA calibrates all schemes but stock; any text of the
+    kind that you rank will do. `xopt validate DIR` then tells whether the variant still ranks the
+    same.
 
-    With a gate, the variant is steered by agreement on DATA: the products that move the ranking most stay in
-    float until the gate holds, and the fastest variant that passes is kept. Exits with 1, and changes
-    nothing, where none does.
+    With a gate, the variant is steered by agreement on DATA: the products that move the ranking
+    most stay in float until the gate holds, and the fastest variant that passes is kept. Exits
+    with 1, and changes nothing, where none does.
     """
     from xopt.optimize.int8.calibrate import calibration_pairs
     from xopt.optimize.judge.verdict import gates_with
@@ -82,7 +87,9 @@ def quantize(
     if scheme == "stock":
         refuse(DATA_NAMES, "calibrates, and --scheme stock takes no calibration")
     if bounds and scheme == "stock":
-        raise click.UsageError("--scheme stock has nothing to steer; leave the gates to `xopt validate`")
+        raise click.UsageError(
+            "--scheme stock has nothing to steer; leave the gates to `xopt validate`"
+        )
     model = ModelFolder.open(folder)
     recipe = recipe_for(target or (ANY if scheme == "portable" else detect_target()), scheme)
     output = Output(json_file)
@@ -96,7 +103,9 @@ def quantize(
     if candidates and bounds:
         gates = [
             gate
-            for gate in gates_with(bounds, bool(candidates.qrels), 1 if model.manifest.ranks else model.manifest.labels)
+            for gate in gates_with(
+                bounds, bool(candidates.qrels), 1 if model.manifest.ranks else model.manifest.labels
+            )
             if gate.measure in bounds
         ]
         prepared = prepare(model, recipe, calibration_pairs(candidates))
@@ -108,10 +117,15 @@ def quantize(
 def _report(output: Output, made: ModelFolder, name: str, steered: Steered | None) -> None:
     variant = made.variant(name)
     size = f"{made.size_bytes(name) / 1e6:.1f}"
-    how = ", ".join(f"{k} {len(v) if isinstance(v, list) else v}" for k, v in variant.recipe.items())
+    how = ", ".join(
+        f"{k} {len(v) if isinstance(v, list) else v}" for k, v in variant.recipe.items()
+    )
     output.json({"folder": made.path, "variant": variant, "steered": steered})
     if steered:
         print_steering(output, steered)
     output.table(
-        str(made.path), ["variant", "file", "MB", "recipe"], [[variant.name, variant.file, size, how]], left=("recipe",)
+        str(made.path),
+        ["variant", "file", "MB", "recipe"],
+        [[variant.name, variant.file, size, how]],
+        left=("recipe",),
     )

@@ -22,13 +22,16 @@ __all__ = ["report"]
     help="The page: .html, self-contained, or .md, for a pull request.",
 )
 @click.option(
-    "--baseline", metavar="OLD.json", help="An earlier result: what has changed, and what is within the noise."
+    "--baseline",
+    metavar="OLD.json",
+    help="An earlier result: what has changed, and what is within the noise.",
 )
 @json_option
 def report(results: tuple[str, ...], out: str, baseline: str | None, json_file: str | None) -> None:
     """Write results as a page that people can look at.
 
-    RESULTS.json is what `xopt optimize`, `bench` or `validate` wrote with --json; several make one page.
+    RESULTS.json is what `xopt optimize`, `bench` or `validate` wrote with --json; several make
+    one page.
     """
     from xopt.optimize.report.page import compare, read_results, render
     from xopt.runtime.errors import BadInput

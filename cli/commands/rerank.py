@@ -26,18 +26,47 @@ COLUMNS = ("query", "text", "query_id", "doc_id", "first")
     help="Where rankings go: a .parquet, .jsonl or .run (TREC) file, or a folder of Parquet files.",
 )
 @click.option(
-    "--variant", help="The variant that scores.  [default: the one recommended on this machine, or onnx-fp32]"
+    "--variant",
+    help="The variant that scores.  [default: the one recommended on this machine, or onnx-fp32]",
 )
-@click.option("--cascade", is_flag=True, help="Rank by DIR's cascade; rows that it leaves out have a null score.")
-@click.option("--top-k", type=click.IntRange(min=1), help="Each query's best only.  [default: every row]")
+@click.option(
+    "--cascade",
+    is_flag=True,
+    help="Rank by DIR's cascade; rows that it leaves out have a null score.",
+)
+@click.option(
+    "--top-k", type=click.IntRange(min=1), help="Each query's best only.  [default: every row]"
+)
 @click.option("--ids-only", is_flag=True, help="Write ids, score and rank, and no other columns.")
-@click.option("--query", metavar="COLUMN", default="", help="The queries' column.  [default: query]")
-@click.option("--text", metavar="COLUMN", help="The documents' column.  [default: text, below title if there is one]")
-@click.option("--query-id", metavar="COLUMN", help="The queries' ids.  [default: query_id, or the query]")
+@click.option(
+    "--query", metavar="COLUMN", default="", help="The queries' column.  [default: query]"
+)
+@click.option(
+    "--text",
+    metavar="COLUMN",
+    help="The documents' column.  [default: text, below title if there is one]",
+)
+@click.option(
+    "--query-id", metavar="COLUMN", help="The queries' ids.  [default: query_id, or the query]"
+)
 @click.option("--doc-id", metavar="COLUMN", help="The documents' ids.  [default: doc_id, if there]")
-@click.option("--first", metavar="COLUMN", help="The first stage's scores, for a cascade made with them.")
-@click.option("--score", metavar="NAME", default="score", show_default=True, help="The column of scores to write.")
-@click.option("--rank", metavar="NAME", default="rank", show_default=True, help="The column of ranks to write.")
+@click.option(
+    "--first", metavar="COLUMN", help="The first stage's scores, for a cascade made with them."
+)
+@click.option(
+    "--score",
+    metavar="NAME",
+    default="score",
+    show_default=True,
+    help="The column of scores to write.",
+)
+@click.option(
+    "--rank",
+    metavar="NAME",
+    default="rank",
+    show_default=True,
+    help="The column of ranks to write.",
+)
 @click.option(
     "--run",
     metavar="FILE",
@@ -64,7 +93,11 @@ COLUMNS = ("query", "text", "query_id", "doc_id", "first")
     show_default=True,
     help="This machine, Ray's cluster here, or the Ray cluster at an address.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and by a sample how long it would take.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say what would be done, and by a sample how long it would take.",
+)
 @click.option("--force", is_flag=True, help="Begin again, and replace OUT.")
 @trust_option
 @json_option
@@ -84,10 +117,10 @@ def rerank(
 ) -> None:
     """Rank files of candidates, millions of pairs if need be, and go on after any fault.
 
-    INPUTs are Parquet, .jsonl, .csv or .tsv files, folders or patterns of them, on this machine or a store (s3://,
-    gs://, https://, ...), or collections: BEIR folders, irds:ID, hf:ID. Each row comes out once, with its score, a
-    logit, and its rank. What was done stands in OUT.job: the same command goes on where it was, and where all is done
-    it scores nothing.
+    INPUTs are Parquet, .jsonl, .csv or .tsv files, folders or patterns of them, on this machine
+    or a store (s3://, gs://, https://, ...), or collections: BEIR folders, irds:ID, hf:ID. Each
+    row comes out once, with its score, a logit, and its rank. What was done stands in OUT.job:
+    the same command goes on where it was, and where all is done it scores nothing.
     """
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.jobs.inputs.columns import Columns

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 import click
 
 from xopt.cli.cascade_tables import print_shrunk
-from xopt.cli.options import Number, data_options, device_option, folder_argument, threads_option, trust_option
+from xopt.cli.options import (
+    Number,
+    data_options,
+    device_option,
+    folder_argument,
+    threads_option,
+    trust_option,
+)
 from xopt.cli.output import Output, json_option
 
 if TYPE_CHECKING:
@@ -21,9 +28,16 @@ __all__ = ["shrink"]
 @click.command()
 @folder_argument
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="SMALL", required=True, help="The new model folder."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="SMALL",
+    required=True,
+    help="The new model folder.",
 )
-@click.option("--layers", type=click.IntRange(min=1), required=True, help="How many layers to keep.")
+@click.option(
+    "--layers", type=click.IntRange(min=1), required=True, help="How many layers to keep."
+)
 @data_options
 @click.option(
     "--minutes",
@@ -51,16 +65,26 @@ def shrink(
 ) -> None:
     """Make a smaller model of DIR: fewer layers, distilled from DIR's own scores.
 
-    Which layers stay is found by their agreement before the training. It learns, without labels, from the queries and
-    documents of --data and from queries drawn from the documents; a fifth of the queries, 64 at most, shows what was
-    reached. DATA may be documents alone, without a column query, or have one for each query: BM25 then finds others.
-    SMALL is a model folder like any other: quantise it, validate it, or let it order for DIR with `xopt
-    cascade DIR --first SMALL`.
+    Which layers stay is found by their agreement before the training. It learns, without labels,
+    from the queries and documents of --data and from queries drawn from the documents; a fifth of
+    the queries, 64 at most, shows what was reached. DATA may be documents alone, without a column
+    query, or have one for each query: BM25 then finds others. SMALL is a model folder like any
+    other: quantise it, validate it, or let it order for DIR with `xopt cascade DIR --first
+    SMALL`.
     """
     from xopt.optimize.shrink.shrink import shrink as run
     from xopt.runtime.folder import ModelFolder
 
     output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
-    result = run(model, out, layers, read(documents=True), minutes=minutes, device=device, threads=threads, force=force)
+    result = run(
+        model,
+        out,
+        layers,
+        read(documents=True),
+        minutes=minutes,
+        device=device,
+        threads=threads,
+        force=force,
+    )
     output.json(result)
     print_shrunk(output, result)

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import data_options, device_option, folder_argument, threads_option, trust_option, variant_option
+from xopt.cli.options import (
+    data_options,
+    device_option,
+    folder_argument,
+    threads_option,
+    trust_option,
+    variant_option,
+)
 from xopt.cli.output import Output, json_option
 from xopt.cli.tables import print_tuning
 
@@ -38,7 +45,8 @@ def tune(
 
     On a GPU the threads are calls of the tokenizer ahead of it.
 
-    Writes it into the manifest of the model folder DIR, where every scorer on this machine finds it.
+    Writes it into the manifest of the model folder DIR, where every scorer on this machine finds
+    it.
     """
     from xopt.optimize.tune import tune as run
     from xopt.runtime.folder import ModelFolder

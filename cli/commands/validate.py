@@ -47,7 +47,9 @@ UNDECIDED_CODES = {None: 3, "pass": 0, "fail": 1}
     help="The TREC run that --scores is held against; for DIR `torch`, which scores all of the reference, where "
     "otherwise onnx-fp32 does it once it gives the same logits.",
 )
-@click.option("--qrels", metavar="FILE", type=click.Path(), help="With --scores: TREC qrels, for quality.")
+@click.option(
+    "--qrels", metavar="FILE", type=click.Path(), help="With --scores: TREC qrels, for quality."
+)
 @gate_options
 @minutes_option
 @click.option(
@@ -76,9 +78,9 @@ def validate(
 ) -> None:
     """Compare the ranking of variants with the FP32 model's, or of a run with another one.
 
-    Scores the same candidates with the reference (torch, FP32, as sentence-transformers runs it) and each
-    variant of DIR, on as many queries as the gates need. Exits with 0 where all pass, 1 where a gate fails and
-    3 where the queries, or the minutes, are too few to decide.
+    Scores the same candidates with the reference (torch, FP32, as sentence-transformers runs it)
+    and each variant of DIR, on as many queries as the gates need. Exits with 0 where all pass, 1
+    where a gate fails and 3 where the queries, or the minutes, are too few to decide.
     """
     from xopt.optimize.judge.statistics import FAILED, PASSED, UNDECIDED
     from xopt.optimize.judge.verdict import gates_with
@@ -106,10 +108,14 @@ def validate(
         result = validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
     else:
         model, candidates = ModelFolder.open(str(folder), trust_remote_code), read()
-        gates = gates_with(bounds, bool(candidates.qrels), 1 if model.manifest.ranks else model.manifest.labels)
+        gates = gates_with(
+            bounds, bool(candidates.qrels), 1 if model.manifest.ranks else model.manifest.labels
+        )
         exact = None if reference == "torch" else EXACT_VARIANT
         chosen = variants or variants_on(model, device)
-        result = run(model, chosen, candidates, gates, threads, device, exact=exact, minutes=minutes)
+        result = run(
+            model, chosen, candidates, gates, threads, device, exact=exact, minutes=minutes
+        )
     output.json(result)
     print_validation(output, result)
     code = {PASSED: 0, FAILED: 1, UNDECIDED: UNDECIDED_CODES[undecided]}[result.verdict]

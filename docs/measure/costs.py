@@ -1,9 +1,10 @@
-"""What is left to gain or to lose: a plan that tune missed, Daft's share, memory, opening, peers' best batch, a mask.
+"""What is left to gain or to lose: a plan that tune missed, Daft's share, memory, opening, peers'
+best batch, a mask.
 
     python docs/measure/costs.py DIR [opening | sweep | batches | attention | in_daft ...]
 
-DIR is a model folder with onnx-int8. All parts unless some are named. The tables of docs/performance.md; rounds are
-interleaved, ratios are medians.
+DIR is a model folder with onnx-int8. All parts unless some are named. The tables of
+docs/performance.md; rounds are interleaved, ratios are medians.
 """
 
 from __future__ import annotations
@@ -60,29 +61,44 @@ def main(folder: ModelFolder, named: list[str]) -> None:
 
 
 def opening(folder: ModelFolder) -> None:
-    print("| callers, in a fresh process without torch | opened after | peak by then | peak, 400 pairs scored |")
+    print(
+        "| callers, in a fresh process without torch | opened after | peak by then | peak, 400 pairs scored |"
+    )
     print("|---|---|---|---|")
     for callers in (1, 2):
         command = [sys.executable, "-c", FRESH, str(folder.path), str(callers)]
-        print(f"| {callers} | {subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()} |")
+        print(
+            f"| {callers} | {subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()} |"
+        )
 
 
 def sweep(folder: ModelFolder, pairs: int = 200, rounds: int = 5) -> None:
     docs = demo_candidates()
     few = docs.pairs[:: len(docs.pairs) // pairs]
-    print("\n| variant | tune took | its plan | share of the best plan's speed in a sweep |\n|---|---|---|---|")
+    print(
+        "\n| variant | tune took | its plan | share of the best plan's speed in a sweep |\n|---|---|---|---|"
+    )
     for variant in ("onnx-fp32", "onnx-int8"):
         start = time.perf_counter()
         tuned, (tuning,) = tune(folder, [variant], docs)
         took = time.perf_counter() - start
         by_threads = {plan.threads: plan for plan in plans_for(cores())}
-        scorers = {threads: open_scorer(tuned.path, variant, plan=plan) for threads, plan in by_threads.items()}
+        scorers = {
+            threads: open_scorer(tuned.path, variant, plan=plan)
+            for threads, plan in by_threads.items()
+        }
         times = interleaved(
-            {plan: (scorers[plan.threads].with_plan(plan).score, few) for plan in plans_for(cores())}, rounds
+            {
+                plan: (scorers[plan.threads].with_plan(plan).score, few)
+                for plan in plans_for(cores())
+            },
+            rounds,
         )
         share = min(times.values()) / times[tuning.best]
         best = tuning.best
-        print(f"| {variant} | {took:.0f} s | {best.callers} x {best.threads}, {best.tokens} tokens | {share:.3f} |")
+        print(
+            f"| {variant} | {took:.0f} s | {best.callers} x {best.threads}, {best.tokens} tokens | {share:.3f} |"
+        )
 
 
 def batches(folder: ModelFolder, queries: int = 8, rounds: int = 5) -> None:
@@ -90,12 +106,19 @@ def batches(folder: ModelFolder, queries: int = 8, rounds: int = 5) -> None:
     reference = ReferenceScorer(folder, folder.variant(REFERENCE), cores())
     with tempfile.TemporaryDirectory() as scratch:
         peers = make_peers(folder, docs, detect_target(), Path(scratch) / "peers")
-        scorers = {"torch-fp32, batches of 32": reference, "onnx-int8": open_scorer(folder.path, "onnx-int8")}
+        scorers = {
+            "torch-fp32, batches of 32": reference,
+            "onnx-int8": open_scorer(folder.path, "onnx-int8"),
+        }
         for size in (32, 8):
             for name in ("st-onnx", "st-onnx-qint8"):
-                scorers[f"{name}, batches of {size}"] = ReferenceScorer(peers, peers.variant(name), cores(), size)
+                scorers[f"{name}, batches of {size}"] = ReferenceScorer(
+                    peers, peers.variant(name), cores(), size
+                )
         expected = reference.score(docs.pairs)
-        times = interleaved({name: (scorer.score, docs.pairs) for name, scorer in scorers.items()}, rounds)
+        times = interleaved(
+            {name: (scorer.score, docs.pairs) for name, scorer in scorers.items()}, rounds
+        )
         print(f"\n| {len(docs.pairs)} pairs | speed | tau-b | top-10 |\n|---|---|---|---|")
         for name, seconds in times.items():
             agreed = agreement(docs, expected, scorers[name].score(docs.pairs))
@@ -118,7 +141,9 @@ def attention(folder: ModelFolder, queries: int = 8, rounds: int = 11) -> None:
             ):
                 scorer = scorers[variant.name, name] = open_scorer(home, variant.name, plan=plan)
                 scorer.backend.step = step
-        times = interleaved({key: (scorer.score, docs.pairs) for key, scorer in scorers.items()}, rounds)
+        times = interleaved(
+            {key: (scorer.score, docs.pairs) for key, scorer in scorers.items()}, rounds
+        )
         expected = scorers["onnx-fp32", "masked, padded"].score(docs.pairs)
         print(
             f"\n| {len(docs.pairs)} pairs | attention | pairs/s | speed | tau-b | top-10 |\n|---|---|---|---|---|---|"
@@ -126,7 +151,9 @@ def attention(folder: ModelFolder, queries: int = 8, rounds: int = 11) -> None:
         for (variant, name), seconds in times.items():
             agreed = agreement(docs, expected, scorers[variant, name].score(docs.pairs))
             ratio, rate = times[variant, "masked, padded"] / seconds, len(docs.pairs) / seconds
-            print(f"| {variant} | {name} | {rate:.1f} | {ratio:.2f} x | {agreed.tau:.3f} | {agreed.top10:.3f} |")
+            print(
+                f"| {variant} | {name} | {rate:.1f} | {ratio:.2f} x | {agreed.tau:.3f} | {agreed.top10:.3f} |"
+            )
 
 
 def in_daft(folder: ModelFolder, queries: int = 200, rounds: int = 3) -> None:
@@ -138,10 +165,14 @@ def in_daft(folder: ModelFolder, queries: int = 200, rounds: int = 3) -> None:
 
     times = interleaved({"bare": (bare.score, pairs), "in Daft": (daft, pairs)}, rounds)
     share = times["bare"] / times["in Daft"]
-    print(f"\nonnx-int8, {len(pairs):,} pairs: in Daft, opening included, {share:.3f} of the bare scorer's speed")
+    print(
+        f"\nonnx-int8, {len(pairs):,} pairs: in Daft, opening included, {share:.3f} of the bare scorer's speed"
+    )
 
 
-def interleaved(runs: dict[Any, tuple[Callable[..., object], object]], rounds: int) -> dict[Any, float]:
+def interleaved(
+    runs: dict[Any, tuple[Callable[..., object], object]], rounds: int
+) -> dict[Any, float]:
     """Median seconds of each run, in turns, after a round that does not count."""
     times: dict[Any, list[float]] = {key: [] for key in runs}
     for number in range(rounds + 1):

@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests python docs/measure/decoder.py
 
-The shape of Qwen3-Reranker-0.6B (28 layers of 1024, 151,936 words; LogitScore) with random weights: what is timed is
-real, what it ranks is not. Scorers without Daft on all cores, rounds interleaved, untuned plans. Takes 15 GB of memory
-and 10 of disk.
+The shape of Qwen3-Reranker-0.6B (28 layers of 1024, 151,936 words; LogitScore) with random
+weights: what is timed is real, what it ranks is not. Scorers without Daft on all cores, rounds
+interleaved, untuned plans. Takes 15 GB of memory and 10 of disk.
 """
 
 from __future__ import annotations
@@ -48,20 +48,29 @@ def timed(work: Any) -> tuple[float, Any]:
 
 def main() -> None:
     known = tiny.AutoConfig.for_model
-    tiny.AutoConfig.for_model = lambda kind, **values: known(kind, **{**values, "vocab_size": WORDS})
+    tiny.AutoConfig.for_model = lambda kind, **values: known(
+        kind, **{**values, "vocab_size": WORDS}
+    )
     tiny.SIZES.update(SHAPE)
     tiny.SPECIAL["qwen3"] = QWEN3
     docs = demo_candidates(queries=8, depth=12)
     with tempfile.TemporaryDirectory() as scratch:
         model = make_logit_score(Path(scratch) / "model")
         took, folder = timed(lambda: export(str(model), Path(scratch) / "out"))
-        print(f"export {took:.0f} s, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+        print(
+            f"export {took:.0f} s, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+        )
         took, folder = timed(lambda: quantize(folder, recipe_for(detect_target()), docs))
         print(f"quantize {took:.0f} s\n")
-        scorers = {"sentence-transformers": ReferenceScorer(folder, folder.variant("torch-fp32"), cores())}
+        scorers = {
+            "sentence-transformers": ReferenceScorer(folder, folder.variant("torch-fp32"), cores())
+        }
         scorers |= {name: open_scorer(folder, name) for name in VARIANTS}
         pairs = docs.pairs[:PAIRS]
-        times = {name: [timed(lambda s=scorer: s.score(pairs))[0] for _ in "w"] for name, scorer in scorers.items()}
+        times = {
+            name: [timed(lambda s=scorer: s.score(pairs))[0] for _ in "w"]
+            for name, scorer in scorers.items()
+        }
         for _ in range(ROUNDS):
             for name, scorer in scorers.items():
                 times[name].append(timed(lambda s=scorer: s.score(pairs))[0])

@@ -1,8 +1,10 @@
-"""Kills, full disks, dead workers and lost nodes: whether each job, resumed, equals an undisturbed one.
+"""Kills, full disks, dead workers and lost nodes: whether each job, resumed, equals an
+undisturbed one.
 
     python docs/measure/faults.py DIR [kills] [disks] [workers] [nodes]
 
-DIR is a model folder, a tiny one for many faults in little time. Full disks need the right to mount (root).
+DIR is a model folder, a tiny one for many faults in little time. Full disks need the right to
+mount (root).
 """
 
 from __future__ import annotations
@@ -46,14 +48,18 @@ def command(model: str, data: Path, out: Path, *more: str) -> list[str]:
 
 
 def resumed(asked: list[str], out: Path, expected: bytes) -> None:
-    """Run a job to its end, and check that it equals the undisturbed one, with nothing half-written."""
+    """Run a job to its end, and check that it equals the undisturbed one, with nothing
+    half-written.
+    """
     subprocess.run(asked, check=True, stdout=subprocess.DEVNULL)
     assert out.read_bytes() == expected, f"{out} differs"
     left = [*out.parent.rglob(".*"), *(out.parent / f"{out.name}.job").rglob("part-*")]
     assert not left, left
 
 
-def kills(model: str, scratch: Path, data: Path, expected: bytes, took_s: float, number: int) -> str:
+def kills(
+    model: str, scratch: Path, data: Path, expected: bytes, took_s: float, number: int
+) -> str:
     """Kill the whole command at a random moment."""
     out = scratch / f"kill-{number}.jsonl"
     asked = command(model, data, out)
@@ -86,7 +92,9 @@ def disks(model: str, scratch: Path, data: Path, expected: bytes, _: float, numb
     return f"full at {size:,} bytes: {full.stderr.splitlines()[-1]}"
 
 
-def workers(model: str, scratch: Path, data: Path, expected: bytes, took_s: float, number: int) -> str:
+def workers(
+    model: str, scratch: Path, data: Path, expected: bytes, took_s: float, number: int
+) -> str:
     """Kill one of two workers: the same command goes on."""
     out = scratch / f"worker-{number}.jsonl"
     asked = command(model, data, out, "--workers", "2", "--threads", "1")
@@ -94,7 +102,11 @@ def workers(model: str, scratch: Path, data: Path, expected: bytes, took_s: floa
     children: list[psutil.Process] = []
     while not children and process.poll() is None:
         time.sleep(0.05)
-        children = [c for c in psutil.Process(process.pid).children(recursive=True) if "daft" in " ".join(c.cmdline())]
+        children = [
+            c
+            for c in psutil.Process(process.pid).children(recursive=True)
+            if "daft" in " ".join(c.cmdline())
+        ]
     time.sleep(random.Random(number).uniform(0, took_s / 2))
     alive = [child for child in children if child.is_running()]
     for child in alive[:1]:
@@ -115,7 +127,9 @@ def nodes(model: str, scratch: Path, data: Path, expected: bytes, _: float, numb
         cluster.wait_for_nodes()
         out = scratch / f"node-{number}.jsonl"
         asked = command(model, data, out, "--where", cluster.address, "--threads", "1")
-        process = subprocess.Popen(asked, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            asked, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         notes = scratch / f"{out.name}.job" / "done"
         while process.poll() is None and len(list(notes.glob("*.json"))) < 2:
             time.sleep(0.1)
@@ -139,7 +153,9 @@ def main() -> None:
         data = scratch / "candidates.parquet"
         candidates(data)
         start = time.monotonic()
-        subprocess.run(command(model, data, scratch / "whole.jsonl"), check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command(model, data, scratch / "whole.jsonl"), check=True, stdout=subprocess.DEVNULL
+        )
         took_s = time.monotonic() - start
         expected = (scratch / "whole.jsonl").read_bytes()
         print(f"undisturbed: {ROWS:,} pairs, {len(expected):,} bytes, {took_s:.1f} s", flush=True)

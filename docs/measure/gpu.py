@@ -1,11 +1,13 @@
-"""All that only a GPU can show, in one go: its tests, then speed and agreement of each variant. Writes one JSON.
+"""All that only a GPU can show, in one go: its tests, then speed and agreement of each variant.
+Writes one JSON.
 
     python docs/measure/gpu.py [-o gpu.json] [--trained DIR]
 
-Runs from a checkout, installed or not, on a machine with PyTorch, transformers, sentence-transformers and what comes
-with them; with Daft too where it is installed. Models have random weights, so only --trained DIR, a CrossEncoder, shows
-how far rankings agree. Rounds are interleaved and ratios are medians over them. `--device cpu --pairs 200` tries the
-script itself, on a tiny model.
+Runs from a checkout, installed or not, on a machine with PyTorch, transformers,
+sentence-transformers and what comes with them; with Daft too where it is installed. Models have
+random weights, so only --trained DIR, a CrossEncoder, shows how far rankings agree. Rounds are
+interleaved and ratios are medians over them. `--device cpu --pairs 200` tries the script itself,
+on a tiny model.
 """
 
 from __future__ import annotations
@@ -64,11 +66,16 @@ VARIANTS = ("torch-fp16", "torch-varlen-fp16", "torch-varlen-bf16")
 
 def texts() -> list[str]:
     """Words of the running Python's docstrings."""
-    return [f"{d.summary} {d.body}" for d in read_docstrings(Path(os.__file__).parent, frozenset({"site-packages"}))]
+    return [
+        f"{d.summary} {d.body}"
+        for d in read_docstrings(Path(os.__file__).parent, frozenset({"site-packages"}))
+    ]
 
 
 def make_pairs(corpus: Sequence[str], number: int, tokens_a_word: float) -> list[Pair]:
-    """Queries of 5 to 12 words with passages whose lengths are spread as those of web passages: log-normally."""
+    """Queries of 5 to 12 words with passages whose lengths are spread as those of web passages:
+    log-normally.
+    """
     rng, words = np.random.default_rng(0), " ".join(corpus).split()
     made: list[Pair] = []
     while len(made) < number:
@@ -76,7 +83,11 @@ def make_pairs(corpus: Sequence[str], number: int, tokens_a_word: float) -> list
         query = " ".join(words[start : start + int(rng.integers(5, 13))])
         for _ in range(min(CANDIDATES, number - len(made))):
             start = int(rng.integers(len(words) - 600))
-            length = int(np.clip(rng.lognormal(np.log((MEAN_TOKENS - 30) / tokens_a_word) - 0.125, 0.5), 8, 600))
+            length = int(
+                np.clip(
+                    rng.lognormal(np.log((MEAN_TOKENS - 30) / tokens_a_word) - 0.125, 0.5), 8, 600
+                )
+            )
             made.append((query, " ".join(words[start : start + length])))
     return made
 
@@ -88,7 +99,9 @@ def make_model(folder: Path, corpus: Sequence[str], layers: int, hidden: int, he
     made.train_from_iterator(corpus, vocab_size=30522, show_progress=False)
     folder.mkdir(parents=True)
     made.save_model(str(folder))
-    tokenizer = transformers.BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=MAX_LENGTH)
+    tokenizer = transformers.BertTokenizerFast(
+        str(folder / "vocab.txt"), model_max_length=MAX_LENGTH
+    )
     tokenizer.save_pretrained(folder)
     config = transformers.BertConfig(
         vocab_size=len(tokenizer),
@@ -103,14 +116,19 @@ def make_model(folder: Path, corpus: Sequence[str], layers: int, hidden: int, he
 
 
 def candidates_of(pairs: Sequence[Pair]) -> Candidates:
-    rows = tuple(Row(query, query, str(i), text) for i, (query, text) in enumerate(dict.fromkeys(pairs)))
+    rows = tuple(
+        Row(query, query, str(i), text) for i, (query, text) in enumerate(dict.fromkeys(pairs))
+    )
     return Candidates("docstrings", rows)
 
 
 def agreement(expected: np.ndarray, scores: np.ndarray) -> dict[str, float]:
     """Mean Kendall tau-b over queries, and the largest difference of logits."""
     starts = range(0, len(expected), CANDIDATES)
-    taus = [stats.kendalltau(expected[s : s + CANDIDATES], scores[s : s + CANDIDATES]).statistic for s in starts]
+    taus = [
+        stats.kendalltau(expected[s : s + CANDIDATES], scores[s : s + CANDIDATES]).statistic
+        for s in starts
+    ]
     return {"tau": float(np.mean(taus)), "max_difference": float(np.abs(scores - expected).max())}
 
 
@@ -122,7 +140,9 @@ def timed(score: Callable[[list[Pair]], Any], pairs: list[Pair], device: str) ->
     return time.perf_counter() - start, scores
 
 
-def in_daft(folder: ModelFolder, variant: str, pairs: list[Pair], device: str) -> Callable[[], float]:
+def in_daft(
+    folder: ModelFolder, variant: str, pairs: list[Pair], device: str
+) -> Callable[[], float]:
     """A query of all pairs inside Daft, its model open and warm: seconds a run."""
     from xopt.runtime.bench.in_daft import pairs_frame, run_strategy
     from xopt.runtime.bench.strategy import ScorerSpec
@@ -147,12 +167,17 @@ def best_batch(folder: ModelFolder, pairs: list[Pair], device: str) -> int:
 
 
 def measure(folder: ModelFolder, pairs: list[Pair], rounds: int, device: str) -> dict[str, Any]:
-    """Every case on the same pairs, interleaved; ratios to sentence-transformers in FP32 with its defaults."""
+    """Every case on the same pairs, interleaved; ratios to sentence-transformers in FP32 with its
+    defaults.
+    """
     few = pairs[: max(64, len(pairs) // 10)]
     batch = best_batch(folder, few, device)
     if device == "cuda":
         folder, _ = tune(folder, VARIANTS, candidates_of(pairs), device=device)
-    baseline, fp16 = "sentence-transformers fp32, batch 32", f"sentence-transformers fp16, batch {batch}"
+    baseline, fp16 = (
+        "sentence-transformers fp32, batch 32",
+        f"sentence-transformers fp16, batch {batch}",
+    )
     cases: dict[str, Any] = {
         baseline: ReferenceScorer(folder, folder.variant("torch-fp32"), cores(), 32, device),
         fp16: ReferenceScorer(folder, folder.variant("torch-fp16"), cores(), batch, device),
@@ -163,7 +188,9 @@ def measure(folder: ModelFolder, pairs: list[Pair], rounds: int, device: str) ->
     daft = None
     if importlib.util.find_spec("daft"):
         daft = in_daft(folder, VARIANTS[1], pairs, device)
-    seconds: dict[str, list[float]] = {name: [] for name in [*cases, *(["in Daft"] if daft else [])]}
+    seconds: dict[str, list[float]] = {
+        name: [] for name in [*cases, *(["in Daft"] if daft else [])]
+    }
     scores, stages = {}, {}
     for _ in range(rounds):
         for name, scorer in cases.items():
@@ -194,7 +221,12 @@ def measure(folder: ModelFolder, pairs: list[Pair], rounds: int, device: str) ->
     if daft:
         table["in Daft"]["of_bare"] = ratio("in Daft", VARIANTS[1])
     tokens = cases[VARIANTS[1]].encoder.encode(few).lengths
-    return {"pairs": len(pairs), "mean_tokens": float(tokens.mean()), "rounds": rounds, "cases": table}
+    return {
+        "pairs": len(pairs),
+        "mean_tokens": float(tokens.mean()),
+        "rounds": rounds,
+        "cases": table,
+    }
 
 
 def gpu_tests() -> dict[str, Any]:
@@ -213,26 +245,53 @@ def gpu_tests() -> dict[str, Any]:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     print(done.stdout[-4000:], flush=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith(("PASSED", "FAILED", "SKIPPED", "ERROR"))]
-    return {"exit_code": done.returncode, "tests": lines, "output": done.stdout[-20000:] if done.returncode else ""}
+    lines = [
+        line
+        for line in done.stdout.splitlines()
+        if line.startswith(("PASSED", "FAILED", "SKIPPED", "ERROR"))
+    ]
+    return {
+        "exit_code": done.returncode,
+        "tests": lines,
+        "output": done.stdout[-20000:] if done.returncode else "",
+    }
 
 
 def main() -> None:
-    """Run it all; the JSON is written anew after each part, so that a cut-off run leaves what it has."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run it all; the JSON is written anew after each part, so that a cut-off run leaves what it
+    has.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("-o", "--out", type=Path, default=Path("gpu.json"))
-    parser.add_argument("--trained", type=Path, metavar="DIR", help="A CrossEncoder, for agreement on trained weights.")
+    parser.add_argument(
+        "--trained",
+        type=Path,
+        metavar="DIR",
+        help="A CrossEncoder, for agreement on trained weights.",
+    )
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     given = parser.parse_args()
     if given.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no CUDA GPU here; --device cpu --pairs 200 tries the script itself")
+        parser.error(
+            "torch sees no CUDA GPU here; --device cpu --pairs 200 tries the script itself"
+        )
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     names = ("torch", "transformers", "sentence_transformers", "tokenizers", "daft")
-    found = {name: importlib.import_module(name).__version__ for name in names if importlib.util.find_spec(name)}
-    result: dict[str, Any] = {"machine": machine_name(given.device), "python": platform.python_version(), **found}
+    found = {
+        name: importlib.import_module(name).__version__
+        for name in names
+        if importlib.util.find_spec(name)
+    }
+    result: dict[str, Any] = {
+        "machine": machine_name(given.device),
+        "python": platform.python_version(),
+        **found,
+    }
 
     def keep(name: str, value: Any) -> None:
         result[name] = value
@@ -252,12 +311,16 @@ def main() -> None:
         if given.trained:
             models["trained"], shares["trained"] = given.trained, 0.2
         for name, model in models.items():
-            folder = export(str(model), Path(scratch) / f"{name.replace(' ', '')}-xopt", torch_only=True)
+            folder = export(
+                str(model), Path(scratch) / f"{name.replace(' ', '')}-xopt", torch_only=True
+            )
             encoder = open_scorer(folder.path, "torch-fp32").encoder
             sample = [text[:1500] for text in corpus[:2000]]
             counts = encoder.encode([("", text) for text in sample]).lengths
             tokens_a_word = float(counts.sum() / sum(len(text.split()) for text in sample))
-            pairs = make_pairs(corpus, max(CANDIDATES // 2, int(given.pairs * shares[name])), tokens_a_word)
+            pairs = make_pairs(
+                corpus, max(CANDIDATES // 2, int(given.pairs * shares[name])), tokens_a_word
+            )
             keep(name, measure(folder, pairs, given.rounds, given.device))
             gc.collect()
             if given.device == "cuda":

@@ -1,7 +1,8 @@
 """What a job over files costs beside its scorer, and whether its memory stays flat.
 
-python docs/measure/jobs.py rate DIR          # job and bare scorer on the same pairs of the demo data, in turns
-python docs/measure/jobs.py memory DIR ROWS   # so many short pairs on disk; a tiny model makes it quick
+python docs/measure/jobs.py rate DIR          # job and bare scorer on the same pairs of the demo
+data, in turns python docs/measure/jobs.py memory DIR ROWS   # so many short pairs on disk; a tiny
+model makes it quick
 """
 
 from __future__ import annotations
@@ -22,13 +23,21 @@ from xopt.runtime.data.candidates import demo_candidates
 
 XOPT = Path(sys.executable).with_name("xopt")
 ROUNDS, QUERIES = 5, 240
-FILES, DEPTH, WORDS = 10, 20, ["data", "search", "index", "shard", "query", "rank", "the", "of", "model", "file"]
+FILES, DEPTH, WORDS = (
+    10,
+    20,
+    ["data", "search", "index", "shard", "query", "rank", "the", "of", "model", "file"],
+)
 
 
 def rate(folder: str, scratch: Path) -> None:
-    """Pairs a second of the job, its reading, ranking and writing included, and of the scorer alone."""
+    """Pairs a second of the job, its reading, ranking and writing included, and of the scorer
+    alone.
+    """
     rows = demo_candidates(queries=QUERIES).rows
-    table = [{"query_id": r.query_id, "query": r.query, "doc_id": r.doc_id, "text": r.text} for r in rows]
+    table = [
+        {"query_id": r.query_id, "query": r.query, "doc_id": r.doc_id, "text": r.text} for r in rows
+    ]
     pq.write_table(pa.Table.from_pylist(table), scratch / "demo.parquet")
     scorer, pairs = open_scorer(folder, "onnx-int8"), [(row.query, row.text) for row in rows]
     scorer.score(pairs[:500])
@@ -37,7 +46,9 @@ def rate(folder: str, scratch: Path) -> None:
         start = time.monotonic()
         expected = scorer.score(pairs)
         alone = len(pairs) / (time.monotonic() - start)
-        made = rerank_files(folder, [scratch / "demo.parquet"], scratch / f"{number}.parquet", variant="onnx-int8")
+        made = rerank_files(
+            folder, [scratch / "demo.parquet"], scratch / f"{number}.parquet", variant="onnx-int8"
+        )
         job = made.counts.rows / made.counts.seconds
         found = pq.read_table(scratch / f"{number}.parquet").column("score").to_numpy()
         ratios.append(job / alone)
@@ -45,7 +56,9 @@ def rate(folder: str, scratch: Path) -> None:
         print(
             f"scorer {alone:.0f}, job {job:.0f} pairs/s ({made.seconds - made.counts.seconds:.2f} s beside its parts)"
         )
-    print(f"job / scorer, median of {ROUNDS}: {np.median(ratios):.3f}; scores differ by {differ:.1e} at most")
+    print(
+        f"job / scorer, median of {ROUNDS}: {np.median(ratios):.3f}; scores differ by {differ:.1e} at most"
+    )
 
 
 def memory(folder: str, scratch: Path, rows: int) -> None:
@@ -78,9 +91,14 @@ def memory(folder: str, scratch: Path, rows: int) -> None:
     quarters = [[held for at, held in peaks if q <= 4 * at / took_s < q + 1] for q in range(4)]
     print(f"{rows:,} pairs in {took_s:.0f} s, exit code {process.wait()}")
     print("peak by quarter, MiB:", [round(max(quarter) / 2**20) for quarter in quarters])
-    made = [pq.read_table(file, columns=["doc_id", "score"]) for file in sorted((scratch / "out").glob("*.parquet"))]
+    made = [
+        pq.read_table(file, columns=["doc_id", "score"])
+        for file in sorted((scratch / "out").glob("*.parquet"))
+    ]
     whole = pa.concat_tables(made)
-    print(f"rows out: {len(whole):,}, in their order: {np.array_equal(whole['doc_id'].to_numpy(), np.arange(rows))}")
+    print(
+        f"rows out: {len(whole):,}, in their order: {np.array_equal(whole['doc_id'].to_numpy(), np.arange(rows))}"
+    )
     start = time.monotonic()
     subprocess.run(list(map(str, asked)), check=True)
     print(f"again: {time.monotonic() - start:.1f} s")

@@ -1,9 +1,11 @@
-"""How near each kind of CrossEncoder comes to sentence-transformers, by exporter: the tables of docs/models.md.
+"""How near each kind of CrossEncoder comes to sentence-transformers, by exporter: the tables of
+docs/models.md.
 
     PYTHONPATH=tests python docs/measure/models.py
 
-Tiny models with random weights, on the versions that are installed. For each: the spread of its logits, the largest
-difference of logits over pairs of all lengths, and how many products see one row and attentions are one operator.
+Tiny models with random weights, on the versions that are installed. For each: the spread of its
+logits, the largest difference of logits over pairs of all lengths, and how many products see one
+row and attentions are one operator.
 """
 
 from __future__ import annotations
@@ -33,7 +35,14 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import load_encoder
 
-COLUMNS = ("torch-fp32", "torch-varlen-fp32", "onnx-fp32", "onnx-fp32 by optimum", "onnx-fp32 traced", "onnx-int8")
+COLUMNS = (
+    "torch-fp32",
+    "torch-varlen-fp32",
+    "onnx-fp32",
+    "onnx-fp32 by optimum",
+    "onnx-fp32 traced",
+    "onnx-int8",
+)
 OWN = torch.onnx.export
 
 
@@ -59,14 +68,20 @@ def row(make: Callable[[Path], Path], scratch: Path, docs: Any) -> list[str]:
         return f"{np.abs(open_scorer(folder, variant).logits(pairs) - expected).max():.1e}"
 
     made = export(str(model), scratch / "torch", exporter="torch", **ranks)
-    cells = [difference(made, name) if name in made.manifest.variants else "" for name in COLUMNS[:3]]
-    parity.MAX_DIFFERENCE, kept = np.inf, parity.MAX_DIFFERENCE  # what the check refuses is shown, too
+    cells = [
+        difference(made, name) if name in made.manifest.variants else "" for name in COLUMNS[:3]
+    ]
+    # what the check refuses is shown, too
+    parity.MAX_DIFFERENCE, kept = np.inf, parity.MAX_DIFFERENCE
     try:
         for exporter, function in (("optimum", OWN), ("torch", traced)):
             torch.onnx.export = function
             try:
                 cells.append(
-                    difference(export(str(model), scratch / f"{len(cells)}", exporter=exporter, **ranks), "onnx-fp32")
+                    difference(
+                        export(str(model), scratch / f"{len(cells)}", exporter=exporter, **ranks),
+                        "onnx-fp32",
+                    )
                 )
             except BadInput:
                 cells.append("no export")
@@ -76,7 +91,12 @@ def row(make: Callable[[Path], Path], scratch: Path, docs: Any) -> list[str]:
         torch.onnx.export, parity.MAX_DIFFERENCE = OWN, kept
     cells.append(difference(quantize(made, recipe_for(detect_target()), docs), "onnx-int8"))
     recipe = made.variant("onnx-fp32").recipe
-    return [f"{np.std(expected):.2f}", *cells, str(recipe["one_row_matmuls"]), str(recipe["fused_attentions"])]
+    return [
+        f"{np.std(expected):.2f}",
+        *cells,
+        str(recipe["one_row_matmuls"]),
+        str(recipe["fused_attentions"]),
+    ]
 
 
 def main() -> None:

@@ -34,14 +34,28 @@ BAR = """<text x="260" y="{y}" text-anchor="end" fill="#1f2328">{name}</text>
 def main(result: Path) -> None:
     measured = json.loads(result.read_text(encoding="utf-8"))["bench"]["measured"]
     ratios = {f"{m['case']['variant']}/{m['case']['strategy']}": m["ratio"] for m in measured}
-    rows = [(name, ratios[case], case.endswith("/planned")) for case, name in NAMES.items() if case in ratios]
+    rows = [
+        (name, ratios[case], case.endswith("/planned"))
+        for case, name in NAMES.items()
+        if case in ratios
+    ]
     longest = max(ratio for _, ratio, _ in rows)
     said = ", ".join(f"{name} {ratio:.2f} times" for name, ratio, _ in rows)
     print(HEAD.format(height=44 + 36 * len(rows), title=TITLE, said=said))
     for number, (name, ratio, ours) in enumerate(rows):
         top, width = 44 + 34 * number, round(428 * ratio / longest)
         color = "#1a7f37" if ours else "#8c959f"
-        print(BAR.format(y=top + 17, name=name, top=top, width=width, color=color, end=278 + width, ratio=ratio))
+        print(
+            BAR.format(
+                y=top + 17,
+                name=name,
+                top=top,
+                width=width,
+                color=color,
+                end=278 + width,
+                ratio=ratio,
+            )
+        )
     print("</svg>")
 
 

@@ -1,10 +1,11 @@
-"""How the speed moves with the length, the layers and the number of candidates: the tables of performance.md.
+"""How the speed moves with the length, the layers and the number of candidates: the tables of
+performance.md.
 
     python docs/measure/shapes.py [models]
 
-Scorers without Daft, on all cores, their rounds interleaved; untuned plans. Layers of the demo model
-are dropped or repeated, its texts cut or joined; with `models`, two large ones of random weights instead. What is timed
-is real, what such a model ranks is not.
+Scorers without Daft, on all cores, their rounds interleaved; untuned plans. Layers of the demo
+model are dropped or repeated, its texts cut or joined; with `models`, two large ones of random
+weights instead. What is timed is real, what such a model ranks is not.
 """
 
 from __future__ import annotations
@@ -48,24 +49,40 @@ def main() -> None:
         models = {layers: layered(layers, Path(scratch)) for layers in (6, 2, 12)}
         peers = make_peers(models[6], docs, detect_target(), Path(scratch) / "peers")
         for title, points in (
-            ("tokens a pair", [(n, 6, n, max(2, BUDGET_TOKENS // n)) for n in (20, 60, 110, 250, 500)]),
+            (
+                "tokens a pair",
+                [(n, 6, n, max(2, BUDGET_TOKENS // n)) for n in (20, 60, 110, 250, 500)],
+            ),
             ("layers", [(n, n, 110, 54) for n in (2, 6, 12)]),
             ("candidates", [(n, 6, 110, n) for n in (1, 10, 100, 1000)]),
         ):
-            names = ["torch-fp32/default", *VARIANTS, *(v for v in peers.manifest.variants if v.startswith("st-onnx"))]
+            names = [
+                "torch-fp32/default",
+                *VARIANTS,
+                *(v for v in peers.manifest.variants if v.startswith("st-onnx")),
+            ]
             print(f"| {title} | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
             for value, layers, length, count in points:
                 folder = models[layers]
                 pairs = pairs_of(Encoder(folder), text, length, count)
                 scorers: dict[str, Scorer] = {
-                    "torch-fp32/default": ReferenceScorer(folder, folder.variant("torch-fp32"), cores())
+                    "torch-fp32/default": ReferenceScorer(
+                        folder, folder.variant("torch-fp32"), cores()
+                    )
                 }
                 scorers |= {v: open_scorer(folder.path, v) for v in VARIANTS}
                 if layers == 6:
-                    scorers |= {v: ReferenceScorer(peers, peers.variant(v), cores()) for v in names if v[:2] == "st"}
+                    scorers |= {
+                        v: ReferenceScorer(peers, peers.variant(v), cores())
+                        for v in names
+                        if v[:2] == "st"
+                    }
                 times = measure(scorers, pairs)
                 base = times["torch-fp32/default"]
-                cells = [f"{base / times[n]:.2f} x, {1000 * times[n]:,.0f} ms" if n in times else "" for n in names]
+                cells = [
+                    f"{base / times[n]:.2f} x, {1000 * times[n]:,.0f} ms" if n in times else ""
+                    for n in names
+                ]
                 print(f"| {value} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -77,7 +94,9 @@ def layered(layers: int, scratch: Path) -> ModelFolder:
     shutil.copytree(demo, changed, ignore=shutil.ignore_patterns("onnx", "xopt.json"))
     model = AutoModelForSequenceClassification.from_pretrained(demo)
     kept = model.bert.encoder.layer
-    model.bert.encoder.layer = nn.ModuleList(copy.deepcopy(kept[i % len(kept)]) for i in range(layers))
+    model.bert.encoder.layer = nn.ModuleList(
+        copy.deepcopy(kept[i % len(kept)]) for i in range(layers)
+    )
     model.config.num_hidden_layers = layers
     model.save_pretrained(changed)
     return quantised(export(str(changed), out))
@@ -86,13 +105,22 @@ def layered(layers: int, scratch: Path) -> ModelFolder:
 def large(text: str) -> None:
     """The table of large models."""
     names = ["torch-fp32/default", *VARIANTS]
-    print(f"| {LARGE_TOKENS} tokens a pair | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 1))
+    print(
+        f"| {LARGE_TOKENS} tokens a pair | "
+        + " | ".join(names)
+        + " |\n|"
+        + "---|" * (len(names) + 1)
+    )
     for title, (layers, hidden) in LARGE.items():
         with tempfile.TemporaryDirectory() as scratch:
             given, out = Path(scratch) / "given", Path(scratch) / "out"
             export("demo", given)
             config = AutoConfig.from_pretrained(given)
-            config.num_hidden_layers, config.hidden_size, config.intermediate_size = layers, hidden, 4 * hidden
+            config.num_hidden_layers, config.hidden_size, config.intermediate_size = (
+                layers,
+                hidden,
+                4 * hidden,
+            )
             config.num_attention_heads = hidden // 64
             shutil.rmtree(given / "onnx")
             (given / "xopt.json").unlink()
@@ -104,7 +132,9 @@ def large(text: str) -> None:
                 **{v: open_scorer(folder.path, v) for v in VARIANTS},
             }
             times = measure(scorers, pairs)
-            cells = [f"{times[names[0]] / times[n]:.2f} x, {1000 * times[n]:,.0f} ms" for n in names]
+            cells = [
+                f"{times[names[0]] / times[n]:.2f} x, {1000 * times[n]:,.0f} ms" for n in names
+            ]
             print(f"| {title} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -125,7 +155,9 @@ def pairs_of(encoder: Encoder, text: str, length: int, count: int) -> list[Pair]
             size = (low + high + 1) // 2
             passage = " ".join(words[at % 20000 + 6 : at % 20000 + 6 + size])
             low, high = (
-                (size, high) if int(encoder.encode([(query, passage)]).lengths[0]) <= length else (low, size - 1)
+                (size, high)
+                if int(encoder.encode([(query, passage)]).lengths[0]) <= length
+                else (low, size - 1)
             )
         pairs.append((query, " ".join(words[at % 20000 + 6 : at % 20000 + 6 + low])))
         at += 37

@@ -1,4 +1,5 @@
-"""How often verdicts err at a gate's edge, and what labels can show: the figures of docs/validation.md.
+"""How often verdicts err at a gate's edge, and what labels can show: the figures of
+docs/validation.md.
 
     PYTHONPATH=tests python docs/measure/verdicts.py errors
     PYTHONPATH=tests python docs/measure/verdicts.py labels DIR
@@ -23,7 +24,11 @@ RUNS, LABELLED = 4000, 700
 
 
 def errors() -> None:
-    print("| queries there are | looks | " + " | ".join(gate.measure for gate, _ in AT_THE_EDGE) + " |")
+    print(
+        "| queries there are | looks | "
+        + " | ".join(gate.measure for gate, _ in AT_THE_EDGE)
+        + " |"
+    )
     for queries in (40, 300, 1000):
         sizes = look_sizes(queries)
         levels, cells = one_sided_levels(sizes, ALPHA), []
@@ -31,9 +36,16 @@ def errors() -> None:
             random, verdicts = np.random.default_rng(5), []
             for _ in range(RUNS):
                 drawn = values(random, queries)
-                looks = (hold(gate, drawn[:n], False, level).verdict for n, level in zip(sizes, levels, strict=True))
-                verdicts.append(next((verdict for verdict in looks if verdict != UNDECIDED), UNDECIDED))
-            cells.append(f"{verdicts.count(PASSED) / RUNS:.3f} / {verdicts.count(FAILED) / RUNS:.3f}")
+                looks = (
+                    hold(gate, drawn[:n], False, level).verdict
+                    for n, level in zip(sizes, levels, strict=True)
+                )
+                verdicts.append(
+                    next((verdict for verdict in looks if verdict != UNDECIDED), UNDECIDED)
+                )
+            cells.append(
+                f"{verdicts.count(PASSED) / RUNS:.3f} / {verdicts.count(FAILED) / RUNS:.3f}"
+            )
         print(f"| {queries:,} | {len(sizes)} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -1,1 +1,3 @@
-"""What the demo model is made from: a low-rank adapter, its tokenizer and configuration, and the training script."""
+"""What the demo model is made from: a low-rank adapter, its tokenizer and configuration, and the
+training script.
+"""

@@ -36,10 +36,14 @@ WARMUP = 0.06
 List = tuple[str, list[str]]  # a query, its positive first and then the negatives
 
 
-def make_lists(queries: list[str], gold: list[set[int]], passages: list[str], rng: random.Random) -> list[List]:
+def make_lists(
+    queries: list[str], gold: list[set[int]], passages: list[str], rng: random.Random
+) -> list[List]:
     """One list for each query: a relevant passage and `NEGATIVES` from BM25's first `POOL`."""
     lists = []
-    for query, relevant, ranking in zip(queries, gold, bm25_ranking(passages, queries, POOL), strict=True):
+    for query, relevant, ranking in zip(
+        queries, gold, bm25_ranking(passages, queries, POOL), strict=True
+    ):
         wrong = [row for row in ranking if row not in relevant and passages[row] != query]
         chosen = [rng.choice(sorted(relevant)), *rng.sample(wrong, min(NEGATIVES, len(wrong)))]
         lists.append((query, [passages[row] for row in chosen]))
@@ -51,15 +55,22 @@ def docstring_lists(count: int, rng: random.Random) -> list[List]:
     root = Path(sysconfig.get_paths()["purelib"])
     docs = [d for d in read_docstrings(root, frozenset({"tests", "xopt"})) if len(d.body) < 4000]
     rows = rng.sample(range(len(docs)), min(count, len(docs)))
-    return make_lists([docs[r].summary for r in rows], [{r} for r in rows], [d.body for d in docs], rng)
+    return make_lists(
+        [docs[r].summary for r in rows], [{r} for r in rows], [d.body for d in docs], rng
+    )
 
 
 def beir_lists(folder: Path, epochs: int, titles: int, rng: random.Random) -> list[List]:
-    """Lists from a BEIR folder: `epochs` times its train qrels, and `titles` of title against text."""
+    """Lists from a BEIR folder: `epochs` times its train qrels, and `titles` of title against
+    text.
+    """
     beir = read_beir(folder, split="train")
     row = {doc_id: i for i, doc_id in enumerate(beir.corpus)}
     passages = list(beir.corpus.values())
-    gold = {q: {row[d] for d, grade in judged.items() if grade > 0 and d in row} for q, judged in beir.qrels.items()}
+    gold = {
+        q: {row[d] for d, grade in judged.items() if grade > 0 and d in row}
+        for q, judged in beir.qrels.items()
+    }
     judged = [q for q in gold if gold[q]] * epochs
     lists = make_lists([beir.queries[q] for q in judged], [gold[q] for q in judged], passages, rng)
     split = [p.partition("\n") for p in passages]
@@ -85,7 +96,9 @@ def build_model(base: Path) -> peft.PeftModel:
 
 
 def train(model: peft.PeftModel, tokenizer: object, lists: list[List]) -> None:
-    """One pass over `lists`: AdamW, linear warm-up and decay, no dropout (it doubles the time on a CPU)."""
+    """One pass over `lists`: AdamW, linear warm-up and decay, no dropout (it doubles the time on
+    a CPU).
+    """
     steps = len(lists) // LISTS_A_STEP
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=0.01)
@@ -97,7 +110,12 @@ def train(model: peft.PeftModel, tokenizer: object, lists: list[List]) -> None:
     for step in range(steps):
         for query, passages in lists[step * LISTS_A_STEP : (step + 1) * LISTS_A_STEP]:
             features = tokenizer(
-                [query] * len(passages), passages, padding=True, truncation=True, max_length=TOKENS, return_tensors="pt"
+                [query] * len(passages),
+                passages,
+                padding=True,
+                truncation=True,
+                max_length=TOKENS,
+                return_tensors="pt",
             )
             logits = model(**features).logits.view(1, -1)
             loss = torch.nn.functional.cross_entropy(logits, torch.zeros(1, dtype=torch.long))
@@ -109,7 +127,10 @@ def train(model: peft.PeftModel, tokenizer: object, lists: list[List]) -> None:
         optimizer.zero_grad(set_to_none=True)
         if step % 25 == 0 or step == steps - 1:
             mean = sum(losses[-400:]) / len(losses[-400:])
-            print(f"step {step + 1}/{steps}  loss {mean:.3f}  {time.perf_counter() - start:.0f} s", flush=True)
+            print(
+                f"step {step + 1}/{steps}  loss {mean:.3f}  {time.perf_counter() - start:.0f} s",
+                flush=True,
+            )
 
 
 def save(model: peft.PeftModel, out: Path) -> None:
@@ -123,10 +144,16 @@ def save(model: peft.PeftModel, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--beir", type=Path, action="append", default=[], help="a BEIR folder with a train split")
+    parser.add_argument(
+        "--beir", type=Path, action="append", default=[], help="a BEIR folder with a train split"
+    )
     parser.add_argument("--beir-epochs", type=int, default=2, help="passes over its train qrels")
-    parser.add_argument("--titles", type=int, default=2000, help="title-abstract lists from each BEIR folder")
-    parser.add_argument("--docstrings", type=int, default=2000, help="lists from docstrings of installed packages")
+    parser.add_argument(
+        "--titles", type=int, default=2000, help="title-abstract lists from each BEIR folder"
+    )
+    parser.add_argument(
+        "--docstrings", type=int, default=2000, help="lists from docstrings of installed packages"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     given = parser.parse_args()
     rng = random.Random(0)

@@ -38,7 +38,8 @@ def try_cascade(
     minutes: float | None,
     device: str,
 ) -> Tried | None:
-    """Certify a cascade with its defaults, and time it; None where it has no chance, fails or would take too long.
+    """Certify a cascade with its defaults, and time it; None where it has no chance, fails or
+    would take too long.
 
     `speeds` are pairs a second of the variant and of what scores the reference.
     """
@@ -64,7 +65,9 @@ def try_cascade(
         )
         return None
     try:
-        certified = certify(folder, candidates, variant, max_loss=MAX_LOSS, confidence=CONFIDENCE, device=device)
+        certified = certify(
+            folder, candidates, variant, max_loss=MAX_LOSS, confidence=CONFIDENCE, device=device
+        )
         if certified.cascade is None:
             return Tried(certified, None)
         few = candidates.split()[1].between(0, BENCH_QUERIES)

@@ -18,13 +18,16 @@ from xopt.runtime.machine import cores
 
 __all__ = ["Checked", "check", "gate_of"]
 
-# What one query more may lose where few have lost anything, see `Gate`: of DCG the worst ones lose a third.
+# What one query more may lose where few have lost anything, see `Gate`: of DCG the worst ones
+# lose a third.
 UNSEEN = {"dcg": 1 / 3, "top": 1.0}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A certificate on queries that it has not seen: its loss held against its bound, and the pairs scored."""
+    """A certificate on queries that it has not seen: its loss held against its bound, and the
+    pairs scored.
+    """
 
     folder: str
     data: str
@@ -35,26 +38,38 @@ class Checked:
     share: Interval
 
 
-def check(folder: ModelFolder, candidates: Candidates, threads: int | None = None, device: str = "cpu") -> Checked:
+def check(
+    folder: ModelFolder, candidates: Candidates, threads: int | None = None, device: str = "cpu"
+) -> Checked:
     """Run the cascade on new queries and hold its loss against what was certified.
 
-    The verdict is that of a gate: "pass" where the loss is shown to be as small, "fail" where it is shown to be
-    larger, else "undecided". Queries that chose or certified, calibrated or trained are left out. Raises BadInput where
-    there is no cascade, or no query is left.
+    The verdict is that of a gate: "pass" where the loss is shown to be as small, "fail" where it
+    is shown to be larger, else "undecided". Queries that chose or certified, calibrated or
+    trained are left out. Raises BadInput where there is no cascade, or no query is left.
     """
     threads = threads or cores()
     scorer = open_cascade(folder, threads=threads, device=device)
     certificate = scorer.cascade.certificate
     order = scorer.cascade.order
     cheaper = cheaper_of(folder, order) if order.model else None
-    new = distinct(candidates).without({*certificate.seen, *told(folder, scorer.cascade.variant, cheaper)})
+    new = distinct(candidates).without(
+        {*certificate.seen, *told(folder, scorer.cascade.variant, cheaper)}
+    )
     if not new.rows:
-        raise BadInput(f"{candidates.name}: all its queries were seen when the cascade was made; give other data")
+        raise BadInput(
+            f"{candidates.name}: all its queries were seen when the cascade was made; give other data"
+        )
     groups = list(new.groups().values())
     expected = Reference(folder, new, EXACT_VARIANT, threads, device).of(len(groups))
     ranked = scorer.rank_all(lists_of(new))
     losses = [
-        lost(expected[rows], each.ranking, np.isfinite(each.scores), certificate.top, certificate.measure)
+        lost(
+            expected[rows],
+            each.ranking,
+            np.isfinite(each.scores),
+            certificate.top,
+            certificate.measure,
+        )
         for rows, each in zip(groups, ranked, strict=True)
     ]
     return Checked(

@@ -22,20 +22,36 @@ WORST = 3  # times the loss that is allowed: what the worst ranking has to lose
 
 
 def check_enough(
-    folder: ModelFolder, judging: Candidates, left_out: int, top: int, max_loss: float, error: float | None
+    folder: ModelFolder,
+    judging: Candidates,
+    left_out: int,
+    top: int,
+    max_loss: float,
+    error: float | None,
 ) -> None:
-    """Raises BadInput where the queries that certify, without those `left_out`, cannot, or nothing can be saved."""
+    """Raises BadInput where the queries that certify, without those `left_out`, cannot, or
+    nothing can be saved.
+    """
     groups = judging.groups()
     if not folder.manifest.ranks:
-        raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
+        raise BadInput(
+            f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label"
+        )
     needed = queries_needed(max_loss, error)
     if len(groups) < needed:
-        how, ways = "in expectation" if error is None else f"at a confidence of {1 - error:g}", ["more queries"]
+        how, ways = (
+            "in expectation" if error is None else f"at a confidence of {1 - error:g}",
+            ["more queries"],
+        )
         if groups and (enough := rounded_up(least_mean(len(groups), error))) < 1:
             ways.append(f"--max-loss {enough:g} or more")
         if error is not None and len(groups) >= (fewer := queries_needed(max_loss, None)):
             ways.append(f"--in-expectation, which takes {fewer} and promises less")
-        without = f" ({left_out} others calibrated or chose the variant, or trained a model)" if left_out else ""
+        without = (
+            f" ({left_out} others calibrated or chose the variant, or trained a model)"
+            if left_out
+            else ""
+        )
         raise BadInput(
             f"{judging.name}: {len(groups)} queries are left to certify by{without}, and it takes {needed} to show a "
             f"loss under {max_loss:g} {how} even where nothing is lost; give {', or '.join(ways)}"
@@ -48,9 +64,15 @@ def check_enough(
 
 
 def warn_of_scale(few: Scored, top: int, max_loss: float, measure: str) -> None:
-    """Warn where the loss hardly tells rankings apart, since all documents are worth the same: logits all high."""
+    """Warn where the loss hardly tells rankings apart, since all documents are worth the same:
+    logits all high.
+    """
     groups = [few.reference[rows] for rows in few.candidates.groups().values()]
-    worst = float(np.mean([lost(each, np.argsort(each), np.ones(len(each), bool), top, "dcg") for each in groups]))
+    worst = float(
+        np.mean(
+            [lost(each, np.argsort(each), np.ones(len(each), bool), top, "dcg") for each in groups]
+        )
+    )
     if measure == "dcg" and worst < WORST * max_loss:
         log.warning(
             "cascade: even the worst %d documents of each query lose only %.3g of DCG, so a loss of %g says little: "

@@ -26,7 +26,9 @@ BINS = 20  # of predictions, in each of which it is fitted how far they err
 
 @dataclass(frozen=True)
 class Query:
-    """A query's candidates in the first stage's order: evidence, and logits of the reference and of the variant."""
+    """A query's candidates in the first stage's order: evidence, and logits of the reference and
+    of the variant.
+    """
 
     evidence: Evidence
     reference: NDArray[np.floating]
@@ -35,7 +37,9 @@ class Query:
 
 @dataclass(frozen=True)
 class _Errors:
-    """Of some documents of a query: logits, what a regression without that query missed, and `Likeness` of those."""
+    """Of some documents of a query: logits, what a regression without that query missed, and
+    `Likeness` of those.
+    """
 
     logits: Doubles
     errors: Doubles
@@ -56,9 +60,9 @@ def folds(queries: Sequence[Query]) -> Iterator[tuple[Sequence[Query], Sequence[
 def fit_order(queries: Sequence[Query], kind: str, with_score: bool) -> Order:
     """Ridge regression of the reference's logits on features, and what its errors are like.
 
-    The errors are of queries that a regression was not fitted on. The variances are those of the greatest likelihood
-    (Rasmussen and Williams 2006, chapter 5); widths and quantiles are of what a document's logit is, against what all
-    others of its query let expect.
+    The errors are of queries that a regression was not fitted on. The variances are those of the
+    greatest likelihood (Rasmussen and Williams 2006, chapter 5); widths and quantiles are of what
+    a document's logit is, against what all others of its query let expect.
     """
     weights, bias, scale = _regression(queries)
     spread = tuple(scale[: len(scale) - queries[0].evidence.embedding].tolist())
@@ -86,16 +90,24 @@ def fit_order(queries: Sequence[Query], kind: str, with_score: bool) -> Order:
 def _regression(queries: Sequence[Query]) -> tuple[Doubles, float, Doubles]:
     """Weights, bias, and how far each feature spreads in a query.
 
-    Features and logits less their means in a query, since it is there that documents are ordered; what is left of the
-    means is the bias.
+    Features and logits less their means in a query, since it is there that documents are ordered;
+    what is left of the means is the bias.
     """
-    x = np.concatenate([q.evidence.features - q.evidence.features.mean(0) for q in queries]).astype(np.float64)
+    x = np.concatenate([q.evidence.features - q.evidence.features.mean(0) for q in queries]).astype(
+        np.float64
+    )
     scale = x.std(0)
     scale[scale < 1e-6] = FAR  # of a constant there is nothing to learn
     x /= scale
     y = np.concatenate([q.reference - q.reference.mean() for q in queries]).astype(np.float64)
-    weights = np.linalg.solve(x.T @ x + (RIDGE * len(x) + 1e-9) * np.eye(x.shape[1]), x.T @ y) / scale
-    return weights, float(np.mean([np.mean(q.reference - q.evidence.features @ weights) for q in queries])), scale
+    weights = (
+        np.linalg.solve(x.T @ x + (RIDGE * len(x) + 1e-9) * np.eye(x.shape[1]), x.T @ y) / scale
+    )
+    return (
+        weights,
+        float(np.mean([np.mean(q.reference - q.evidence.features @ weights) for q in queries])),
+        scale,
+    )
 
 
 def _errors(query: Query, weights: Doubles, bias: float, scale: tuple[float, ...]) -> _Errors:
@@ -121,20 +133,26 @@ def _variances(errors: Sequence[_Errors]) -> Doubles:
         return total / len(errors), slope / len(errors)
 
     bounds = [(math.log(mean) - 10, math.log(mean) + 2)] * 3
-    found = optimize.minimize(unlikely, np.full(3, math.log(mean / 3)), jac=True, method="L-BFGS-B", bounds=bounds)
+    found = optimize.minimize(
+        unlikely, np.full(3, math.log(mean / 3)), jac=True, method="L-BFGS-B", bounds=bounds
+    )
     variances: Doubles = np.exp(found.x)
     return variances
 
 
 def _left_out(errors: _Errors, variances: Doubles) -> tuple[Doubles, Doubles]:
-    """Of each document: the logit expected by all others of its query, and its miss in standard deviations."""
+    """Of each document: the logit expected by all others of its query, and its miss in standard
+    deviations.
+    """
     inverse = np.linalg.inv(errors.covariance(variances))
     missed, precision = inverse @ errors.errors, np.diag(inverse)
     return errors.logits - missed / precision, missed / np.sqrt(precision)
 
 
 def _widths(expected: Doubles, misses: Doubles) -> tuple[Doubles, Doubles]:
-    """By what was expected, how far logits spread around it: low ones are foreseen more surely than high ones."""
+    """By what was expected, how far logits spread around it: low ones are foreseen more surely
+    than high ones.
+    """
     bins = [some for some in np.array_split(np.argsort(expected, kind="stable"), BINS) if len(some)]
     widths = np.array([np.sqrt(np.mean(misses[some] ** 2)) for some in bins])
     return np.array([expected[some].mean() for some in bins]), np.maximum(widths, 1e-3)

@@ -1,4 +1,6 @@
-"""The lexicon of a learned order: the model's own word embeddings, reduced, and how rare each token is."""
+"""The lexicon of a learned order: the model's own word embeddings, reduced, and how rare each
+token is.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ SAMPLE = 8192  # tokens that the principal components are taken of
 
 
 def make_lexicon(folder: ModelFolder, documents: Sequence[NDArray[np.int64]]) -> Lexicon:
-    """The lexicon of a model, with inverse document frequencies (BM25's) in `documents`, ids of tokens."""
+    """The lexicon of a model, with inverse document frequencies (BM25's) in `documents`, ids of
+    tokens.
+    """
     from xopt.runtime.scoring.backends.network import load_own
 
     words = load_own(folder).model.get_input_embeddings().weight
@@ -29,7 +33,9 @@ def make_lexicon(folder: ModelFolder, documents: Sequence[NDArray[np.int64]]) ->
         embeddings = embeddings @ components[:DIMENSIONS].T
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-6)
     # As it is kept, in half precision, so that what is certified is what runs.
-    return Lexicon(embeddings.astype(np.float16).astype(np.float32), token_weights(documents, len(embeddings)))
+    return Lexicon(
+        embeddings.astype(np.float16).astype(np.float32), token_weights(documents, len(embeddings))
+    )
 
 
 def token_weights(documents: Sequence[NDArray[np.int64]], tokens: int) -> NDArray[np.float32]:
@@ -37,5 +43,7 @@ def token_weights(documents: Sequence[NDArray[np.int64]], tokens: int) -> NDArra
     found = np.zeros(tokens)
     for ids in documents:
         found[np.unique(ids)] += 1
-    weights: NDArray[np.float32] = np.log1p((len(documents) - found + 0.5) / (found + 0.5)).astype(np.float32)
+    weights: NDArray[np.float32] = np.log1p((len(documents) - found + 0.5) / (found + 0.5)).astype(
+        np.float32
+    )
     return weights

@@ -21,13 +21,25 @@ from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.scoring.variants import BACKENDS, overflows
 
-__all__ = ["ORDERS", "Scored", "default_variant", "distinct", "lists_of", "open_first", "queries_of", "told"]
+__all__ = [
+    "ORDERS",
+    "Scored",
+    "default_variant",
+    "distinct",
+    "lists_of",
+    "open_first",
+    "queries_of",
+    "told",
+]
 
 log = logging.getLogger(__name__)
 
 ORDERS = ("given", "learned")
 QUERIES_AT_ONCE = 64  # whose tokens are held for their evidence
-FASTEST = {"cpu": ("onnx-int8", "onnx-fp32", "torch-fp32"), "cuda": ("torch-varlen-fp16", "torch-fp16", "torch-fp32")}
+FASTEST = {
+    "cpu": ("onnx-int8", "onnx-fp32", "torch-fp32"),
+    "cuda": ("torch-varlen-fp16", "torch-fp16", "torch-fp32"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,12 @@ class Scored:
     seconds: float
 
     @staticmethod
-    def by(scorer: PlannedScorer, folder: ModelFolder, part: Candidates, reference: NDArray[np.floating]) -> Scored:
+    def by(
+        scorer: PlannedScorer,
+        folder: ModelFolder,
+        part: Candidates,
+        reference: NDArray[np.floating],
+    ) -> Scored:
         """Score a part with the variant."""
         start = time.monotonic()
         scores = folder.manifest.ranking(scorer.score(part.pairs))
@@ -59,9 +76,15 @@ def lists_of(candidates: Candidates) -> Lists:
 
 
 def open_first(
-    first: str, folder: ModelFolder, scorer: PlannedScorer, candidates: Candidates, threads: int, device: str
+    first: str,
+    folder: ModelFolder,
+    scorer: PlannedScorer,
+    candidates: Candidates,
+    threads: int,
+    device: str,
 ) -> tuple[Stage, dict[str, Any]]:
-    """What an order goes by: "given", "learned", its lexicon from these candidates, or a cheaper model's folder.
+    """What an order goes by: "given", "learned", its lexicon from these candidates, or a cheaper
+    model's folder.
 
     With it which model that is, for `Order`.
     """
@@ -78,13 +101,20 @@ def open_first(
 
 
 def distinct(candidates: Candidates) -> Candidates:
-    """One list of each query: those of one text under other ids are no further queries, however many they are."""
+    """One list of each query: those of one text under other ids are no further queries, however
+    many they are.
+    """
     groups = candidates.groups()
-    first = {query_hash(candidates.rows[rows.start].query): query_id for query_id, rows in reversed(groups.items())}
+    first = {
+        query_hash(candidates.rows[rows.start].query): query_id
+        for query_id, rows in reversed(groups.items())
+    }
     if len(first) == len(groups):
         return candidates
     log.warning(
-        "cascade: %d of %d queries repeat the text of another, and are left out", len(groups) - len(first), len(groups)
+        "cascade: %d of %d queries repeat the text of another, and are left out",
+        len(groups) - len(first),
+        len(groups),
     )
     kept = set(first.values())
     return replace(candidates, rows=tuple(row for row in candidates.rows if row.query_id in kept))
@@ -97,12 +127,20 @@ def _documents(scorer: PlannedScorer, lists: Lists) -> list[NDArray[np.int64]]:
         new = list(dict.fromkeys(text for text in texts if text not in found))
         if new:
             pairs = [(query, text) for text in new]
-            found.update(zip(new, scorer.encoder.parts(pairs, scorer.encoder.encode(pairs).ids)[1], strict=True))
+            found.update(
+                zip(
+                    new,
+                    scorer.encoder.parts(pairs, scorer.encoder.encode(pairs).ids)[1],
+                    strict=True,
+                )
+            )
     return list(found.values())
 
 
 def default_variant(folder: ModelFolder, device: str) -> str:
-    """The variant that `xopt optimize` recommended on this machine, else what is likely the fastest there is."""
+    """The variant that `xopt optimize` recommended on this machine, else what is likely the
+    fastest there is.
+    """
     there = folder.manifest.variants
     recommended = folder.manifest.recommended(machine_name(device))
     able = [name for name in FASTEST[device] if name in there and not overflows(there[name])]
@@ -112,12 +150,18 @@ def default_variant(folder: ModelFolder, device: str) -> str:
 
 
 def told(folder: ModelFolder, variant: str, cheaper: tuple[ModelFolder, str] | None) -> set[str]:
-    """Hashes of the queries that made what is to be judged: they calibrated or chose a variant, or trained a model."""
+    """Hashes of the queries that made what is to be judged: they calibrated or chose a variant,
+    or trained a model.
+    """
     models = [(folder, variant), *([cheaper] if cheaper else [])]
     parts: list[Iterable[str]] = []
     for of, name in models:
         parts += [of.variant(name).recipe.get("calibrated_with", ()), of.manifest.trained_with]
-        parts += [found.get("chosen_by", ()) for found in of.manifest.measured.values() if found["recommended"] == name]
+        parts += [
+            found.get("chosen_by", ())
+            for found in of.manifest.measured.values()
+            if found["recommended"] == name
+        ]
     return {hash_ for part in parts for hash_ in part}
 
 
@@ -129,6 +173,7 @@ def queries_of(stage: Stage, scored: Scored) -> tuple[list[Query], float]:
         some = lists_of(scored.candidates.between(first, first + QUERIES_AT_ONCE))
         evidence += [each for each, _ in stage.evidence(some)]
     queries = [
-        Query(each, scored.reference[rows], scored.scores[rows]) for each, rows in zip(evidence, groups, strict=True)
+        Query(each, scored.reference[rows], scored.scores[rows])
+        for each, rows in zip(evidence, groups, strict=True)
     ]
     return queries, time.monotonic() - start

@@ -22,8 +22,9 @@ Doubles = NDArray[np.float64]
 class Walk:
     """A query followed to its end.
 
-    losses: float64[depth + 1], by documents scored in the order's own turn; predicted: their predictions, falling. For
-    the gain rule, whose turn follows the scores: the depths at which it asks, what it expects to lose there, and loses.
+    losses: float64[depth + 1], by documents scored in the order's own turn; predicted: their
+    predictions, falling. For the gain rule, whose turn follows the scores: the depths at which it
+    asks, what it expects to lose there, and loses.
     """
 
     losses: Doubles
@@ -39,7 +40,11 @@ class Walk:
             enough = np.flatnonzero(self.expected <= rule.value)
             asked = int(enough[0]) if len(enough) else -1
             return int(self.depths[asked]), float(self.lost[asked])
-        depth = int(rule.value) if rule.kind == "depth" else max(top, int((self.predicted >= rule.value).sum()))
+        depth = (
+            int(rule.value)
+            if rule.kind == "depth"
+            else max(top, int((self.predicted >= rule.value).sum()))
+        )
         return min(depth, count), float(self.losses[min(depth, count)])
 
 

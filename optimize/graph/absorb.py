@@ -1,9 +1,10 @@
 """An exact rewrite: where one token asks, keys and values are never made.
 
-Of the last layer one row is read, so its queries are one a pair, and its keys and values are made of all tokens, x, for
-them alone: q (x Wk)^T = (q Wk^T) x^T, and p (x Wv) = (p x) Wv. In that order the products by weights see a row a pair
-instead of a row a token. What a key's bias adds is the same for all tokens, so that softmax leaves nothing of
-it; p adds up to one, so that a value's bias is added whole.
+Of the last layer one row is read, so its queries are one a pair, and its keys and values are made
+of all tokens, x, for them alone: q (x Wk)^T = (q Wk^T) x^T, and p (x Wv) = (p x) Wv. In that
+order the products by weights see a row a pair instead of a row a token. What a key's bias adds is
+the same for all tokens, so that softmax leaves nothing of it; p adds up to one, so that a value's
+bias is added whole.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from xopt.optimize.graph.structure import all_reads, makers, needed_for, readers
 
 __all__ = ["absorb_keys"]
 
-Made = tuple[str, NDArray[np.float32], NDArray[np.float32]]  # x, W [channels, heads x size] and bias of x W + bias
+# x, W [channels, heads x size] and bias of x W + bias
+Made = tuple[str, NDArray[np.float32], NDArray[np.float32]]
 
 
 def absorb_keys(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The same function with less work, and in how many attentions. Outputs are equal but for the order of sums."""
+    """The same function with less work, and in how many attentions. Outputs are equal but for the
+    order of sums.
+    """
     graph = _Graph(model)
     replaced: dict[str, list[onnx.NodeProto]] = {}
     gone: set[str] = set()
@@ -61,9 +65,11 @@ class _Graph:
         return numpy_helper.to_array(self.weights[name]) if known else None
 
     def product(self, name: str) -> Made | None:
-        """What a tensor is the product of, where nobody else reads it; None where it is not made so.
+        """What a tensor is the product of, where nobody else reads it; None where it is not made
+        so.
 
-        MobileBERT, which normalises nothing between its layers, would lose a digit: x has to be of one size.
+        MobileBERT, which normalises nothing between its layers, would lose a digit: x has to be
+        of one size.
         """
         node, bias = self.maker.get(name), None
         if node is not None and node.op_type == "Add" and len(self.readers[name]) == 1:
@@ -76,7 +82,9 @@ class _Graph:
         weight, x = self.constant(node.input[1], 2), self.maker.get(node.input[0])
         if weight is None or x is None or x.op_type != "LayerNormalization":
             return None
-        whole = np.broadcast_to(np.zeros(1, weight.dtype) if bias is None else bias, weight.shape[1:])
+        whole = np.broadcast_to(
+            np.zeros(1, weight.dtype) if bias is None else bias, weight.shape[1:]
+        )
         return node.input[0], weight, whole
 
 
@@ -92,7 +100,9 @@ def _absorbed(
         return f"{start}/{name}"
 
     def node(operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        out.append(helper.make_node(operator, inputs, [f"{start}/{name}"], f"{start}/{name}", **attributes))
+        out.append(
+            helper.make_node(operator, inputs, [f"{start}/{name}"], f"{start}/{name}", **attributes)
+        )
         return f"{start}/{name}"
 
     per_head = (-1, attention.heads, attention.size)
@@ -101,16 +111,25 @@ def _absorbed(
     row = constant("row", np.array([2], np.int64))
 
     out = list(attention.queries)
-    asked = node("MatMul", [out[-1].output[0], constant("by_key", by_key)], "asked")  # [pairs, heads, 1, channels]
+    # [pairs, heads, 1, channels]
+    asked = node("MatMul", [out[-1].output[0], constant("by_key", by_key)], "asked")
     flat = node("Squeeze", [asked, row], "flat")
     across = node("Transpose", [key[0]], "across", perm=[0, 2, 1])
     scores = node("Unsqueeze", [node("MatMul", [flat, across], "scores"), row], "scores_row")
     masked = onnx.NodeProto()
     masked.CopyFrom(attention.added)
-    masked.input[:] = [scores if name == attention.scores else name for name in attention.added.input]
+    masked.input[:] = [
+        scores if name == attention.scores else name for name in attention.added.input
+    ]
     out += [masked, attention.softmax]
-    taken = node("MatMul", [node("Squeeze", [attention.softmax.output[0], row], "shares"), value[0]], "taken")
-    heads = node("MatMul", [node("Unsqueeze", [taken, row], "taken_row"), constant("by_value", by_value)], "heads")
+    taken = node(
+        "MatMul", [node("Squeeze", [attention.softmax.output[0], row], "shares"), value[0]], "taken"
+    )
+    heads = node(
+        "MatMul",
+        [node("Unsqueeze", [taken, row], "taken_row"), constant("by_value", by_value)],
+        "heads",
+    )
     bias = constant("bias", value[2].reshape(attention.heads, 1, attention.size))
     out.append(helper.make_node("Add", [heads, bias], [turned.input[0]], f"{start}/biased"))
     return [*out, turned, joined]

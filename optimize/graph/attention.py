@@ -1,9 +1,10 @@
 """An exact rewrite: attention over pairs without padding in one operator.
 
-onnxruntime's MultiHeadAttention is fastest without a mask: its flash kernel never writes out the scores of all tokens
-with all others. A mask is there for padding alone, so each attention becomes an If: where no pair of a forward is
-padded, the operator; else the nodes that were there. xopt's planner runs pairs of equal length together, which takes
-the first branch always; other programs load the file as it is.
+onnxruntime's MultiHeadAttention is fastest without a mask: its flash kernel never writes out the
+scores of all tokens with all others. A mask is there for padding alone, so each attention becomes
+an If: where no pair of a forward is padded, the operator; else the nodes that were there. xopt's
+planner runs pairs of equal length together, which takes the first branch always; other programs
+load the file as it is.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ __all__ = ["fuse_attention", "unfused"]
 
 
 def fuse_attention(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The same function, with a branch for forwards without padding in each attention, and how many there are.
+    """The same function, with a branch for forwards without padding in each attention, and how
+    many there are.
 
-    Outputs are equal but for the order of floating-point sums. Attention with windows, biases of its own or
-    another shape than BERT's stays as it is.
+    Outputs are equal but for the order of floating-point sums. Attention with windows, biases of
+    its own or another shape than BERT's stays as it is.
     """
     found = _only_padding(model, find_attentions(model))
     if not found:
@@ -50,7 +52,9 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.op_type == "If" and node.name.startswith(UNPADDED):
-            (padded,) = (attribute.g for attribute in node.attribute if attribute.name == "else_branch")
+            (padded,) = (
+                attribute.g for attribute in node.attribute if attribute.name == "else_branch"
+            )
             nodes.extend(_renamed(padded.node, node.output[0]))
         elif not node.name.startswith(UNPADDED):
             nodes.append(node)
@@ -58,9 +62,13 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _only_padding(model: onnx.ModelProto, found: Sequence[Attention]) -> list[Attention]:
-    """The attentions whose mask adds nothing where no pair is padded, by running the mask's part of the graph."""
+    """The attentions whose mask adds nothing where no pair is padded, by running the mask's part
+    of the graph.
+    """
     asked = list(run_masks(model, found, (np.ones((2, length), np.int64) for length in LENGTHS)))
-    return [each for each in found if asked and not any(values[each.mask].any() for values in asked)]
+    return [
+        each for each in found if asked and not any(values[each.mask].any() for values in asked)
+    ]
 
 
 def _condition() -> list[onnx.NodeProto]:
@@ -86,7 +94,10 @@ def _branches(attention: Attention) -> onnx.NodeProto:
     padded = _renamed(attention.nodes, f"{output}/padded")
     branches = {
         name: helper.make_graph(
-            nodes, name, [], [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)]
+            nodes,
+            name,
+            [],
+            [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
         )
         for name, nodes in (("then_branch", [fused]), ("else_branch", padded))
     }

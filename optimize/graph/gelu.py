@@ -1,7 +1,7 @@
 """An exact rewrite: GELU in the order in which runtimes know it.
 
-torch's exporter writes x * (0.5 * (1 + erf(x / sqrt 2))); onnxruntime joins (x * (1 + erf(x / sqrt 2))) * 0.5 into one
-operator. Halving is exact, so both give the same numbers.
+torch's exporter writes x * (0.5 * (1 + erf(x / sqrt 2))); onnxruntime joins (x * (1 + erf(x /
+sqrt 2))) * 0.5 into one operator. Halving is exact, so both give the same numbers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def reorder_gelu(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
     halves = {
         tensor.name
         for tensor in model.graph.initializer
-        if not tensor.dims and tensor.data_type == onnx.TensorProto.FLOAT and numpy_helper.to_array(tensor) == 0.5
+        if not tensor.dims
+        and tensor.data_type == onnx.TensorProto.FLOAT
+        and numpy_helper.to_array(tensor) == 0.5
     }
     count = 0
     for erf in [node for node in model.graph.node if node.op_type == "Erf"]:

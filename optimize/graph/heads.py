@@ -13,21 +13,31 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
-from xopt.optimize.graph.structure import all_reads, makers, needed_for, open_session, readers, rebuilt
+from xopt.optimize.graph.structure import (
+    all_reads,
+    makers,
+    needed_for,
+    open_session,
+    readers,
+    rebuilt,
+)
 
 __all__ = ["LENGTHS", "MASK", "Attention", "find_attentions", "run_masks"]
 
 MASK = "attention_mask"
-LENGTHS = (2, 300)  # tokens of the pairs that a mask is asked about: fewer and more than a window of local attention
+# tokens of the pairs that a mask is asked about: fewer and more than a window of local attention
+LENGTHS = (2, 300)
 TURNED, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels before them
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Nodes that make of query, key and value, [pairs, width, channels], the heads' results side by side.
+    """Nodes that make of query, key and value, [pairs, width, channels], the heads' results side
+    by side.
 
-    `size`: a head's channels. `rows`: the query's width where it is known. `added` adds `mask` to `scores`, [pairs,
-    heads, rows, width]; `softmax` follows, and `second` is the product of what comes of it with the values.
+    `size`: a head's channels. `rows`: the query's width where it is known. `added` adds `mask` to
+    `scores`, [pairs, heads, rows, width]; `softmax` follows, and `second` is the product of what
+    comes of it with the values.
     """
 
     inputs: tuple[str, str, str]
@@ -37,7 +47,8 @@ class Attention:
     size: int
     scale: float
     scores: str
-    queries: tuple[onnx.NodeProto, onnx.NodeProto]  # the Reshape and the Transpose that make heads of them
+    # the Reshape and the Transpose that make heads of them
+    queries: tuple[onnx.NodeProto, onnx.NodeProto]
     added: onnx.NodeProto
     softmax: onnx.NodeProto
     second: onnx.NodeProto
@@ -50,34 +61,51 @@ class Attention:
 
 
 def find_attentions(model: onnx.ModelProto) -> list[Attention]:
-    """All of them, in the graph's order. Attention with biases of its own or turned queries is not among them."""
+    """All of them, in the graph's order. Attention with biases of its own or turned queries is
+    not among them.
+    """
     graph = _Graph(model)
-    return [match for node in model.graph.node if node.op_type == "Softmax" and (match := _match(graph, node))]
+    return [
+        match
+        for node in model.graph.node
+        if node.op_type == "Softmax" and (match := _match(graph, node))
+    ]
 
 
 def run_masks(
     model: onnx.ModelProto, found: Sequence[Attention], masks: Iterable[NDArray[np.int64]]
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """What attentions add to their scores, by name of the mask, for each attention mask, int64[pairs, width].
+    """What attentions add to their scores, by name of the mask, for each attention mask,
+    int64[pairs, width].
 
-    Only the part of the graph is run that makes it; nothing comes of one that does not read the attention mask.
+    Only the part of the graph is run that makes it; nothing comes of one that does not read the
+    attention mask.
     """
     names = sorted({attention.mask for attention in found})
     nodes = needed_for(model.graph.node, names)
     read = all_reads(nodes).union(names)
     if MASK not in read:
         return
-    asked = rebuilt(model, nodes, [tensor for tensor in model.graph.initializer if tensor.name in read])
+    asked = rebuilt(
+        model, nodes, [tensor for tensor in model.graph.initializer if tensor.name in read]
+    )
     del asked.graph.output[:]
-    asked.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    asked.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    )
     session = open_session(asked)
     for mask in masks:
-        held = {node.name: mask if node.name == MASK else np.ones_like(mask) for node in asked.graph.input}
+        held = {
+            node.name: mask if node.name == MASK else np.ones_like(mask)
+            for node in asked.graph.input
+        }
         yield dict(zip(names, session.run(names, held), strict=True))
 
 
 class _Graph:
-    """Who makes a tensor, who reads it, its shape, and constants. What is not as asked for raises LookupError."""
+    """Who makes a tensor, who reads it, its shape, and constants. What is not as asked for raises
+    LookupError.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.maker, self.readers = makers(model), readers(model)
@@ -101,13 +129,19 @@ class _Graph:
 
     def scalar(self, name: str) -> float:
         """A constant of one entry."""
-        tensor = self.weights[name] if name in self.weights else self.made(name, "Constant").attribute[0].t
+        tensor = (
+            self.weights[name]
+            if name in self.weights
+            else self.made(name, "Constant").attribute[0].t
+        )
         if math.prod(tensor.dims) != 1:
             raise LookupError(name)
         return float(numpy_helper.to_array(tensor).reshape(()))
 
     def heads(self, name: str, order: list[int]) -> tuple[onnx.NodeProto, onnx.NodeProto]:
-        """The Reshape that cuts [pairs, width, channels] into heads, and the Transpose to `order` behind it."""
+        """The Reshape that cuts [pairs, width, channels] into heads, and the Transpose to `order`
+        behind it.
+        """
         turned = self.made(name, "Transpose")
         if list(turned.attribute[0].ints) != order:
             raise LookupError(name)
@@ -134,10 +168,15 @@ def _match(graph: _Graph, softmax: onnx.NodeProto) -> Attention | None:
     if list(turned.attribute[0].ints) != TURNED or second.input[0] != softmax.output[0]:
         return None
     nodes = {
-        n.output[0]: n for n in (*itertools.chain(*parts), product, scaled, added, softmax, second, turned, joined)
+        n.output[0]: n
+        for n in (*itertools.chain(*parts), product, scaled, added, softmax, second, turned, joined)
     }
     ordered = tuple(nodes[name] for name in sorted(nodes, key=graph.place.__getitem__))
-    if any(reader.output[0] not in nodes for node in ordered[:-1] for reader in graph.readers[node.output[0]]):
+    if any(
+        reader.output[0] not in nodes
+        for node in ordered[:-1]
+        for reader in graph.readers[node.output[0]]
+    ):
         return None
     query, key, value = (str(reshape.input[0]) for reshape, _ in parts)
     scale = 1 / scale if scaled.op_type == "Div" else scale
@@ -158,10 +197,16 @@ def _match(graph: _Graph, softmax: onnx.NodeProto) -> Attention | None:
 
 
 def _scores(graph: _Graph, added: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto, str]:
-    """The product of query and key, the node that scales it or the product again, and the mask that is added."""
+    """The product of query and key, the node that scales it or the product again, and the mask
+    that is added.
+    """
     for scores, mask in (tuple(added.input), tuple(reversed(added.input))):
         scaled = graph.maker.get(scores)
-        product = graph.maker.get(scaled.input[0]) if scaled and scaled.op_type in ("Div", "Mul") else scaled
+        product = (
+            graph.maker.get(scaled.input[0])
+            if scaled and scaled.op_type in ("Div", "Mul")
+            else scaled
+        )
         if scaled and product and product.op_type == "MatMul":
             return product, scaled, mask
     raise LookupError(added.output[0])

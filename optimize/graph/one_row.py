@@ -1,10 +1,11 @@
 """An exact rewrite: what the head never reads is not computed.
 
-A cross-encoder's head reads one token only, the first, or the last of a decoder, so the last layer needs its
-keys and values for all tokens and everything else for one. The rewrite knows no architecture: going backwards through
-the graph it asks of each tensor whether all its readers want just the first or the last entry along one axis,
-and if so, and the operator computes each entry of that axis by itself, passes the wish on to the
-operator's inputs. Where a wish can't be passed on, a Slice grants it.
+A cross-encoder's head reads one token only, the first, or the last of a decoder, so the last
+layer needs its keys and values for all tokens and everything else for one. The rewrite knows no
+architecture: going backwards through the graph it asks of each tensor whether all its readers
+want just the first or the last entry along one axis, and if so, and the operator computes each
+entry of that axis by itself, passes the wish on to the operator's inputs. Where a wish can't be
+passed on, a Slice grants it.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ REDUCTIONS = "ReduceL2 ReduceMax ReduceMean ReduceMin ReduceSum"
 
 FIRST, LAST = 0, -1
 END = np.iinfo(np.int32).max  # an index from which on exporters mean the end of an axis
-# What an operator then wants of each input: the axis of which one entry is enough, None for all of it, or the name of
-# a new constant to read in its place.
+# What an operator then wants of each input: the axis of which one entry is enough, None for all
+# of it, or the name of a new constant to read in its place.
 Wishes = list["int | str | None"]
 Wish = tuple[int, int]  # an axis, and whether its first or its last entry is wanted
 
@@ -72,7 +73,10 @@ def keep_one_row(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         if not wanted:
             continue  # nobody reads it any more
         inputs, entry = _pass_on(graph, node, wanted)
-        reads[i] = [(wish, entry) if isinstance(wish, int) else wish for wish in inputs or [None] * len(node.input)]
+        reads[i] = [
+            (wish, entry) if isinstance(wish, int) else wish
+            for wish in inputs or [None] * len(node.input)
+        ]
         if inputs and wanted != {None}:
             narrow.add(i)
         for name, wish in zip(node.input, reads[i], strict=True):
@@ -97,20 +101,27 @@ def _facts(model: onnx.ModelProto) -> _Graph:
     return _Graph(shapes, constants)
 
 
-def _pass_on(graph: _Graph, node: onnx.NodeProto, wanted: set[Wish | None]) -> tuple[Wishes | None, int]:
-    """What `node` wants of its inputs if that is less than all, else None; and which entry of an axis."""
+def _pass_on(
+    graph: _Graph, node: onnx.NodeProto, wanted: set[Wish | None]
+) -> tuple[Wishes | None, int]:
+    """What `node` wants of its inputs if that is less than all, else None; and which entry of an
+    axis.
+    """
     try:
         if wanted == {None}:
             return _one_entry(graph, node)
         (wish,) = wanted
         rule = RULES.get(node.op_type)
         return (rule(graph, node, wish[0]), wish[1]) if rule and wish is not None else (None, FIRST)
-    except (KeyError, ValueError, IndexError):  # a rank, a constant or an attribute is not known, or the wishes differ
+    # a rank, a constant or an attribute is not known, or the wishes differ
+    except (KeyError, ValueError, IndexError):
         return None, FIRST
 
 
 def _one_entry(graph: _Graph, node: onnx.NodeProto) -> tuple[Wishes | None, int]:
-    """Where the wish begins: an operator that reads one entry of an axis, whatever is wanted of it, and which entry."""
+    """Where the wish begins: an operator that reads one entry of an axis, whatever is wanted of
+    it, and which entry.
+    """
     if node.op_type not in {"Gather", "Slice"} or graph.rank(node.input[0]) < 2:
         return None, FIRST  # one entry of a shape gains nothing
     if node.op_type == "Gather":
@@ -138,11 +149,16 @@ def _axis(graph: _Graph, node: onnx.NodeProto, default: int) -> int:
 
 
 def _elementwise(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes:
-    return [_broadcast(graph, name, axis, graph.rank(node.output[0])) if name else None for name in node.input]
+    return [
+        _broadcast(graph, name, axis, graph.rank(node.output[0])) if name else None
+        for name in node.input
+    ]
 
 
 def _broadcast(graph: _Graph, name: str, axis: int, rank: int) -> int | None:
-    """The axis of a broadcast operand, counted from the back; None where it has one entry there, or no such axis."""
+    """The axis of a broadcast operand, counted from the back; None where it has one entry there,
+    or no such axis.
+    """
     own = axis - (rank - graph.rank(name))
     return None if own < 0 or graph.shapes[name][own] == 1 else own
 
@@ -176,13 +192,22 @@ def _transpose(_: _Graph, node: onnx.NodeProto, axis: int) -> Wishes:
 
 
 def _reshape(graph: _Graph, node: onnx.NodeProto, axis: int) -> Wishes | None:
-    """Where the axis survives as it is, with the same entries behind it: the new shape names one entry there."""
+    """Where the axis survives as it is, with the same entries behind it: the new shape names one
+    entry there.
+    """
     before, after = graph.shapes[node.input[0]], graph.shapes[node.output[0]]
     tail = after[axis + 1 :]
     size = _product(tail)
     if size is None:
         return None
-    own = next((i for i in range(len(before)) if before[i] == after[axis] and _product(before[i + 1 :]) == size), None)
+    own = next(
+        (
+            i
+            for i in range(len(before))
+            if before[i] == after[axis] and _product(before[i + 1 :]) == size
+        ),
+        None,
+    )
     lead = after[:axis]
     unknown = sum(not isinstance(dim, int) for dim in lead)
     if own is None or after[axis] is None or (unknown > 1 and own != axis):
@@ -249,9 +274,14 @@ RULES: dict[str, Callable[[_Graph, onnx.NodeProto, int], Wishes | None]] = {
 
 
 def _rewrite(
-    model: onnx.ModelProto, graph: _Graph, reads: dict[int, list[Wish | str | None]], narrow: set[int]
+    model: onnx.ModelProto,
+    graph: _Graph,
+    reads: dict[int, list[Wish | str | None]],
+    narrow: set[int],
 ) -> onnx.ModelProto:
-    """The model with its unread nodes gone, its wishes passed on, and a Slice where one could not be."""
+    """The model with its unread nodes gone, its wishes passed on, and a Slice where one could not
+    be.
+    """
     small = {name for i in narrow for name in model.graph.node[i].output}
     nodes: list[onnx.NodeProto] = []
     sliced: dict[tuple[str, Wish], str] = {}
@@ -265,18 +295,29 @@ def _rewrite(
             axis, entry = wish
             sliced[name, wish] = f"{name}_{'first' if entry == FIRST else 'last'}_{axis}"
             bounds = {f"one_row_{value}": value for value in (entry, entry + 1 or END, axis)}
-            graph.new_constants.update({bound: np.array([value], np.int64) for bound, value in bounds.items()})
+            graph.new_constants.update(
+                {bound: np.array([value], np.int64) for bound, value in bounds.items()}
+            )
             read_from = [f"one_row_{value}" for value in (entry, entry + 1 or END, axis)]
-            nodes.append(helper.make_node("Slice", [name, *read_from], [sliced[name, wish]], f"/one_row/{len(sliced)}"))
+            nodes.append(
+                helper.make_node(
+                    "Slice", [name, *read_from], [sliced[name, wish]], f"/one_row/{len(sliced)}"
+                )
+            )
         return sliced[name, wish]
 
     for i, node in enumerate(model.graph.node):
         if i in reads:
             new = onnx.NodeProto()
             new.CopyFrom(node)
-            new.input[:] = [read(name, wish) for name, wish in zip(node.input, reads[i], strict=True)]
-            if any(isinstance(wish, str) for wish in reads[i]):  # a new shape, in which 0 is the size that was there
+            new.input[:] = [
+                read(name, wish) for name, wish in zip(node.input, reads[i], strict=True)
+            ]
+            # a new shape, in which 0 is the size that was there
+            if any(isinstance(wish, str) for wish in reads[i]):
                 new.ClearField("attribute")
             nodes.append(new)
-    new_constants = [numpy_helper.from_array(value, name) for name, value in graph.new_constants.items()]
+    new_constants = [
+        numpy_helper.from_array(value, name) for name, value in graph.new_constants.items()
+    ]
     return rebuilt(model, nodes, [*model.graph.initializer, *new_constants])

@@ -1,7 +1,7 @@
 """ONNX graphs of any size, read, rebuilt, run and written.
 
-A protobuf message holds 2 GB. What is larger has its weights in a second file, named as other exporters
-name it: `model.onnx` and `model.onnx_data`.
+A protobuf message holds 2 GB. What is larger has its weights in a second file, named as other
+exporters name it: `model.onnx` and `model.onnx_data`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,16 @@ ALIGNED_BYTES = 4096  # a weight starts at a multiple: it can be mapped into mem
 
 
 def read_structure(file: Path) -> onnx.ModelProto:
-    """A graph whose weights may stay in their own file; constants that say how operators work are read."""
+    """A graph whose weights may stay in their own file; constants that say how operators work are
+    read.
+    """
     model = onnx.load(file, load_external_data=False)
-    values = [a.t for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+    values = [
+        a.t
+        for node in model.graph.node
+        for a in node.attribute
+        if a.type == onnx.AttributeProto.TENSOR
+    ]
     _read_data(file, (*values, *(t for t in model.graph.initializer if math.prod(t.dims) <= SMALL)))
     return model
 
@@ -51,10 +58,16 @@ def read_structure(file: Path) -> onnx.ModelProto:
 def read_graph(file: Path) -> onnx.ModelProto:
     """A graph with its weights, wherever they stand.
 
-    onnx itself refuses data files that are links, as a hub's cache has them; this one's sha256 is checked.
+    onnx itself refuses data files that are links, as a hub's cache has them; this one's sha256 is
+    checked.
     """
     model = onnx.load(file, load_external_data=False)
-    values = [a.t for node in model.graph.node for a in node.attribute if a.type == onnx.AttributeProto.TENSOR]
+    values = [
+        a.t
+        for node in model.graph.node
+        for a in node.attribute
+        if a.type == onnx.AttributeProto.TENSOR
+    ]
     _read_data(file, (*values, *model.graph.initializer))
     return model
 
@@ -65,7 +78,9 @@ def _read_data(file: Path, tensors: Iterable[onnx.TensorProto]) -> None:
         if external_data_helper.uses_external_data(tensor):
             info = external_data_helper.ExternalDataInfo(tensor)
             if Path(info.location).name != info.location:
-                raise BadInput(f"{file}: has weights in {info.location!r}, which is not beside it; export it again")
+                raise BadInput(
+                    f"{file}: has weights in {info.location!r}, which is not beside it; export it again"
+                )
             with (file.parent / info.location).open("rb") as stream:
                 stream.seek(info.offset or 0)
                 tensor.raw_data = stream.read(info.length or -1)
@@ -88,11 +103,19 @@ def readers(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
 
 
 def outer_reads(node: onnx.NodeProto) -> set[str]:
-    """Names that the branches of an If or the body of a Loop read, some of them from the graph around."""
-    bodies = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    """Names that the branches of an If or the body of a Loop read, some of them from the graph
+    around.
+    """
+    bodies = [
+        attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH
+    ]
     inner = [n for body in bodies for n in body.node]
     results = [output.name for body in bodies for output in body.output]
-    return {*results, *(name for n in inner for name in n.input), *(name for n in inner for name in outer_reads(n))}
+    return {
+        *results,
+        *(name for n in inner for name in n.input),
+        *(name for n in inner for name in outer_reads(n)),
+    }
 
 
 def needed_for(nodes: Iterable[onnx.NodeProto], tensors: Iterable[str]) -> list[onnx.NodeProto]:
@@ -119,10 +142,18 @@ def rebuilt(
     """A model with the inputs and outputs of `model` and other insides."""
     graph = model.graph
     made = helper.make_graph(
-        list(nodes), graph.name, graph.input, graph.output, list(initializers), value_info=list(value_info)
+        list(nodes),
+        graph.name,
+        graph.input,
+        graph.output,
+        list(initializers),
+        value_info=list(value_info),
     )
     return helper.make_model(
-        made, opset_imports=model.opset_import, ir_version=model.ir_version, functions=model.functions
+        made,
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+        functions=model.functions,
     )
 
 
@@ -139,11 +170,15 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
         return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     with TemporaryDirectory(prefix="xopt-graph-") as scratch:
         write_graph(model, Path(scratch) / "model.onnx")
-        return ort.InferenceSession(str(Path(scratch) / "model.onnx"), providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            str(Path(scratch) / "model.onnx"), providers=["CPUExecutionProvider"]
+        )
 
 
 def write_graph(model: onnx.ModelProto, file: Path) -> None:
-    """Write `file`, whole or not at all, and its data file where the weights need one, which then leave `model`."""
+    """Write `file`, whole or not at all, and its data file where the weights need one, which then
+    leave `model`.
+    """
     data = data_file(file)
     if _weight_bytes(model) <= LIMIT_BYTES:
         with new_file(file) as temporary:
@@ -154,7 +189,9 @@ def write_graph(model: onnx.ModelProto, file: Path) -> None:
         for tensor in model.graph.initializer:
             if math.prod(tensor.dims) > SMALL and tensor.HasField("raw_data"):
                 stream.seek(-stream.tell() % ALIGNED_BYTES, 1)
-                external_data_helper.set_external_data(tensor, data.name, stream.tell(), len(tensor.raw_data))
+                external_data_helper.set_external_data(
+                    tensor, data.name, stream.tell(), len(tensor.raw_data)
+                )
                 stream.write(tensor.raw_data)
                 tensor.ClearField("raw_data")
     with new_file(file) as temporary:

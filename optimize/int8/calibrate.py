@@ -31,9 +31,9 @@ CALIBRATION_PAIRS = 96  # drawn from the data; twice as many gave the same agree
 class Activations:
     """What a tensor of token rows held: a tensor [pairs, width, channels], padding left out.
 
-    lowest, highest: the least and the largest entry of each channel. low, high: the least and the largest
-    entry of a row, medians over tokens. gram: the mean of x x^T over tokens, float64[channels, channels], if it was
-    asked for.
+    lowest, highest: the least and the largest entry of each channel. low, high: the least and the
+    largest entry of a row, medians over tokens. gram: the mean of x x^T over tokens,
+    float64[channels, channels], if it was asked for.
     """
 
     lowest: NDArray[np.float64]
@@ -81,12 +81,18 @@ def calibration_pairs(candidates: Candidates) -> list[Pair]:
 
 
 def calibrate(
-    folder: ModelFolder, model: onnx.ModelProto, tensors: Sequence[str], pairs: Sequence[Pair], gram: bool = True
+    folder: ModelFolder,
+    model: onnx.ModelProto,
+    tensors: Sequence[str],
+    pairs: Sequence[Pair],
+    gram: bool = True,
 ) -> dict[str, Activations]:
     """Run `model`, the folder's FP32 graph, over `pairs` and describe `tensors` by name."""
     probe = rebuilt(model, model.graph.node, model.graph.initializer)
     del probe.graph.output[:]
-    probe.graph.output.extend(helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors)
+    probe.graph.output.extend(
+        helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors
+    )
     session = open_session(probe)
     inputs = {node.name for node in session.get_inputs()}
     encoder = Encoder(folder)
@@ -97,24 +103,36 @@ def calibrate(
         mask = arrays["attention_mask"].astype(bool)
         held = session.run(list(tensors), {k: v for k, v in arrays.items() if k in inputs})
         for name, value in zip(tensors, held, strict=True):
-            # What has no row for each token, DeBERTa's relative positions say, is described by all of its rows.
-            rows = value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
+            # What has no row for each token, DeBERTa's relative positions say, is described by
+            # all of its rows.
+            rows = (
+                value[mask] if value.shape[:2] == mask.shape else value.reshape(-1, value.shape[-1])
+            )
             if not np.isfinite(rows).all():
                 where = _for_pair(value, mask, forward.rows, pairs)
-                raise BadInput(f"{folder.path}: {name} is not finite{where}; the weights are damaged")
+                raise BadInput(
+                    f"{folder.path}: {name} is not finite{where}; the weights are damaged"
+                )
             if name not in sums:
                 channels = rows.shape[1]
                 sums[name] = _Sums(
-                    np.zeros(channels), np.zeros(channels), np.zeros((channels, channels) if gram else 0)
+                    np.zeros(channels),
+                    np.zeros(channels),
+                    np.zeros((channels, channels) if gram else 0),
                 )
             sums[name].add(rows, gram)
     return {name: total.activations() for name, total in sums.items()}
 
 
 def _for_pair(
-    value: NDArray[np.float32], mask: NDArray[np.bool_], rows: NDArray[np.intp], pairs: Sequence[Pair]
+    value: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    rows: NDArray[np.intp],
+    pairs: Sequence[Pair],
 ) -> str:
-    """Which pair it is whose tokens' rows are not finite, where `value` has a row for each token."""
+    """Which pair it is whose tokens' rows are not finite, where `value` has a row for each
+    token.
+    """
     if value.shape[:2] != mask.shape:
         return ""
     sound = np.isfinite(value).all(axis=-1).reshape(*mask.shape, -1).all(axis=-1) | ~mask

@@ -1,10 +1,11 @@
 """Matrix products in INT8, so that a pair's score depends on nothing but the pair.
 
-Per token, a product of tokens with a constant weight matrix becomes, in operators that onnxruntime has:
+Per token, a product of tokens with a constant weight matrix becomes, in operators that
+onnxruntime has:
 
-    q = QuantizeLinear(x / smoothing, row scale)             uint8, one scale a row, taken at run time
-    y = MatMulIntegerToFloat(q, W x smoothing, column scale)  int8 weights, one scale a column
-    y x row scale
+    q = QuantizeLinear(x / smoothing, row scale)             uint8, one scale a row, taken at run
+    time y = MatMulIntegerToFloat(q, W x smoothing, column scale)  int8 weights, one scale a
+    column y x row scale
 
 What a LayerNormalization made has had each row scaled already. It takes one scale from calibration,
 which saves the passes that find a row's scale and give it back, and lets the bias join the product.
@@ -12,8 +13,8 @@ which saves the passes that find a row's scale and give it back, and lets the bi
 Static, everything takes one scale from calibration, and the product is written as QuantizeLinear,
 DequantizeLinear and MatMul, which OpenVINO joins into one INT8 product.
 
-Products that read the same tensor share its quantised form. Smoothing (SmoothQuant, Xiao et al. 2022,
-arXiv:2211.10438, equation 4) moves what single channels have in excess into the weights.
+Products that read the same tensor share its quantised form. Smoothing (SmoothQuant, Xiao et al.
+2022, arXiv:2211.10438, equation 4) moves what single channels have in excess into the weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from xopt.optimize.int8.rounding import round_weights
 
 __all__ = ["Rounded", "quantize_matmuls"]
 
-# By weight, smoothing factors and bits: integers and column scales. Rounding takes longer than all else.
+# By weight, smoothing factors and bits: integers and column scales. Rounding takes longer than
+# all else.
 Rounded = dict[tuple[str, bytes, int], tuple[NDArray[np.int8], NDArray[np.float32]]]
 
 LEVELS = 255  # of uint8
@@ -53,8 +55,12 @@ class _Writer:
         self.constants[name] = np.asarray(value)
         return name
 
-    def node(self, operator: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
-        self.nodes.append(helper.make_node(operator, inputs, [output], output, domain=domain, **attributes))
+    def node(
+        self, operator: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any
+    ) -> str:
+        self.nodes.append(
+            helper.make_node(operator, inputs, [output], output, domain=domain, **attributes)
+        )
         return output
 
 
@@ -62,8 +68,8 @@ class _Writer:
 class _Quantised:
     """A tensor in INT8, as the products that read it need it.
 
-    `scale` is a constant. Where rows have their own scales it is 1, `row_scales` is [rows, 1], `rows`
-    is [rows, channels] and `lead` holds the dimensions that the rows came from.
+    `scale` is a constant. Where rows have their own scales it is 1, `row_scales` is [rows, 1],
+    `rows` is [rows, channels] and `lead` holds the dimensions that the rows came from.
     """
 
     rows: str
@@ -87,18 +93,23 @@ def quantize_matmuls(
 ) -> onnx.ModelProto:
     """The model with the named MatMuls, x [pairs, width, inputs] by a constant matrix, in INT8.
 
-    `seen` describes what each x held in calibration, `bits` is the weights' (7 where 8 would saturate),
-    `smoothing` the exponent of the activations in the smoothing factors, 0 for none, and `free` says that the runtime
-    joins the division with what makes x; `static` takes all scales from calibration. `rounded` keeps what rounding
-    made, for the next recipe of the same model.
+    `seen` describes what each x held in calibration, `bits` is the weights' (7 where 8 would
+    saturate), `smoothing` the exponent of the activations in the smoothing factors, 0 for none,
+    and `free` says that the runtime joins the division with what makes x; `static` takes all
+    scales from calibration. `rounded` keeps what rounding made, for the next recipe of the same
+    model.
     """
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    normalised = {node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
+    normalised = {
+        node.output[0] for node in model.graph.node if node.op_type == "LayerNormalization"
+    }
     biases = _biases(model)
     matrices: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for node in model.graph.node:
         if node.name in products:
-            matrices[node.input[0]].append(numpy_helper.to_array(weights[node.input[1]]).astype(np.float64))
+            matrices[node.input[0]].append(
+                numpy_helper.to_array(weights[node.input[1]]).astype(np.float64)
+            )
     write, quantised, done, joined = _Writer(), {}, set(), set()
     for node in model.graph.node:
         if node.name in joined:
@@ -109,13 +120,21 @@ def quantize_matmuls(
         x, weight = node.input
         if x not in quantised:
             quantise = _quantise_calibrated if static or x in normalised else _quantise_rows
-            quantised[x] = quantise(write, x, seen[x], _smoothing(seen[x], matrices[x], smoothing, free))
+            quantised[x] = quantise(
+                write, x, seen[x], _smoothing(seen[x], matrices[x], smoothing, free)
+            )
         factors, matrix = quantised[x].smoothing, matrices[x].pop(0)
         key = (weight, factors.tobytes(), bits)
         if key not in rounded:
-            rounded[key] = round_weights(matrix * factors[:, None], seen[x].gram / np.outer(factors, factors), bits)
+            rounded[key] = round_weights(
+                matrix * factors[:, None], seen[x].gram / np.outer(factors, factors), bits
+            )
         integers, scales = rounded[key]
-        add, bias = (None, "") if static or quantised[x].row_scales else biases.get(node.output[0], (None, ""))
+        add, bias = (
+            (None, "")
+            if static or quantised[x].row_scales
+            else biases.get(node.output[0], (None, ""))
+        )
         output = (add or node).output[0]
         if static:
             _multiply_dequantised(write, quantised[x], integers, scales, output)
@@ -124,8 +143,11 @@ def quantize_matmuls(
         else:
             _multiply(write, quantised[x], integers, scales, output, bias)
         joined |= {add.name} if add else set()
-        # Onnxruntime joins a bias and a GELU into one pass only where it knows how many channels they have.
-        write.shapes.append(helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [None, None, len(scales)]))
+        # Onnxruntime joins a bias and a GELU into one pass only where it knows how many channels
+        # they have.
+        write.shapes.append(
+            helper.make_tensor_value_info(output, onnx.TensorProto.FLOAT, [None, None, len(scales)])
+        )
         done.add(weight)
     made = _assemble(model, write, done)
     return made if static else import_microsoft(made)
@@ -145,10 +167,12 @@ def _biases(model: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, str]]:
 def _smoothing(
     seen: Activations, weights: Sequence[NDArray[np.float64]], exponent: float, free: bool
 ) -> NDArray[np.float64]:
-    """Factors, geometric mean 1, that x is divided by and the weights' rows are multiplied by; ones for none.
+    """Factors, geometric mean 1, that x is divided by and the weights' rows are multiplied by;
+    ones for none.
 
-    The division is a pass over x, so it is made where x is narrower than what is computed from it; where it is `free`,
-    where x is no wider. Factors for feed-forward blocks' neurons do not carry over to other texts.
+    The division is a pass over x, so it is made where x is narrower than what is computed from
+    it; where it is `free`, where x is no wider. Factors for feed-forward blocks' neurons do not
+    carry over to other texts.
     """
     channels = len(seen.peak)
     if exponent == 0 or channels >= sum(weight.shape[1] for weight in weights) + free:
@@ -167,24 +191,36 @@ def _smooth(write: _Writer, x: str, factors: NDArray[np.float64]) -> str:
 
 
 def _zero_point(write: _Writer, low: float, high: float) -> tuple[int, str]:
-    """The level, never the first or the last, that stands for 0 where values reach from `low` to `high`."""
+    """The level, never the first or the last, that stands for 0 where values reach from `low` to
+    `high`.
+    """
     zero = int(np.clip(round(LEVELS * -low / max(high - low, TINY)), 1, LEVELS - 1))
     return zero, write.constant(f"int8/zero_{zero}", np.uint8(zero))
 
 
-def _quantise_calibrated(write: _Writer, x: str, seen: Activations, factors: NDArray[np.float64]) -> _Quantised:
-    """Quantise a LayerNormalization's result: its rows have been scaled already, so one calibrated scale serves all."""
+def _quantise_calibrated(
+    write: _Writer, x: str, seen: Activations, factors: NDArray[np.float64]
+) -> _Quantised:
+    """Quantise a LayerNormalization's result: its rows have been scaled already, so one
+    calibrated scale serves all.
+    """
     low = min(float((seen.lowest / factors).min()), 0.0)
     high = max(float((seen.highest / factors).max()), 0.0)
     zero, zero_point = _zero_point(write, low, high)
     reach = max(-low / zero, high / (LEVELS - zero), TINY)
     scale = write.constant(f"{x}/int8/scale", np.float32(reach))
-    rows = write.node("QuantizeLinear", [_smooth(write, x, factors), scale, zero_point], f"{x}/int8/quantised")
+    rows = write.node(
+        "QuantizeLinear", [_smooth(write, x, factors), scale, zero_point], f"{x}/int8/quantised"
+    )
     return _Quantised(rows, scale, zero_point, factors)
 
 
-def _quantise_rows(write: _Writer, x: str, seen: Activations, factors: NDArray[np.float64]) -> _Quantised:
-    """Quantise the rows of x: the zero point is fixed by calibration, the scale covers each row at run time."""
+def _quantise_rows(
+    write: _Writer, x: str, seen: Activations, factors: NDArray[np.float64]
+) -> _Quantised:
+    """Quantise the rows of x: the zero point is fixed by calibration, the scale covers each row
+    at run time.
+    """
     p = f"{x}/int8"
     zero, zero_point = _zero_point(write, min(seen.low, 0.0), max(seen.high, 0.0))
     first = write.constant("int8/0", np.array([0], np.int64))
@@ -197,15 +233,26 @@ def _quantise_rows(write: _Writer, x: str, seen: Activations, factors: NDArray[n
         extreme = write.node(operator, [rows, last], f"{p}/{end}", keepdims=1)
         step = write.constant(f"int8/{end}_{steps}", np.float32(1 / steps))
         reach.append(write.node("Mul", [extreme, step], f"{p}/{end}_scale"))
-    scales = write.node("Max", [*reach, write.constant("int8/tiny", np.float32(TINY))], f"{p}/scales")
+    scales = write.node(
+        "Max", [*reach, write.constant("int8/tiny", np.float32(TINY))], f"{p}/scales"
+    )
     flat_scales = write.node("Reshape", [scales, last], f"{p}/row_scales")
-    zeros = write.node("Expand", [zero_point, write.node("Shape", [flat_scales], f"{p}/count")], f"{p}/zeros")
+    zeros = write.node(
+        "Expand", [zero_point, write.node("Shape", [flat_scales], f"{p}/count")], f"{p}/zeros"
+    )
     quantised = write.node("QuantizeLinear", [rows, flat_scales, zeros], f"{p}/quantised", axis=0)
-    return _Quantised(quantised, write.constant("int8/one", np.float32(1)), zero_point, factors, scales, lead)
+    return _Quantised(
+        quantised, write.constant("int8/one", np.float32(1)), zero_point, factors, scales, lead
+    )
 
 
 def _multiply(
-    write: _Writer, x: _Quantised, integers: NDArray[np.int8], scales: NDArray[np.float32], output: str, bias: str = ""
+    write: _Writer,
+    x: _Quantised,
+    integers: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    output: str,
+    bias: str = "",
 ) -> str:
     """Write the INT8 product of x, plus `bias` where there is one, as the tensor `output`."""
     inputs = [
@@ -216,21 +263,35 @@ def _multiply(
         x.zero,
         write.constant("int8/weight_zero", np.int8(0)),
     ]
-    return write.node("MatMulIntegerToFloat", inputs + [bias] * bool(bias), output, domain="com.microsoft")
+    return write.node(
+        "MatMulIntegerToFloat", inputs + [bias] * bool(bias), output, domain="com.microsoft"
+    )
 
 
 def _multiply_rows(
-    write: _Writer, x: _Quantised, integers: NDArray[np.int8], scales: NDArray[np.float32], output: str
+    write: _Writer,
+    x: _Quantised,
+    integers: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    output: str,
 ) -> None:
     """Write the INT8 product of x, whose rows have their own scales, as the tensor `output`."""
     p = f"{output}/int8"
-    scaled = write.node("Mul", [_multiply(write, x, integers, scales, f"{p}/product"), x.row_scales], f"{p}/scaled")
+    scaled = write.node(
+        "Mul", [_multiply(write, x, integers, scales, f"{p}/product"), x.row_scales], f"{p}/scaled"
+    )
     outputs = write.constant(f"int8/outputs_{len(scales)}", np.array([len(scales)], np.int64))
-    write.node("Reshape", [scaled, write.node("Concat", [x.lead, outputs], f"{p}/shape", axis=0)], output)
+    write.node(
+        "Reshape", [scaled, write.node("Concat", [x.lead, outputs], f"{p}/shape", axis=0)], output
+    )
 
 
 def _multiply_dequantised(
-    write: _Writer, x: _Quantised, integers: NDArray[np.int8], scales: NDArray[np.float32], output: str
+    write: _Writer,
+    x: _Quantised,
+    integers: NDArray[np.int8],
+    scales: NDArray[np.float32],
+    output: str,
 ) -> None:
     """Write the INT8 product of x in the form that OpenVINO recognises, as the tensor `output`."""
     weight, column_scales = (
@@ -239,7 +300,9 @@ def _multiply_dequantised(
     )
     zeros = write.constant(f"int8/zeros_{len(scales)}", np.zeros(len(scales), np.int8))
     left = write.node("DequantizeLinear", [x.rows, x.scale, x.zero], f"{output}/int8/x")
-    right = write.node("DequantizeLinear", [weight, column_scales, zeros], f"{output}/int8/w", axis=1)
+    right = write.node(
+        "DequantizeLinear", [weight, column_scales, zeros], f"{output}/int8/w", axis=1
+    )
     write.node("MatMul", [left, right], output)
 
 

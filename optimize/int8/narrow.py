@@ -1,8 +1,9 @@
 """Attentions whose scores lie so near to zero that their softmax needs no maximum.
 
-A softmax divides exponentials by their sum. It first takes each row's largest score from all of them, lest they
-overflow, which costs passes over the scores of all tokens with all others. Where calibration finds the largest of
-every row within `NEAR` of zero, float's range has room for all, and a backend may leave out those passes.
+A softmax divides exponentials by their sum. It first takes each row's largest score from all of
+them, lest they overflow, which costs passes over the scores of all tokens with all others. Where
+calibration finds the largest of every row within `NEAR` of zero, float's range has room for all,
+and a backend may leave out those passes.
 """
 
 from __future__ import annotations
@@ -26,18 +27,27 @@ __all__ = ["mark_narrow"]
 LAST = "/narrow/last"  # the name of a constant, an axis
 
 
-def mark_narrow(folder: ModelFolder, model: onnx.ModelProto, pairs: Sequence[Pair]) -> tuple[onnx.ModelProto, int]:
-    """The same graph, in which the names of such softmaxes start with `NARROW`, and how many they are.
+def mark_narrow(
+    folder: ModelFolder, model: onnx.ModelProto, pairs: Sequence[Pair]
+) -> tuple[onnx.ModelProto, int]:
+    """The same graph, in which the names of such softmaxes start with `NARROW`, and how many they
+    are.
 
-    Their masks are the same for all heads and queries. `model` is the folder's FP32 graph, run on `pairs`.
+    Their masks are the same for all heads and queries. `model` is the folder's FP32 graph, run on
+    `pairs`.
     """
-    found = _hiding_keys(model, [attention for attention in find_attentions(model) if attention.rows != 1])
+    found = _hiding_keys(
+        model, [attention for attention in find_attentions(model) if attention.rows != 1]
+    )
     if not found:
         return model, 0
-    peaks = {f"{attention.softmax.name}/peaks": attention.softmax for attention in found}  # [pairs, width, heads]
+    # [pairs, width, heads]
+    peaks = {f"{attention.softmax.name}/peaks": attention.softmax for attention in found}
     probes = []
     for peak, node in peaks.items():
-        probes.append(helper.make_node("ReduceMax", [node.input[0], LAST], [f"{peak}/turned"], keepdims=0))
+        probes.append(
+            helper.make_node("ReduceMax", [node.input[0], LAST], [f"{peak}/turned"], keepdims=0)
+        )
         probes.append(helper.make_node("Transpose", [f"{peak}/turned"], [peak], perm=[0, 2, 1]))
     last = numpy_helper.from_array(np.array([-1]), LAST)
     probe = rebuilt(model, [*model.graph.node, *probes], [*model.graph.initializer, last])
@@ -54,10 +64,14 @@ def mark_narrow(folder: ModelFolder, model: onnx.ModelProto, pairs: Sequence[Pai
 
 
 def _hiding_keys(model: onnx.ModelProto, found: Sequence[Attention]) -> list[Attention]:
-    """The attentions whose mask is the same for all heads and queries, [pairs, 1, 1 or width, width]."""
+    """The attentions whose mask is the same for all heads and queries, [pairs, 1, 1 or width,
+    width].
+    """
     halves = (np.arange(length) < [[length], [length // 2]] for length in LENGTHS)
     asked = list(run_masks(model, found, (half.astype(np.int64) for half in halves)))
-    return [each for each in found if asked and all(_one_row(values[each.mask]) for values in asked)]
+    return [
+        each for each in found if asked and all(_one_row(values[each.mask]) for values in asked)
+    ]
 
 
 def _one_row(mask: NDArray[np.float32]) -> bool:

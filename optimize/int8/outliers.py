@@ -27,7 +27,9 @@ STEP = 16  # the hot part is a multiple of this: the width of a vector register
 
 @dataclass(frozen=True)
 class Split:
-    """A feed-forward block: the nodes from its first product to the activation, and its second product."""
+    """A feed-forward block: the nodes from its first product to the activation, and its second
+    product.
+    """
 
     first: tuple[onnx.NodeProto, ...]
     second: onnx.NodeProto
@@ -39,7 +41,9 @@ class Split:
 
 
 def find_blocks(model: onnx.ModelProto, products: Sequence[str]) -> list[Split]:
-    """The blocks of two named products, with nothing between them but elementwise operators on the first's result."""
+    """The blocks of two named products, with nothing between them but elementwise operators on
+    the first's result.
+    """
     maker, read_by = makers(model), readers(model)
     constants = _constants(model)
     blocks = []
@@ -47,8 +51,12 @@ def find_blocks(model: onnx.ModelProto, products: Sequence[str]) -> list[Split]:
         if node.name in products:
             chain = _chain(node.input[0], maker, constants, set(products))
             inside = {member.name for member in chain} | {node.name}
-            if chain and all(reader.name in inside for member in chain for reader in read_by[member.output[0]]):
-                order = [member for member in model.graph.node if member.name in inside - {node.name}]
+            if chain and all(
+                reader.name in inside for member in chain for reader in read_by[member.output[0]]
+            ):
+                order = [
+                    member for member in model.graph.node if member.name in inside - {node.name}
+                ]
                 blocks.append(Split(tuple(order), node))
     return blocks
 
@@ -79,9 +87,13 @@ def _chain(
 
 
 def split_outliers(
-    model: onnx.ModelProto, blocks: Sequence[Split], peaks: dict[str, NDArray[np.float64]], share: float
+    model: onnx.ModelProto,
+    blocks: Sequence[Split],
+    peaks: dict[str, NDArray[np.float64]],
+    share: float,
 ) -> onnx.ModelProto:
-    """Cut each block into the `share` of its neurons with the largest of `peaks`, by activation tensor, and the rest.
+    """Cut each block into the `share` of its neurons with the largest of `peaks`, by activation
+    tensor, and the rest.
 
     The new tensors are named after the old ones, with /hot and /cold behind.
     """
@@ -97,13 +109,24 @@ def split_outliers(
         for part, channels in (("hot", np.sort(order[:hot])), ("cold", np.sort(order[hot:]))):
             nodes += _part(block, part, channels, len(peak), weights, made)
         outputs = [f"{block.second.output[0]}/{part}" for part in ("hot", "cold")]
-        nodes.append(helper.make_node("Add", outputs, block.second.output, f"{block.second.name}/parts"))
+        nodes.append(
+            helper.make_node("Add", outputs, block.second.output, f"{block.second.name}/parts")
+        )
         replaced[block.second.name] = nodes
         gone |= {node.name for node in block.first}
-    kept = [new for node in model.graph.node if node.name not in gone for new in replaced.get(node.name, [node])]
+    kept = [
+        new
+        for node in model.graph.node
+        if node.name not in gone
+        for new in replaced.get(node.name, [node])
+    ]
     read = all_reads(kept)
     constants = [tensor for tensor in weights.values() if tensor.name in read]
-    return rebuilt(model, kept, constants + [numpy_helper.from_array(value, name) for name, value in made.items()])
+    return rebuilt(
+        model,
+        kept,
+        constants + [numpy_helper.from_array(value, name) for name, value in made.items()],
+    )
 
 
 def _part(
@@ -128,6 +151,8 @@ def _part(
                 new.input[i] = f"{name}/{part}"
             elif name in weights and weights[name].dims and weights[name].dims[axis] == neurons:
                 new.input[i] = f"{name}/{part}"
-                made[new.input[i]] = np.ascontiguousarray(np.take(numpy_helper.to_array(weights[name]), channels, axis))
+                made[new.input[i]] = np.ascontiguousarray(
+                    np.take(numpy_helper.to_array(weights[name]), channels, axis)
+                )
         nodes.append(new)
     return nodes

@@ -13,8 +13,11 @@ BLOCK = 128
 Matrix = NDArray[np.float64]
 
 
-def round_weights(weights: Matrix, gram: Matrix, bits: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Integers int8[inputs, outputs] of `bits` bits, symmetric, and a scale float32[outputs] for each column.
+def round_weights(
+    weights: Matrix, gram: Matrix, bits: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers int8[inputs, outputs] of `bits` bits, symmetric, and a scale float32[outputs] for
+    each column.
 
     Row after row is rounded, and its error made up for by the rows still to come, as the inputs'
     `gram` matrix, float64[inputs, inputs], says they go together.

@@ -1,17 +1,19 @@
 """Bounds on a mean loss that hold for any distribution and any number of queries.
 
-A certificate promises a mean over queries that nobody has seen, so that it may assume nothing but that losses lie
-between 0 and 1 and that queries are exchangeable. Two promises can be made.
+A certificate promises a mean over queries that nobody has seen, so that it may assume nothing but
+that losses lie between 0 and 1 and that queries are exchangeable. Two promises can be made.
 
-With a confidence: but for an `error` the mean is at most the limit. For a loss of shares that is a bet against the
-limit (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random variables by betting", JRSS B 86): where the
-mean is `limit` or more, the product of (1 - loss) / (1 - limit) over queries has an expectation of at most 1, and
-exceeds 1 / error with a probability of at most `error` (Markov). For a loss of 0 or 1 it is the binomial test (Clopper
-and Pearson 1934). Without any loss both are the same, (1 - limit)^queries.
+With a confidence: but for an `error` the mean is at most the limit. For a loss of shares that is
+a bet against the limit (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random
+variables by betting", JRSS B 86): where the mean is `limit` or more, the product of (1 - loss) /
+(1 - limit) over queries has an expectation of at most 1, and exceeds 1 / error with a probability
+of at most `error` (Markov). For a loss of 0 or 1 it is the binomial test (Clopper and Pearson
+1934). Without any loss both are the same, (1 - limit)^queries.
 
-In expectation, where `error` is None: the expected loss of the next query, over the queries that were drawn for the
-certificate too, is at most the limit (conformal risk control, Angelopoulos et al. 2022, arXiv:2208.02814). It takes a
-third of the queries and promises less: of many certificates some lose more.
+In expectation, where `error` is None: the expected loss of the next query, over the queries that
+were drawn for the certificate too, is at most the limit (conformal risk control, Angelopoulos et
+al. 2022, arXiv:2208.02814). It takes a third of the queries and promises less: of many
+certificates some lose more.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """How often one may look: the levels of a test that is repeated as queries come in.
 
-Who looks again and again at a 95 % bound, and stops as soon as it holds, is wrong far more often than in 5 % of cases.
-In a group-sequential test each look has a level of its own, so that all together err no more. Here the error is spent
-in proportion to the queries seen (Lan and DeMets 1983, "Discrete sequential boundaries for clinical trials", Biometrika
-70; the spending function is Kim and DeMets's of 1987 with exponent 1), and the levels follow from the means' joint
+Who looks again and again at a 95 % bound, and stops as soon as it holds, is wrong far more often
+than in 5 % of cases. In a group-sequential test each look has a level of its own, so that all
+together err no more. Here the error is spent in proportion to the queries seen (Lan and DeMets
+1983, "Discrete sequential boundaries for clinical trials", Biometrika 70; the spending function
+is Kim and DeMets's of 1987 with exponent 1), and the levels follow from the means' joint
 distribution, which is that of a Brownian motion (Armitage, McPherson and Rowe 1969).
 """
 
@@ -26,7 +27,9 @@ Floats = NDArray[np.float64]
 
 
 def look_sizes(queries: int) -> list[int]:
-    """How many queries to have seen at each look: twice as many as at the one before, and all of them at the last."""
+    """How many queries to have seen at each look: twice as many as at the one before, and all of
+    them at the last.
+    """
     sizes = []
     size = FIRST_LOOK
     while size < 0.75 * queries:  # a last look at hardly more queries would only cost error
@@ -36,13 +39,15 @@ def look_sizes(queries: int) -> list[int]:
 
 
 def one_sided_levels(sizes: Sequence[int], alpha: float) -> list[float]:
-    """The level of a one-sided test at each look, so that a true null hypothesis is rejected with probability `alpha`.
+    """The level of a one-sided test at each look, so that a true null hypothesis is rejected with
+    probability `alpha`.
 
-    `sizes` are the queries seen at each look, rising; the last one is the most that there can be. A single look
-    has the level `alpha`.
+    `sizes` are the queries seen at each look, rising; the last one is the most that there can be.
+    A single look has the level `alpha`.
     """
     levels: list[float] = []
-    at, density = np.zeros(1), np.ones(1)  # of the motion that has crossed no bound yet; weights sum up to its share
+    # of the motion that has crossed no bound yet; weights sum up to its share
+    at, density = np.zeros(1), np.ones(1)
     before = 0.0
     for now in (size / sizes[-1] for size in sizes):
         spread, reach = math.sqrt(now - before), REACH * math.sqrt(now)
@@ -57,7 +62,9 @@ def one_sided_levels(sizes: Sequence[int], alpha: float) -> list[float]:
 
 
 def _bound(at: Floats, density: Floats, spread: float, reach: float, error: float) -> float:
-    """What the motion, after a step of this standard deviation, lies beyond with probability `error`."""
+    """What the motion, after a step of this standard deviation, lies beyond with probability
+    `error`.
+    """
 
     def excess(bound: float) -> float:
         return float(density @ stats.norm.sf((bound - at) / spread)) - error

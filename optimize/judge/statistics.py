@@ -1,12 +1,13 @@
 """Means over queries with intervals, and gates that know when the queries are too few.
 
-Intervals are Student's t over queries, paired where two rankings are compared, because a value is a query's
-difference: of the tests in use for retrieval the one that keeps its error best (Urbano, Lima and Hanjalic 2019,
-"Statistical significance testing in information retrieval", SIGIR). Measures of agreement are skewed, most queries near
-the best value and a few far below, which t alone takes for better than it is; Hall's transformation corrects for that
-(Hall 1992, "On the removal of skewness by transformation", JRSS B 54). A gate passes where the whole interval is on the
-right side of its bound, so that each end is a one-sided bound: for a loss with a margin that is the non-inferiority
-test (Schuirmann 1987).
+Intervals are Student's t over queries, paired where two rankings are compared, because a value is
+a query's difference: of the tests in use for retrieval the one that keeps its error best (Urbano,
+Lima and Hanjalic 2019, "Statistical significance testing in information retrieval", SIGIR).
+Measures of agreement are skewed, most queries near the best value and a few far below, which t
+alone takes for better than it is; Hall's transformation corrects for that (Hall 1992, "On the
+removal of skewness by transformation", JRSS B 54). A gate passes where the whole interval is on
+the right side of its bound, so that each end is a one-sided bound: for a loss with a margin that
+is the non-inferiority test (Schuirmann 1987).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ __all__ = [
     "interval",
 ]
 
-# Of each one-sided bound: 93 % intervals. 0.035, so that with all looks, of the most skewed measures too, at most one
-# gate in twenty passes wrongly at its edge; see tests/optimize/judge/test_looks.py.
+# Of each one-sided bound: 93 % intervals. 0.035, so that with all looks, of the most skewed
+# measures too, at most one gate in twenty passes wrongly at its edge; see
+# tests/optimize/judge/test_looks.py.
 ALPHA = 0.035
 FEWEST_QUERIES = 10  # fewer say nothing about the spread, so that no gate passes
 MOST_QUERIES = 1_000_000
@@ -44,7 +46,9 @@ PASSED, FAILED, UNDECIDED = "pass", "fail", "undecided"
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over queries and its interval: 93 %, or wider where there are several looks; see `looks`."""
+    """A mean over queries and its interval: 93 %, or wider where there are several looks; see
+    `looks`.
+    """
 
     mean: float
     low: float
@@ -56,12 +60,14 @@ class Interval:
 class Gate:
     """A bound on a measure's mean: at least `bound`, or at most `bound` where `at_most`.
 
-    `unseen` is what one query more could move the measure by where it moves at all. A few queries, none of which
-    happened to move, have no spread, as if none ever did. Two queries are added to them
-    therefore, one that gains and one that loses so much, as Agresti and Coull 1998 add two of each outcome.
+    `unseen` is what one query more could move the measure by where it moves at all. A few
+    queries, none of which happened to move, have no spread, as if none ever did. Two queries are
+    added to them therefore, one that gains and one that loses so much, as Agresti and Coull 1998
+    add two of each outcome.
 
-    `veto`: the gate counts where it fails, and holds nothing up where it is undecided. `asked`: its bound was given, so
-    that a measure that the data do not have leaves it undecided; other gates are left out there.
+    `veto`: the gate counts where it fails, and holds nothing up where it is undecided. `asked`:
+    its bound was given, so that a measure that the data do not have leaves it undecided; other
+    gates are left out there.
     """
 
     measure: str
@@ -74,10 +80,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate, the interval that it was held against, and how many queries would decide it where these do not.
+    """A gate, the interval that it was held against, and how many queries would decide it where
+    these do not.
 
-    `queries_needed` is None where it is decided, or where a million would not do. It takes the mean and
-    the spread to stay as they are, and no look before the last.
+    `queries_needed` is None where it is decided, or where a million would not do. It takes the
+    mean and the spread to stay as they are, and no look before the last.
     """
 
     gate: Gate
@@ -87,7 +94,9 @@ class GateResult:
 
 
 def interval(values: NDArray[np.float64], unseen: float = 0.0, level: float = ALPHA) -> Interval:
-    """The mean of a value a query without NaN, and its interval, each end a bound at `level`; `unseen` as in `Gate`."""
+    """The mean of a value a query without NaN, and its interval, each end a bound at `level`;
+    `unseen` as in `Gate`.
+    """
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(math.nan, math.nan, math.nan, 0)
@@ -104,14 +113,18 @@ def interval(values: NDArray[np.float64], unseen: float = 0.0, level: float = AL
 
 
 def _hall(quantile: float, skew: float, n: int) -> float:
-    """A quantile of the mean's error in standard deviations, from that of a symmetric one: Hall's g inverted."""
+    """A quantile of the mean's error in standard deviations, from that of a symmetric one: Hall's
+    g inverted.
+    """
     if abs(skew) < NO_SKEW:
         return quantile
     return 3 / skew * (float(np.cbrt(1 + skew * (quantile - skew / (6 * n)))) - 1)
 
 
 def hold(gate: Gate, values: NDArray[np.float64], same: bool, level: float = ALPHA) -> GateResult:
-    """Hold a gate against a value a query. `same`: the scores are the reference's, so that few queries are enough."""
+    """Hold a gate against a value a query. `same`: the scores are the reference's, so that few
+    queries are enough.
+    """
     found = interval(values, 0.0 if same else gate.unseen, level)
     if not found.queries:
         return GateResult(gate, found, PASSED if same else UNDECIDED)
@@ -127,7 +140,9 @@ def hold(gate: Gate, values: NDArray[np.float64], same: bool, level: float = ALP
 
 
 def _queries_needed(values: NDArray[np.float64], room: float, unseen: float) -> int | None:
-    """How many such queries have an interval within `room` of their mean; None where even very many have not."""
+    """How many such queries have an interval within `room` of their mean; None where even very
+    many have not.
+    """
     added, z2 = 2 if unseen else 0, float(stats.norm.isf(ALPHA)) ** 2
     # z sqrt(n variance + added unseen^2) / (n + added) <= room, squared and solved for n
     a, variance = room**2, float(np.nanvar(values))

@@ -1,4 +1,6 @@
-"""Pictures for reports: SVG that takes its colours from the page, so that it follows dark and light."""
+"""Pictures for reports: SVG that takes its colours from the page, so that it follows dark and
+light.
+"""
 
 from __future__ import annotations
 
@@ -44,25 +46,35 @@ def scatter(points: Sequence[Point], best: Sequence[int]) -> Markup:
     for i in range(6):
         value = bottom + i * y_step
         y = place(0, value)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
     for i in range(round(right / x_step) + 1):
         x = place(i * x_step, 1)[0]
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{i * x_step:g}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 5}" text-anchor="middle">times the baseline</text>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{i * x_step:g}</text>'
+        )
+    parts.append(
+        f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 5}" text-anchor="middle">times the baseline</text>'
+    )
     spots = _apart([place(x, y) for _, x, y in points])
     line = [place(points[i][1], points[i][2]) for i in best]
     parts += [f'<path class="frontier" d="{_path(line)}"/>'] if len(line) > 1 else []
     for i, ((name, x, y), (cx, cy)) in enumerate(zip(points, spots, strict=True)):
         px, py = place(x, y)
-        parts.append(f'<line class="lead" x1="{px:.1f}" y1="{py:.1f}" x2="{cx:.1f}" y2="{cy:.1f}"/>')
+        parts.append(
+            f'<line class="lead" x1="{px:.1f}" y1="{py:.1f}" x2="{cx:.1f}" y2="{cy:.1f}"/>'
+        )
         kind = "best" if i in best else "other"
         parts.append(
             f'<g class="{kind}"><title>{escape(name)}: {x:.2f} times, {y:.3f}</title>'
             f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{RADIUS}"/>'
             f'<text x="{cx:.1f}" y="{cy + 4:.1f}" text-anchor="middle">{i + 1}</text></g>'
         )
-    said = "; ".join(f"{escape(name)}: {x:.2f} times the baseline, top-10 {y:.3f}" for name, x, y in points)
+    said = "; ".join(
+        f"{escape(name)}: {x:.2f} times the baseline, top-10 {y:.3f}" for name, x, y in points
+    )
     return Markup(
         f'<svg class="scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Speed against agreement. {said}">'
         f"{''.join(parts)}</svg>"
@@ -78,21 +90,33 @@ def _apart(wanted: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
         inside = [
             (a, b)
             for a, b in tries
-            if LEFT + RADIUS <= a <= WIDTH - RIGHT - RADIUS and TOP + RADIUS <= b <= HEIGHT - BOTTOM - RADIUS
+            if LEFT + RADIUS <= a <= WIDTH - RIGHT - RADIUS
+            and TOP + RADIUS <= b <= HEIGHT - BOTTOM - RADIUS
         ]
-        free = [(a, b) for a, b in inside if all((a - c) ** 2 + (b - d) ** 2 >= gap**2 for c, d in taken)]
+        free = [
+            (a, b)
+            for a, b in inside
+            if all((a - c) ** 2 + (b - d) ** 2 >= gap**2 for c, d in taken)
+        ]
         taken.append((free or inside or [(x, y)])[0])
     return taken
 
 
 def sparkline(tree: Sequence[float], parent: Sequence[float]) -> Markup:
-    """Two lines from 0 to 1 over time, of the process tree and of the parent alone; the page says what they are."""
+    """Two lines from 0 to 1 over time, of the process tree and of the parent alone; the page says
+    what they are.
+    """
     paths = []
     for kind, values in (("tree", tree), ("parent", parent)):
         if len(values) > 1:
             step = -(-len(values) // MOMENTS)
-            means = [sum(values[i : i + step]) / len(values[i : i + step]) for i in range(0, len(values), step)]
-            line = [(100 * i / (len(means) - 1), 30 - 28 * min(v, 1.0)) for i, v in enumerate(means)]
+            means = [
+                sum(values[i : i + step]) / len(values[i : i + step])
+                for i in range(0, len(values), step)
+            ]
+            line = [
+                (100 * i / (len(means) - 1), 30 - 28 * min(v, 1.0)) for i, v in enumerate(means)
+            ]
             paths.append(f'<path class="{kind}" d="{_path(line)}"/>' if len(means) > 1 else "")
     return Markup(
         '<svg class="sparkline" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true">'

@@ -18,13 +18,16 @@ __all__ = ["Change", "compare", "gather", "read_results", "render", "template_na
 
 Json = dict[str, Any]
 
-FAILED, UNDECIDED, PASSED = WORST_FIRST = ("fail", "undecided", "pass")  # verdicts, as results have them
+# verdicts, as results have them
+FAILED, UNDECIDED, PASSED = WORST_FIRST = ("fail", "undecided", "pass")
 NOISE = 0.10  # what machines that do nothing else differ by from one run to the next
 
 
 @dataclass(frozen=True)
 class Change:
-    """A case in two results: its speed as a ratio to the baseline, then and now, and how far rounds scatter."""
+    """A case in two results: its speed as a ratio to the baseline, then and now, and how far
+    rounds scatter.
+    """
 
     case: str
     before: float
@@ -48,11 +51,15 @@ def read_results(files: Sequence[Path]) -> Json:
                 f"{file}: cannot be read as JSON ({error}); give what a command wrote with --json"
             ) from error
         if not isinstance(value, dict) or not set(value) & {"measured", "judged", "bench"}:
-            raise BadInput(f"{file}: no result of `xopt bench`, `xopt validate` or `xopt optimize` in it")
+            raise BadInput(
+                f"{file}: no result of `xopt bench`, `xopt validate` or `xopt optimize` in it"
+            )
         try:
             gather([value])
         except (KeyError, IndexError, TypeError) as error:
-            raise BadInput(f"{file}: a result of another version of xopt ({error!r}); run the command again") from error
+            raise BadInput(
+                f"{file}: a result of another version of xopt ({error!r}); run the command again"
+            ) from error
         values.append(value)
     return gather(values)
 
@@ -60,12 +67,17 @@ def read_results(files: Sequence[Path]) -> Json:
 def gather(values: Sequence[Json]) -> Json:
     """Results of `xopt bench`, `validate` and `optimize`, as their JSON is, by kind.
 
-    `benches`, `validations`, and of `xopt optimize`, None where there is none, `recommendation` and `cascade`.
+    `benches`, `validations`, and of `xopt optimize`, None where there is none, `recommendation`
+    and `cascade`.
     """
     found: Json = {"benches": [], "validations": [], "recommendation": None, "cascade": None}
     for value in values:
-        found["benches"] += [value] if "measured" in value else [value["bench"]] if "bench" in value else []
-        found["validations"] += [value] if "judged" in value else [value["validation"]] if "validation" in value else []
+        found["benches"] += (
+            [value] if "measured" in value else [value["bench"]] if "bench" in value else []
+        )
+        found["validations"] += (
+            [value] if "judged" in value else [value["validation"]] if "validation" in value else []
+        )
         for name in ("recommendation", "cascade"):
             found[name] = value.get(name) or found[name]
     for bench in found["benches"]:
@@ -83,8 +95,13 @@ def _check(value: Json, names: Sequence[str]) -> None:
 
 
 def compare(before: Json, after: Json) -> list[Change]:
-    """The cases that both results have. Noise is the scatter of both runs' rounds, and at least `NOISE`."""
-    old, new = ({_name(m): m for bench in result["benches"] for m in bench["measured"]} for result in (before, after))
+    """The cases that both results have. Noise is the scatter of both runs' rounds, and at least
+    `NOISE`.
+    """
+    old, new = (
+        {_name(m): m for bench in result["benches"] for m in bench["measured"]}
+        for result in (before, after)
+    )
     changes = []
     for case, m in new.items():
         if case in old:
@@ -165,22 +182,40 @@ def _case(bench: Json, measured: Json) -> Json:
 
 
 def _cascades(results: Json) -> list[Json]:
-    """What cascades scored and lost where they were timed, and how much faster they were than scoring everything."""
+    """What cascades scored and lost where they were timed, and how much faster they were than
+    scoring everything.
+    """
     own, found = results["cascade"], []
     for bench in [*results["benches"], *([own["bench"]] if own and own["bench"] else [])]:
-        planned = {m["case"]["variant"]: m["ratio"] for m in bench["measured"] if m["case"]["strategy"] == "planned"}
+        planned = {
+            m["case"]["variant"]: m["ratio"]
+            for m in bench["measured"]
+            if m["case"]["strategy"] == "planned"
+        }
         for m in bench["measured"]:
             if m["cascaded"]:
-                faster = m["ratio"] / planned[m["case"]["variant"]] if m["case"]["variant"] in planned else None
-                found.append({"name": _name(m), "ratio": m["ratio"], "faster": faster, "seen": "", **m["cascaded"]})
+                faster = (
+                    m["ratio"] / planned[m["case"]["variant"]]
+                    if m["case"]["variant"] in planned
+                    else None
+                )
+                found.append(
+                    {
+                        "name": _name(m),
+                        "ratio": m["ratio"],
+                        "faster": faster,
+                        "seen": "",
+                        **m["cascaded"],
+                    }
+                )
     return found
 
 
 def _headline(results: Json, cases: Sequence[Json]) -> Json:
     """What the page opens with.
 
-    `best` is the recommended variant's case, or the fastest of a variant that passed everywhere; `fastest`
-    the fastest case where nothing was judged.
+    `best` is the recommended variant's case, or the fastest of a variant that passed everywhere;
+    `fastest` the fastest case where nothing was judged.
     """
     verdicts = _verdicts(results)
     advice = results["recommendation"] or {}
@@ -190,14 +225,22 @@ def _headline(results: Json, cases: Sequence[Json]) -> Json:
     best = max(chosen, key=lambda c: c["ratio"], default=None)
     undecided = [c for c in cases if verdicts.get(c["case"]["variant"]) == UNDECIDED]
     faster = [c for c in undecided if best is None or c["ratio"] > best["ratio"]]
-    judged = [j for v in results["validations"] for j in v["judged"] if best and j["name"] == best["case"]["variant"]]
+    judged = [
+        j
+        for v in results["validations"]
+        for j in v["judged"]
+        if best and j["name"] == best["case"]["variant"]
+    ]
     return {
         "best": best,
         "measures": judged[0]["measures"] if judged else {},
         "faster": max(faster, key=lambda c: c["ratio"], default=None),
         "fastest": None if verdicts else max(cases, key=lambda c: c["ratio"], default=None),
         "python": advice.get("python"),
-        **{verdict: [name for name, held in verdicts.items() if held == verdict] for verdict in WORST_FIRST},
+        **{
+            verdict: [name for name, held in verdicts.items() if held == verdict]
+            for verdict in WORST_FIRST
+        },
     }
 
 
@@ -218,7 +261,11 @@ def _machines(results: Json) -> set[tuple[str, int]]:
 def _verdict_changes(before: Json, after: Json) -> list[tuple[str, str, str]]:
     """Variants whose verdict is another one now."""
     old, new = _verdicts(before), _verdicts(after)
-    return [(name, old[name], verdict) for name, verdict in new.items() if name in old and old[name] != verdict]
+    return [
+        (name, old[name], verdict)
+        for name, verdict in new.items()
+        if name in old and old[name] != verdict
+    ]
 
 
 def _interval(found: Json | None) -> str:
@@ -230,7 +277,9 @@ def _interval(found: Json | None) -> str:
 
 
 def _cell(text: Any) -> str:
-    """Text within a cell of a Markdown table, with nothing in it that Markdown or HTML would read."""
+    """Text within a cell of a Markdown table, with nothing in it that Markdown or HTML would
+    read.
+    """
     plain = " ".join(str(text).split())
     for mark in "\\`*_[]<>|#":
         plain = plain.replace(mark, f"\\{mark}")

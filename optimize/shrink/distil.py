@@ -24,14 +24,18 @@ log = logging.getLogger(__name__)
 
 LISTS_A_STEP = 8
 LEARNING_RATE, WARM_UP, DECAY = 3e-4, 0.05, 0.01
-SCALE = 0.2  # the weight of a list's mean beside the differences in it: small, so that the scale is kept and no more
+# the weight of a list's mean beside the differences in it: small, so that the scale is kept and
+# no more
+SCALE = 0.2
 HIDDEN = 1.0  # the weight of the layers' outputs beside the logits
 SAY_EVERY_S = 60
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """How it went: steps, pairs seen, seconds, and the mean loss of the first and the last steps."""
+    """How it went: steps, pairs seen, seconds, and the mean loss of the first and the last
+    steps.
+    """
 
     steps: int
     pairs: int
@@ -69,15 +73,17 @@ def distil(
     device: str,
     mixed: bool,
 ) -> Distilled:
-    """Train the `student`, a CrossEncoder that has the layers `kept` of the `teacher`, for so many seconds.
+    """Train the `student`, a CrossEncoder that has the layers `kept` of the `teacher`, for so
+    many seconds.
 
-    For each list the differences of logits within it are to be the teacher's (MarginMSE over all pairs of a list;
-    Hofstaetter et al. 2020, arXiv:2010.02666), its mean logit too, with little weight, which keeps the scale. Each
-    layer is to hand on, of all tokens, what the next one that was kept used to get, the last one what the head got
-    (layer by layer as in "TinyBERT", Jiao et al. 2020, arXiv:1909.10351): one logit a pair teaches too little. Word
-    embeddings stay as they are, whose gradients cost more than a layer, and so do those that a language model's logits
-    come from: of them the network has but the tokens that are compared. With `mixed`, products are of bfloat16. Both
-    encoders are changed and of no use afterwards but for their weights.
+    For each list the differences of logits within it are to be the teacher's (MarginMSE over all
+    pairs of a list; Hofstaetter et al. 2020, arXiv:2010.02666), its mean logit too, with little
+    weight, which keeps the scale. Each layer is to hand on, of all tokens, what the next one that
+    was kept used to get, the last one what the head got (layer by layer as in "TinyBERT", Jiao et
+    al. 2020, arXiv:1909.10351): one logit a pair teaches too little. Word embeddings stay as they
+    are, whose gradients cost more than a layer, and so do those that a language model's logits
+    come from: of them the network has but the tokens that are compared. With `mixed`, products
+    are of bfloat16. Both encoders are changed and of no use afterwards but for their weights.
     """
     holder, name = layers_of(teacher, "")
     whole = getattr(holder, name)
@@ -95,14 +101,20 @@ def distil(
     spread = 1.0
     while (past := (time.monotonic() - start) / seconds) < 1:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(past / WARM_UP + 0.02, 0.5 + 0.5 * math.cos(math.pi * past))
+            group["lr"] = LEARNING_RATE * min(
+                past / WARM_UP + 0.02, 0.5 + 0.5 * math.cos(math.pi * past)
+            )
         step = [next(lists) for _ in range(LISTS_A_STEP)]
         inputs, sizes = batch(step, encoder, device)
         with torch.autocast(device, torch.bfloat16, enabled=mixed):
             with torch.inference_mode():
                 expected = taught(inputs)
             found = learning(inputs)
-            hidden = _hidden_loss(learning.outputs, [each.clone() for each in taught.outputs], inputs["attention_mask"])
+            hidden = _hidden_loss(
+                learning.outputs,
+                [each.clone() for each in taught.outputs],
+                inputs["attention_mask"],
+            )
         spread = 0.95 * spread + 0.05 * max(float(expected.var()), 1e-3)
         loss = _list_loss(found, expected.clone(), sizes) / spread + HIDDEN * hidden
         optimizer.zero_grad(set_to_none=True)
@@ -113,16 +125,25 @@ def distil(
         pairs += sum(sizes)
         if time.monotonic() - said > SAY_EVERY_S:
             said = time.monotonic()
-            log.info("shrink: %.0f %% of the time, %d pairs, loss %.3f", 100 * past, pairs, np.mean(losses[-50:]))
+            log.info(
+                "shrink: %.0f %% of the time, %d pairs, loss %.3f",
+                100 * past,
+                pairs,
+                np.mean(losses[-50:]),
+            )
     few = max(1, len(losses) // 20)
     took = time.monotonic() - start
-    return Distilled(len(losses), pairs, took, float(np.mean(losses[:few])), float(np.mean(losses[-few:])))
+    return Distilled(
+        len(losses), pairs, took, float(np.mean(losses[:few])), float(np.mean(losses[-few:]))
+    )
 
 
 def _list_loss(found: Tensor, expected: Tensor, sizes: Sequence[int]) -> Tensor:
     """Squared differences within lists, and of their means; of each label."""
     losses = []
-    for own, other in zip(torch.split(found, list(sizes)), torch.split(expected, list(sizes)), strict=True):
+    for own, other in zip(
+        torch.split(found, list(sizes)), torch.split(expected, list(sizes)), strict=True
+    ):
         error = own - other
         mean = error.mean(0)
         losses.append((error - mean).square().mean() + SCALE * mean.square().mean())
@@ -130,7 +151,9 @@ def _list_loss(found: Tensor, expected: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def _hidden_loss(found: Sequence[Tensor], expected: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Mean squared errors of layers' outputs at tokens that are text, relative to the outputs' own variance."""
+    """Mean squared errors of layers' outputs at tokens that are text, relative to the outputs'
+    own variance.
+    """
     text = mask.bool()
     losses = [
         (own[text].float() - other[text].float()).square().mean() / other[text].float().var()
@@ -139,15 +162,23 @@ def _hidden_loss(found: Sequence[Tensor], expected: Sequence[Tensor], mask: Tens
     return torch.stack(losses).mean()
 
 
-def batch(lists: Sequence[List], encoder: Encoder, device: str) -> tuple[dict[str, Tensor], list[int]]:
+def batch(
+    lists: Sequence[List], encoder: Encoder, device: str
+) -> tuple[dict[str, Tensor], list[int]]:
     """Padded inputs of all pairs, as the network reads them, and how many pairs each list has."""
     pairs = [(query, text) for query, texts in lists for text in texts]
     tokens = encoder.encode(pairs)
     shape = len(pairs), int(tokens.lengths.max())
-    ids, types, mask = np.full(shape, encoder.pad_id), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    ids, types, mask = (
+        np.full(shape, encoder.pad_id),
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
+    )
     for row, (own, kinds) in enumerate(zip(tokens.ids, tokens.type_ids, strict=True)):
         where = slice(shape[1] - len(own), None) if encoder.left else slice(len(own))
         ids[row, where], types[row, where], mask[row, where] = own, kinds, 1
-    inputs = {"input_ids": ids, "attention_mask": mask} | ({"token_type_ids": types} if encoder.typed else {})
+    inputs = {"input_ids": ids, "attention_mask": mask} | (
+        {"token_type_ids": types} if encoder.typed else {}
+    )
     on_device = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
     return on_device, [len(texts) for _, texts in lists]

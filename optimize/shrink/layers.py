@@ -1,4 +1,6 @@
-"""The layers of a CrossEncoder's network: finding them, leaving some out, and which ones to leave out."""
+"""The layers of a CrossEncoder's network: finding them, leaving some out, and which ones to leave
+out.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ __all__ = ["keep_layers", "layers_of", "search_layers", "sets_tried"]
 
 log = logging.getLogger(__name__)
 
-MOST_TRIED = 100  # sets of layers that are all tried; of more, one layer after the other is left out
+# sets of layers that are all tried; of more, one layer after the other is left out
+MOST_TRIED = 100
 
 Kept = tuple[int, ...]
 
 
 def layers_of(encoder: Any, given: str) -> tuple[nn.Module, str]:
-    """The module that holds the layers of a CrossEncoder's network, and the name of the list within it.
+    """The module that holds the layers of a CrossEncoder's network, and the name of the list
+    within it.
 
     Raises BadInput where there is no such list, or its layers share weights.
     """
@@ -32,11 +36,15 @@ def layers_of(encoder: Any, given: str) -> tuple[nn.Module, str]:
         for name, child in module.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == count:
                 return module, name
-    raise BadInput(f"{given}: {network.config.model_type} has no list of {count} layers to leave some out of")
+    raise BadInput(
+        f"{given}: {network.config.model_type} has no list of {count} layers to leave some out of"
+    )
 
 
 def keep_layers(encoder: Any, kept: Sequence[int], given: str) -> None:
-    """Leave all layers but these out of a CrossEncoder's network, for good; its configuration says so then."""
+    """Leave all layers but these out of a CrossEncoder's network, for good; its configuration
+    says so then.
+    """
     holder, name = layers_of(encoder, given)
     layers = getattr(holder, name)
     setattr(holder, name, nn.ModuleList([layers[i] for i in kept]))
@@ -52,21 +60,27 @@ def sets_tried(layers: int, keep: int, fixed: int = 0) -> int:
     return every if every <= MOST_TRIED else sum(range(keep - fixed + 1, layers - fixed + 1))
 
 
-def search_layers(layers: int, keep: int, agreement: Callable[[Kept], float], fixed: int = 0) -> tuple[Kept, float]:
+def search_layers(
+    layers: int, keep: int, agreement: Callable[[Kept], float], fixed: int = 0
+) -> tuple[Kept, float]:
     """Which `keep` of the layers agree best with all of them, without any training, and how well.
 
-    The first `fixed` of them stay. All sets are tried where they are few; else the layer that is missed least is left
-    out, until enough are.
+    The first `fixed` of them stay. All sets are tried where they are few; else the layer that is
+    missed least is left out, until enough are.
     """
     stay, rest = tuple(range(fixed)), range(fixed, layers)
     if math.comb(len(rest), keep - fixed) <= MOST_TRIED:
-        tried = {stay + own: agreement(stay + own) for own in itertools.combinations(rest, keep - fixed)}
+        tried = {
+            stay + own: agreement(stay + own) for own in itertools.combinations(rest, keep - fixed)
+        }
         best = max(tried, key=lambda kept: tried[kept])
         return best, tried[best]
     kept = (*stay, *rest)
     value = 1.0
     while len(kept) > keep:
-        fewer = {k: agreement(k) for k in (kept[:i] + kept[i + 1 :] for i in range(fixed, len(kept)))}
+        fewer = {
+            k: agreement(k) for k in (kept[:i] + kept[i + 1 :] for i in range(fixed, len(kept)))
+        }
         kept = max(fewer, key=lambda each: fewer[each])
         value = fewer[kept]
         log.info("shrink: %d layers left, agreement %.3f", len(kept), value)

@@ -1,4 +1,6 @@
-"""Shrink: a model folder with fewer layers, distilled from the scores of the one that it was made of."""
+"""Shrink: a model folder with fewer layers, distilled from the scores of the one that it was made
+of.
+"""
 
 from __future__ import annotations
 
@@ -51,11 +53,13 @@ TOGETHER = 32  # pairs of a forward while layers are searched
 
 @dataclass(frozen=True)
 class Shrunk:
-    """A smaller model, and how well it ranks as the larger one does on queries that it has not learned from.
+    """A smaller model, and how well it ranks as the larger one does on queries that it has not
+    learned from.
 
-    kept: the layers that it has, counted from 0. measures: tau, top10 and dcg10_loss against the larger model; and
-    ndcg10, with that of the larger one as full_ndcg10, where there are judgements. untrained: tau of these layers
-    before the training, on the queries that chose them.
+    kept: the layers that it has, counted from 0. measures: tau, top10 and dcg10_loss against the
+    larger model; and ndcg10, with that of the larger one as full_ndcg10, where there are
+    judgements. untrained: tau of these layers before the training, on the queries that chose
+    them.
     """
 
     folder: str
@@ -83,10 +87,11 @@ def shrink(
 ) -> Shrunk:
     """Make the model folder `out` of some `layers` of a model, distilled for so many `minutes`.
 
-    Which layers is found by their agreement before the training. It learns from the data's queries and documents, and
-    from queries that are drawn from the documents; a part of the queries, `Candidates.split`, chooses the layers and
-    shows what was reached, and is not learned from. See `xopt.optimize.shrink.lists.ranked` for documents without
-    queries, or with one each. Raises BadInput where there are no such layers to leave out, before anything is trained.
+    Which layers is found by their agreement before the training. It learns from the data's
+    queries and documents, and from queries that are drawn from the documents; a part of the
+    queries, `Candidates.split`, chooses the layers and shows what was reached, and is not learned
+    from. See `xopt.optimize.shrink.lists.ranked` for documents without queries, or with one each.
+    Raises BadInput where there are no such layers to leave out, before anything is trained.
     """
     check_device(device)
     check_place(out, force)
@@ -100,30 +105,54 @@ def shrink(
     holder, name = layers_of(teacher, given)
     whole = len(getattr(holder, name))
     if not 0 < layers < whole:
-        raise BadInput(f"--layers {layers}: {given} has {whole}; keep at least one of them, and not all")
+        raise BadInput(
+            f"--layers {layers}: {given} has {whole}; keep at least one of them, and not all"
+        )
     held_out, learning = ranked(candidates).split()
     if not held_out.rows:
-        raise BadInput(f"{candidates.name}: a single query; give more, some to learn from and some to judge by")
+        raise BadInput(
+            f"{candidates.name}: a single query; give more, some to learn from and some to judge by"
+        )
     held_out, some = held_out.cut(JUDGED), held_out.pairs[:4]
     if not _reloads(folder, (0, *range(2, layers + 1)), some):  # all but the first move up by one
         raise _of_kinds(given)
     fixed = 0 if _reloads(folder, tuple(range(whole - layers, whole)), some) else 1
     kept, untrained = _search(folder, layers, held_out, device, fixed)
-    log.info("shrink: layers %s of %d, tau-b %.3f before training", [i + 1 for i in kept], whole, untrained)
+    log.info(
+        "shrink: layers %s of %d, tau-b %.3f before training",
+        [i + 1 for i in kept],
+        whole,
+        untrained,
+    )
     if not _reloads(folder, kept, some):
         raise _of_kinds(given)
     rng = np.random.default_rng(0)
     lists = own_lists(learning, rng)
     queries = {row.query for row in held_out.rows}
-    drawn = draw_lists(learning, min(MOST_DRAWN, max(FEWEST_DRAWN, DRAWN * len(lists))), rng, queries)
-    log.info("shrink: %d lists of the data's queries, %d of drawn ones, %g minutes", len(lists), len(drawn), minutes)
+    drawn = draw_lists(
+        learning, min(MOST_DRAWN, max(FEWEST_DRAWN, DRAWN * len(lists))), rng, queries
+    )
+    log.info(
+        "shrink: %d lists of the data's queries, %d of drawn ones, %g minutes",
+        len(lists),
+        len(drawn),
+        minutes,
+    )
     student = load_own(folder)
     keep_layers(student, kept, given)
-    encoder = Encoder(replace(folder, manifest=replace(own, max_length=min(TOKENS, own.max_length))))
+    encoder = Encoder(
+        replace(folder, manifest=replace(own, max_length=min(TOKENS, own.max_length)))
+    )
     mixed = device == "cuda" or has_bf16()
-    done = distil(teacher, student, kept, _forever(lists, drawn, rng), encoder, 60 * minutes, device, mixed)
+    done = distil(
+        teacher, student, kept, _forever(lists, drawn, rng), encoder, 60 * minutes, device, mixed
+    )
     made = _write(folder, out, kept, student, force)
-    source = {"model": given, "sha256": own.files.get(WEIGHTS, ""), "layers": str([i + 1 for i in kept])}
+    source = {
+        "model": given,
+        "sha256": own.files.get(WEIGHTS, ""),
+        "layers": str([i + 1 for i in kept]),
+    }
     seen = sorted({query_hash(row.query) for row in learning.rows} | set(own.trained_with))
     made = made.write(lambda manifest: replace(manifest, source=source, trained_with=seen))
     measures = _measures(folder, made, held_out, threads, device)
@@ -162,19 +191,27 @@ def _search(
     return search_layers(len(whole), layers, agreement, fixed)
 
 
-def _score(network: Network, encoder: Encoder, pairs: Sequence[Pair], device: str) -> NDArray[np.float32]:
+def _score(
+    network: Network, encoder: Encoder, pairs: Sequence[Pair], device: str
+) -> NDArray[np.float32]:
     """Logits as scorers have them."""
     parts = []
     with torch.inference_mode():
         for first in range(0, len(pairs), TOGETHER):
-            inputs, _ = batch([(query, [text]) for query, text in pairs[first : first + TOGETHER]], encoder, device)
+            inputs, _ = batch(
+                [(query, [text]) for query, text in pairs[first : first + TOGETHER]],
+                encoder,
+                device,
+            )
             parts.append(network(**inputs).float().cpu().numpy())
     logits = np.concatenate(parts)
     return logits[:, 0] if logits.shape[1] == 1 else logits
 
 
 def _forever(own: list[List], drawn: list[List], rng: np.random.Generator) -> Iterator[List]:
-    """Lists without end, in turn of the data's own and of those drawn, each kind in a new order when it ends."""
+    """Lists without end, in turn of the data's own and of those drawn, each kind in a new order
+    when it ends.
+    """
     kinds = [kind for kind in (own, drawn) if kind]
     turns: list[Iterator[int]] = [iter(()) for _ in kinds]
     for number in itertools.cycle(range(len(kinds))):
@@ -186,13 +223,21 @@ def _forever(own: list[List], drawn: list[List], rng: np.random.Generator) -> It
 
 
 @contextlib.contextmanager
-def _saved(folder: ModelFolder, kept: tuple[int, ...], weights: dict[str, Any] | None) -> Iterator[Path]:
-    """A temporary folder with a CrossEncoder that has these layers, and these weights where they are given."""
+def _saved(
+    folder: ModelFolder, kept: tuple[int, ...], weights: dict[str, Any] | None
+) -> Iterator[Path]:
+    """A temporary folder with a CrossEncoder that has these layers, and these weights where they
+    are given.
+    """
     encoder = load_own(folder)
     keep_layers(encoder, kept, str(folder.path))
     if weights is not None:
         own = encoder.state_dict()
-        fitting = {name: value for name, value in weights.items() if name in own and own[name].shape == value.shape}
+        fitting = {
+            name: value
+            for name, value in weights.items()
+            if name in own and own[name].shape == value.shape
+        }
         encoder.load_state_dict(fitting, strict=False)
     with TemporaryDirectory(prefix="xopt-shrink-") as scratch:
         encoder.save_pretrained(scratch, create_model_card=False)
@@ -206,18 +251,26 @@ def _reloads(folder: ModelFolder, kept: tuple[int, ...], pairs: Sequence[Pair]) 
     own = Encoder(folder)
     expected = _score(Network(encoder).eval(), own, pairs, "cpu")
     with _saved(folder, kept, None) as saved:
-        found = _score(Network(load_encoder(saved, trusted=folder.trusted)).eval(), own, pairs, "cpu")
+        found = _score(
+            Network(load_encoder(saved, trusted=folder.trusted)).eval(), own, pairs, "cpu"
+        )
     return bool(np.abs(found - expected).max() <= SAME)
 
 
 def _of_kinds(given: str) -> BadInput:
-    return BadInput(f"{given}: its layers are of different kinds by their place, and cannot be left out one by one")
+    return BadInput(
+        f"{given}: its layers are of different kinds by their place, and cannot be left out one by one"
+    )
 
 
-def _write(folder: ModelFolder, out: Path, kept: tuple[int, ...], student: Any, force: bool) -> ModelFolder:
+def _write(
+    folder: ModelFolder, out: Path, kept: tuple[int, ...], student: Any, force: bool
+) -> ModelFolder:
     own = folder.manifest
     label = "-".join(map(str, own.rank_label)) or ("none" if own.labels > 1 else None)
-    with _saved(folder, kept, {name: value.cpu() for name, value in student.state_dict().items()}) as saved:
+    with _saved(
+        folder, kept, {name: value.cpu() for name, value in student.state_dict().items()}
+    ) as saved:
         return export(
             str(saved),
             out,
@@ -229,11 +282,21 @@ def _write(folder: ModelFolder, out: Path, kept: tuple[int, ...], student: Any, 
 
 
 def _measures(
-    larger: ModelFolder, smaller: ModelFolder, candidates: Candidates, threads: int | None, device: str
+    larger: ModelFolder,
+    smaller: ModelFolder,
+    candidates: Candidates,
+    threads: int | None,
+    device: str,
 ) -> dict[str, Interval]:
-    exact = EXACT_VARIANT if EXACT_VARIANT in smaller.manifest.variants and device == "cpu" else REFERENCE
+    exact = (
+        EXACT_VARIANT
+        if EXACT_VARIANT in smaller.manifest.variants and device == "cpu"
+        else REFERENCE
+    )
     expected, found = (
-        each.manifest.ranking(open_scorer(each, exact, threads=threads, device=device).score(candidates.pairs))
+        each.manifest.ranking(
+            open_scorer(each, exact, threads=threads, device=device).score(candidates.pairs)
+        )
         for each in (larger, smaller)
     )
     by_query = agreement_by_query(candidates, expected, found)

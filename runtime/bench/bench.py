@@ -1,4 +1,6 @@
-"""Bench: every variant inside a Daft batch UDF, each case in fresh processes, the cases interleaved."""
+"""Bench: every variant inside a Daft batch UDF, each case in fresh processes, the cases
+interleaved.
+"""
 
 from __future__ import annotations
 
@@ -58,9 +60,9 @@ BASELINE = Case("torch-fp32", "default")  # what a user of sentence-transformers
 class Round:
     """One run of a case in a fresh process, all pairs once, after a warm-up.
 
-    wall_s is the time of all pairs. For strategies with worker processes, which live for one query,
-    it starts with their first call; query_s holds their start-up and loading too. within_calls_s is the part
-    of wall_s in which a call ran. The switches are of the whole query.
+    wall_s is the time of all pairs. For strategies with worker processes, which live for one
+    query, it starts with their first call; query_s holds their start-up and loading too.
+    within_calls_s is the part of wall_s in which a call ran. The switches are of the whole query.
     """
 
     wall_s: float
@@ -77,7 +79,9 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """A case over all rounds: medians, and the raw rounds. CPU in cores, latencies and loading in seconds."""
+    """A case over all rounds: medians, and the raw rounds. CPU in cores, latencies and loading in
+    seconds.
+    """
 
     case: Case
     pairs_per_s: float
@@ -90,7 +94,8 @@ class Measured:
     mean_cores: float
     peak_cores: float
     root_mean_cores: float
-    agreement: Agreement | None  # with the baseline's scores of the same run; None where no label ranks
+    # with the baseline's scores of the same run; None where no label ranks
+    agreement: Agreement | None
     cascaded: Cascaded | None  # of the strategy "cascade"
     explained: Explained | None  # of the round with the median time; None on a GPU
     rounds: tuple[Round, ...]
@@ -126,12 +131,14 @@ def bench(
     profiled: bool = False,
     once: Sequence[Case] = (),
 ) -> Bench:
-    """Measure `cases` and the baseline on all candidates, `repeat` rounds, a fresh process a case and round.
+    """Measure `cases` and the baseline on all candidates, `repeat` rounds, a fresh process a case
+    and round.
 
-    `threads` is what each scorer may use, all usable cores unless given. Cases may name variants of `peers`, the
-    same model made by other tools. `profiled` opens each planned variant once more, to see where its forwards' time
-    goes. Those of the cases that are `once` too run in the first round alone. Raises BadInput where a variant or
-    strategy is unknown or the device is not there, before anything is measured.
+    `threads` is what each scorer may use, all usable cores unless given. Cases may name variants
+    of `peers`, the same model made by other tools. `profiled` opens each planned variant once
+    more, to see where its forwards' time goes. Those of the cases that are `once` too run in the
+    first round alone. Raises BadInput where a variant or strategy is unknown or the device is not
+    there, before anything is measured.
     """
     threads = threads or cores()
     cases = list(dict.fromkeys([BASELINE, *cases]))
@@ -146,13 +153,19 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
         pairs_file = Path(scratch) / "pairs.json"
         ids = [row.query_id for row in candidates.rows]
-        lists = {"pairs": candidates.pairs, "query_ids": ids, "first_scores": candidates.first_scores}
+        lists = {
+            "pairs": candidates.pairs,
+            "query_ids": ids,
+            "first_scores": candidates.first_scores,
+        }
         pairs_file.write_text(json.dumps(lists), encoding="utf-8")
         for number, case in itertools.product(range(repeat), cases):
             if number and case in once:
                 continue
             log.info("round %d of %d: %s", number + 1, repeat, case)
-            measured, scores[case] = _run(_home(case, folder, peers), case, pairs_file, threads, device)
+            measured, scores[case] = _run(
+                _home(case, folder, peers), case, pairs_file, threads, device
+            )
             rounds[case].append(measured)
     totals = len(candidates.rows), int(tokens.lengths.sum())
     summaries = []
@@ -160,15 +173,25 @@ def bench(
         agreed, cascaded, rank = None, None, folder.manifest.ranking
         unsound = int((~np.isfinite(scores[case])).sum())
         if STRATEGIES[case.strategy].by_query:
-            cascaded = Cascaded.of(Cascade.of(folder), candidates, rank(scores[BASELINE]), scores[case])
-            scores[case], unsound = np.nan_to_num(scores[case], nan=-np.inf), 0  # what was not scored comes last
+            cascaded = Cascaded.of(
+                Cascade.of(folder), candidates, rank(scores[BASELINE]), scores[case]
+            )
+            # what was not scored comes last
+            scores[case], unsound = np.nan_to_num(scores[case], nan=-np.inf), 0
         if unsound:
             log.warning("%s: %d scores are not finite, so no agreement is shown", case, unsound)
         elif folder.manifest.ranks and np.isfinite(scores[BASELINE]).all():
             agreed = agreement(candidates, rank(scores[BASELINE]), rank(scores[case]))
-        sample, home = candidates.pairs[:PROFILED_PAIRS] if profiled else [], _home(case, folder, peers)
-        explained = _explain(home, case, rounds[case], threads, ceilings, sample) if ceilings else None
-        summaries.append(_summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, cascaded, explained))
+        sample, home = (
+            candidates.pairs[:PROFILED_PAIRS] if profiled else [],
+            _home(case, folder, peers),
+        )
+        explained = (
+            _explain(home, case, rounds[case], threads, ceilings, sample) if ceilings else None
+        )
+        summaries.append(
+            _summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, cascaded, explained)
+        )
     return Bench(
         candidates.name,
         *totals,
@@ -215,7 +238,9 @@ def _summarise(
         case=case,
         pairs_per_s=pairs / statistics.median(walls),
         tokens_per_s=tokens / statistics.median(walls),
-        ratio=statistics.median(b.wall_s / wall for b, wall in zip(baseline[: len(walls)], walls, strict=True)),
+        ratio=statistics.median(
+            b.wall_s / wall for b, wall in zip(baseline[: len(walls)], walls, strict=True)
+        ),
         p50_s=float(np.percentile(calls, 50)),
         p95_s=float(np.percentile(calls, 95)),
         load_s=statistics.median(r.load_s for r in rounds),
@@ -231,7 +256,12 @@ def _summarise(
 
 
 def _explain(
-    folder: ModelFolder, case: Case, rounds: list[Round], threads: int, ceilings: Ceilings, sample: Sequence[Pair]
+    folder: ModelFolder,
+    case: Case,
+    rounds: list[Round],
+    threads: int,
+    ceilings: Ceilings,
+    sample: Sequence[Pair],
 ) -> Explained:
     median = sorted(rounds, key=lambda r: r.wall_s)[len(rounds) // 2]
     variant, strategy = folder.variant(case.variant), STRATEGIES[case.strategy]
@@ -262,7 +292,15 @@ def _run(
     plan = None
     if STRATEGIES[case.strategy].batch_size is None:
         plan = find_plan(folder, folder.variant(case.variant), threads, device)
-    spec = ScorerSpec(str(folder.path.resolve()), case.variant, case.strategy, threads, device, plan, folder.trusted)
+    spec = ScorerSpec(
+        str(folder.path.resolve()),
+        case.variant,
+        case.strategy,
+        threads,
+        device,
+        plan,
+        folder.trusted,
+    )
     with started(threads) as worker, TreeMonitor(worker.pid) as monitor:
         worker.open({"spec": asdict(spec), "pairs_file": str(pairs_file)})
         done = worker.run()

@@ -1,4 +1,6 @@
-"""What this machine can do at most: matrix products in FP32, BF16 and INT8, and copying memory. A few seconds."""
+"""What this machine can do at most: matrix products in FP32, BF16 and INT8, and copying memory. A
+few seconds.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ SECONDS = 0.4  # for each, after a warm-up; the best run counts
 
 @dataclass(frozen=True)
 class Ceilings:
-    """With so many threads: 10^9 operations a second of products (a multiplication and an addition are two), and
-    10^9 bytes a second read or written. bf16_gflops is None where the processor multiplies no bfloat16.
+    """With so many threads: 10^9 operations a second of products (a multiplication and an
+    addition are two), and 10^9 bytes a second read or written. bf16_gflops is None where the
+    processor multiplies no bfloat16.
     """
 
     threads: int
@@ -37,8 +40,15 @@ class Ceilings:
 def measure_ceilings(threads: int) -> Ceilings:
     """Measure them with onnxruntime's kernels, and torch's for bfloat16."""
     random = np.random.default_rng(0)
-    fp32 = _product("MatMul", random.normal(size=(SIZE, SIZE)).astype(np.float32), TensorProto.FLOAT, threads)
-    int8 = _product("MatMulInteger", random.integers(-64, 64, (SIZE, SIZE)).astype(np.int8), TensorProto.UINT8, threads)
+    fp32 = _product(
+        "MatMul", random.normal(size=(SIZE, SIZE)).astype(np.float32), TensorProto.FLOAT, threads
+    )
+    int8 = _product(
+        "MatMulInteger",
+        random.integers(-64, 64, (SIZE, SIZE)).astype(np.int8),
+        TensorProto.UINT8,
+        threads,
+    )
     return Ceilings(threads, fp32, int8, _bf16(threads) if has_bf16() else None, _memory(threads))
 
 
@@ -47,13 +57,19 @@ def _product(operator: str, weights: np.ndarray[Any, Any], kind: int, threads: i
         [helper.make_node(operator, ["x", "w"], ["y"])],
         "ceiling",
         [helper.make_tensor_value_info("x", kind, [SIZE, SIZE])],
-        [helper.make_tensor_value_info("y", TensorProto.INT32 if kind == TensorProto.UINT8 else kind, [SIZE, SIZE])],
+        [
+            helper.make_tensor_value_info(
+                "y", TensorProto.INT32 if kind == TensorProto.UINT8 else kind, [SIZE, SIZE]
+            )
+        ],
         [numpy_helper.from_array(weights, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     x = np.abs(weights).astype(np.uint8) if kind == TensorProto.UINT8 else weights
     return 2 * SIZE**3 / _best(lambda: session.run(None, {"x": x})) / 1e9
 

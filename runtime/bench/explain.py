@@ -1,7 +1,7 @@
 """Where the time of a run went, what held it back, and what to change.
 
-The wall time is split by what the scorers and Daft report; the forwards are held against what this machine's cores
-and memory can do (a roofline: Williams, Waterman and Patterson 2009).
+The wall time is split by what the scorers and Daft report; the forwards are held against what
+this machine's cores and memory can do (a roofline: Williams, Waterman and Patterson 2009).
 """
 
 from __future__ import annotations
@@ -35,16 +35,18 @@ NAMES = {  # in config.json, by architecture
     "hidden": ("hidden_size", "dim"),
     "intermediate": ("intermediate_size", "hidden_dim"),
 }
-GATED = ("modernbert", "gemma", "llama", "mistral", "qwen2", "qwen3")  # three products in a feed-forward block
+# three products in a feed-forward block
+GATED = ("modernbert", "gemma", "llama", "mistral", "qwen2", "qwen3")
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What a forward's work follows from. `narrowed`: the last layer sees one row a pair, but for key and value.
+    """What a forward's work follows from. `narrowed`: the last layer sees one row a pair, but for
+    key and value.
 
-    `absorbed`: it makes no key and value either. `queries` is the width of all heads, `keys` that of keys and of
-    values, less where heads share them.
+    `absorbed`: it makes no key and value either. `queries` is the width of all heads, `keys` that
+    of keys and of values, less where heads share them.
     """
 
     layers: int
@@ -60,16 +62,26 @@ class ModelShape:
     def of(folder: ModelFolder, variant: Variant) -> ModelShape | None:
         """The shape of a variant; None where config.json does not tell."""
         config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
-        found = {name: config[key] for name, keys in NAMES.items() for key in keys if isinstance(config.get(key), int)}
+        found = {
+            name: config[key]
+            for name, keys in NAMES.items()
+            for key in keys
+            if isinstance(config.get(key), int)
+        }
         if len(found) < len(NAMES):
             return None
         fp32 = folder.manifest.variants.get("onnx-fp32")
         counts = ("one_row_matmuls", "first_row_matmuls")  # the latter of older folders
-        narrowed = variant.backend != "torch" and bool(fp32 and any(fp32.recipe.get(name) for name in counts))
+        narrowed = variant.backend != "torch" and bool(
+            fp32 and any(fp32.recipe.get(name) for name in counts)
+        )
         absorbed = variant.file.endswith(".onnx") and bool(fp32 and fp32.recipe.get("absorbed"))
         heads = config.get("num_attention_heads") or config.get("n_heads") or 1
         size = config.get("head_dim") or found["hidden"] // heads
-        widths = {"queries": heads * size, "keys": (config.get("num_key_value_heads") or heads) * size}
+        widths = {
+            "queries": heads * size,
+            "keys": (config.get("num_key_value_heads") or heads) * size,
+        }
         gated = config.get("model_type") in GATED
         return ModelShape(**found, gated=gated, narrowed=narrowed, absorbed=absorbed, **widths)
 
@@ -77,7 +89,8 @@ class ModelShape:
     def weights(self) -> int:
         """The weights of the products that see every token."""
         layer = (
-            2 * self.hidden * (self.queries + self.keys) + (3 if self.gated else 2) * self.hidden * self.intermediate
+            2 * self.hidden * (self.queries + self.keys)
+            + (3 if self.gated else 2) * self.hidden * self.intermediate
         )
         made = 2 * self.hidden * self.keys if self.narrowed and not self.absorbed else 0
         return (self.layers - self.narrowed) * layer + made
@@ -92,8 +105,9 @@ class ModelShape:
 class Observed:
     """A run as it was measured.
 
-    window_s: from the first call to the result. calls_s: of it, the time in which a call ran; calls_sum_s:
-    their durations summed. start_up_s: before the first call, of every query where `reopened`.
+    window_s: from the first call to the result. calls_s: of it, the time in which a call ran;
+    calls_sum_s: their durations summed. start_up_s: before the first call, of every query where
+    `reopened`.
     """
 
     variant: Variant
@@ -112,8 +126,9 @@ class Observed:
 
 @dataclass(frozen=True)
 class Split:
-    """Seconds of wall time. forward_s is text, padding_s what went into tokens that are none, waiting_s callers
-    without work, other_s the scorer's own Python, daft_s everything outside the calls: Daft, and reading.
+    """Seconds of wall time. forward_s is text, padding_s what went into tokens that are none,
+    waiting_s callers without work, other_s the scorer's own Python, daft_s everything outside the
+    calls: Daft, and reading.
     """
 
     start_up_s: float
@@ -132,7 +147,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Finding:
-    """What holds a run back, in a word and in a sentence or two with the way out, and what that is expected to give.
+    """What holds a run back, in a word and in a sentence or two with the way out, and what that
+    is expected to give.
 
     `gain` is a factor on the speed, at most; 1 where there is nothing to gain.
     """
@@ -146,10 +162,11 @@ class Finding:
 class Explained:
     """A run's split, its forwards against the ceilings, and the findings, the largest first.
 
-    gflops: 10^9 operations a second within forwards, padding included. of_ceiling: their share of what the cores
-    can do. memory_gbs: 10^9 bytes a second of weights read. None where the model's shape is unknown. kinds: the shares
-    of a forward's time by kind of operation, and products_of_ceiling how near the products among them come to what
-    the cores can do; empty and None where nothing was profiled.
+    gflops: 10^9 operations a second within forwards, padding included. of_ceiling: their share of
+    what the cores can do. memory_gbs: 10^9 bytes a second of weights read. None where the model's
+    shape is unknown. kinds: the shares of a forward's time by kind of operation, and
+    products_of_ceiling how near the products among them come to what the cores can do; empty and
+    None where nothing was profiled.
     """
 
     split: Split
@@ -166,24 +183,32 @@ class Explained:
         return self.findings[0]
 
 
-def explain(run: Observed, shape: ModelShape | None, ceilings: Ceilings, profiled: Profile | None = None) -> Explained:
+def explain(
+    run: Observed, shape: ModelShape | None, ceilings: Ceilings, profiled: Profile | None = None
+) -> Explained:
     """Split a run and find what holds it back."""
     split = _split(run)
     busy_s = split.forward_s + split.padding_s
     gflops = of_ceiling = memory = None
     if shape is not None and busy_s > 0:
-        gflops = shape.operations(run.stages.padded_tokens, run.stages.squared_tokens) / busy_s / 1e9
+        gflops = (
+            shape.operations(run.stages.padded_tokens, run.stages.squared_tokens) / busy_s / 1e9
+        )
         of_ceiling = gflops / _ceiling(run.variant.precision, ceilings)
         memory = run.stages.forwards * shape.weights * BYTES[run.variant.precision] / busy_s / 1e9
     found = [f for f in _findings(run, split, of_ceiling, memory, ceilings) if f.gain >= WORTH]
-    findings = sorted(found, key=lambda finding: -finding.gain) or [_at_the_ceiling(run, of_ceiling, ceilings)]
+    findings = sorted(found, key=lambda finding: -finding.gain) or [
+        _at_the_ceiling(run, of_ceiling, ceilings)
+    ]
     made = Explained(split, gflops, of_ceiling, memory, tuple(findings))
     if profiled is None:
         return made
     reached = None
     if shape is not None and profiled.seconds.get("products"):
         rate = 2 * profiled.padded_tokens * shape.weights / profiled.seconds["products"] / 1e9
-        reached = rate / (_ceiling(run.variant.precision, ceilings) * profiled.threads / ceilings.threads)
+        reached = rate / (
+            _ceiling(run.variant.precision, ceilings) * profiled.threads / ceilings.threads
+        )
     return replace(made, kinds=profiled.shares, products_of_ceiling=reached)
 
 
@@ -212,13 +237,16 @@ def _findings(
     run: Observed, split: Split, of_ceiling: float | None, memory: float | None, ceilings: Ceilings
 ) -> list[Finding]:
     """Everything that could be better, whatever it would give."""
-    total = split.total_s if run.reopened else split.total_s - split.start_up_s  # what is opened once is paid once
+    # what is opened once is paid once
+    total = split.total_s if run.reopened else split.total_s - split.start_up_s
     busy = split.forward_s + split.padding_s
     asked = run.processes * run.threads / run.cores
     used = run.mean_cores * run.window_s / max(run.calls_s, 1e-9) / run.cores
 
     def faster(part: float, factor: float = math.inf) -> float:
-        """How much faster the whole is where a part of its time takes that many times less (Amdahl 1967)."""
+        """How much faster the whole is where a part of its time takes that many times less
+        (Amdahl 1967).
+        """
         return total / max(total - part + part / factor, 1e-9)
 
     found = [
@@ -229,7 +257,9 @@ def _findings(
             "it more threads.",
         ),
         Finding(
-            "reading", faster(split.daft_s), "The model waits for its input: read ahead, or give Daft larger batches."
+            "reading",
+            faster(split.daft_s),
+            "The model waits for its input: read ahead, or give Daft larger batches.",
         ),
     ]
     if not run.planned:
@@ -276,7 +306,12 @@ def _findings(
                 "Forwards are so small that reading the weights takes the time: score more pairs in a call.",
             )
         )
-    if of_ceiling is not None and of_ceiling < EFFICIENT and not run.planned and asked < OVERSUBSCRIBED:
+    if (
+        of_ceiling is not None
+        and of_ceiling < EFFICIENT
+        and not run.planned
+        and asked < OVERSUBSCRIBED
+    ):
         found.append(
             Finding(
                 "batching",
@@ -289,10 +324,20 @@ def _findings(
 
 
 def _at_the_ceiling(run: Observed, of_ceiling: float | None, ceilings: Ceilings) -> Finding:
-    reached = f"The products reach {of_ceiling:.0%} of what the cores can do. " if of_ceiling is not None else ""
+    reached = (
+        f"The products reach {of_ceiling:.0%} of what the cores can do. "
+        if of_ceiling is not None
+        else ""
+    )
     gain = ceilings.int8_gflops / ceilings.fp32_gflops
     if run.variant.precision == "fp32" and gain >= WORTH:
         return Finding(
-            "compute", gain, f"{reached}INT8 products are {gain:.1f} times as fast here: `xopt quantize --int8`."
+            "compute",
+            gain,
+            f"{reached}INT8 products are {gain:.1f} times as fast here: `xopt quantize --int8`.",
         )
-    return Finding("compute", 1.0, f"{reached}Fewer candidates, a smaller model or a GPU would help; threads will not.")
+    return Finding(
+        "compute",
+        1.0,
+        f"{reached}Fewer candidates, a smaller model or a GPU would help; threads will not.",
+    )

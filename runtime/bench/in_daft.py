@@ -24,8 +24,8 @@ from xopt.runtime.scoring.stages import Call
 
 __all__ = ["DaftRun", "pairs_frame", "run_strategy"]
 
-# A call's stamp, as JSON, stands in its first row only: at 20,000 pairs a second a value for each row would cost as
-# much as the model.
+# A call's stamp, as JSON, stands in its first row only: at 20,000 pairs a second a value for each
+# row would cost as much as the model.
 RESULT = DataType.struct({"logits": DataType.list(DataType.float32()), "stamp": DataType.string()})
 WARM_UP_PAIRS = {"cpu": 8, "cuda": 1024}  # a GPU allocates for the shapes that it meets
 
@@ -35,15 +35,22 @@ class TimedUDF(RerankUDF):
 
     @daft.method.batch(return_dtype=RESULT)
     def timed(self, query: daft.Series, text: daft.Series) -> pa.StructArray:
-        """Logits, and the call that they came from: its time on the system-wide monotonic clock and where that went."""
+        """Logits, and the call that they came from: its time on the system-wide monotonic clock
+        and where that went.
+        """
         start, before = time.monotonic(), self.scorer.stages
         scores = self.logits(query, text)
-        call = Call(os.getpid(), start, time.monotonic(), len(scores), self.scorer.stages.minus(before))
+        call = Call(
+            os.getpid(), start, time.monotonic(), len(scores), self.scorer.stages.minus(before)
+        )
         stamp = json.dumps({"load_s": self.load_s, "call": asdict(call)})
         labels = scores.size // len(scores)
-        logits = pa.ListArray.from_arrays(np.arange(len(scores) + 1, dtype=np.int32) * labels, pa.array(scores.ravel()))
+        logits = pa.ListArray.from_arrays(
+            np.arange(len(scores) + 1, dtype=np.int32) * labels, pa.array(scores.ravel())
+        )
         return pa.StructArray.from_arrays(
-            [logits, pa.array([stamp, *[None] * (len(scores) - 1)], pa.string())], ["logits", "stamp"]
+            [logits, pa.array([stamp, *[None] * (len(scores) - 1)], pa.string())],
+            ["logits", "stamp"],
         )
 
 
@@ -52,18 +59,29 @@ class TimedCascadeUDF(CascadeUDF):
 
     @daft.method.batch(return_dtype=RESULT)
     def timed(self, *columns: daft.Series) -> pa.StructArray:
-        """For each query the logits of its pairs, null where they were not scored, and the call; see `TimedUDF`."""
+        """For each query the logits of its pairs, null where they were not scored, and the call;
+        see `TimedUDF`.
+        """
         start, before = time.monotonic(), self.scorer.stages
         scores, _ = self.ranked(*columns)
-        call = Call(os.getpid(), start, time.monotonic(), sum(map(len, scores)), self.scorer.stages.minus(before))
+        call = Call(
+            os.getpid(),
+            start,
+            time.monotonic(),
+            sum(map(len, scores)),
+            self.scorer.stages.minus(before),
+        )
         stamp = json.dumps({"load_s": self.load_s, "call": asdict(call)})
         stamps = pa.array([stamp, *[None] * (len(scores) - 1)], pa.string())
-        return pa.StructArray.from_arrays([pa.array(scores, pa.list_(pa.float32())), stamps], ["logits", "stamp"])
+        return pa.StructArray.from_arrays(
+            [pa.array(scores, pa.list_(pa.float32())), stamps], ["logits", "stamp"]
+        )
 
 
 @dataclass(frozen=True)
 class DaftRun:
-    """One query over all pairs: logits in the order given, the calls, and times on the monotonic clock.
+    """One query over all pairs: logits in the order given, the calls, and times on the monotonic
+    clock.
 
     NaN for pairs that were not scored.
     """
@@ -81,18 +99,22 @@ def run_strategy(
     frame: daft.DataFrame | None = None,
     by_query: tuple[Sequence[str], Sequence[float] | None] | None = None,
 ) -> Callable[[], DaftRun]:
-    """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call the result to run it.
+    """Make ready a query that scores `pairs`, or a `frame` of them, as the strategy says; call
+    the result to run it.
 
-    `by_query` is what a cascade ranks by beside the pairs: the id of each one's query and, where it goes by such, each
-    one's first-stage score; without it a query is what has one text.
-    An instance within this process is opened and warmed up here, twice on all pairs where its backend compiles for each
-    new shape, which a long job does once, and each of its callers for itself. Daft's worker processes live for one
-    query only, so theirs open within it; each warms up before its first call.
+    `by_query` is what a cascade ranks by beside the pairs: the id of each one's query and, where
+    it goes by such, each one's first-stage score; without it a query is what has one text. An
+    instance within this process is opened and warmed up here, twice on all pairs where its
+    backend compiles for each new shape, which a long job does once, and each of its callers for
+    itself. Daft's worker processes live for one query only, so theirs open within it; each warms
+    up before its first call.
     """
     strategy = STRATEGIES[spec.strategy]
     warm_up = list(pairs[: WARM_UP_PAIRS[spec.device]])
     if strategy.by_query:
-        return _run_cascade(spec, pairs, warm_up, *(by_query or ([query for query, _ in pairs], None)))
+        return _run_cascade(
+            spec, pairs, warm_up, *(by_query or ([query for query, _ in pairs], None))
+        )
     udf = instances(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)
 
     def query(frame: daft.DataFrame) -> DaftRun:
@@ -118,17 +140,28 @@ def _run_cascade(
     first_scores: Sequence[float] | None,
 ) -> Callable[[], DaftRun]:
     """A query that ranks the candidates of each query."""
-    udf = instances(TimedCascadeUDF, None, None, spec.device)(spec.open_cascade, warm_up, nulls="raise")
+    udf = instances(TimedCascadeUDF, None, None, spec.device)(
+        spec.open_cascade, warm_up, nulls="raise"
+    )
 
     def query(frame: daft.DataFrame) -> DaftRun:
         start = time.monotonic()
         grouped, _ = together(frame, "query_id")
-        timed = grouped.with_column("timed", udf.timed(*map(col, (KEY, "query", "text", ROW, "first"))))
+        timed = grouped.with_column(
+            "timed", udf.timed(*map(col, (KEY, "query", "text", ROW, "first")))
+        )
         columns = timed.with_columns({name: col("timed")[name] for name in ("logits", "stamp")})
-        made = columns.explode("pair_id", "logits").select("pair_id", "logits", "stamp").sort("pair_id").to_arrow()
+        made = (
+            columns.explode("pair_id", "logits")
+            .select("pair_id", "logits", "stamp")
+            .sort("pair_id")
+            .to_arrow()
+        )
         end = time.monotonic()
         stamps = set(made["stamp"].drop_null().to_pylist())
-        return _run(made["logits"].to_numpy(zero_copy_only=False).astype(np.float32), stamps, start, end)
+        return _run(
+            made["logits"].to_numpy(zero_copy_only=False).astype(np.float32), stamps, start, end
+        )
 
     def ranked(count: int) -> daft.DataFrame:
         first = list(first_scores or [0.0] * len(pairs))[:count]
@@ -144,7 +177,9 @@ def _collect(made: pa.StructArray, start_s: float, end_s: float) -> DaftRun:
     return _run(logits, made.field("stamp").drop_null().to_pylist(), start_s, end_s)
 
 
-def _run(logits: NDArray[np.float32], stamped: Iterable[str], start_s: float, end_s: float) -> DaftRun:
+def _run(
+    logits: NDArray[np.float32], stamped: Iterable[str], start_s: float, end_s: float
+) -> DaftRun:
     stamps = [json.loads(stamp) for stamp in stamped]
     calls = [Call.of(stamp["call"]) for stamp in stamps]
     return DaftRun(
@@ -156,7 +191,9 @@ def _run(logits: NDArray[np.float32], stamped: Iterable[str], start_s: float, en
     )
 
 
-def pairs_frame(pairs: Sequence[Pair], others: dict[str, list[Any]] | None = None) -> daft.DataFrame:
+def pairs_frame(
+    pairs: Sequence[Pair], others: dict[str, list[Any]] | None = None
+) -> daft.DataFrame:
     """A DataFrame with pair_id, query and text, and other columns."""
     queries, texts = zip(*pairs, strict=True)
     columns = {"pair_id": list(range(len(pairs))), "query": list(queries), "text": list(texts)}

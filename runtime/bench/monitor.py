@@ -23,12 +23,16 @@ INTERVAL_S = 0.2
 TREE_EVERY = 5  # samples: children are looked for once a second
 PEAK_SAMPLES = 3  # the peak is over 0.6 s: the operating system counts CPU time in hundredths
 PROC = Path("/proc")
-TICKS, PAGE_BYTES = (os.sysconf(n) if hasattr(os, "sysconf") else 1 for n in ("SC_CLK_TCK", "SC_PAGE_SIZE"))
+TICKS, PAGE_BYTES = (
+    os.sysconf(n) if hasattr(os, "sysconf") else 1 for n in ("SC_CLK_TCK", "SC_PAGE_SIZE")
+)
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A point of the timeline: seconds since the window began, cores busy since the point before, bytes resident."""
+    """A point of the timeline: seconds since the window began, cores busy since the point before,
+    bytes resident.
+    """
 
     at_s: float
     cores: float
@@ -40,10 +44,10 @@ class Moment:
 class Usage:
     """What a process tree used in a window of time; CPU in cores (1.0 is one core busy).
 
-    mean_cores is exact: CPU seconds by the operating system's accounting over wall seconds. root_* is the
-    tree's root alone, per_core each core of the machine, whoever used it. Peak memory sums over processes, so
-    pages that they share count once for each. Faults and disk bytes are the tree's, network bytes
-    the machine's. gpu is None where there is none.
+    mean_cores is exact: CPU seconds by the operating system's accounting over wall seconds.
+    root_* is the tree's root alone, per_core each core of the machine, whoever used it. Peak
+    memory sums over processes, so pages that they share count once for each. Faults and disk
+    bytes are the tree's, network bytes the machine's. gpu is None where there is none.
     """
 
     mean_cores: float
@@ -91,8 +95,8 @@ class _Sample:
 class TreeMonitor:
     """Samples a process and its descendants, five times a second.
 
-    A child that came and went between two samples is counted: the operating system adds what it used
-    to its parent's account (not on macOS).
+    A child that came and went between two samples is counted: the operating system adds what it
+    used to its parent's account (not on macOS).
     """
 
     def __init__(self, pid: int) -> None:
@@ -113,7 +117,9 @@ class TreeMonitor:
         self._thread.join()
 
     def usage(self, start_s: float, end_s: float) -> Usage:
-        """Usage between two times on `time.monotonic`; peak memory and threads are those of the whole watch."""
+        """Usage between two times on `time.monotonic`; peak memory and threads are those of the
+        whole watch.
+        """
         at = np.array([sample.at_s for sample in self._samples])
         spent = {name: self._spent(name, at, start_s, end_s) for name in COUNTERS}
         window = end_s - start_s
@@ -134,7 +140,9 @@ class TreeMonitor:
             sent_bytes=round(spent["sent"]),
             monitor_cores=spent["own_cpu"] / window,
             timeline=timeline,
-            gpu=GpuSample.over([s.gpu for s in self._samples if s.gpu and start_s <= s.at_s <= end_s]),
+            gpu=GpuSample.over(
+                [s.gpu for s in self._samples if s.gpu and start_s <= s.at_s <= end_s]
+            ),
         )
 
     def _spent(self, name: str, at: NDArray[np.float64], start_s: float, end_s: float) -> float:
@@ -143,7 +151,10 @@ class TreeMonitor:
 
     def _per_core(self, at: NDArray[np.float64], start_s: float, end_s: float) -> tuple[float, ...]:
         busy = np.array([sample.per_core for sample in self._samples]).T
-        return tuple(float(np.diff(np.interp([start_s, end_s], at, core))[0]) / (end_s - start_s) for core in busy)
+        return tuple(
+            float(np.diff(np.interp([start_s, end_s], at, core))[0]) / (end_s - start_s)
+            for core in busy
+        )
 
     def _timeline(self, start_s: float, end_s: float) -> tuple[Moment, ...]:
         inside = [sample for sample in self._samples if start_s <= sample.at_s <= end_s]
@@ -166,7 +177,9 @@ class TreeMonitor:
     def _sample(self) -> None:
         begin = time.thread_time()
         totals = dict.fromkeys(COUNTERS, 0.0)
-        sample = _Sample(time.monotonic(), totals, [t.user + t.system for t in psutil.cpu_times(percpu=True)])
+        sample = _Sample(
+            time.monotonic(), totals, [t.user + t.system for t in psutil.cpu_times(percpu=True)]
+        )
         if len(self._samples) % TREE_EVERY == 0:
             self._pids = list(_tree(self._root.pid))
         for pid in self._pids:
@@ -174,10 +187,14 @@ class TreeMonitor:
                 self._add(pid, sample)
         network = psutil.net_io_counters()
         if network is not None:
-            totals["received"], totals["sent"] = float(network.bytes_recv), float(network.bytes_sent)
+            totals["received"], totals["sent"] = (
+                float(network.bytes_recv),
+                float(network.bytes_sent),
+            )
         sample.gpu = self._gpu.sample() if self._gpu else None
         totals["own_cpu"] = self._highest["own_cpu"] + time.thread_time() - begin
-        # What a process that nobody waited for had used is gone with it; a total never falls for that.
+        # What a process that nobody waited for had used is gone with it; a total never falls for
+        # that.
         self._highest = {name: max(total, self._highest[name]) for name, total in totals.items()}
         sample.totals = self._highest
         self._samples.append(sample)
@@ -196,11 +213,15 @@ class TreeMonitor:
 def _peaks(timeline: tuple[Moment, ...]) -> list[float]:
     """Mean cores over every stretch of `PEAK_SAMPLES`."""
     cores = [moment.cores for moment in timeline]
-    return [float(np.mean(cores[i : i + PEAK_SAMPLES])) for i in range(len(cores) - PEAK_SAMPLES + 1)]
+    return [
+        float(np.mean(cores[i : i + PEAK_SAMPLES])) for i in range(len(cores) - PEAK_SAMPLES + 1)
+    ]
 
 
 def _tree(pid: int) -> Iterator[int]:
-    """A process and its descendants, on Linux by each thread's list of children: a scan of all processes costs more."""
+    """A process and its descendants, on Linux by each thread's list of children: a scan of all
+    processes costs more.
+    """
     yield pid
     tasks = PROC / str(pid) / "task"
     with suppress(psutil.Error, OSError):  # a process that has ended has no children
@@ -214,7 +235,8 @@ def _tree(pid: int) -> Iterator[int]:
 
 
 def _account(pid: int) -> dict[str, float]:
-    """What a process has used: CPU seconds of its own and of the children that it waited for, memory, threads.
+    """What a process has used: CPU seconds of its own and of the children that it waited for,
+    memory, threads.
 
     On Linux, where one file holds all of it, page faults and disk bytes too.
     """
@@ -224,7 +246,12 @@ def _account(pid: int) -> dict[str, float]:
         with process.oneshot():
             times = process.cpu_times()
             resident, threads = process.memory_info().rss, process.num_threads()
-        return {"own": times.user + times.system, "reaped": 0.0, "resident": resident, "threads": threads}
+        return {
+            "own": times.user + times.system,
+            "reaped": 0.0,
+            "resident": resident,
+            "threads": threads,
+        }
     # The fields behind the command's name, see proc(5).
     fields = [float(field) for field in (home / "stat").read_text().rpartition(") ")[2].split()[1:]]
     used = {

@@ -11,7 +11,9 @@ __all__ = ["Gpu", "GpuSample"]
 
 @dataclass(frozen=True)
 class GpuSample:
-    """Utilisation (0 to 1) and power in watts, means over a window; the peak of the memory held, in bytes."""
+    """Utilisation (0 to 1) and power in watts, means over a window; the peak of the memory held,
+    in bytes.
+    """
 
     utilisation: float
     memory_bytes: int
@@ -45,7 +47,8 @@ class Gpu:
             gpu = Gpu(pynvml)
             gpu.sample()  # a part of a GPU cannot tell all of it
             return gpu
-        except Exception:  # the package, the driver or the device is missing, each with its own error
+        # the package, the driver or the device is missing, each with its own error
+        except Exception:
             return None
 
     def sample(self) -> GpuSample:

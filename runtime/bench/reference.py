@@ -1,4 +1,6 @@
-"""sentence-transformers itself: the reference for scores, and what the strategies of a bench compare with."""
+"""sentence-transformers itself: the reference for scores, and what the strategies of a bench
+compare with.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,17 @@ __all__ = ["ReferenceScorer"]
 
 
 class ReferenceScorer(Scorer):
-    """Runs a variant as sentence-transformers does: padded batches of `batch_size` pairs, sorted by characters."""
+    """Runs a variant as sentence-transformers does: padded batches of `batch_size` pairs, sorted
+    by characters.
+    """
 
     def __init__(
-        self, folder: ModelFolder, variant: Variant, threads: int, batch_size: int = 32, device: str = "cpu"
+        self,
+        folder: ModelFolder,
+        variant: Variant,
+        threads: int,
+        batch_size: int = 32,
+        device: str = "cpu",
     ) -> None:
         folder.checked(variant.file)
         self.threads, self.batch_size = threads, batch_size
@@ -54,7 +63,8 @@ class ReferenceScorer(Scorer):
         start = time.monotonic()
         features = self._preprocess(*arguments, **named)
         self._watch.encoded(time.monotonic() - start)
-        mask = features["attention_mask"]  # here it is still on the host: asked on a GPU, it would wait for that
+        # here it is still on the host: asked on a GPU, it would wait for that
+        mask = features["attention_mask"]
         self._batch = mask.shape[0], mask.shape[1], int(mask.sum())
         return features
 
@@ -85,4 +95,8 @@ def _model_kwargs(variant: Variant, threads: int, device: str) -> dict[str, Any]
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    return {"file_name": variant.file, "provider": f"{device.upper()}ExecutionProvider", "session_options": options}
+    return {
+        "file_name": variant.file,
+        "provider": f"{device.upper()}ExecutionProvider",
+        "session_options": options,
+    }

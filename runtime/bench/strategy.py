@@ -1,4 +1,6 @@
-"""Strategies: how Daft calls a scorer, and which scorer it calls: xopt's, or sentence-transformers as people run it."""
+"""Strategies: how Daft calls a scorer, and which scorer it calls: xopt's, or
+sentence-transformers as people run it.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ SMALL_BATCHES = ("batch-8", "batch-1")  # what peers are tried with beside the d
 
 
 class BatchScorer(Scorer):
-    """Scores pairs as sentence-transformers batches them, for backends that it does not run here: no plan."""
+    """Scores pairs as sentence-transformers batches them, for backends that it does not run here:
+    no plan.
+    """
 
     def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
         self.scorer, self.batch_size = scorer, batch_size
@@ -86,7 +90,11 @@ class BatchScorer(Scorer):
             logits[rows] = backend.finish([backend.forward(batch)])
             end = time.monotonic()
             self._watch.forwarded(
-                end - loaded, loaded - start, len(rows), forward.width, int(tokens.lengths[rows].sum())
+                end - loaded,
+                loaded - start,
+                len(rows),
+                forward.width,
+                int(tokens.lengths[rows].sum()),
             )
             self._watch.ran(end - start)
         return logits[:, 0] if self.scorer.labels == 1 else logits
@@ -94,7 +102,9 @@ class BatchScorer(Scorer):
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """What a worker needs to open a scorer: a picklable value. `threads` None is all cores of the worker's machine."""
+    """What a worker needs to open a scorer: a picklable value. `threads` None is all cores of the
+    worker's machine.
+    """
 
     folder: str
     variant: str
@@ -111,18 +121,31 @@ class ScorerSpec:
         return BACKENDS[folder.variant(self.variant).backend].compiles
 
     def open_cascade(self) -> CascadeScorer:
-        """Open the cascade that the strategy calls. Raises BadInput; see `xopt.runtime.open_cascade`."""
-        return open_cascade(ModelFolder.open(Path(self.folder), self.trusted), threads=self.threads, device=self.device)
+        """Open the cascade that the strategy calls. Raises BadInput; see
+        `xopt.runtime.open_cascade`.
+        """
+        return open_cascade(
+            ModelFolder.open(Path(self.folder), self.trusted),
+            threads=self.threads,
+            device=self.device,
+        )
 
     def open(self) -> Scorer:
         """Open the scorer that the strategy calls. Raises BadInput; see `open_scorer`."""
-        strategy, model = STRATEGIES[self.strategy], ModelFolder.open(Path(self.folder), self.trusted)
+        strategy, model = (
+            STRATEGIES[self.strategy],
+            ModelFolder.open(Path(self.folder), self.trusted),
+        )
         if strategy.batch_size is None:
-            return open_scorer(model, self.variant, plan=self.plan, threads=self.threads, device=self.device)
+            return open_scorer(
+                model, self.variant, plan=self.plan, threads=self.threads, device=self.device
+            )
         variant, threads = model.variant(self.variant), self.threads or cores()
         if not BACKENDS[variant.backend].in_sentence_transformers(model):
             plan = Plan(callers=1, threads=threads, tokens=1)
-            return BatchScorer(open_scorer(model, self.variant, plan=plan, device=self.device), strategy.batch_size)
+            return BatchScorer(
+                open_scorer(model, self.variant, plan=plan, device=self.device), strategy.batch_size
+            )
         from xopt.runtime.bench.reference import ReferenceScorer
 
         return ReferenceScorer(model, variant, threads, strategy.batch_size, self.device)

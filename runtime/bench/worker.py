@@ -40,7 +40,9 @@ class Worker:
         self._hear("ready")
 
     def run(self) -> dict[str, Any]:
-        """Have it run the case: scores, calls and times, see `worker_main.opened`. Raises as `open` does."""
+        """Have it run the case: scores, calls and times, see `worker_main.opened`. Raises as
+        `open` does.
+        """
         self._say({})
         return self._hear("done")
 
@@ -57,14 +59,18 @@ class Worker:
         if message["event"] == "bad_input":
             raise BadInput(message["message"])
         if message["event"] != event:
-            tail = "\n".join(self.errors.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+            tail = "\n".join(
+                self.errors.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+            )
             raise RuntimeError(f"the bench's worker stopped before it was {event}:\n{tail}")
         return message
 
 
 @contextmanager
 def started(threads: int) -> Iterator[Worker]:
-    """A fresh bench worker whose libraries may use `threads`; it and all that it started end with the block."""
+    """A fresh bench worker whose libraries may use `threads`; it and all that it started end with
+    the block.
+    """
     quiet = {"DAFT_PROGRESS_BAR": "0", "DO_NOT_TRACK": "1", "RAYON_NUM_THREADS": str(threads)}
     with tempfile.NamedTemporaryFile("w", prefix="xopt-bench-", suffix=".err") as errors:
         process = subprocess.Popen(

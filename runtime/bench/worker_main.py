@@ -1,4 +1,5 @@
-"""One case of a bench in a fresh process: `python -m xopt.runtime.bench.worker_main`, started by `bench.worker`.
+"""One case of a bench in a fresh process: `python -m xopt.runtime.bench.worker_main`, started by
+`bench.worker`.
 
 Reads one JSON line from standard input (the scorer's spec and a file of pairs), says "ready" on
 standard output when its model is open and warm, waits for a line, runs, and writes the result.
@@ -33,7 +34,9 @@ def main() -> None:
 
 
 def opened(case: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Open and warm up the model of a case; what it returns runs the case, and gives scores, calls and times."""
+    """Open and warm up the model of a case; what it returns runs the case, and gives scores,
+    calls and times.
+    """
     from xopt.runtime.bench.in_daft import run_strategy
     from xopt.runtime.bench.strategy import ScorerSpec
     from xopt.runtime.folder import Plan
@@ -62,7 +65,9 @@ def opened(case: dict[str, Any]) -> Callable[[], dict[str, Any]]:
 
 
 def _switches() -> tuple[int, int]:
-    """Voluntary and involuntary context switches of this process and the children that it has waited for."""
+    """Voluntary and involuntary context switches of this process and the children that it has
+    waited for.
+    """
     try:
         import resource
     except ImportError:  # Windows does not count them

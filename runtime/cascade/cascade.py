@@ -1,4 +1,6 @@
-"""Cascades: an order, a stop rule and a variant, with the certificate of what they may lose; and how they rank."""
+"""Cascades: an order, a stop rule and a variant, with the certificate of what they may lose; and
+how they rank.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,35 @@ from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 from xopt.runtime.scoring.stages import Stages
 
-__all__ = ["Cascade", "CascadeScorer", "Certificate", "Lists", "Ranked", "cheaper_of", "open_cascade"]
+__all__ = [
+    "Cascade",
+    "CascadeScorer",
+    "Certificate",
+    "Lists",
+    "Ranked",
+    "cheaper_of",
+    "open_cascade",
+]
 
 log = logging.getLogger(__name__)
 
 DEEPER = 2  # times the certificate's candidates a query, from which on that is said
-PAIRS_AT_ONCE = 16384  # candidates of the queries on their way; where half of them are through, others join
+# candidates of the queries on their way; where half of them are through, others join
+PAIRS_AT_ONCE = 16384
 
 
 @dataclass(frozen=True)
 class Certificate:
     """What a cascade may lose on queries like these.
 
-    measure: "dcg", the share of DCG@top that is lost, gains by the reference's scores; "top", the share of queries of
-    whose best `top` by the reference one is not scored. With `confidence`, or in expectation where that is None, the
-    mean over queries is at most `max_loss`. On the queries that it was found on, none of which chose anything, it was
-    `loss`, and `bound` is what the test made of it, though only `max_loss` is promised; `share` of a query's pairs were
-    scored there, in the mean. depth: candidates a query. first_stage: where they came from; column: where their scores
-    stood. data: the sha256 of the queries and their documents. seen: hashes of all queries that chose or certified.
+    measure: "dcg", the share of DCG@top that is lost, gains by the reference's scores; "top", the
+    share of queries of whose best `top` by the reference one is not scored. With `confidence`, or
+    in expectation where that is None, the mean over queries is at most `max_loss`. On the queries
+    that it was found on, none of which chose anything, it was `loss`, and `bound` is what the
+    test made of it, though only `max_loss` is promised; `share` of a query's pairs were scored
+    there, in the mean. depth: candidates a query. first_stage: where they came from; column:
+    where their scores stood. data: the sha256 of the queries and their documents. seen: hashes of
+    all queries that chose or certified.
     """
 
     measure: str
@@ -61,7 +74,9 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Cascade:
-    """An order, a stop rule and the variant that scores, with their certificate; the manifest keeps it."""
+    """An order, a stop rule and the variant that scores, with their certificate; the manifest
+    keeps it.
+    """
 
     order: Order
     rule: Rule
@@ -73,21 +88,27 @@ class Cascade:
         """The cascade of a model folder. Raises BadInput where it has none."""
         kept = folder.manifest.cascade
         if not kept:
-            raise BadInput(f"{folder.path}: has no cascade; make one with `xopt cascade {folder.path} --data DATA`")
+            raise BadInput(
+                f"{folder.path}: has no cascade; make one with `xopt cascade {folder.path} --data DATA`"
+            )
         try:
             order, certificate = dict(kept["order"]), dict(kept["certificate"])
             for name in ("weights", "scale", "variances", "quantiles"):
                 order[name] = tuple(order[name])
             order["widths"] = tuple(tuple(each) for each in order["widths"])
             certificate["seen"] = tuple(certificate["seen"])
-            return Cascade(Order(**order), Rule(**kept["rule"]), kept["variant"], Certificate(**certificate))
+            return Cascade(
+                Order(**order), Rule(**kept["rule"]), kept["variant"], Certificate(**certificate)
+            )
         except (KeyError, TypeError) as error:
             raise BadInput(
                 f"{folder.path}: its cascade is of another version of xopt ({error}); make it again with `xopt cascade`"
             ) from error
 
     def beyond(self, top_k: int | None) -> str:
-        """What to warn of where more of a ranking is asked for than its certificate is of; nothing where it is not."""
+        """What to warn of where more of a ranking is asked for than its certificate is of;
+        nothing where it is not.
+        """
         top = self.certificate.top
         more = top_k is not None and top_k > top
         return (
@@ -103,7 +124,8 @@ class Cascade:
 
 @dataclass(frozen=True)
 class Ranked:
-    """A query's candidates: their places, best first; their logits in the order given, NaN of those not scored.
+    """A query's candidates: their places, best first; their logits in the order given, NaN of
+    those not scored.
 
     not_finite: how many were scored, and have no finite score.
     """
@@ -138,13 +160,17 @@ class CascadeScorer:
     Blocks of many queries run together, so that small blocks do not waste the cores.
     """
 
-    def __init__(self, folder: ModelFolder, scorer: PlannedScorer, stage: Stage, cascade: Cascade) -> None:
+    def __init__(
+        self, folder: ModelFolder, scorer: PlannedScorer, stage: Stage, cascade: Cascade
+    ) -> None:
         self.folder, self.scorer, self.stage, self.cascade = folder, scorer, stage, cascade
         self._warned: set[str] = set()
 
     @property
     def stages(self) -> Stages:
-        """Where the time of all calls so far went. A pair that a cheaper model cuts too is counted once."""
+        """Where the time of all calls so far went. A pair that a cheaper model cuts too is
+        counted once.
+        """
         own, model = self.scorer.stages, self.stage.model
         return own.plus(replace(model.stages, truncated=0)) if model else own
 
@@ -157,8 +183,9 @@ class CascadeScorer:
     ) -> list[dict[str, Any]]:
         """Documents, in the first stage's order, best first: `corpus_id` and `score`, the logit.
 
-        A document that was not scored has the score None, and comes after those that were. `first_scores` are the first
-        stage's, higher is better, where the cascade was made with them.
+        A document that was not scored has the score None, and comes after those that were.
+        `first_scores` are the first stage's, higher is better, where the cascade was made with
+        them.
         """
         if beyond := self.cascade.beyond(top_k):
             self._warn(beyond, "top")
@@ -168,9 +195,11 @@ class CascadeScorer:
         return [{"corpus_id": int(i), "score": values[i]} for i in ranked.ranking[:top_k]]
 
     def rank_all(self, lists: Lists, finite: bool = True) -> list[Ranked]:
-        """Rank the candidates of many queries. Raises BadInput where the first stage's scores do not fit.
+        """Rank the candidates of many queries. Raises BadInput where the first stage's scores do
+        not fit.
 
-        And NotFinite where a score is not; or, unless `finite`, such candidates come last, and are counted.
+        And NotFinite where a score is not; or, unless `finite`, such candidates come last, and
+        are counted.
         """
         self._check(lists)
         ranked = [Ranked(np.empty(0, np.intp), np.empty(0, np.float32))] * len(lists.queries)
@@ -193,7 +222,11 @@ class CascadeScorer:
         """Queries that wait, where those on their way have become few; each leaves `waiting`."""
         numbers: list[int] = []
         few = held <= PAIRS_AT_ONCE // 2
-        while few and waiting and (not held or held + len(lists.documents[waiting[0]]) <= PAIRS_AT_ONCE):
+        while (
+            few
+            and waiting
+            and (not held or held + len(lists.documents[waiting[0]]) <= PAIRS_AT_ONCE)
+        ):
             numbers.append(waiting.popleft())
             held += len(lists.documents[numbers[-1]])
         own, started = self.cascade, []
@@ -207,7 +240,9 @@ class CascadeScorer:
         """Score the candidates that queries ask for, all together, and tell them."""
         pairs = [each.pairs[row] for each, candidates in asked for row in candidates]
         tokens = [each.tokens.taken(candidates) for each, candidates in asked if each.tokens]
-        logits = self.scorer.score_tokens(Tokens.joined(tokens)) if tokens else self.scorer.logits(pairs)
+        logits = (
+            self.scorer.score_tokens(Tokens.joined(tokens)) if tokens else self.scorer.logits(pairs)
+        )
         scores = self.folder.manifest.ranking(checked(pairs, logits) if finite else logits)
         start = 0
         for each, candidates in asked:
@@ -224,14 +259,20 @@ class CascadeScorer:
         check_pairs(pairs_of(lists))
         depth, deepest = self.cascade.certificate.depth, max(map(len, lists.documents), default=0)
         if deepest > DEEPER * depth:
-            self._warn(f"{deepest} candidates of a query; its certificate is of {depth:.0f}", "depth")
+            self._warn(
+                f"{deepest} candidates of a query; its certificate is of {depth:.0f}", "depth"
+            )
         if self.cascade.order.with_score != (lists.first_scores is not None):
             need = "needs" if self.cascade.order.with_score else "was made without"
             raise BadInput(f"{self.folder.path}: its cascade {need} the first stage's scores")
         for number, documents in enumerate(lists.documents):
             scores = lists.first_scores[number] if lists.first_scores is not None else None
-            if scores is not None and (len(scores) != len(documents) or not np.isfinite(scores).all()):
-                raise BadInput(f"query {lists.queries[number]!r:.60}: give one finite first-stage score a document")
+            if scores is not None and (
+                len(scores) != len(documents) or not np.isfinite(scores).all()
+            ):
+                raise BadInput(
+                    f"query {lists.queries[number]!r:.60}: give one finite first-stage score a document"
+                )
 
 
 def open_cascade(
@@ -241,23 +282,32 @@ def open_cascade(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> CascadeScorer:
-    """Open the cascade of a model folder, which `xopt cascade` wrote: `rank(query, documents, top_k)`.
+    """Open the cascade of a model folder, which `xopt cascade` wrote: `rank(query, documents,
+    top_k)`.
 
     Raises BadInput where there is none, or a file of it is missing or damaged.
     """
-    model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(os.fspath(folder), trust_remote_code)
+    model = (
+        folder
+        if isinstance(folder, ModelFolder)
+        else ModelFolder.open(os.fspath(folder), trust_remote_code)
+    )
     cascade = Cascade.of(model)
     scorer = open_scorer(model, cascade.variant, threads=threads, device=device)
     lexicon = None
     if cascade.order.kind != "given":
-        lexicon = Lexicon.load(model.checked(LEXICON, f"make it again with `xopt cascade {model.path} --data DATA`"))
+        lexicon = Lexicon.load(
+            model.checked(LEXICON, f"make it again with `xopt cascade {model.path} --data DATA`")
+        )
     cheaper = cheaper_of(model, cascade.order) if cascade.order.model else None
     stage = open_stage(scorer, cascade.order.kind, lexicon, cheaper, threads, device)
     return CascadeScorer(model, scorer, stage, cascade)
 
 
 def cheaper_of(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:
-    """The cheaper model that a cascade's order goes by, and its variant, as they were: where it was, or beside DIR."""
+    """The cheaper model that a cascade's order goes by, and its variant, as they were: where it
+    was, or beside DIR.
+    """
     places = (Path(str(order.model)), folder.path.resolve().parent / Path(str(order.model)).name)
     place = next((each for each in places if each.is_dir()), None)
     if place is None:

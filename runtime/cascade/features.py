@@ -1,4 +1,6 @@
-"""Cheap features of a query's candidates, from the tokens that the model reads: what a learned order goes by."""
+"""Cheap features of a query's candidates, from the tokens that the model reads: what a learned
+order goes by.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,16 @@ from scipy import sparse
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["GIVEN", "TEXT", "Bags", "Evidence", "Lexicon", "given_features", "term_vectors", "text_features"]
+__all__ = [
+    "GIVEN",
+    "TEXT",
+    "Bags",
+    "Evidence",
+    "Lexicon",
+    "given_features",
+    "term_vectors",
+    "text_features",
+]
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -42,9 +53,11 @@ LEAD = 24  # tokens that a document begins with: a title, often
 
 @dataclass(frozen=True)
 class Lexicon:
-    """What is known of tokens: embeddings float32[tokens, dimensions] of unit length, weights float32[tokens].
+    """What is known of tokens: embeddings float32[tokens, dimensions] of unit length, weights
+    float32[tokens].
 
-    The embeddings are the model's own for words, centred and reduced; the weights are inverse document frequencies.
+    The embeddings are the model's own for words, centred and reduced; the weights are inverse
+    document frequencies.
     """
 
     embeddings: Floats
@@ -57,7 +70,9 @@ class Lexicon:
             tensors = load_file(file)
             return Lexicon(tensors["embeddings"].astype(np.float32), tensors["weights"])
         except (SafetensorError, KeyError) as error:
-            raise BadInput(f"{file}: damaged ({error}); make it again with `xopt cascade`") from error
+            raise BadInput(
+                f"{file}: damaged ({error}); make it again with `xopt cascade`"
+            ) from error
 
     def save(self, file: Path) -> None:
         """Write it, the embeddings in half precision."""
@@ -68,8 +83,9 @@ class Lexicon:
 class Evidence:
     """What is known of a query's candidates before the model scores them.
 
-    features: float32[documents, features], of which the last `embedding` are the document's pooled embedding. terms:
-    float64[documents, terms], rows of unit length, None where the order goes by no texts.
+    features: float32[documents, features], of which the last `embedding` are the document's
+    pooled embedding. terms: float64[documents, terms], rows of unit length, None where the order
+    goes by no texts.
     """
 
     features: Floats
@@ -78,9 +94,11 @@ class Evidence:
 
 
 def given_features(documents: int, scores: Floats | None) -> Floats:
-    """float32[documents, 2 or 3]: the place in the first stage's order and, where it is given, its score.
+    """float32[documents, 2 or 3]: the place in the first stage's order and, where it is given,
+    its score.
 
-    With scores that order is by them, highest first, else it is the order in which the documents stand.
+    With scores that order is by them, highest first, else it is the order in which the documents
+    stand.
     """
     ranks = np.arange(documents, dtype=np.float32)
     if scores is None:
@@ -91,10 +109,11 @@ def given_features(documents: int, scores: Floats | None) -> Floats:
 
 @dataclass(frozen=True)
 class Bags:
-    """The tokens of a query's documents: int64[tokens], all that there are; float32[documents, tokens], how often each.
+    """The tokens of a query's documents: int64[tokens], all that there are; float32[documents,
+    tokens], how often each.
 
-    leads: float32[documents, tokens], the same of a document's first `LEAD`. lengths: int64[documents]. A document of
-    no tokens stands with one token 0, and has the length 0.
+    leads: float32[documents, tokens], the same of a document's first `LEAD`. lengths:
+    int64[documents]. A document of no tokens stands with one token 0, and has the length 0.
     """
 
     tokens: Ids
@@ -114,25 +133,36 @@ class Bags:
         ends = np.cumsum(lengths)
         first = np.arange(len(flat)) - np.repeat(ends - lengths, lengths) < LEAD
         leads = _counted(place[first], np.minimum(lengths, LEAD), len(tokens))
-        return Bags(tokens, _counted(place, lengths, len(tokens)), leads, np.array([len(ids) for ids in documents]))
+        return Bags(
+            tokens,
+            _counted(place, lengths, len(tokens)),
+            leads,
+            np.array([len(ids) for ids in documents]),
+        )
 
 
 def _counted(place: NDArray[np.intp], lengths: Ids, tokens: int) -> sparse.csr_matrix:
-    """float32[documents, tokens], how often each document has each token, of their places one behind another."""
+    """float32[documents, tokens], how often each document has each token, of their places one
+    behind another.
+    """
     bounds = np.concatenate([[0], np.cumsum(lengths)])
-    counts = sparse.csr_matrix((np.ones(len(place), np.float32), place, bounds), (len(lengths), tokens))
+    counts = sparse.csr_matrix(
+        (np.ones(len(place), np.float32), place, bounds), (len(lengths), tokens)
+    )
     counts = counts.tocsc().tocsr()  # sorts each row, in the time of a copy
     counts.sum_duplicates()
     return counts
 
 
 def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
-    """float32[documents, 12 + dimensions]: how much of the query each document has, in words and in kind; and its kind.
+    """float32[documents, 12 + dimensions]: how much of the query each document has, in words and
+    in kind; and its kind.
 
-    `query` holds the ids of its tokens. The first columns are those of `TEXT`. Matches are exact (BM25, Robertson et
-    al. 1994; coverage) and soft, by the cosine of word embeddings: of each token of the query the nearest one of the
-    document (MaxSim, as in Khattab and Zaharia 2020, arXiv:2004.12832, of tokens without context), and all near ones
-    (as kernels count them in Xiong et al. 2017, arXiv:1706.06613). The others are the weighted mean of the document's
+    `query` holds the ids of its tokens. The first columns are those of `TEXT`. Matches are exact
+    (BM25, Robertson et al. 1994; coverage) and soft, by the cosine of word embeddings: of each
+    token of the query the nearest one of the document (MaxSim, as in Khattab and Zaharia 2020,
+    arXiv:2004.12832, of tokens without context), and all near ones (as kernels count them in
+    Xiong et al. 2017, arXiv:1706.06613). The others are the weighted mean of the document's
     embeddings: a model likes some kinds of documents, whatever the query.
     """
     tokens, lengths = np.unique(query), np.maximum(documents.lengths, 1)
@@ -167,10 +197,11 @@ def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
 
 
 def term_vectors(documents: Bags, lexicon: Lexicon) -> sparse.csr_matrix:
-    """float64[documents, terms]: how much of each document is of which token, rows of unit length, or of zeros.
+    """float64[documents, terms]: how much of each document is of which token, rows of unit
+    length, or of zeros.
 
-    Roots of counts times weights, so that a product of two rows is the documents' affinity (Bhattacharyya 1943): what
-    they have in common, of which no single word makes out much.
+    Roots of counts times weights, so that a product of two rows is the documents' affinity
+    (Bhattacharyya 1943): what they have in common, of which no single word makes out much.
     """
     shares = documents.counts.astype(np.float64)
     shares.data *= lexicon.weights[documents.tokens][shares.indices]
@@ -188,6 +219,8 @@ def _highest(near: Floats, documents: sparse.csr_matrix) -> Floats:
 
 def _pooled(documents: Bags, lexicon: Lexicon) -> Floats:
     """The weighted mean of each document's embeddings, of unit length."""
-    sums = documents.counts @ (lexicon.weights[documents.tokens, None] * lexicon.embeddings[documents.tokens])
+    sums = documents.counts @ (
+        lexicon.weights[documents.tokens, None] * lexicon.embeddings[documents.tokens]
+    )
     pooled: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)
     return pooled

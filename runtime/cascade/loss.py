@@ -21,11 +21,13 @@ def lost(
     top: int,
     measure: str = "dcg",
 ) -> float:
-    """Between 0 and 1. `reference` holds the logits of all candidates, `ranking` their places, best first.
+    """Between 0 and 1. `reference` holds the logits of all candidates, `ranking` their places,
+    best first.
 
-    "dcg": the share of DCG@top that the ranking loses against the reference's own, where a document's gain is the
-    sigmoid of the reference's logit: no labels are needed, and what the reference finds irrelevant weighs nothing.
-    "top": 1 where one of the reference's best `top` was not scored, else 0.
+    "dcg": the share of DCG@top that the ranking loses against the reference's own, where a
+    document's gain is the sigmoid of the reference's logit: no labels are needed, and what the
+    reference finds irrelevant weighs nothing. "top": 1 where one of the reference's best `top`
+    was not scored, else 0.
     """
     if not len(reference):
         return 0.0
@@ -38,7 +40,8 @@ def lost(
 
 @dataclass(frozen=True)
 class Cascaded:
-    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see `lost`.
+    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see
+    `lost`.
 
     `seen` of the queries made the cascade: what was lost on those says little of others.
     """
@@ -49,12 +52,19 @@ class Cascaded:
 
     @staticmethod
     def of(
-        cascade: Cascade, candidates: Candidates, reference: NDArray[np.float32], scores: NDArray[np.float32]
+        cascade: Cascade,
+        candidates: Candidates,
+        reference: NDArray[np.float32],
+        scores: NDArray[np.float32],
     ) -> Cascaded:
         """Of the reference's scores of all pairs, and the cascade's, NaN where it did not score."""
         own, losses, seen = cascade.certificate, [], 0
         for rows in candidates.groups().values():
             seen += query_hash(candidates.rows[rows.start].query) in own.seen
-            ranking = np.argsort(np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable")
-            losses.append(lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure))
+            ranking = np.argsort(
+                np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable"
+            )
+            losses.append(
+                lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure)
+            )
         return Cascaded(float(np.isfinite(scores).mean()), tuple(losses), seen)

@@ -1,4 +1,6 @@
-"""What orders go by: evidence of a query's candidates, from their places, their words, or a cheaper model."""
+"""What orders go by: evidence of a query's candidates, from their places, their words, or a
+cheaper model.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from xopt.runtime.cascade.features import Bags, Evidence, Lexicon, given_features, term_vectors, text_features
+from xopt.runtime.cascade.features import (
+    Bags,
+    Evidence,
+    Lexicon,
+    given_features,
+    term_vectors,
+    text_features,
+)
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Pair, Tokens
@@ -24,7 +33,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Lists:
-    """Queries, each with its documents in the first stage's order, or with that stage's scores where they are given."""
+    """Queries, each with its documents in the first stage's order, or with that stage's scores
+    where they are given.
+    """
 
     queries: Sequence[str]
     documents: Sequence[Sequence[str]]
@@ -33,11 +44,15 @@ class Lists:
     def taken(self, numbers: Sequence[int]) -> Lists:
         """Some of the queries."""
         scores = self.first_scores and [self.first_scores[i] for i in numbers]
-        return Lists([self.queries[i] for i in numbers], [self.documents[i] for i in numbers], scores)
+        return Lists(
+            [self.queries[i] for i in numbers], [self.documents[i] for i in numbers], scores
+        )
 
 
 class Stage:
-    """What an order goes by: makes evidence of a query's candidates, and tokens of them where it needs those itself."""
+    """What an order goes by: makes evidence of a query's candidates, and tokens of them where it
+    needs those itself.
+    """
 
     def __init__(
         self,
@@ -52,34 +67,54 @@ class Stage:
         self.shares_tokens = model is not None and model.encoder.same_tokens(scorer.encoder)
 
     def evidence(self, lists: Lists) -> list[tuple[Evidence, Tokens | None]]:
-        """What is known of each query's candidates, and the tokens of its pairs where they were made."""
+        """What is known of each query's candidates, and the tokens of its pairs where they were
+        made.
+        """
         columns = [
-            [given_features(len(documents), lists.first_scores[number] if lists.first_scores is not None else None)]
+            [
+                given_features(
+                    len(documents),
+                    lists.first_scores[number] if lists.first_scores is not None else None,
+                )
+            ]
             for number, documents in enumerate(lists.documents)
         ]
         pairs, tokens = pairs_of(lists), None
-        bounds = list(itertools.pairwise(np.cumsum([0, *(len(documents) for documents in lists.documents)])))
+        bounds = list(
+            itertools.pairwise(np.cumsum([0, *(len(documents) for documents in lists.documents)]))
+        )
         terms: list[sparse.csr_matrix | None] = [None] * len(columns)
         if self.lexicon or self.shares_tokens:
             tokens = self.scorer.encode(pairs)
         if self.model:
-            made = self.model.score_tokens(tokens) if tokens and self.shares_tokens else self.model.logits(pairs)
+            made = (
+                self.model.score_tokens(tokens)
+                if tokens and self.shares_tokens
+                else self.model.logits(pairs)
+            )
             logits = self._sound(self.ranking(made), bounds)
             for own, (start, stop) in zip(columns, bounds, strict=True):
                 own.append(logits[start:stop, None])
         if self.lexicon and tokens:
             for number, (start, stop) in enumerate(bounds):
-                query, documents = self.scorer.encoder.parts(pairs[start:stop], tokens.ids[start:stop])
+                query, documents = self.scorer.encoder.parts(
+                    pairs[start:stop], tokens.ids[start:stop]
+                )
                 bags = Bags.of(documents, self.lexicon)
                 columns[number].append(text_features(query, bags, self.lexicon))
                 terms[number] = term_vectors(bags, self.lexicon)
         size = self.lexicon.embeddings.shape[1] if self.lexicon else 0
         return [
-            (Evidence(np.concatenate(own, 1), its, size), tokens and tokens.taken(np.arange(*bound)))
+            (
+                Evidence(np.concatenate(own, 1), its, size),
+                tokens and tokens.taken(np.arange(*bound)),
+            )
             for own, its, bound in zip(columns, terms, bounds, strict=True)
         ]
 
-    def _sound(self, logits: NDArray[np.float32], bounds: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+    def _sound(
+        self, logits: NDArray[np.float32], bounds: Sequence[tuple[int, int]]
+    ) -> NDArray[np.float32]:
         """The cheaper model's logits, where one that is not finite counts as its query's best."""
         unsound = ~np.isfinite(logits)
         if not unsound.any():
@@ -98,7 +133,11 @@ class Stage:
 
 def pairs_of(lists: Lists) -> list[Pair]:
     """All pairs, a query's together."""
-    return [(query, text) for query, texts in zip(lists.queries, lists.documents, strict=True) for text in texts]
+    return [
+        (query, text)
+        for query, texts in zip(lists.queries, lists.documents, strict=True)
+        for text in texts
+    ]
 
 
 def open_stage(
@@ -114,6 +153,8 @@ def open_stage(
         return Stage(scorer, kind, lexicon)
     folder, variant = cheaper
     if not folder.manifest.ranks:
-        raise BadInput(f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label")
+        raise BadInput(
+            f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; see --rank-label"
+        )
     model = open_scorer(folder, variant, threads=threads, device=device)
     return Stage(scorer, kind, lexicon, model, folder.manifest.ranking)

@@ -1,6 +1,7 @@
 """Agreement: how far a variant's ranking equals the reference's.
 
-Each measure is computed query by query, so that means have intervals; see `xopt.optimize.judge.statistics`.
+Each measure is computed query by query, so that means have intervals; see
+`xopt.optimize.judge.statistics`.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ __all__ = [
 ]
 
 Scores = NDArray[np.floating[Any]]
-ByQuery = dict[str, NDArray[np.float64]]  # a value a query, in the candidates' order; NaN where it has none
+# a value a query, in the candidates' order; NaN where it has none
+ByQuery = dict[str, NDArray[np.float64]]
 
 TOPS = (1, 3, 5, 10)
-PERSISTENCE = 0.9  # of rank-biased overlap: 86 % of the weight is on the first ten ranks (Webber et al. 2010)
+# of rank-biased overlap: 86 % of the weight is on the first ten ranks (Webber et al. 2010)
+PERSISTENCE = 0.9
 DEPTH = 400  # of rank-biased overlap: what lies deeper weighs less than a float64 can tell
 BLOCK = 256  # documents compared with all others at once
 
@@ -41,13 +44,14 @@ BLOCK = 256  # documents compared with all others at once
 class Agreement:
     """Two rankings of the same candidates: means over queries, differences of logits over pairs.
 
-    tau: Kendall's tau-b (Kendall 1945). spearman: Spearman's rho. rbo: rank-biased overlap, p = 0.9.
-    top1 to top10: the share of the reference's best k among the variant's. inversions: the share of
-    pairs of documents that the reference tells apart and the variant puts the other way round. Ties
-    are ties in all of them. tau, spearman and inversions are over queries with at least two candidates, top k
-    over those with more than k: of k or fewer there is nothing to choose. dcg10_loss: the share of DCG@10 that the
-    variant's order loses against the reference's, where a document's gain is the sigmoid of the reference's logit:
-    it needs no labels, and what the reference finds irrelevant weighs nothing.
+    tau: Kendall's tau-b (Kendall 1945). spearman: Spearman's rho. rbo: rank-biased overlap, p =
+    0.9. top1 to top10: the share of the reference's best k among the variant's. inversions: the
+    share of pairs of documents that the reference tells apart and the variant puts the other way
+    round. Ties are ties in all of them. tau, spearman and inversions are over queries with at
+    least two candidates, top k over those with more than k: of k or fewer there is nothing to
+    choose. dcg10_loss: the share of DCG@10 that the variant's order loses against the
+    reference's, where a document's gain is the sigmoid of the reference's logit: it needs no
+    labels, and what the reference finds irrelevant weighs nothing.
     """
 
     tau: float
@@ -63,8 +67,11 @@ class Agreement:
     max_difference: float
 
 
-def agreement(candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0) -> Agreement:
-    """Compare float32[n] logits of the candidates' rows with the reference's; NaN of what no query has.
+def agreement(
+    candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0
+) -> Agreement:
+    """Compare float32[n] logits of the candidates' rows with the reference's; NaN of what no
+    query has.
 
     See `agreement_by_query`.
     """
@@ -79,11 +86,15 @@ def differences(reference: Scores, scores: Scores) -> dict[str, float]:
     """The mean and the largest absolute difference of logits, of what is finite in both."""
     difference = np.abs(reference.astype(np.float64) - scores)
     difference = difference[np.isfinite(difference)]
-    mean, largest = (float(difference.mean()), float(difference.max())) if difference.size else (np.nan, np.nan)
+    mean, largest = (
+        (float(difference.mean()), float(difference.max())) if difference.size else (np.nan, np.nan)
+    )
     return {"mean_difference": mean, "max_difference": largest}
 
 
-def agreement_by_query(candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0) -> ByQuery:
+def agreement_by_query(
+    candidates: Candidates, reference: Scores, scores: Scores, noise: float = 0.0
+) -> ByQuery:
     """The measures of `Agreement` by name, float64[queries] each.
 
     The reference tells documents apart whose logits differ by more than `noise`. A query with a NaN
@@ -92,11 +103,15 @@ def agreement_by_query(candidates: Candidates, reference: Scores, scores: Scores
     rows: list[tuple[float, ...]] = []
     for group in candidates.groups().values():
         expected, got = reference[group], scores[group]
-        tau, rho = (_correlation(measure, expected, got) for measure in (stats.kendalltau, stats.spearmanr))
+        tau, rho = (
+            _correlation(measure, expected, got) for measure in (stats.kendalltau, stats.spearmanr)
+        )
         shares = overlaps(expected, got)
         tops = [shares[k - 1] if k < len(expected) else np.nan for k in TOPS]
         loss = _dcg_loss(expected, got)
-        rows.append((tau, rho, _rank_biased(shares), *tops, _inversions(expected, got, noise), loss))
+        rows.append(
+            (tau, rho, _rank_biased(shares), *tops, _inversions(expected, got, noise), loss)
+        )
     columns = np.array(rows, np.float64).T
     names = ("tau", "spearman", "rbo", *(f"top{k}" for k in TOPS), "inversions", "dcg10_loss")
     return dict(zip(names, columns, strict=True))
@@ -107,7 +122,8 @@ def _correlation(measure: Callable[..., Any], expected: Scores, got: Scores) -> 
         return np.nan
     if np.isnan(got).any():
         return 0.0
-    ranks = stats.rankdata(expected), stats.rankdata(got)  # what has no score, -inf, is last and tied
+    # what has no score, -inf, is last and tied
+    ranks = stats.rankdata(expected), stats.rankdata(got)
     constant = [np.ptp(rank) == 0 for rank in ranks]
     return float(all(constant)) if any(constant) else float(measure(*ranks).statistic)
 
@@ -115,12 +131,15 @@ def _correlation(measure: Callable[..., Any], expected: Scores, got: Scores) -> 
 def overlaps(expected: Scores, got: Scores) -> NDArray[np.float64]:
     """The agreement of the best d of both, for each depth d, up to `DEPTH`: float64[depths].
 
-    A document counts by its chance to be among the best d when ties are broken at random; the sum of
-    products is divided by what each ranking reaches with itself, as tau-b is: RBO^b's agreement in
-    Corsi and Urbano 2024, arXiv:2406.07121. Without ties it is the share of common documents.
+    A document counts by its chance to be among the best d when ties are broken at random; the sum
+    of products is divided by what each ranking reaches with itself, as tau-b is: RBO^b's
+    agreement in Corsi and Urbano 2024, arXiv:2406.07121. Without ties it is the share of common
+    documents.
     """
     chances = [_chances(scores) for scores in (expected, got)]
-    common, first, second = (np.einsum("id,id->d", a, b) for a, b in (chances, chances[:1] * 2, chances[1:] * 2))
+    common, first, second = (
+        np.einsum("id,id->d", a, b) for a, b in (chances, chances[:1] * 2, chances[1:] * 2)
+    )
     shares: NDArray[np.float64] = common / np.sqrt(first * second)
     return shares
 
@@ -142,7 +161,9 @@ def _rank_biased(shares: NDArray[np.float64]) -> float:
 
 
 def _inversions(expected: Scores, got: Scores, noise: float) -> float:
-    """The share of pairs that `expected` tells apart by more than `noise` and `got` reverses; a tie is half of one."""
+    """The share of pairs that `expected` tells apart by more than `noise` and `got` reverses; a
+    tie is half of one.
+    """
     apart = better = worse = 0
     for start in range(0, len(expected), BLOCK):  # all at once would be n^2 numbers
         rows = slice(start, start + BLOCK)

@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 
 __all__ = ["UNSPACED", "bm25_ranking"]
 
-UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")  # Chinese and Japanese: no blanks
+# Chinese and Japanese: no blanks
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]+")
 
 
 def bm25_ranking(passages: Sequence[str], queries: Sequence[str], depth: int) -> list[list[int]]:
-    """The rows of the `depth` best passages for each query, best first; fewer if there are fewer passages.
+    """The rows of the `depth` best passages for each query, best first; fewer if there are fewer
+    passages.
 
-    Of passages that score the same the earlier comes first, whatever else is asked for. Lucene's BM25 with k1 = 1.5,
-    b = 0.75 and English stop words (Lù 2024, arXiv:2407.03618); of Chinese and Japanese the terms are all pairs of
-    neighbouring characters, as Lucene's CJKAnalyzer has them.
+    Of passages that score the same the earlier comes first, whatever else is asked for. Lucene's
+    BM25 with k1 = 1.5, b = 0.75 and English stop words (Lù 2024, arXiv:2407.03618); of Chinese
+    and Japanese the terms are all pairs of neighbouring characters, as Lucene's CJKAnalyzer has
+    them.
     """
     retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     # bm25s gives a query without a known word the empty word, which must then be in the index;
@@ -39,7 +42,9 @@ def _best(scores: NDArray[np.float32], depth: int) -> list[int]:
 
 def _tokenize(texts: Sequence[str]) -> list[list[str]]:
     spaced = [UNSPACED.sub(_bigrams, text) for text in texts]
-    words: list[list[str]] = bm25s.tokenize(spaced, stopwords="en", return_ids=False, show_progress=False)
+    words: list[list[str]] = bm25s.tokenize(
+        spaced, stopwords="en", return_ids=False, show_progress=False
+    )
     return words
 
 

@@ -18,7 +18,9 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class Docstring:
-    """One docstring: where it stands (file:line), its summary paragraph, and the paragraphs below it."""
+    """One docstring: where it stands (file:line), its summary paragraph, and the paragraphs below
+    it.
+    """
 
     where: str
     summary: str

@@ -57,7 +57,9 @@ class Judgements:
         self.places: dict[tuple[str, str], str] = {}
 
     def add(self, query_id: str, doc_id: str, value: Any, where: str) -> None:
-        """Keep a grade, if `value` is one. Raises BadInput where the document has another already."""
+        """Keep a grade, if `value` is one. Raises BadInput where the document has another
+        already.
+        """
         grade = grade_of(value, where)
         if grade is None:
             return
@@ -83,21 +85,26 @@ def id_of(value: Any, name: str, where: str) -> str:
 
 
 def unranked_query_of(value: Any) -> str:
-    """A query's text in a collection, where it counts only if documents are ranked for it: blank where it is none."""
+    """A query's text in a collection, where it counts only if documents are ranked for it: blank
+    where it is none.
+    """
     return clean(value) if isinstance(value, str) else ""
 
 
 def query_of(value: Any, name: str, where: str) -> str:
     """A query's text. Raises BadInput where it is none or blank."""
     if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{where}: {name} is {value!r:.60}, not a query; each row needs the text of one")
+        raise BadInput(
+            f"{where}: {name} is {value!r:.60}, not a query; each row needs the text of one"
+        )
     return clean(value)
 
 
 def document_of(title: Any, text: Any, where: str) -> str:
     """A document's text, below its title and a line break where it has one, or a title alone.
 
-    An empty text without a title is one. Raises BadInput where there is neither, or something else than text.
+    An empty text without a title is one. Raises BadInput where there is neither, or something
+    else than text.
     """
     if isinstance(title, int) and not isinstance(title, bool):
         title = str(title)
@@ -111,7 +118,9 @@ def document_of(title: Any, text: Any, where: str) -> str:
 
 
 def query_or_null(value: Any, name: str, where: str) -> str | None:
-    """A query's text, or None where there is none, or a blank one. Raises BadInput for what is no text."""
+    """A query's text, or None where there is none, or a blank one. Raises BadInput for what is no
+    text.
+    """
     if _missing(value) or (isinstance(value, str) and not value.strip()):
         return None
     if not isinstance(value, str):
@@ -139,7 +148,9 @@ def grade_of(value: Any, where: str) -> int | None:
             return int(number)
     except (TypeError, ValueError, OverflowError):
         pass
-    raise BadInput(f"{where}: relevance is {value!r:.60}, not a whole number; grades are 0, 1, 2, ...")
+    raise BadInput(
+        f"{where}: relevance is {value!r:.60}, not a whole number; grades are 0, 1, 2, ..."
+    )
 
 
 def first_score_of(value: Any, name: str, where: str) -> float:
@@ -154,18 +165,23 @@ def first_score_of(value: Any, name: str, where: str) -> float:
 
 
 def number_of(text: str) -> float:
-    """A number as files have it. Raises ValueError for anything else that Python takes: `1_000`, other digits."""
+    """A number as files have it. Raises ValueError for anything else that Python takes: `1_000`,
+    other digits.
+    """
     if not text.isascii() or "_" in text:
         raise ValueError(text)
     return float(text)
 
 
 def split_fields(line: str, counts: Sequence[int]) -> list[str] | None:
-    """The fields of a line of TREC's formats: by tabs where it has any, since ids may hold blanks, else by blanks.
+    """The fields of a line of TREC's formats: by tabs where it has any, since ids may hold
+    blanks, else by blanks.
 
     None where their number is none of `counts`.
     """
-    ways = [[field for field in line.split(" ") if field]] if "\t" not in line else [line.split("\t")]
+    ways = (
+        [[field for field in line.split(" ") if field]] if "\t" not in line else [line.split("\t")]
+    )
     if "\t" in line:
         ways.append(line.strip("\t").split("\t"))
     return next((fields for fields in ways if len(fields) in counts), None)

@@ -36,29 +36,37 @@ log = logging.getLogger(__name__)
 Values = tuple[str, dict[str, Any]]  # where a row stands, for messages, and its values by column
 READ = ("query_id", "query", "doc_id", "title", "text", "relevance")  # columns of every table
 GZIP = b"\x1f\x8b"
-HIDDEN = (".", "_")  # with which the names of files begin that Hadoop, Spark and others take for none of a table's
+# with which the names of files begin that Hadoop, Spark and others take for none of a table's
+HIDDEN = (".", "_")
 
 
 def read_rows(path: Path) -> Iterable[Values]:
     """The rows of a file, or of a folder of Parquet files, each with where it stands.
 
-    Raises BadInput where the file is of no known kind. What else a folder has is left out, with a warning.
+    Raises BadInput where the file is of no known kind. What else a folder has is left out, with a
+    warning.
     """
     if path.is_dir():
         there = [file for file in sorted(path.iterdir()) if not file.name.startswith(HIDDEN)]
         files = [file for file in there if file.suffix == ".parquet"]
         if others := [file.name for file in there if file not in files]:
-            log.warning("%s: only its Parquet files are read, and not %.160s", path, ", ".join(others))
+            log.warning(
+                "%s: only its Parquet files are read, and not %.160s", path, ", ".join(others)
+            )
         return (row for file in files for row in _parquet(file))
     name = path.name.lower()
     reader = FILES.get(Path(name.removesuffix(".gz")).suffix)
     if reader is None or (reader is _parquet and name.endswith(".gz")):
-        raise BadInput(f"{path}: unknown kind {path.suffix!r}; give a {', '.join(FILES)} file, gzipped or not")
+        raise BadInput(
+            f"{path}: unknown kind {path.suffix!r}; give a {', '.join(FILES)} file, gzipped or not"
+        )
     return reader(path)
 
 
 def read_table(path: Path) -> Iterator[Values]:
-    """As `read_rows`. Raises BadInput, too, where what is read is damaged or in another encoding."""
+    """As `read_rows`. Raises BadInput, too, where what is read is damaged or in another
+    encoding.
+    """
     with readable(str(path)):
         yield from read_rows(path)
 
@@ -69,12 +77,16 @@ def readable(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise BadInput(f"{name}: cannot be read ({error}); files are text in UTF-8, gzipped or not") from error
+        raise BadInput(
+            f"{name}: cannot be read ({error}); files are text in UTF-8, gzipped or not"
+        ) from error
 
 
 @contextmanager
 def open_text(path: Path, newline: str | None = "\n") -> Iterator[TextIO]:
-    """A text file in UTF-8, with or without a byte-order mark, gzipped or not: its content tells."""
+    """A text file in UTF-8, with or without a byte-order mark, gzipped or not: its content
+    tells.
+    """
     with path.open("rb") as file:
         gzipped = file.peek(2)[:2] == GZIP
         with gzip.GzipFile(fileobj=file) if gzipped else file as stream:
@@ -98,7 +110,9 @@ def read_jsonl(path: Path) -> Iterator[Values]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError where it has a key twice, of which json would keep the last one."""
+    """A JSON object. Raises ValueError where it has a key twice, of which json would keep the
+    last one.
+    """
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError(f"key {_twice(name for name, _ in pairs)!r} stands twice")
@@ -123,14 +137,18 @@ def _csv(path: Path) -> Iterator[Values]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise BadInput(f"{where}: not CSV ({error}); a quote within a quoted field is doubled") from None
+                raise BadInput(
+                    f"{where}: not CSV ({error}); a quote within a quoted field is doubled"
+                ) from None
             if not fields:
                 continue
             if columns is None:
                 columns = _header(fields, where)
             else:
                 row = _row(columns, fields, where)
-                if reader.line_num > start and any(_swallowed(i, fields, columns) for i in range(len(fields))):
+                if reader.line_num > start and any(
+                    _swallowed(i, fields, columns) for i in range(len(fields))
+                ):
                     raise BadInput(
                         f"{where}: a quoted field reaches to line {reader.line_num} over what look like rows; close or "
                         "double the quote that it starts with, or write TSV or JSON lines"
@@ -141,7 +159,8 @@ def _csv(path: Path) -> Iterator[Values]:
 def _swallowed(place: int, fields: list[str], columns: list[str]) -> bool:
     """Whether a field over several lines looks like rows that a quote at its start has swallowed.
 
-    Without that quote each line is a row: with as many fields, and an id of the same form as in the first one.
+    Without that quote each line is a row: with as many fields, and an id of the same form as in
+    the first one.
     """
     lines = [line.split(",") for line in fields[place].splitlines() if line]
     if len(lines) < 2:
@@ -177,7 +196,9 @@ def _header(fields: list[str], where: str) -> list[str]:
 
 def _row(columns: list[str], fields: list[str], where: str) -> dict[str, Any]:
     if len(fields) != len(columns):
-        raise BadInput(f"{where}: {len(fields)} fields, starting {fields[0]!r:.40}, below a header of {len(columns)}")
+        raise BadInput(
+            f"{where}: {len(fields)} fields, starting {fields[0]!r:.40}, below a header of {len(columns)}"
+        )
     return dict(zip(columns, fields, strict=True))
 
 
@@ -190,9 +211,12 @@ def _parquet(path: Path) -> Iterator[Values]:
         with pyarrow.parquet.ParquetFile(path) as file:
             schema = file.schema_arrow
             _header(schema.names, str(path))
-            times = [field for field in schema if pyarrow.types.is_temporal(field.type)]  # some are none of Python's
+            # some are none of Python's
+            times = [field for field in schema if pyarrow.types.is_temporal(field.type)]
             if read := next((field for field in times if field.name in READ), None):
-                raise BadInput(f"{path}: column {read.name!r} is of {read.type}; cast it to text first")
+                raise BadInput(
+                    f"{path}: column {read.name!r} is of {read.type}; cast it to text first"
+                )
             columns = [field.name for field in schema if field not in times]
             for batch in file.iter_batches(columns=columns):
                 for values in batch.to_pylist():
@@ -201,10 +225,18 @@ def _parquet(path: Path) -> Iterator[Values]:
     except (pyarrow.ArrowException, OSError) as error:
         raise BadInput(f"{path}: not a Parquet file ({first_line(error)})") from error
     except (OverflowError, ValueError) as error:  # of times within lists and objects
-        raise BadInput(f"{path}: row {number} or one behind it holds what Python has not ({error})") from error
+        raise BadInput(
+            f"{path}: row {number} or one behind it holds what Python has not ({error})"
+        ) from error
 
 
-FILES = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": _csv, ".tsv": _tsv, ".parquet": _parquet}
+FILES = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": _csv,
+    ".tsv": _tsv,
+    ".parquet": _parquet,
+}
 
 
 def read_hf(name: str, split: str) -> Iterator[Values]:
@@ -236,7 +268,9 @@ def _hf(name: str, split: str) -> Any:
     try:
         return datasets.load_dataset(dataset, config or None, split=split)
     except Exception as error:  # the hub, the file system and the format each raise their own
-        raise BadInput(f"hf:{name}: split {split!r} cannot be loaded ({first_line(error)})") from error
+        raise BadInput(
+            f"hf:{name}: split {split!r} cannot be loaded ({first_line(error)})"
+        ) from error
 
 
 def _hf_rows(name: str, loaded: Iterable[dict[str, Any]]) -> Iterator[Values]:

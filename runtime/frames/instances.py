@@ -21,7 +21,9 @@ Opened = TypeVar("Opened")
 
 
 def opened(opener: Callable[[], Opened], alone: bool) -> tuple[Opened, float]:
-    """What `opener` opens, `alone` on a GPU where there are several, and the seconds that it took."""
+    """What `opener` opens, `alone` on a GPU where there are several, and the seconds that it
+    took.
+    """
     start = time.monotonic()
     if alone:
         claim_gpu()
@@ -43,9 +45,12 @@ class Unscored:
 
 
 def instances(kind: type[Any], workers: int | None, threads: int | None, device: str) -> Any:
-    """A UDF class for Daft: one instance in this process, or `workers` processes that reserve `threads` CPUs each."""
+    """A UDF class for Daft: one instance in this process, or `workers` processes that reserve
+    `threads` CPUs each.
+    """
     gpus = 1 if device == "cuda" else 0
     if workers is not None:
         return daft.cls(kind, max_concurrency=workers, cpus=threads, gpus=gpus)
-    # All of the machine's cores for a call: exactly one instance in this process, one call at a time.
+    # All of the machine's cores for a call: exactly one instance in this process, one call at a
+    # time.
     return daft.cls(kind, cpus=cores(), gpus=gpus)

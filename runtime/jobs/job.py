@@ -31,8 +31,8 @@ FORMAT = 1
 class Record:
     """What a job is asked, and how it is cut.
 
-    replaces: whether a file that stood at OUT before is to be replaced. finished: the bytes of the one file that was
-    made.
+    replaces: whether a file that stood at OUT before is to be replaced. finished: the bytes of
+    the one file that was made.
     """
 
     asked: dict[str, Any]
@@ -54,7 +54,9 @@ class Record:
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
         values["sources"] = tuple(Source(**each) for each in values["sources"])
-        values["files"] = tuple(File(**{**each, "columns": Columns(**each["columns"])}) for each in values["files"])
+        values["files"] = tuple(
+            File(**{**each, "columns": Columns(**each["columns"])}) for each in values["files"]
+        )
         values["schema"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["schema"])))
         values["parts"] = tuple(tuple((f, a, b) for f, a, b in part) for part in values["parts"])
         return Record(**values)
@@ -68,14 +70,18 @@ class Job:
 
     @staticmethod
     def open(target: Target) -> Job | None:
-        """The job that was begun for a target, if any. Raises BadInput where its record cannot be read."""
+        """The job that was begun for a target, if any. Raises BadInput where its record cannot be
+        read.
+        """
         file = target.record
         if not file.is_file():
             return None
         try:
             return Job(target, Record.from_json(file.read_text(encoding="utf-8")))
         except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
-            raise BadInput(f"{file}: not a job that this xopt reads ({error}); start again with --force") from error
+            raise BadInput(
+                f"{file}: not a job that this xopt reads ({error}); start again with --force"
+            ) from error
 
     @staticmethod
     def begin(target: Target, record: Record) -> Job:
@@ -87,7 +93,8 @@ class Job:
         return job
 
     def check(self, asked: dict[str, Any], sources: Sequence[Source], model: str) -> None:
-        """Raises BadInput where the command asks something else than the job did, or its inputs or model changed.
+        """Raises BadInput where the command asks something else than the job did, or its inputs
+        or model changed.
 
         Or where something stands at OUT that it did not make.
         """
@@ -107,7 +114,9 @@ class Job:
                     f"{new.name}: changed since {self.target.job} was begun; put it back{out.replace(';', ',', 1)}"
                 )
         if model != self.record.model:
-            raise BadInput(f"{there} was begun with another model folder, or that was made again since{out}")
+            raise BadInput(
+                f"{there} was begun with another model folder, or that was made again since{out}"
+            )
         made = self.record.replaces or self.record.finished is not None or not self.target.one_file
         if not made and self.target.out.exists():
             raise BadInput(
@@ -121,7 +130,9 @@ class Job:
 
     def noted(self) -> list[int]:
         """The numbers of the parts that were done, at a glance."""
-        return [number for number in range(len(self.record.parts)) if self.target.note(number).exists()]
+        return [
+            number for number in range(len(self.record.parts)) if self.target.note(number).exists()
+        ]
 
     def done(self) -> dict[int, Counts]:
         """The parts that are written whole, with what was counted."""
@@ -141,7 +152,8 @@ class Job:
         """Make the one file of the parts, if that is asked."""
         if self.target.one_file:
             with self.target.joined(range(len(self.record.parts))) as made:
-                self._write_finished(made)  # before it stands at OUT: what does and is not noted is a user's own
+                # before it stands at OUT: what does and is not noted is a user's own
+                self._write_finished(made)
         else:
             self._write_finished(0)
 
@@ -160,7 +172,9 @@ class Job:
         return all(file.is_file() for file in mine if self.target.job in file.parents)
 
     def is_finished(self) -> bool:
-        """Whether all was made, and is there still. Raises BadInput where the one file was changed since."""
+        """Whether all was made, and is there still. Raises BadInput where the one file was
+        changed since.
+        """
         if self.record.finished is None:
             return False
         if not self.target.one_file:
@@ -179,8 +193,11 @@ class Job:
         """What was counted in each part that was done; a note that cannot be read is none."""
         found = {}
         for number in range(len(self.record.parts)):
-            with contextlib.suppress(OSError, ValueError, TypeError):  # none, or cut short by a power failure
-                found[number] = Counts(**json.loads(self.target.note(number).read_text(encoding="utf-8")))
+            # none, or cut short by a power failure
+            with contextlib.suppress(OSError, ValueError, TypeError):
+                found[number] = Counts(
+                    **json.loads(self.target.note(number).read_text(encoding="utf-8"))
+                )
         return found
 
 

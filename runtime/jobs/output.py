@@ -23,14 +23,22 @@ from xopt.runtime.jobs.inputs.prepared import JSON
 
 __all__ = ["Target", "run_lines", "target_of", "write_part"]
 
-KINDS = {".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".run": "run", ".trec": "run"}
+KINDS = {
+    ".parquet": "parquet",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".run": "run",
+    ".trec": "run",
+}
 TAG = "xopt"  # the last field of a run's lines
 GROUP_ROWS = 1 << 17  # of a Parquet file that is made of many parts
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where rankings go: one file by its name's ending, or a folder of Parquet files; and the job's own folder."""
+    """Where rankings go: one file by its name's ending, or a folder of Parquet files; and the
+    job's own folder.
+    """
 
     out: Path
     kind: str
@@ -55,7 +63,9 @@ class Target:
         return folder / f"part-{number:06d}.{self.kind}"
 
     def check_free(self, force: bool) -> None:
-        """Raises BadInput where something stands there that no job made; a file may be replaced with `force`."""
+        """Raises BadInput where something stands there that no job made; a file may be replaced
+        with `force`.
+        """
         if self.record.is_file():
             return
         there = self.job.iterdir() if self.job.is_dir() else ()
@@ -69,12 +79,18 @@ class Target:
         if not self.one_file and not self.out.is_dir():
             raise BadInput(f"{self.out}: is a file, and not a folder; choose another place with -o")
         if self.one_file and not force:
-            raise BadInput(f"{self.out}: exists already; choose another place with -o, or replace it with --force")
+            raise BadInput(
+                f"{self.out}: exists already; choose another place with -o, or replace it with --force"
+            )
         if not self.one_file and any(self.out.iterdir()):
-            raise BadInput(f"{self.out}: exists already, with files that no job made; choose another folder with -o")
+            raise BadInput(
+                f"{self.out}: exists already, with files that no job made; choose another folder with -o"
+            )
 
     def clear(self, keep: Path) -> None:
-        """Remove what an earlier job made, but for its one file, which the new one replaces when it is complete."""
+        """Remove what an earlier job made, but for its one file, which the new one replaces when
+        it is complete.
+        """
         if self.record.is_file() and not self.one_file and self.out.is_dir():
             for part in self.out.glob(f"part-*.{self.kind}"):
                 part.unlink()
@@ -85,7 +101,11 @@ class Target:
     def sweep(self) -> None:
         """Remove what a killed process left half-written, where a job was begun."""
         if self.record.is_file():
-            for folder, names in ((self.job, "job.json"), (self.job / "done", "*"), (self.part(0).parent, "part-*")):
+            for folder, names in (
+                (self.job, "job.json"),
+                (self.job / "done", "*"),
+                (self.part(0).parent, "part-*"),
+            ):
                 sweep(folder, names)
 
     def _own(self) -> list[Path]:
@@ -95,7 +115,9 @@ class Target:
 
     @contextlib.contextmanager
     def joined(self, parts: Sequence[int]) -> Iterator[int]:
-        """Make the one file of its parts and yield its bytes; it stands at OUT, whole, when the block ends."""
+        """Make the one file of its parts and yield its bytes; it stands at OUT, whole, when the
+        block ends.
+        """
         files = [self.part(number) for number in parts]
         with new_file(self.out) as temporary, writing(self.out):
             if self.kind == "parquet":
@@ -122,7 +144,11 @@ def target_of(out: str) -> Target:
     if not named:
         raise BadInput(f"{out!r}: no name for a file or a folder")
     kind = KINDS.get(path.suffix.lower())
-    if path.is_dir() or out.endswith("/") or (kind is None and not path.suffix and not path.exists()):
+    if (
+        path.is_dir()
+        or out.endswith("/")
+        or (kind is None and not path.suffix and not path.exists())
+    ):
         return Target(path, "parquet", False)
     if kind is None:
         raise BadInput(
@@ -160,11 +186,14 @@ def run_lines(
 ) -> list[str]:
     """A run's lines of rows, a query's together and by rank: query, Q0, document, rank, score, tag.
 
-    What has no score is given one, in its place: below the last that has, since many readers sort by score alone.
+    What has no score is given one, in its place: below the last that has, since many readers sort
+    by score alone.
     """
     lines = []
     last = 0.0
-    for query_id, doc_id, rank, score in zip(query_ids, doc_ids, ranks, scores.tolist(), strict=True):
+    for query_id, doc_id, rank, score in zip(
+        query_ids, doc_ids, ranks, scores.tolist(), strict=True
+    ):
         if rank == 1:
             last = 0.0
         last = last - 1.0 if math.isnan(score) else score
@@ -181,25 +210,35 @@ def _json_lines(table: pa.Table) -> list[str]:
         else:
             values = [
                 json.dumps(_json(value), ensure_ascii=False)
-                for value in column.cast(_each(column.type, _in_utc)).cast(_each(column.type, _exact)).to_pylist()
+                for value in column.cast(_each(column.type, _in_utc))
+                .cast(_each(column.type, _exact))
+                .to_pylist()
             ]
-        columns.append([f"{json.dumps(field.name, ensure_ascii=False)}: {value}" for value in values])
+        columns.append(
+            [f"{json.dumps(field.name, ensure_ascii=False)}: {value}" for value in values]
+        )
     return [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
 
 
 def _each(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type with what `change` makes of each that is no list and no object, those within them too."""
+    """The type with what `change` makes of each that is no list and no object, those within them
+    too.
+    """
     if pa.types.is_map(kind):
         return pa.map_(_each(kind.key_type, change), _each(kind.item_type, change))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(_each(kind.value_type, change))
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(
+            _each(kind.value_type, change)
+        )
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_each(field.type, change)) for field in kind])
     return change(kind)
 
 
 def _in_utc(kind: pa.DataType) -> pa.DataType:
-    """Times of any zone in UTC, the same everywhere: not every machine knows every zone, and some know none."""
+    """Times of any zone in UTC, the same everywhere: not every machine knows every zone, and some
+    know none.
+    """
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
 
 
@@ -211,7 +250,9 @@ def _exact(kind: pa.DataType) -> pa.DataType:
 
 
 def _json(value: Any) -> Any:
-    """The value as JSON has it: nulls for NaN and infinities, bytes in base64, and as text what is nothing else."""
+    """The value as JSON has it: nulls for NaN and infinities, bytes in base64, and as text what
+    is nothing else.
+    """
     if isinstance(value, dict):
         return {str(name): _json(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

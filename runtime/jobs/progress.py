@@ -13,7 +13,9 @@ EVERY_S = 10.0
 
 
 class Progress:
-    """Tells of rows that are done, of `total`, `before` of them by an earlier call: at most every ten seconds."""
+    """Tells of rows that are done, of `total`, `before` of them by an earlier call: at most every
+    ten seconds.
+    """
 
     def __init__(self, total: int, before: int) -> None:
         self.total, self.before = total, before

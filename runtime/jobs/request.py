@@ -59,7 +59,9 @@ class How:
 
 @dataclass(frozen=True)
 class Request:
-    """A job that can be begun: its model, its inputs and where it goes. `asked.variant` is the one that scores."""
+    """A job that can be begun: its model, its inputs and where it goes. `asked.variant` is the
+    one that scores.
+    """
 
     model: ModelFolder
     asked: Asked
@@ -76,12 +78,21 @@ class Request:
         asked, words = self.asked, self.target.kind == "run"
         most = part_rows(device, asked.cascade)
         made = plan(
-            self.sources, self._collection, asked.columns, folder, most, asked.ids_only, words, asked.split or SPLIT
+            self.sources,
+            self._collection,
+            asked.columns,
+            folder,
+            most,
+            asked.ids_only,
+            words,
+            asked.split or SPLIT,
         )
         for option in ("score", "rank"):
             name = getattr(asked, option)
             if name in made.schema.names and not words:
-                raise BadInput(f"there is a column {name!r} already; name another with --{option}, or give --ids-only")
+                raise BadInput(
+                    f"there is a column {name!r} already; name another with --{option}, or give --ids-only"
+                )
         return made
 
     def work(self, planned: Record | Planned, how: How) -> Work:
@@ -113,9 +124,14 @@ class Request:
             yield f"{source.name}: row {number}", dict(zip(COLLECTION, values, strict=True))
 
 
-def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How) -> Request:
-    """A request. Raises BadInput where the model cannot rank so, or an input is missing or of no known kind."""
-    (check_device if how.where == NATIVE else check_name)(how.device)  # of a cluster's GPUs its nodes can tell
+def checked_request(
+    model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How
+) -> Request:
+    """A request. Raises BadInput where the model cannot rank so, or an input is missing or of no
+    known kind.
+    """
+    # of a cluster's GPUs its nodes can tell
+    (check_device if how.where == NATIVE else check_name)(how.device)
     for name, value in (("workers", how.workers), ("threads", how.threads), ("top_k", asked.top_k)):
         if value is not None and (type(value) is not int or value < 1):
             raise BadInput(f"{name} is {value!r}; give a whole number, at least 1, or leave it out")
@@ -134,7 +150,9 @@ def checked_request(model: ModelFolder, inputs: Sequence[str], out: str, asked: 
                 f"{source.name}: --depth is for BEIR folders and irds: datasets; of a table all rows are ranked"
             )
         if asked.split and source.kind in ("parquet", "table"):
-            raise BadInput(f"{source.name}: --split is for BEIR folders and hf: datasets; a file has none")
+            raise BadInput(
+                f"{source.name}: --split is for BEIR folders and hf: datasets; a file has none"
+            )
     return Request(model, replace(asked, variant=_variant(model, asked, how)), sources, target)
 
 
@@ -150,10 +168,14 @@ def _variant(model: ModelFolder, asked: Asked, how: How) -> str:
         return model.variant(name).name
     kept = Cascade.of(model)
     if asked.variant not in (None, kept.variant):
-        raise BadInput(f"--variant {asked.variant}: the cascade was certified with {kept.variant}; leave it out")
+        raise BadInput(
+            f"--variant {asked.variant}: the cascade was certified with {kept.variant}; leave it out"
+        )
     if kept.order.with_score != (asked.columns.first is not None):
         named = f"by scores, as {kept.certificate.column!r} was: name their column with --first"
-        raise BadInput(f"{model.path}: its cascade goes {named if kept.order.with_score else 'without --first'}")
+        raise BadInput(
+            f"{model.path}: its cascade goes {named if kept.order.with_score else 'without --first'}"
+        )
     if beyond := kept.beyond(asked.top_k):
         log.warning("%s: %s", model.path, beyond)
     return kept.variant

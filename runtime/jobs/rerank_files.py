@@ -26,15 +26,17 @@ __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
 
 log = logging.getLogger(__name__)
 
-# Places in the inputs, and rows at each, by which a preview tells how long it will take. A cascade scores a small part
-# of long lists and all of short ones, and so sees whole ones.
+# Places in the inputs, and rows at each, by which a preview tells how long it will take. A
+# cascade scores a small part of long lists and all of short ones, and so sees whole ones.
 SAMPLE = 8, 64
 CASCADE_SAMPLE = 2, 1000
 
 
 @dataclass(frozen=True)
 class Reranked:
-    """What a job made. `counts` are of all its calls, `now` of this one; `parts_now` of its parts were done by it."""
+    """What a job made. `counts` are of all its calls, `now` of this one; `parts_now` of its parts
+    were done by it.
+    """
 
     out: str
     variant: str
@@ -47,7 +49,9 @@ class Reranked:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a job would do. By a sample `pairs_s` pairs a second, and `seconds` for what is left, with one instance."""
+    """What a job would do. By a sample `pairs_s` pairs a second, and `seconds` for what is left,
+    with one instance.
+    """
 
     out: str
     variant: str
@@ -88,27 +92,32 @@ def rerank_files(
 ) -> Reranked:
     """Score and rank files of candidates, and write the rankings; called again, go on where it was.
 
-    `inputs` are Parquet, JSON lines, CSV or TSV files, folders and patterns of them, on this machine or on a store that
-    Arrow or fsspec reach, or collections as in `read_candidates`, which `run`, `split` and `depth` are for. `out` is a
-    .parquet, .jsonl or .run file, or a folder of Parquet files. Beside it stands `OUT.job`: what the job is, and its
-    parts, each of which is written whole or not at all.
+    `inputs` are Parquet, JSON lines, CSV or TSV files, folders and patterns of them, on this
+    machine or on a store that Arrow or fsspec reach, or collections as in `read_candidates`,
+    which `run`, `split` and `depth` are for. `out` is a .parquet, .jsonl or .run file, or a
+    folder of Parquet files. Beside it stands `OUT.job`: what the job is, and its parts, each of
+    which is written whole or not at all.
 
-    `query`, `text`, `query_id`, `doc_id` and `first`, the first stage's scores of a cascade, name columns. All columns
-    come out, or with `ids_only` the ids, with `score`, the logit, and `rank`, from 1 within its query; each row of the
-    inputs once, or with `top_k` each query's best. A row with a null text, or a score that is not finite, has a null
-    score and comes last. `variant`: the one that `xopt optimize` recommended on this machine, unless given.
+    `query`, `text`, `query_id`, `doc_id` and `first`, the first stage's scores of a cascade, name
+    columns. All columns come out, or with `ids_only` the ids, with `score`, the logit, and
+    `rank`, from 1 within its query; each row of the inputs once, or with `top_k` each query's
+    best. A row with a null text, or a score that is not finite, has a null score and comes last.
+    `variant`: the one that `xopt optimize` recommended on this machine, unless given.
 
-    One instance scores, with the whole machine's cores; `workers` is how many processes do it instead, each with a
-    GPU of its own where `device` is "cuda". `where` is "ray" or a Ray cluster's address, for an actor on each node or
-    GPU; the nodes have one file system. `force` begins the job again.
+    One instance scores, with the whole machine's cores; `workers` is how many processes do it
+    instead, each with a GPU of its own where `device` is "cuda". `where` is "ray" or a Ray
+    cluster's address, for an actor on each node or GPU; the nodes have one file system. `force`
+    begins the job again.
 
-    Raises BadInput where an input, the model or a column is missing or of no use, where the job was begun with
-    others, or where it cannot go on; what was done is kept.
+    Raises BadInput where an input, the model or a column is missing or of no use, where the job
+    was begun with others, or where it cannot go on; what was done is kept.
     """
     columns = Columns(query, text, None, query_id, doc_id, first)
     asked = Asked(variant, cascade, columns, score, rank, top_k, ids_only, run, split, depth)
     model = ModelFolder.open(os.fspath(folder), trust_remote_code)
-    names = [os.fspath(name) for name in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)]
+    names = [
+        os.fspath(name) for name in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
+    ]
     return run_job(model, names, os.fspath(out), asked, How(device, threads, workers, where), force)
 
 
@@ -126,7 +135,11 @@ def run_job(
             log.info("rerank: %s is done already; nothing is scored", out)
         else:
             if before:
-                log.info("rerank: %d of %d parts are done; going on with the rest", len(before), len(job.parts()))
+                log.info(
+                    "rerank: %d of %d parts are done; going on with the rest",
+                    len(before),
+                    len(job.parts()),
+                )
             _do(request, job, how)
             job.finish()
         job.tidy()
@@ -151,10 +164,14 @@ def _job(request: Request, how: How, force: bool) -> Job:
         job.check(asdict(request.asked), request.sources, request.fingerprint)
         if job.is_finished() or job.has_files():
             return job
-        log.warning("rerank: %s: some of it is gone since it was made; it is made again", target.out)
+        log.warning(
+            "rerank: %s: some of it is gone since it was made; it is made again", target.out
+        )
     target.check_free(force)
     if force and target.record.is_file():
-        log.info("rerank: begun again; to go on after a fault give the same command without --force")
+        log.info(
+            "rerank: begun again; to go on after a fault give the same command without --force"
+        )
     prepared = Path(tempfile.mkdtemp(prefix="prepared-", dir=target.job))
     try:
         planned = request.planned(prepared, how.device)
@@ -162,7 +179,9 @@ def _job(request: Request, how: How, force: bool) -> Job:
         shutil.rmtree(prepared)
         raise
     target.clear(keep=prepared)  # only now: bad inputs cost nothing that was made
-    return Job.begin(target, request.record(planned, replaces=target.one_file and target.out.exists()))
+    return Job.begin(
+        target, request.record(planned, replaces=target.one_file and target.out.exists())
+    )
 
 
 def _do(request: Request, job: Job, how: How) -> None:
@@ -184,13 +203,17 @@ def _do(request: Request, job: Job, how: How) -> None:
     if how.where != NATIVE:
         most, whole = start_ray(how.where, how.device)
         workers, cpus = how.workers or most, how.threads or (whole if how.workers is None else None)
-    do_parts(work, todo, workers, cpus, job.left, lambda: progress.at(sum(rows[n] for n in job.noted())))
+    do_parts(
+        work, todo, workers, cpus, job.left, lambda: progress.at(sum(rows[n] for n in job.noted()))
+    )
 
 
 def preview(
     model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How, force: bool = False
 ) -> Preview:
-    """What `run_job` would do, and how long it would take by a sample. Writes nothing but a temporary copy of text."""
+    """What `run_job` would do, and how long it would take by a sample. Writes nothing but a
+    temporary copy of text.
+    """
     request = checked_request(model, inputs, out, asked, how)
     begun = None if force else Job.open(request.target)
     done = 0
@@ -211,11 +234,24 @@ def preview(
     left = planned.rows - done
     names = tuple(source.name for source in request.sources)
     variant = str(request.asked.variant)
-    return Preview(out, variant, names, planned.rows, left, planned.gathered, len(planned.parts), rate, left / rate)
+    return Preview(
+        out,
+        variant,
+        names,
+        planned.rows,
+        left,
+        planned.gathered,
+        len(planned.parts),
+        rate,
+        left / rate,
+    )
 
 
 def _sample(parts: Sequence[Sequence[tuple[int, int, int]]], places: int, most: int) -> list[Part]:
     """The first rows of some parts, so many at most."""
     chosen = np.unique(np.linspace(0, len(parts) - 1, places).astype(int))
     firsts = [parts[number][0] for number in chosen]
-    return [Part(int(n), ((f, a, min(b, a + most)),)) for n, (f, a, b) in zip(chosen, firsts, strict=True)]
+    return [
+        Part(int(n), ((f, a, min(b, a + most)),))
+        for n, (f, a, b) in zip(chosen, firsts, strict=True)
+    ]

@@ -26,7 +26,8 @@ __all__ = ["Counts", "PartScorer", "Work"]
 
 @dataclass(frozen=True)
 class Work:
-    """What a part needs to be done, in any process: the model and how it runs, the inputs, and where things go.
+    """What a part needs to be done, in any process: the model and how it runs, the inputs, and
+    where things go.
 
     schema: the users' columns that are kept. score, rank: the names of those that are made.
     """
@@ -46,8 +47,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Counts:
-    """What was done: rows; those scored, with a null text, with a score that is not finite, left out by the cascade;
-    pairs cut to the model's length; tokens; rows and bytes written; seconds.
+    """What was done: rows; those scored, with a null text, with a score that is not finite, left
+    out by the cascade; pairs cut to the model's length; tokens; rows and bytes written; seconds.
     """
 
     rows: int = 0
@@ -83,7 +84,9 @@ class PartScorer:
         self._readers: dict[int, Reader] = {}
 
     def do(self, part: Part) -> Counts:
-        """Score a part and write it, then note that it is done. Raises BadInput where that cannot be."""
+        """Score a part and write it, then note that it is done. Raises BadInput where that cannot
+        be.
+        """
         start, before = time.monotonic(), (self.cascade or self.scorer).stages
         self._not_finite = 0
         table, rows = self.read(part)
@@ -128,7 +131,9 @@ class PartScorer:
         return pa.concat_tables(tables), rows
 
     def scored(self, rows: Sequence[Row]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Scores of rows, NaN where there is none; and what to rank those of one query by, the lowest first."""
+        """Scores of rows, NaN where there is none; and what to rank those of one query by, the
+        lowest first.
+        """
         scores = np.full(len(rows), np.nan, np.float32)
         there, pairs = _pairs(rows)
         if self.cascade:
@@ -149,7 +154,11 @@ class PartScorer:
         if self.cascade.cascade.order.with_score:
             first = [np.array([rows[i].first for i in places], np.float32) for places in lists]
         found = self.cascade.rank_all(
-            Lists([str(rows[p[0]].query) for p in lists], [[str(rows[i].text) for i in p] for p in lists], first),
+            Lists(
+                [str(rows[p[0]].query) for p in lists],
+                [[str(rows[i].text) for i in p] for p in lists],
+                first,
+            ),
             finite=False,
         )
         self._not_finite += sum(ranked.not_finite for ranked in found)
@@ -170,7 +179,9 @@ class PartScorer:
         if self.work.target.kind == "run":
             chosen = [rows[i] for i in order]
             ids = [row.query_id for row in chosen], [row.doc_id for row in chosen]
-            return write_part(self.work.target, number, run_lines(*ids, ranks[order], scores[order]))
+            return write_part(
+                self.work.target, number, run_lines(*ids, ranks[order], scores[order])
+            )
         made = table.take(pa.array(order))
         for name, values in (
             (self.work.score, pa.array(scores[order], mask=np.isnan(scores[order]))),
@@ -192,8 +203,12 @@ def _groups(rows: Sequence[Row]) -> NDArray[np.int64]:
     return np.cumsum(np.array(new, np.int64))
 
 
-def _ranked(groups: NDArray[np.int64], turns: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows by query and then by their turns, those of one turn as they stand; and the rank of each, from 1."""
+def _ranked(
+    groups: NDArray[np.int64], turns: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows by query and then by their turns, those of one turn as they stand; and the rank of
+    each, from 1.
+    """
     order = np.lexsort((np.arange(len(groups)), turns, groups))
     starts = np.searchsorted(groups, groups[order], side="left")
     ranks = np.empty(len(groups), np.int64)

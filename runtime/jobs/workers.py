@@ -35,7 +35,9 @@ CONNECT_S = 10.0
 
 
 class PartsUDF:
-    """Does parts, one after the other; what went wrong for a reason that a user can mend is its answer."""
+    """Does parts, one after the other; what went wrong for a reason that a user can mend is its
+    answer.
+    """
 
     def __init__(self, work: Work, alone: bool) -> None:
         self.work, self.alone = work, alone
@@ -66,10 +68,11 @@ def do_parts(
     left: Callable[[Sequence[Part]], list[Part]],
     progress: Callable[[], None],
 ) -> None:
-    """Do parts with so many workers, which reserve so many CPUs each. `left` says which of parts are not done yet.
+    """Do parts with so many workers, which reserve so many CPUs each. `left` says which of parts
+    are not done yet.
 
-    Where a worker or a node dies, the others' parts are kept and the rest is begun again. Raises BadInput where a
-    part cannot be done, or where that happens without an end.
+    Where a worker or a node dies, the others' parts are kept and the rest is begun again. Raises
+    BadInput where a part cannot be done, or where that happens without an end.
     """
     udf = instances(PartsUDF, workers, cpus, work.device)(work, work.device == "cuda")
     todo, failures = list(parts), 0
@@ -83,7 +86,9 @@ def do_parts(
                 "mend that and give the same command again"
             )
         if rest:
-            log.warning("rerank: a worker or a node ended (%s); going on with %d parts", cause, len(rest))
+            log.warning(
+                "rerank: a worker or a node ended (%s); going on with %d parts", cause, len(rest)
+            )
         todo = rest
 
 
@@ -108,7 +113,9 @@ def _try(udf: Any, todo: Sequence[Part], workers: int, progress: Callable[[], No
 
 
 class _Beside:
-    """Something that is done in a thread, so that Ctrl-C and a termination reach this one at once, which Daft keeps."""
+    """Something that is done in a thread, so that Ctrl-C and a termination reach this one at
+    once, which Daft keeps.
+    """
 
     def __init__(self, do: Callable[[], list[str]]) -> None:
         self.result: list[str] = []
@@ -124,7 +131,9 @@ class _Beside:
             self.error = error
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is done, within some seconds. What interrupts the wait ends the workers, too."""
+        """Whether it is done, within some seconds. What interrupts the wait ends the workers,
+        too.
+        """
         try:
             self._thread.join(seconds)
         except BaseException:
@@ -144,19 +153,23 @@ def _cause(error: BaseException) -> str:
 def start_ray(address: str, device: str) -> tuple[int, int]:
     """Let Daft run on the Ray cluster at `address`, or one of this machine's own for `ray`.
 
-    Returns how many workers there may be, one a GPU or a node, and the CPUs that each may reserve. Raises BadInput
-    where ray is not installed or the cluster is not there.
+    Returns how many workers there may be, one a GPU or a node, and the CPUs that each may
+    reserve. Raises BadInput where ray is not installed or the cluster is not there.
     """
     try:
         import ray
     except ImportError:
-        raise BadInput(f"--where {address}: needs the extra ray (pip install 'xopt-rerank[ray]')") from None
+        raise BadInput(
+            f"--where {address}: needs the extra ray (pip install 'xopt-rerank[ray]')"
+        ) from None
     host, _, port = address.rpartition("//")[2].partition(":")
     try:
         if port:  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         if not ray.is_initialized():
-            ray.init(None if address == "ray" else address, log_to_driver=False, configure_logging=False)
+            ray.init(
+                None if address == "ray" else address, log_to_driver=False, configure_logging=False
+            )
         daft.set_runner_ray(noop_if_initialized=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise BadInput(

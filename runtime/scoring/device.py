@@ -34,10 +34,11 @@ def check_device(device: str) -> None:
 
 
 def claim_gpu() -> None:
-    """Leave this process, which has not used a GPU yet, one that no other of this user's has claimed.
+    """Leave this process, which has not used a GPU yet, one that no other of this user's has
+    claimed.
 
-    Daft's own runner gives its workers all GPUs that are there, Ray one each, which is then taken as it is. Held
-    until the process ends. Raises BadInput where all are claimed.
+    Daft's own runner gives its workers all GPUs that are there, Ray one each, which is then taken
+    as it is. Held until the process ends. Raises BadInput where all are claimed.
     """
     import torch
 
@@ -46,10 +47,14 @@ def claim_gpu() -> None:
     if len(gpus) < 2:
         return
     for gpu in gpus:
-        lock = FileLock(Path(tempfile.gettempdir()) / f"xopt-{getpass.getuser()}-gpu-{gpu.strip()}.lock")
+        lock = FileLock(
+            Path(tempfile.gettempdir()) / f"xopt-{getpass.getuser()}-gpu-{gpu.strip()}.lock"
+        )
         with contextlib.suppress(Timeout):  # another worker has this one
             lock.acquire(timeout=0)
             _claimed.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = gpu.strip()
             return
-    raise BadInput(f"all {len(gpus)} GPUs are claimed by other workers; give no more workers than there are GPUs")
+    raise BadInput(
+        f"all {len(gpus)} GPUs are claimed by other workers; give no more workers than there are GPUs"
+    )

@@ -11,10 +11,11 @@ from xopt.runtime.folder import Plan
 
 __all__ = ["ROWS_A_CALL", "WIDTH_STEP", "Forward", "default_plan", "plan_forwards"]
 
-# Pairs worth giving a scorer at once: many forwards long, since pairs are sorted by length within a call. A GPU needs
-# more of them to be kept busy.
+# Pairs worth giving a scorer at once: many forwards long, since pairs are sorted by length within
+# a call. A GPU needs more of them to be kept busy.
 ROWS_A_CALL = {"cpu": 1024, "cuda": 16384}
-WIDTH_STEP = 8  # widths are multiples of this: few distinct shapes, so that memory does not grow with each
+# widths are multiples of this: few distinct shapes, so that memory does not grow with each
+WIDTH_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,18 @@ class Forward:
     width: int
 
 
-def plan_forwards(lengths: NDArray[np.integer], tokens: int, max_width: int, step: int = 0) -> list[Forward]:
+def plan_forwards(
+    lengths: NDArray[np.integer], tokens: int, max_width: int, step: int = 0
+) -> list[Forward]:
     """Cut pairs, sorted by length, into forwards of at most `tokens` padded tokens, longest first.
 
-    `lengths` holds a pair's tokens each, at most `max_width`, the model's length. A pair longer than
-    `tokens` has a forward of its own. With a `step` only pairs run together whose lengths have the same next multiple
-    of it: with 1, those of one length, and nothing is padded; above that, what is left over of a width runs
-    pair by pair, so that there are two shapes a width and no more.
-    Small forwards stay in the processor's cache and near-equal lengths need little padding: both
-    count more on a CPU than the size of a batch. Longest first evens out concurrent callers.
+    `lengths` holds a pair's tokens each, at most `max_width`, the model's length. A pair longer
+    than `tokens` has a forward of its own. With a `step` only pairs run together whose lengths
+    have the same next multiple of it: with 1, those of one length, and nothing is padded; above
+    that, what is left over of a width runs pair by pair, so that there are two shapes a width and
+    no more. Small forwards stay in the processor's cache and near-equal lengths need little
+    padding: both count more on a CPU than the size of a batch. Longest first evens out concurrent
+    callers.
     """
     every = step or WIDTH_STEP
     widths = np.minimum(-(-lengths // every) * every, max_width)

@@ -1,4 +1,6 @@
-"""Where the time of a variant's forwards goes, by kind of operation, as the runtimes' own profilers tell."""
+"""Where the time of a variant's forwards goes, by kind of operation, as the runtimes' own
+profilers tell.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ __all__ = ["Profile", "profile"]
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds of one caller's forwards by kind of operation, the most first; their padded tokens, and its threads."""
+    """Seconds of one caller's forwards by kind of operation, the most first; their padded tokens,
+    and its threads.
+    """
 
     seconds: dict[str, float]
     padded_tokens: int
@@ -35,6 +39,12 @@ def profile(folder: ModelFolder, variant: str, plan: Plan, pairs: Sequence[Pair]
     scorer = open_scorer(folder, variant, plan=replace(plan, callers=1))
     tokens = scorer.encoder.encode(list(pairs))
     forwards = scorer.planned(tokens.lengths)
-    seconds = scorer.backend.profiled([scorer.backend.load(tokens, forward) for forward in forwards])
+    seconds = scorer.backend.profiled(
+        [scorer.backend.load(tokens, forward) for forward in forwards]
+    )
     padded = sum(len(forward.rows) * forward.width for forward in forwards)
-    return Profile(dict(sorted(seconds.items(), key=lambda item: -item[1])), padded, plan.threads) if seconds else None
+    return (
+        Profile(dict(sorted(seconds.items(), key=lambda item: -item[1])), padded, plan.threads)
+        if seconds
+        else None
+    )

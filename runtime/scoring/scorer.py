@@ -47,18 +47,22 @@ class Scorer(ABC):
         """As `score`, where NaN and infinities are left for the caller to see."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels] of several labels.
+        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels]
+        of several labels.
 
-        Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one alone does not
-        fit into the device's memory, and NotFinite where a logit is NaN or infinite. Pairs longer than the model are
-        cut as the reference cuts them and counted in `stages`.
+        Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one
+        alone does not fit into the device's memory, and NotFinite where a logit is NaN or
+        infinite. Pairs longer than the model are cut as the reference cuts them and counted in
+        `stages`.
         """
         pairs = list(pairs)  # an iterator can be read once
         return checked(pairs, self.logits(pairs))
 
 
 def checked(pairs: Sequence[Pair], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits of pairs. Raises NotFinite, with the first pair, where one of them is NaN or infinite."""
+    """The logits of pairs. Raises NotFinite, with the first pair, where one of them is NaN or
+    infinite.
+    """
     sound = np.isfinite(logits) if logits.ndim == 1 else np.isfinite(logits).all(1)
     if not sound.all():
         first = int(np.argmin(sound))
@@ -72,7 +76,9 @@ def checked(pairs: Sequence[Pair], logits: NDArray[np.float32]) -> NDArray[np.fl
 
 @dataclass(frozen=True)
 class _Started:
-    """A forward that a device has done or works at: its rows, its logits there, marks around load and forward."""
+    """A forward that a device has done or works at: its rows, its logits there, marks around load
+    and forward.
+    """
 
     rows: NDArray[np.intp]
     output: Any
@@ -82,9 +88,11 @@ class _Started:
 
 
 class _Alone:
-    """A second backend, with the threads of all callers in one, for a forward that is the only one of its call.
+    """A second backend, with the threads of all callers in one, for a forward that is the only
+    one of its call.
 
-    It is opened when it is first asked for. Who comes while it is at work is better served by a caller's own threads.
+    It is opened when it is first asked for. Who comes while it is at work is better served by a
+    caller's own threads.
     """
 
     def __init__(self, open_it: Callable[[], Backend]) -> None:
@@ -116,7 +124,13 @@ class PlannedScorer(Scorer):
         reopen: Callable[..., PlannedScorer],
         alone: _Alone,
     ) -> None:
-        self.encoder, self.backend, self.plan, self.labels, self._reopen = encoder, backend, plan, labels, reopen
+        self.encoder, self.backend, self.plan, self.labels, self._reopen = (
+            encoder,
+            backend,
+            plan,
+            labels,
+            reopen,
+        )
         self._alone = alone
         self._watch = Stopwatch(plan.callers)
 
@@ -126,7 +140,9 @@ class PlannedScorer(Scorer):
         return self._watch.stages
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """As `score`, NaN included. Where forwards do not fit into memory, `plan` halves its tokens, with a warning."""
+        """As `score`, NaN included. Where forwards do not fit into memory, `plan` halves its
+        tokens, with a warning.
+        """
         pairs = list(pairs)
         check_pairs(pairs)
         place: dict[Pair, int] = {}
@@ -139,8 +155,12 @@ class PlannedScorer(Scorer):
         return self._finish(started, len(place))[places]
 
     def with_plan(self, plan: Plan) -> PlannedScorer:
-        """A scorer of the same open backend, whose threads stay as they are, with other callers and tokens."""
-        return PlannedScorer(self.encoder, self.backend, plan, self.labels, self._reopen, self._alone)
+        """A scorer of the same open backend, whose threads stay as they are, with other callers
+        and tokens.
+        """
+        return PlannedScorer(
+            self.encoder, self.backend, plan, self.labels, self._reopen, self._alone
+        )
 
     def with_prompt(self, prompt: str) -> PlannedScorer:
         """A scorer of the same open backend, with another prompt before each query."""
@@ -165,7 +185,9 @@ class PlannedScorer(Scorer):
         return self._finish(self._start(tokens, 0), len(tokens.ids))
 
     def _encoded(self, pairs: list[Pair]) -> Iterator[Tokens]:
-        """Tokens of all pairs, so that sorting sees them all; or, while a device works, of windows ahead of it."""
+        """Tokens of all pairs, so that sorting sees them all; or, while a device works, of
+        windows ahead of it.
+        """
         if not self.backend.streams:
             yield self.encode(pairs)
             return
@@ -199,10 +221,16 @@ class PlannedScorer(Scorer):
             try:
                 if self.plan.callers > 1 and len(todo) > 1:
                     with ThreadPoolExecutor(self.plan.callers) as callers:
-                        all_of_them = list(callers.map(lambda forward: self._forward(tokens, forward, first), todo))
+                        all_of_them = list(
+                            callers.map(lambda forward: self._forward(tokens, forward, first), todo)
+                        )
                     started += all_of_them
                     break
-                with self._alone.free() if self.plan.callers > 1 else contextlib.nullcontext() as other:
+                with (
+                    self._alone.free()
+                    if self.plan.callers > 1
+                    else contextlib.nullcontext() as other
+                ):
                     started.append(self._forward(tokens, todo[0], first, other))
                 todo.popleft()
             except OutOfMemory:
@@ -210,7 +238,9 @@ class PlannedScorer(Scorer):
         self._watch.ran(time.monotonic() - start)
         return started
 
-    def _forward(self, tokens: Tokens, forward: Forward, first: int, other: Backend | None = None) -> _Started:
+    def _forward(
+        self, tokens: Tokens, forward: Forward, first: int, other: Backend | None = None
+    ) -> _Started:
         backend = other or self.backend
         mark = backend.clock.mark
         before = mark()
@@ -229,7 +259,9 @@ class PlannedScorer(Scorer):
                 "smaller model or a device with more memory"
             )
         half = max(1, self.plan.tokens // 2)
-        log.warning("out of memory with %d tokens a forward: going on with %d", self.plan.tokens, half)
+        log.warning(
+            "out of memory with %d tokens a forward: going on with %d", self.plan.tokens, half
+        )
         self.plan = replace(self.plan, tokens=half)
         rest = np.concatenate([forward.rows for forward in forwards])
         return deque(Forward(rest[f.rows], f.width) for f in self.planned(tokens.lengths[rest]))
@@ -239,13 +271,19 @@ class PlannedScorer(Scorer):
         return plan_forwards(lengths, self.plan.tokens, self.encoder.max_length, self.backend.step)
 
     def _finish(self, started: Sequence[_Started], pairs: int) -> NDArray[np.float32]:
-        """Wait for all forwards, note their times and put their logits into the order of the pairs."""
+        """Wait for all forwards, note their times and put their logits into the order of the
+        pairs.
+        """
         start = time.monotonic()
         logits = np.empty((pairs, self.labels), np.float32)
         if started:
-            logits[np.concatenate([s.rows for s in started])] = self.backend.finish([s.output for s in started])
+            logits[np.concatenate([s.rows for s in started])] = self.backend.finish(
+                [s.output for s in started]
+            )
         for s in started:
-            copied, took = (self.backend.clock.seconds(a, b) for a, b in itertools.pairwise(s.marks))
+            copied, took = (
+                self.backend.clock.seconds(a, b) for a, b in itertools.pairwise(s.marks)
+            )
             self._watch.forwarded(took, copied, len(s.rows), s.width, s.text_tokens)
         self._watch.ran(time.monotonic() - start)
         return logits[:, 0] if self.labels == 1 else logits
@@ -267,13 +305,16 @@ def open_scorer(
     """Open a variant of a model folder.
 
     Without `plan`, the plan that `xopt tune` found for this machine is used, else a default for
-    `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor transformers.
-    `trust_remote_code` lets torch variants run code that came with the model.
-    Raises BadInput where the folder, the variant or the device is not there, or a file is damaged.
+    `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor
+    transformers. `trust_remote_code` lets torch variants run code that came with the model.
+    Raises BadInput where the folder, the variant or the device is not there, or a file is
+    damaged.
     """
     if threads is not None and threads < 1:
         raise BadInput(f"threads is {threads}; give at least 1, or leave it out for all cores")
-    model = folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder, trust_remote_code)
+    model = (
+        folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder, trust_remote_code)
+    )
     chosen = model.variant(variant)
     check_variant(chosen, device)  # a plan is found for a device that is there
     plan = plan or find_plan(model, chosen, threads, device)
@@ -282,11 +323,17 @@ def open_scorer(
     alone = _Alone(lambda: open_it(one, device))
     here = replace(model, path=model.path.resolve())  # another process may work in another folder
     reopen = functools.partial(open_scorer, here, variant, device=device)
-    return PlannedScorer(Encoder(model), open_it(plan, device), plan, model.manifest.labels, reopen, alone)
+    return PlannedScorer(
+        Encoder(model), open_it(plan, device), plan, model.manifest.labels, reopen, alone
+    )
 
 
-def find_plan(model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu") -> Plan:
-    """The tuned plan for this machine, or the default one; on a CPU it serves only the threads it was found for."""
+def find_plan(
+    model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu"
+) -> Plan:
+    """The tuned plan for this machine, or the default one; on a CPU it serves only the threads it
+    was found for.
+    """
     tuned = model.manifest.plans.get(machine_name(device), {}).get(variant.name)
     if tuned is not None and (device == "cuda" or threads in (None, tuned.callers * tuned.threads)):
         return tuned

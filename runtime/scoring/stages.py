@@ -13,11 +13,11 @@ __all__ = ["Call", "Stages", "Stopwatch"]
 class Stages:
     """Totals over calls.
 
-    encode_s: tokenising. run_s: wall time of planning and running all forwards. forward_s: time within
-    forwards, summed over callers, on a GPU by its own clock; copy_s: of bringing pairs to the device likewise.
-    caller_s: the callers' time for run_s, that times their number. text_tokens, and padded_tokens with padding
-    counted; squared_tokens: the sum of pairs x width^2, for attention. truncated: pairs cut to the model's
-    length.
+    encode_s: tokenising. run_s: wall time of planning and running all forwards. forward_s: time
+    within forwards, summed over callers, on a GPU by its own clock; copy_s: of bringing pairs to
+    the device likewise. caller_s: the callers' time for run_s, that times their number.
+    text_tokens, and padded_tokens with padding counted; squared_tokens: the sum of pairs x
+    width^2, for attention. truncated: pairs cut to the model's length.
     """
 
     encode_s: float = 0.0
@@ -42,7 +42,9 @@ class Stages:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the UDF: the process it ran in, when, over how many rows, and where the time went."""
+    """One call of the UDF: the process it ran in, when, over how many rows, and where the time
+    went.
+    """
 
     pid: int
     start_s: float
@@ -68,7 +70,9 @@ class Stopwatch:
         with self._lock:
             self.stages = self.stages.plus(Stages(encode_s=seconds, truncated=truncated))
 
-    def forwarded(self, seconds: float, copy_s: float, pairs: int, width: int, text_tokens: int) -> None:
+    def forwarded(
+        self, seconds: float, copy_s: float, pairs: int, width: int, text_tokens: int
+    ) -> None:
         """A forward ran."""
         with self._lock:
             self.stages = self.stages.plus(

@@ -39,7 +39,9 @@ def _lazily(module: str, name: str) -> Callable[..., Any]:
     """A function or class of a backend's module, which is imported when it is called."""
 
     def call(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"xopt.runtime.scoring.backends.{module}"), name)(*arguments)
+        return getattr(importlib.import_module(f"xopt.runtime.scoring.backends.{module}"), name)(
+            *arguments
+        )
 
     return call
 
@@ -56,15 +58,15 @@ def _never(*_: Any) -> bool:
 class BackendKind:
     """A backend's row.
 
-    precisions: for each device that it can run on, the precisions that commands run there unless told which.
-    file, exported: the precisions that need nothing but that file, which export writes; quantising makes others.
-    open: makes the backend of a model folder, a variant, a plan and a device. takes: whether it has a form of the
-    model in a folder. gpu_ready: whether its package can use the
-    GPU. tried: whether it takes only some graphs, so that commands try to open a variant before they run it on a CPU.
-    compiles: whether it compiles for each shape that it meets, which is no part of its speed.
-    peer: whether it is only there to be compared with.
-    in_sentence_transformers: whether sentence-transformers, as it is installed, runs the variants of a
-    folder too.
+    precisions: for each device that it can run on, the precisions that commands run there unless
+    told which. file, exported: the precisions that need nothing but that file, which export
+    writes; quantising makes others. open: makes the backend of a model folder, a variant, a plan
+    and a device. takes: whether it has a form of the model in a folder. gpu_ready: whether its
+    package can use the GPU. tried: whether it takes only some graphs, so that commands try to
+    open a variant before they run it on a CPU. compiles: whether it compiles for each shape that
+    it meets, which is no part of its speed. peer: whether it is only there to be compared with.
+    in_sentence_transformers: whether sentence-transformers, as it is installed, runs the variants
+    of a folder too.
     """
 
     name: str
@@ -109,7 +111,8 @@ BACKENDS = {
         ),
         BackendKind(
             "torch-varlen",
-            {"cpu": (), "cuda": ("fp16", "bf16")},  # on a CPU no faster than ONNX; flash attention has no FP32
+            # on a CPU no faster than ONNX; flash attention has no FP32
+            {"cpu": (), "cuda": ("fp16", "bf16")},
             WEIGHTS,
             ("fp32", "fp16", "bf16"),
             _lazily("torch", "TorchBackend"),
@@ -118,7 +121,8 @@ BACKENDS = {
         ),
         BackendKind(
             "onnx",
-            {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")},  # INT8 is far slower on a GPU than FP16
+            # INT8 is far slower on a GPU than FP16
+            {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")},
             ONNX_FILE,
             ("fp32",),
             _lazily("onnx", "OnnxBackend"),
@@ -147,7 +151,9 @@ BACKENDS = {
 
 
 def exported_variants(folder: Path, recipe: dict[str, Any] | None) -> list[Variant]:
-    """The variants of what export has written into `folder`; `recipe` tells how the graph was made, None of none."""
+    """The variants of what export has written into `folder`; `recipe` tells how the graph was
+    made, None of none.
+    """
     made = {WEIGHTS: {}, **({} if recipe is None else {ONNX_FILE: recipe})}
     return [
         Variant(f"{kind.name}-{precision}", kind.name, precision, kind.file, made[kind.file])
@@ -161,7 +167,9 @@ def check_variant(variant: Variant, device: str) -> None:
     """Raises BadInput where `device` is not there or cannot run `variant`, before that loads."""
     check_name(device)
     if variant.backend not in BACKENDS:
-        raise BadInput(f"variant {variant.name!r}: unknown backend {variant.backend!r}; a newer xopt made it")
+        raise BadInput(
+            f"variant {variant.name!r}: unknown backend {variant.backend!r}; a newer xopt made it"
+        )
     if device not in BACKENDS[variant.backend].precisions:
         raise BadInput(f"device {device!r}: {variant.name} runs on a CPU only; use --device cpu")
     check_device(device)
@@ -170,9 +178,11 @@ def check_variant(variant: Variant, device: str) -> None:
 
 
 def variants_on(folder: ModelFolder, device: str) -> list[str]:
-    """The variants that make sense on a device: what commands run unless told which. Warns of what cannot run.
+    """The variants that make sense on a device: what commands run unless told which. Warns of
+    what cannot run.
 
-    To know that, variants of OpenVINO are opened and closed again. Raises BadInput where a file of theirs is damaged.
+    To know that, variants of OpenVINO are opened and closed again. Raises BadInput where a file
+    of theirs is damaged.
     """
     able = []
     for variant in folder.manifest.variants.values():
@@ -186,7 +196,9 @@ def variants_on(folder: ModelFolder, device: str) -> list[str]:
 
 
 def overflows(variant: Variant) -> bool:
-    """Whether a variant's INT8 was made for another processor, and its sums overflow on this one."""
+    """Whether a variant's INT8 was made for another processor, and its sums overflow on this
+    one.
+    """
     return variant.recipe.get("weight_bits") == 8 and saturates()
 
 

@@ -1,8 +1,9 @@
-"""What several tests need: tiny models, short texts, rankings read again, and what is made once and kept.
+"""What several tests need: tiny models, short texts, rankings read again, and what is made once
+and kept.
 
-Importing it gives each worker of pytest-xdist cores of its own. That has to be before torch and numpy are imported,
-which count the cores then: two workers whose thread pools both want all cores are slower than one.
-"""
+Importing it gives each worker of pytest-xdist cores of its own. That has to be before torch and
+numpy are imported, which count the cores then: two workers whose thread pools both want all cores
+are slower than one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Values of one query each whose mean lies exactly at a gate's bound: where a verdict errs most often."""
+"""Values of one query each whose mean lies exactly at a gate's bound: where a verdict errs most
+often.
+"""
 
 from __future__ import annotations
 

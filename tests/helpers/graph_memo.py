@@ -1,7 +1,7 @@
 """Graphs that torch has exported before, kept on disk by all that they are made of.
 
-torch's exporter takes seconds for the smallest network, and the tests ask for the same few again and again. Only its
-own call is remembered: all of xopt's steps before and after it run as ever.
+torch's exporter takes seconds for the smallest network, and the tests ask for the same few again
+and again. Only its own call is remembered: all of xopt's steps before and after it run as ever.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
 
 class GraphMemo:
-    """Stands for `torch.onnx.export`, and asks it where no graph of such a network is kept in `folder`."""
+    """Stands for `torch.onnx.export`, and asks it where no graph of such a network is kept in
+    `folder`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -20,7 +20,11 @@ from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import Network, load_encoder
 
 EXACT = 1e-5
-THERE = [exporter for exporter in EXPORTERS if exporter == "torch" or has_module("optimum.exporters.onnx")]
+THERE = [
+    exporter
+    for exporter in EXPORTERS
+    if exporter == "torch" or has_module("optimum.exporters.onnx")
+]
 QUICK = {
     ("bert", "torch"),
     ("bert", "optimum"),
@@ -29,7 +33,8 @@ QUICK = {
     ("modernbert", "torch"),
 }
 GRAPHS = [  # every architecture by every exporter, for `parametrize`
-    pytest.param(*graph, marks=[] if graph in QUICK else SLOW) for graph in itertools.product(ARCHITECTURES, THERE)
+    pytest.param(*graph, marks=[] if graph in QUICK else SLOW)
+    for graph in itertools.product(ARCHITECTURES, THERE)
 ]
 
 
@@ -44,11 +49,15 @@ def graph_of(folder: Path, exporter: str = "torch") -> onnx.ModelProto:
 def as_bert(architecture: str) -> bool:
     """Whether its attention has BERT's shape; the others add biases, windows or rotations."""
     alike = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}
-    return architecture in alike or (architecture == "distilbert" and not transformers.__version__.startswith("4."))
+    return architecture in alike or (
+        architecture == "distilbert" and not transformers.__version__.startswith("4.")
+    )
 
 
 def exported(architecture: str, exporter: str) -> onnx.ModelProto:
-    """The graph of a tiny model, to change; all tests of rewrites share the export, which takes longer than they do."""
+    """The graph of a tiny model, to change; all tests of rewrites share the export, which takes
+    longer than they do.
+    """
     return onnx.load_from_string(_exported(architecture, exporter))
 
 
@@ -65,5 +74,7 @@ def session_of(model: onnx.ModelProto) -> ort.InferenceSession:
 
 def logits(session: ort.InferenceSession, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-    out: np.ndarray = session.run(["logits"], {n.name: values[n.name] for n in session.get_inputs()})[0]
+    out: np.ndarray = session.run(
+        ["logits"], {n.name: values[n.name] for n in session.get_inputs()}
+    )[0]
     return out

@@ -15,7 +15,9 @@ Made = TypeVar("Made")
 
 
 def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
-    """What `make` makes in a folder of this name, which the first worker to ask has made for all."""
+    """What `make` makes in a folder of this name, which the first worker to ask has made for
+    all.
+    """
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # each worker has a folder in that of the run

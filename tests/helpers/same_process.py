@@ -1,4 +1,6 @@
-"""A worker of the bench that is this process: nothing to start, and no libraries to import again."""
+"""A worker of the bench that is this process: nothing to start, and no libraries to import
+again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from xopt.runtime.bench.worker_main import opened
 
 
 class SameProcess:
-    """Runs a case of the bench here, as `xopt.runtime.bench.worker.Worker` does in a fresh process."""
+    """Runs a case of the bench here, as `xopt.runtime.bench.worker.Worker` does in a fresh
+    process.
+    """
 
     def __init__(self) -> None:
         self.pid = os.getpid()

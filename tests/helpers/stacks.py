@@ -1,7 +1,8 @@
-"""Model folders made with one set of versions and opened with the other: `python -m helpers.stacks make|open FOLDER`.
+"""Model folders made with one set of versions and opened with the other: `python -m
+helpers.stacks make|open FOLDER`.
 
-`make` exports and quantises a few kinds of models and keeps their scores, `open` compares them with its own.
-"""
+`make` exports and quantises a few kinds of models and keeps their scores, `open` compares them
+with its own."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from xopt.runtime.data.candidates import demo_candidates
 from xopt.runtime.folder import ModelFolder
 
 # What transformers 5 writes in another way: positions that turn, tokenizers, special tokens.
-CHOSEN = ("bert", "roberta", "modernbert", "llama, head", "modernbert, modules, cls", "gemma, LogitScore")
+CHOSEN = (
+    "bert",
+    "roberta",
+    "modernbert",
+    "llama, head",
+    "modernbert, modules, cls",
+    "gemma, LogitScore",
+)
 VARIANTS = ("torch-fp32", "onnx-fp32", "onnx-int8")
 SAME = 2e-5
 PAIRS = parity_pairs(60)
@@ -29,7 +37,9 @@ PAIRS = parity_pairs(60)
 def scores(folder: ModelFolder) -> dict[str, np.ndarray]:
     """The logits of variants, and of sentence-transformers on the folder."""
     found = {variant: open_scorer(folder, variant).logits(PAIRS) for variant in VARIANTS}
-    return found | {"reference": ReferenceScorer(folder, folder.variant("torch-fp32"), threads=1).logits(PAIRS)}
+    return found | {
+        "reference": ReferenceScorer(folder, folder.variant("torch-fp32"), threads=1).logits(PAIRS)
+    }
 
 
 def main() -> None:
@@ -44,7 +54,9 @@ def main() -> None:
             np.savez(place / "scores.npz", **found)
         else:
             kept = np.load(place / "scores.npz")
-            apart = {variant: float(np.abs(kept[variant] - found[variant]).max()) for variant in kept}
+            apart = {
+                variant: float(np.abs(kept[variant] - found[variant]).max()) for variant in kept
+            }
             assert max(apart.values()) < SAME, f"{name}: {apart}"
 
 

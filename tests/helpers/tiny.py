@@ -55,9 +55,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "true_hidden_size": 32,
         "intra_bottleneck_size": 32,
         "num_feedforward_networks": 2,
-        "initializer_range": 0.2,  # nothing is normalised between layers: with more, rounding is all that is left
+        # nothing is normalised between layers: with more, rounding is all that is left
+        "initializer_range": 0.2,
     },
-    "deberta": {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]},
+    "deberta": {
+        "relative_attention": True,
+        "position_biased_input": False,
+        "pos_att_type": ["p2c", "c2p"],
+    },
     **dict.fromkeys(DECODER_TYPES, DECODER),
 }
 ARCHITECTURES = (
@@ -82,14 +87,20 @@ TEMPLATE = (
 
 def make_tiny(folder: Path, architecture: str = "bert", labels: int = 1, **config: Any) -> Path:
     """Write a random cross-encoder into `folder`; `config` overrides its configuration."""
-    network, tokenizer = _network(architecture, "SequenceClassification", num_labels=labels, **config)
+    network, tokenizer = _network(
+        architecture, "SequenceClassification", num_labels=labels, **config
+    )
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def make_modular(folder: Path, architecture: str = "modernbert", pooling: str = "cls", labels: int = 1) -> Path:
-    """Write a random cross-encoder of modules, as Ettin's are: a body, a pooling and a head of their own."""
+def make_modular(
+    folder: Path, architecture: str = "modernbert", pooling: str = "cls", labels: int = 1
+) -> Path:
+    """Write a random cross-encoder of modules, as Ettin's are: a body, a pooling and a head of
+    their own.
+    """
     transformer = make_body(folder, architecture, "feature-extraction")
     size = transformer.get_embedding_dimension()
     modules = [
@@ -103,27 +114,39 @@ def make_modular(folder: Path, architecture: str = "modernbert", pooling: str = 
     return folder
 
 
-def make_logit_score(folder: Path, architecture: str = "qwen3", template: str = TEMPLATE, **prompt: Any) -> Path:
-    """Write a random language model that ranks by the logit of one word less that of another, as Qwen3-Reranker."""
+def make_logit_score(
+    folder: Path, architecture: str = "qwen3", template: str = TEMPLATE, **prompt: Any
+) -> Path:
+    """Write a random language model that ranks by the logit of one word less that of another, as
+    Qwen3-Reranker.
+    """
     transformer = make_body(folder, architecture, "text-generation", template)
     ids = transformer.tokenizer.get_vocab()
     score = LogitScore(true_token_id=ids["data"], false_token_id=ids["index"])
-    CrossEncoder(modules=[transformer, score], **prompt).save_pretrained(str(folder), create_model_card=False)
+    CrossEncoder(modules=[transformer, score], **prompt).save_pretrained(
+        str(folder), create_model_card=False
+    )
     return folder
 
 
 def make_behind_the_head(folder: Path, architecture: str) -> Path:
-    """Write a random cross-encoder with a module that changes what its classification head gives."""
+    """Write a random cross-encoder with a module that changes what its classification head
+    gives.
+    """
     head = make_tiny(folder.with_name(f"{folder.name}-head"), architecture)
     scores = {"module_input_name": "scores", "module_output_name": "scores"}
     dense = Dense(1, 1, activation_function=torch.nn.Identity(), **scores)
     dense.linear.weight.data.fill_(-2.0)
     modules = [CrossEncoder(str(head), device="cpu")[0], dense]
-    CrossEncoder(modules=modules, device="cpu").save_pretrained(str(folder), create_model_card=False)
+    CrossEncoder(modules=modules, device="cpu").save_pretrained(
+        str(folder), create_model_card=False
+    )
     return folder
 
 
-def make_body(folder: Path, architecture: str, task: str, template: str | None = None) -> Transformer:
+def make_body(
+    folder: Path, architecture: str, task: str, template: str | None = None
+) -> Transformer:
     """sentence-transformers' first module, of a random network."""
     scratch = folder.with_name(f"{folder.name}-body")
     network, tokenizer = _network(architecture, "CausalLM" if task == "text-generation" else "")
@@ -137,7 +160,8 @@ def _network(architecture: str, task: str, **config: Any) -> tuple[Any, PreTrain
     torch.manual_seed(7)
     tokenizer = _tokenizer(architecture)
     special = {
-        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("pad", "cls", "sep", "bos", "eos")
+        f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
+        for role in ("pad", "cls", "sep", "bos", "eos")
     }
     values = {**SIZES, **special, **SPECIAL.get(architecture, {}), **config}
     made = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **values)
@@ -149,7 +173,9 @@ def _tokenizer(architecture: str) -> PreTrainedTokenizerFast:
     pad_is_one = architecture in PAD_IS_ONE
     special = ["[CLS]", "[PAD]"] if pad_is_one else ["[PAD]", "[CLS]"]
     special += ["[SEP]", "[UNK]", "[MASK]"]
-    words = sorted({word.strip("',()").lower() for word in TEXT.split()} | set("abcdefghijklmnopqrstuvwxyz"))
+    words = sorted(
+        {word.strip("',()").lower() for word in TEXT.split()} | set("abcdefghijklmnopqrstuvwxyz")
+    )
     vocabulary = {word: i for i, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -177,18 +203,27 @@ def _tokenizer(architecture: str) -> PreTrainedTokenizerFast:
 
 
 PROMPT: dict[str, Any] = {"prompts": {"rank": "search data"}, "default_prompt_name": "rank"}
-KINDS: dict[str, Callable[[Path], Path]] = {  # every kind of CrossEncoder that sentence-transformers has
+# every kind of CrossEncoder that sentence-transformers has
+KINDS: dict[str, Callable[[Path], Path]] = {
     **{name: functools.partial(make_tiny, architecture=name) for name in (*ARCHITECTURES, *OTHERS)},
     **{f"{name}, head": functools.partial(make_tiny, architecture=name) for name in DECODERS},
     "llama, head of 3 labels": functools.partial(make_tiny, architecture="llama", labels=3),
     "modernbert, modules, cls": make_modular,
     "bert, modules, mean": functools.partial(make_modular, architecture="bert", pooling="mean"),
-    "distilbert, modules, max": functools.partial(make_modular, architecture="distilbert", pooling="max"),
+    "distilbert, modules, max": functools.partial(
+        make_modular, architecture="distilbert", pooling="max"
+    ),
     "roberta, modules, 3 labels": functools.partial(make_modular, architecture="roberta", labels=3),
-    "qwen3, modules, last token": functools.partial(make_modular, architecture="qwen3", pooling="lasttoken"),
-    "electra, module behind the head": functools.partial(make_behind_the_head, architecture="electra"),
+    "qwen3, modules, last token": functools.partial(
+        make_modular, architecture="qwen3", pooling="lasttoken"
+    ),
+    "electra, module behind the head": functools.partial(
+        make_behind_the_head, architecture="electra"
+    ),
     "qwen2, module behind the head": functools.partial(make_behind_the_head, architecture="qwen2"),
     "qwen3, LogitScore": make_logit_score,
     "gemma, LogitScore": functools.partial(make_logit_score, architecture="gemma"),
-    "qwen2, LogitScore, prompt": functools.partial(make_logit_score, architecture="qwen2", **PROMPT),
+    "qwen2, LogitScore, prompt": functools.partial(
+        make_logit_score, architecture="qwen2", **PROMPT
+    ),
 }

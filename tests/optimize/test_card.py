@@ -33,7 +33,11 @@ FOUND = {
     "threads": 2,
     "versions": {"torch": "2.13.0", "onnxruntime": "1.32.0"},
     "variants": {
-        "onnx-fp32": {"verdict": "pass", "ratio": 4.7, "measures": {"tau": {"mean": 1.0, "low": 1.0, "high": 1.0}}},
+        "onnx-fp32": {
+            "verdict": "pass",
+            "ratio": 4.7,
+            "measures": {"tau": {"mean": 1.0, "low": 1.0, "high": 1.0}},
+        },
         "onnx-int8-portable": {
             "verdict": "pass",
             "ratio": 8.25,
@@ -65,7 +69,15 @@ def test_a_card_says_what_a_hub_reads_and_what_was_measured(portable: ModelFolde
         "base_model_relation": "quantized",
         "library_name": "sentence-transformers",
         "pipeline_tag": "text-ranking",
-        "tags": ["sentence-transformers", "cross-encoder", "reranker", "onnx", "transformers.js", "openvino", "xopt"],
+        "tags": [
+            "sentence-transformers",
+            "cross-encoder",
+            "reranker",
+            "onnx",
+            "transformers.js",
+            "openvino",
+            "xopt",
+        ],
     }
     rows = [line for line in card.text.splitlines() if line.startswith("| onnx")]
     assert rows == [
@@ -92,7 +104,8 @@ def test_a_card_is_written_again_and_no_one_elses_is_replaced(tiny_copy: ModelFo
     write_card(folder, "you/bert")
     text = write_card(folder, "you/other").read_text(encoding="utf-8")
     assert "you/other" in text
-    assert "base_model" not in ModelCard(text).data.to_dict()  # it was made of a folder, and nobody said which
+    # it was made of a folder, and nobody said which
+    assert "base_model" not in ModelCard(text).data.to_dict()
     assert "onnxruntime's own too (" in text
     file.write_text(text.replace(OURS, "Mine"), encoding="utf-8")
     with pytest.raises(BadInput, match="is there, and not written by xopt; --force replaces it"):
@@ -102,7 +115,9 @@ def test_a_card_is_written_again_and_no_one_elses_is_replaced(tiny_copy: ModelFo
 
 
 def test_a_card_of_modules_names_no_tool_that_cannot_load_them(tmp_path: Path) -> None:
-    made = measured(export(str(make_modular(tmp_path / "model", "qwen3", "lasttoken")), tmp_path / "out"))
+    made = measured(
+        export(str(make_modular(tmp_path / "model", "qwen3", "lasttoken")), tmp_path / "out")
+    )
     text = write_card(made, "you/model").read_text(encoding="utf-8")
     assert 'backend="onnx"' not in text
     assert "fastembed" not in text
@@ -112,20 +127,29 @@ def test_a_card_of_modules_names_no_tool_that_cannot_load_them(tmp_path: Path) -
 
 def test_the_card_of_several_labels_is_of_classification_where_none_ranks(tmp_path: Path) -> None:
     of_labels = {"labels": {"mean": 0.99, "low": 0.985, "high": 0.995}}
-    judged = {"torch-fp32": {"verdict": "pass", "ratio": 1.5, "measures": {"tau": TAU, **of_labels}}}
+    judged = {
+        "torch-fp32": {"verdict": "pass", "ratio": 1.5, "measures": {"tau": TAU, **of_labels}}
+    }
     for label, task, shown in (
         ("none", "text-classification", "0.990 [0.985, 0.995] | pass"),
         ("1-0", "text-ranking", "0.968 [0.955, 0.974] |  |  | pass"),
     ):
         made = export(
-            str(make_tiny(tmp_path / f"model{label}", labels=3)), tmp_path / label, rank_label=label, torch_only=True
+            str(make_tiny(tmp_path / f"model{label}", labels=3)),
+            tmp_path / label,
+            rank_label=label,
+            torch_only=True,
         )
-        card = ModelCard(write_card(measured(made, {**FOUND, "variants": judged}), "a/b").read_text())
+        card = ModelCard(
+            write_card(measured(made, {**FOUND, "variants": judged}), "a/b").read_text()
+        )
         assert card.data.to_dict()["pipeline_tag"] == task
         assert f"| torch-fp32 | `model.safetensors` | 1.5 x | {shown} |" in card.text
 
 
-def test_portable_graphs_have_no_runtimes_own_operators_and_score_alike(portable: ModelFolder) -> None:
+def test_portable_graphs_have_no_runtimes_own_operators_and_score_alike(
+    portable: ModelFolder,
+) -> None:
     reference = open_scorer(portable, "torch-fp32").score(PAIRS)
     for name, alike in (("onnx-fp32", 1 - 1e-6), ("onnx-int8-portable", 0.95)):
         graph = onnx.load(portable.path / portable.variant(name).file)
@@ -143,4 +167,9 @@ def test_the_command_writes_it(portable: ModelFolder, xopt: Callable[..., Result
     assert result.exit_code == 0, result.output
     assert '"card":' in result.stdout
     assert "you/cards" in (portable.path / "README.md").read_text(encoding="utf-8")
-    assert xopt("quantize", portable.path, "--int8", "--scheme", "portable", "--target", "avx2").exit_code == 2
+    assert (
+        xopt(
+            "quantize", portable.path, "--int8", "--scheme", "portable", "--target", "avx2"
+        ).exit_code
+        == 2
+    )

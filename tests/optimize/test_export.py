@@ -32,7 +32,10 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 
 def test_a_model_folder_carries_what_makes_it_a_cross_encoder(tmp_path: Path) -> None:
     source = CrossEncoder(
-        str(make_tiny(tmp_path / "model")), prompts={"rank": "search data: "}, default_prompt_name="rank", max_length=40
+        str(make_tiny(tmp_path / "model")),
+        prompts={"rank": "search data: "},
+        default_prompt_name="rank",
+        max_length=40,
     )
     source.save_pretrained(str(tmp_path / "source"))
     made = export(str(tmp_path / "source"), tmp_path / "out")
@@ -40,14 +43,20 @@ def test_a_model_folder_carries_what_makes_it_a_cross_encoder(tmp_path: Path) ->
     assert (manifest.max_length, manifest.labels, manifest.prompt) == (40, 1, "search data: ")
     assert manifest.activation == "torch.nn.modules.activation.Sigmoid"
     again = CrossEncoder(str(made.path))
-    assert (again.max_seq_length, again.prompts, again.default_prompt_name) == (40, source.prompts, "rank")
+    assert (again.max_seq_length, again.prompts, again.default_prompt_name) == (
+        40,
+        source.prompts,
+        "rank",
+    )
     pairs = parity_pairs(40)
     logits = open_scorer(made.path).score(pairs)
     assert np.abs(1 / (1 + np.exp(-logits)) - source.predict(pairs)).max() < MAX_DIFFERENCE
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "mpnet"])
-def test_a_tokenizer_without_a_length_gets_the_one_that_positions_reach(tmp_path: Path, architecture: str) -> None:
+def test_a_tokenizer_without_a_length_gets_the_one_that_positions_reach(
+    tmp_path: Path, architecture: str
+) -> None:
     folder = make_tiny(tmp_path / "model", architecture)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text())
@@ -66,12 +75,20 @@ def test_a_tokenizer_without_a_length_gets_the_one_that_positions_reach(tmp_path
 def test_a_length_beyond_the_positions_is_kept_where_they_have_no_end(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, reach: int
 ) -> None:
-    """Relative positions, and those that turn, reach as far as sentence-transformers is told to go."""
+    """Relative positions, and those that turn, reach as far as sentence-transformers is told to
+    go.
+    """
     source, sizes = tmp_path / "source", tmp_path / "source" / "sentence_bert_config.json"
-    CrossEncoder(str(make_tiny(tmp_path / "model", architecture)), device="cpu").save_pretrained(str(source))
+    CrossEncoder(str(make_tiny(tmp_path / "model", architecture)), device="cpu").save_pretrained(
+        str(source)
+    )
     sizes.write_text(json.dumps({**json.loads(sizes.read_text()), "max_seq_length": 128}))
     made = export(str(source), tmp_path / "out")
-    assert made.manifest.max_length == CrossEncoder(str(made.path), device="cpu").max_seq_length == reach
+    assert (
+        made.manifest.max_length
+        == CrossEncoder(str(made.path), device="cpu").max_seq_length
+        == reach
+    )
     assert ("its positions end at" in caplog.text) == (architecture == "bert")
     if architecture != "bert":
         pairs = [("data", "search the index " * count) for count in (5, 30, 60)]
@@ -82,17 +99,27 @@ def test_a_length_beyond_the_positions_is_kept_where_they_have_no_end(
             assert np.abs(open_scorer(made, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
 
 
-def test_a_folder_is_not_replaced_by_what_is_made_of_it(tiny_copy: ModelFolder, tmp_path: Path) -> None:
+def test_a_folder_is_not_replaced_by_what_is_made_of_it(
+    tiny_copy: ModelFolder, tmp_path: Path
+) -> None:
     inner = tiny_copy.path / "kept"
     make_tiny(inner)
     link = tmp_path / "link"
     link.symlink_to(tiny_copy.path)
-    for model, out in ((tiny_copy.path, tiny_copy.path), (link, tiny_copy.path), (inner, tiny_copy.path)):
+    for model, out in (
+        (tiny_copy.path, tiny_copy.path),
+        (link, tiny_copy.path),
+        (inner, tiny_copy.path),
+    ):
         with pytest.raises(
-            BadInput, match=r"is, or holds, the model .*; choose .* or export what it was made of: .*bert"
+            BadInput,
+            match=r"is, or holds, the model .*; choose .* or export what it was made of: .*bert",
         ):
             export(str(model), out, force=True)
-    assert ModelFolder.open(tiny_copy.path).manifest.variants.keys() == tiny_copy.manifest.variants.keys()
+    assert (
+        ModelFolder.open(tiny_copy.path).manifest.variants.keys()
+        == tiny_copy.manifest.variants.keys()
+    )
 
 
 def test_a_configuration_that_names_no_architecture_is_taken_by_its_weights(tmp_path: Path) -> None:
@@ -101,7 +128,9 @@ def test_a_configuration_that_names_no_architecture_is_taken_by_its_weights(tmp_
         if not head:
             BertModel.from_pretrained(folder).save_pretrained(folder)
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "architectures"}))
+        (folder / "config.json").write_text(
+            json.dumps({k: v for k, v in config.items() if k != "architectures"})
+        )
     assert export(str(tmp_path / "model"), tmp_path / "out", torch_only=True).manifest.labels == 1
     with pytest.raises(BadInput, match="its weights lack 'classifier"):
         export(str(tmp_path / "body"), tmp_path / "none", torch_only=True)
@@ -110,19 +139,29 @@ def test_a_configuration_that_names_no_architecture_is_taken_by_its_weights(tmp_
 def test_the_manifest_holds_the_sha256_of_every_file(tiny_copy: object) -> None:
     folder = tiny_copy.path
     files = {
-        str(p.relative_to(folder)): sha256_of(p) for p in folder.rglob("*") if p.is_file() and p.name != "xopt.json"
+        str(p.relative_to(folder)): sha256_of(p)
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "xopt.json"
     }
     assert json.loads((folder / "xopt.json").read_text())["files"] == files
 
 
 def bi_encoder(folder: Path) -> str:
-    config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50)
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        vocab_size=50,
+    )
     BertModel(config).save_pretrained(folder)
     return "BertModel has no classification head"
 
 
 def causal(folder: Path) -> str:
-    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(folder)
+    GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=50)).save_pretrained(
+        folder
+    )
     return r"GPT2LMHeadModel has no classification head \(a language model\?\)"
 
 
@@ -132,7 +171,9 @@ def headless(folder: Path) -> str:
     make_tiny(folder)
     weights = load_file(folder / "model.safetensors")
     save_file(
-        {k: v for k, v in weights.items() if "classifier" not in k}, folder / "model.safetensors", {"format": "pt"}
+        {k: v for k, v in weights.items() if "classifier" not in k},
+        folder / "model.safetensors",
+        {"format": "pt"},
     )
     return "its weights lack 'classifier.bias'"
 
@@ -168,7 +209,9 @@ def empty(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("make", [bi_encoder, causal, headless, damaged, pickled, remote, empty])
-def test_what_is_no_cross_encoder_is_refused_and_leaves_nothing(tmp_path: Path, make: object) -> None:
+def test_what_is_no_cross_encoder_is_refused_and_leaves_nothing(
+    tmp_path: Path, make: object
+) -> None:
     message = make(tmp_path / "model")
     with pytest.raises(BadInput, match=message):
         export(str(tmp_path / "model"), tmp_path / "out")
@@ -183,11 +226,17 @@ def test_a_pickle_is_read_when_the_user_says_so(tmp_path: Path) -> None:
 
 def test_without_onnx_the_folder_holds_torch_alone(tmp_path: Path) -> None:
     made = export(str(make_tiny(tmp_path / "model")), tmp_path / "out", torch_only=True)
-    assert {variant.backend for variant in made.manifest.variants.values()} == {"torch", "torch-varlen"}
+    assert {variant.backend for variant in made.manifest.variants.values()} == {
+        "torch",
+        "torch-varlen",
+    }
     assert not (made.path / "onnx").exists()
     with pytest.raises(BadInput, match="no variant 'onnx-fp32', only torch-fp32"):
         open_scorer(made.path)
-    with pytest.raises(BadInput, match=r"model.onnx: not made at export; export the model again, without --torch-only"):
+    with pytest.raises(
+        BadInput,
+        match=r"model.onnx: not made at export; export the model again, without --torch-only",
+    ):
         quantize(made, recipe_for(detect_target()))
 
 
@@ -197,7 +246,9 @@ def test_packed_forms_are_offered_where_they_are_exact(tmp_path: Path) -> None:
     assert list(made.manifest.variants) == ["torch-fp32", "torch-fp16", "torch-bf16"]
 
 
-def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_that_disagrees_is_refused_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_tiny(tmp_path / "model")
     monkeypatch.setattr(parity_module, "allowed_difference", lambda *_: 1e-12)
     monkeypatch.setattr(parity_module, "MAX_DIFFERENCE", 1e-12)
@@ -211,26 +262,33 @@ def test_tokens_that_are_others_are_refused(tiny: ModelFolder) -> None:
     pairs = parity_pairs(MAX_LENGTH)
     check_tokens(tiny, encoder, pairs)
     other = replace(tiny, manifest=replace(tiny.manifest, prompt="search "))
-    with pytest.raises(GateFailed, match="the tokens of a scorer and of sentence-transformers differ on the pair"):
+    with pytest.raises(
+        GateFailed, match="the tokens of a scorer and of sentence-transformers differ on the pair"
+    ):
         check_tokens(other, encoder, pairs)
 
 
 def run_export(model: Path, out: Path, before: str = "") -> subprocess.Popen[str]:
     code = f"{before}\nfrom xopt.cli.main import main\nmain()"
     return subprocess.Popen(
-        [sys.executable, "-c", code, "export", str(model), "-o", str(out)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, "export", str(model), "-o", str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "model")
     limit = (
-        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"  # a file may not grow further
+        # a file may not grow further
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))"
     )
     process = run_export(model, tmp_path / "out", limit)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
-    assert errors.strip().splitlines()[-1].startswith(f"Error: {tmp_path / 'out'}: cannot be written")
+    assert (
+        errors.strip().splitlines()[-1].startswith(f"Error: {tmp_path / 'out'}: cannot be written")
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
 
@@ -242,7 +300,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(tmp_path: Path) -> No
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
 )
-def test_a_stop_in_mid_export_leaves_nothing_half_written(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+def test_a_stop_in_mid_export_leaves_nothing_half_written(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
     model = make_tiny(tmp_path / "model")
     process = run_export(model, tmp_path / "out")
     deadline = time.monotonic() + 60
@@ -272,8 +332,11 @@ class MineForSequenceClassification(BertForSequenceClassification):
 """
 
 
-@pytest.mark.parametrize("kind", ["mine", "bert", ""])  # one may say that it is what it is not, or nothing
-def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(tmp_path: Path, kind: str) -> None:
+# one may say that it is what it is not, or nothing
+@pytest.mark.parametrize("kind", ["mine", "bert", ""])
+def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(
+    tmp_path: Path, kind: str
+) -> None:
     model = make_tiny(tmp_path / "mine")
     (model / "configuration_mine.py").write_text(CONFIGURATION % kind)
     (model / "modeling_mine.py").write_text(MODELING)
@@ -282,13 +345,18 @@ def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(tmp_path: Path
         "AutoConfig": "configuration_mine.MineConfig",
         "AutoModelForSequenceClassification": "modeling_mine.MineForSequenceClassification",
     }
-    config |= {"model_type": kind, "architectures": ["MineForSequenceClassification"], "auto_map": auto}
+    config |= {
+        "model_type": kind,
+        "architectures": ["MineForSequenceClassification"],
+        "auto_map": auto,
+    }
     (model / "config.json").write_text(json.dumps(config))
     if kind != "bert":  # of which transformers has code of its own
         with pytest.raises(BadInput, match="give --trust-remote-code"):
             export(str(model), tmp_path / "out", torch_only=True)
     made = export(str(model), tmp_path / "out", torch_only=True, trust_remote_code=True)
-    assert list(made.manifest.variants) == ["torch-fp32", "torch-fp16", "torch-bf16"]  # none that knows its layers
+    # none that knows its layers
+    assert list(made.manifest.variants) == ["torch-fp32", "torch-fp16", "torch-bf16"]
     expected = open_scorer(made, "torch-fp32").score([("a query", "a document")])
     spec = ScorerSpec(str(made.path), "torch-fp32", "default", threads=1, trusted=True)
     assert spec.open().score([("a query", "a document")]) == pytest.approx(expected, abs=1e-5)

@@ -9,7 +9,9 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import ModelFolder
 
 
-def test_the_half_graph_has_half_the_weights_and_ranks_the_same(demo_copy: ModelFolder, docs: Candidates) -> None:
+def test_the_half_graph_has_half_the_weights_and_ranks_the_same(
+    demo_copy: ModelFolder, docs: Candidates
+) -> None:
     made = halve(demo_copy)
     kept = ModelFolder.open(demo_copy.path).variant(FP16)
     assert kept == made.variant(FP16)

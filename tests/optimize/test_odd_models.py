@@ -1,4 +1,6 @@
-"""CrossEncoders that are put together in another way than most: right, or refused with the reason."""
+"""CrossEncoders that are put together in another way than most: right, or refused with the
+reason.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def change(file: Path, **values: Any) -> None:
 
 
 def of_modules(folder: Path, *modules: torch.nn.Module, **prompt: Any) -> Path:
-    encoder = CrossEncoder(modules=[make_body(folder, "bert", "feature-extraction"), *modules], **prompt)
+    encoder = CrossEncoder(
+        modules=[make_body(folder, "bert", "feature-extraction"), *modules], **prompt
+    )
     encoder.save_pretrained(str(folder), create_model_card=False)
     return folder
 
@@ -63,9 +67,18 @@ def no_special_tokens(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [dense_before_the_pooling, two_poolings, last_token_of_an_encoder, causal_bert, no_special_tokens]
+    "make",
+    [
+        dense_before_the_pooling,
+        two_poolings,
+        last_token_of_an_encoder,
+        causal_bert,
+        no_special_tokens,
+    ],
 )
-def test_what_is_odd_scores_as_sentence_transformers_does(tmp_path: Path, make: Callable[[Path], Path]) -> None:
+def test_what_is_odd_scores_as_sentence_transformers_does(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
     model = make(tmp_path / "model")
     made = export(str(model), tmp_path / "out")
     assert made.manifest.padding_side == ("left" if make is no_special_tokens else "right")
@@ -82,7 +95,10 @@ def prompts_left_out(folder: Path) -> str:
 
 
 def a_date(folder: Path) -> str:
-    make_logit_score(folder, template="{{ strftime_now('%Y') }} {{ messages[0].content }} {{ messages[1].content }}")
+    make_logit_score(
+        folder,
+        template="{{ strftime_now('%Y') }} {{ messages[0].content }} {{ messages[1].content }}",
+    )
     return "its chat template writes the date"
 
 
@@ -115,7 +131,15 @@ def no_list_of_modules(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "odd",
-    [prompts_left_out, a_date, a_question, another_padding, a_pickled_module, a_damaged_module, no_list_of_modules],
+    [
+        prompts_left_out,
+        a_date,
+        a_question,
+        another_padding,
+        a_pickled_module,
+        a_damaged_module,
+        no_list_of_modules,
+    ],
 )
 def test_what_is_not_reproduced_is_refused(tmp_path: Path, odd: Callable[[Path], str]) -> None:
     message = odd(tmp_path / "model")
@@ -137,7 +161,9 @@ def test_a_label_that_could_be_two_is_asked_for(tmp_path: Path) -> None:
 def test_the_main_job_changes_the_label_of_a_folder_that_is_there(tmp_path: Path) -> None:
     model = str(make_tiny(tmp_path / "model", labels=3))
     export(model, tmp_path / "out", rank_label="none", torch_only=True)
-    ModelFolder.open(tmp_path / "out").write(lambda manifest: replace(manifest, cascade={"of": "another label"}))
+    ModelFolder.open(tmp_path / "out").write(
+        lambda manifest: replace(manifest, cascade={"of": "another label"})
+    )
     changed = _exported(model, tmp_path / "out", False, "LABEL_2").manifest
     assert (changed.rank_label, changed.cascade) == ([2], {})
     assert ModelFolder.open(tmp_path / "out").manifest.rank_label == [2]
@@ -147,12 +173,20 @@ def test_the_main_job_changes_the_label_of_a_folder_that_is_there(tmp_path: Path
 
 def test_positions_that_turn_in_part_are_written_for_both_versions(tmp_path: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.25}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "phi", "rope_parameters": rope}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]", "model_max_length": 9}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "phi", "rope_parameters": rope})
+    )
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"pad_token": "[PAD]", "model_max_length": 9})
+    )
     write_for_all_versions(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["rope_parameters"] == rope
-    assert (config["partial_rotary_factor"], config["rotary_pct"], config["rope_theta"]) == (0.25, 0.25, 500.0)
+    assert (config["partial_rotary_factor"], config["rotary_pct"], config["rope_theta"]) == (
+        0.25,
+        0.25,
+        500.0,
+    )
     assert json.loads((tmp_path / "special_tokens_map.json").read_text()) == {"pad_token": "[PAD]"}
 
 
@@ -161,4 +195,6 @@ def test_a_scorer_with_a_prompt_keeps_it_in_another_process(tiny: ModelFolder) -
     prompted = open_scorer(tiny).with_prompt("search data ")
     expected = prompted.score(pairs)
     assert np.array_equal(pickle.loads(pickle.dumps(prompted)).score(pairs), expected)
-    assert np.array_equal(open_scorer(tiny).score([(f"search data {q}", text) for q, text in pairs]), expected)
+    assert np.array_equal(
+        open_scorer(tiny).score([(f"search data {q}", text) for q, text in pairs]), expected
+    )

@@ -25,7 +25,9 @@ def run(python: Path, what: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not OTHER.is_file(), reason="the other set of versions is not installed: `make test5`")
+@pytest.mark.skipif(
+    not OTHER.is_file(), reason="the other set of versions is not installed: `make test5`"
+)
 @pytest.mark.parametrize("there", [True, False])
 def test_a_folder_of_one_set_of_versions_opens_with_the_other(tmp_path: Path, there: bool) -> None:
     python = Path(sys.executable)

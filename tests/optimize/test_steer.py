@@ -35,7 +35,9 @@ def fewer_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def with_outliers(folder: ModelFolder) -> ModelFolder:
-    """A few channels of a layer's values many times as large, and what reads them as much smaller: the same in FP32."""
+    """A few channels of a layer's values many times as large, and what reads them as much
+    smaller: the same in FP32.
+    """
     model = onnx.load(folder.path / ONNX_FILE)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     read = {node.name: node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
@@ -66,7 +68,9 @@ def test_a_model_with_outliers_fails_in_int8_and_passes_after_steering(
     assert np.abs(before - expected).max() < 1e-4
     plain = recipe_for(detect_target())
     prepared = prepare(folder, plain, calibration_pairs(queries))
-    scores = open_scorer(quantize(folder, plain, prepared=prepared).path, "onnx-int8").score(queries.pairs)
+    scores = open_scorer(quantize(folder, plain, prepared=prepared).path, "onnx-int8").score(
+        queries.pairs
+    )
     assert judge(queries, expected, scores, [gate], name="plain").verdict == FAILED
     steered = steer(folder, prepared, plain, queries, [gate])
     assert f"/bert/encoder/layer.{LAYER}/attention/output/dense/MatMul" in steered.recipe.floats
@@ -77,7 +81,9 @@ def test_a_model_with_outliers_fails_in_int8_and_passes_after_steering(
 
 
 @pytest.mark.slow
-def test_a_gate_that_holds_at_once_leaves_nothing_in_float(demo: ModelFolder, queries: Candidates) -> None:
+def test_a_gate_that_holds_at_once_leaves_nothing_in_float(
+    demo: ModelFolder, queries: Candidates
+) -> None:
     recipe = recipe_for(detect_target())
     prepared = prepare(demo, recipe, calibration_pairs(queries.head(24)))
     steered = steer(demo, prepared, recipe, queries, [Gate("tau", -1.0)])
@@ -91,7 +97,9 @@ def test_what_cannot_be_measured_is_said(tiny_copy: ModelFolder, queries: Candid
         steer(tiny_copy, prepared, recipe, queries, [Gate("top10", 0.9)])
 
 
-def test_where_nothing_passes_nothing_is_changed(tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path) -> None:
+def test_where_nothing_passes_nothing_is_changed(
+    tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path
+) -> None:
     before = sorted((file, file.stat().st_mtime_ns) for file in tiny_copy.path.rglob("*"))
     recipe = recipe_for(detect_target())
     prepared = prepare(tiny_copy, recipe, calibration_pairs(queries))

@@ -21,7 +21,9 @@ from xopt.runtime.folder import ModelFolder, Plan
 
 
 @pytest.mark.slow
-def test_trained_variants_are_judged_and_their_noise_is_shown(demo: ModelFolder, docs: Candidates) -> None:
+def test_trained_variants_are_judged_and_their_noise_is_shown(
+    demo: ModelFolder, docs: Candidates
+) -> None:
     result = validate(demo, ["torch-fp32", "onnx-fp32", "onnx-int8"], docs)
     reference, exact, int8 = result.judged
     assert [judged.name for judged in result.judged] == ["torch-fp32", "onnx-fp32", "onnx-int8"]
@@ -41,7 +43,9 @@ def test_trained_variants_are_judged_and_their_noise_is_shown(demo: ModelFolder,
     assert loss.query == next(row.query for row in docs.rows if row.query_id == loss.query_id)
     assert sorted(document.reference_rank for document in loss.documents)[:10] == list(range(1, 11))
     assert sum(document.grade or 0 for document in loss.documents) <= 1
-    assert {(document.doc_id, document.text) for document in loss.documents} <= {(r.doc_id, r.text) for r in docs.rows}
+    assert {(document.doc_id, document.text) for document in loss.documents} <= {
+        (r.doc_id, r.text) for r in docs.rows
+    }
 
 
 def scaled(graph: onnx.GraphProto) -> None:
@@ -66,7 +70,9 @@ def inverted(graph: onnx.GraphProto) -> None:
     _change(graph, "classifier", "weight", change=np.negative)
 
 
-def _change(graph: onnx.GraphProto, *parts: str, change: Callable[[np.ndarray], np.ndarray]) -> None:
+def _change(
+    graph: onnx.GraphProto, *parts: str, change: Callable[[np.ndarray], np.ndarray]
+) -> None:
     found = [tensor for tensor in graph.initializer if all(part in tensor.name for part in parts)]
     assert found, parts
     for tensor in found:
@@ -83,16 +89,31 @@ def expected(demo: ModelFolder, queries: Candidates) -> np.ndarray:
     return open_scorer(demo.path, "onnx-fp32").score(queries.pairs)
 
 
-def test_int8_as_it_should_be_fails_no_gate(demo: ModelFolder, queries: Candidates, expected: np.ndarray) -> None:
-    judged = judge(queries, expected, open_scorer(demo.path, "onnx-int8").score(queries.pairs), name="onnx-int8")
+def test_int8_as_it_should_be_fails_no_gate(
+    demo: ModelFolder, queries: Candidates, expected: np.ndarray
+) -> None:
+    judged = judge(
+        queries,
+        expected,
+        open_scorer(demo.path, "onnx-int8").score(queries.pairs),
+        name="onnx-int8",
+    )
     verdicts = {result.gate.measure: result.verdict for result in judged.gates}
-    assert verdicts == {"tau": PASSED, "top10": PASSED, "dcg10_loss": PASSED, "ndcg10_drop": UNDECIDED}
+    assert verdicts == {
+        "tau": PASSED,
+        "top10": PASSED,
+        "dcg10_loss": PASSED,
+        "ndcg10_drop": UNDECIDED,
+    }
     assert judged.verdict == PASSED  # labels are too few to veto it
 
 
 @pytest.mark.parametrize("damage", [scaled, shuffled, untyped, inverted])
 def test_a_damaged_variant_fails(
-    demo_copy: ModelFolder, queries: Candidates, expected: np.ndarray, damage: Callable[[onnx.GraphProto], None]
+    demo_copy: ModelFolder,
+    queries: Candidates,
+    expected: np.ndarray,
+    damage: Callable[[onnx.GraphProto], None],
 ) -> None:
     path = demo_copy.path / demo_copy.variant("onnx-int8").file
     model = onnx.load(path)
@@ -103,7 +124,9 @@ def test_a_damaged_variant_fails(
     assert judge(queries, expected, scores, name="onnx-int8").verdict == FAILED
 
 
-def test_the_reference_against_itself_passes_whatever_the_batches(demo: ModelFolder, docs: Candidates) -> None:
+def test_the_reference_against_itself_passes_whatever_the_batches(
+    demo: ModelFolder, docs: Candidates
+) -> None:
     few = shortened(docs.cut(4).head(12))
     scorer = open_scorer(demo.path, "onnx-fp32")
     expected = scorer.score(few.pairs)
@@ -117,7 +140,9 @@ def test_the_reference_against_itself_passes_whatever_the_batches(demo: ModelFol
 
 
 @pytest.mark.parametrize(("bad", "why"), [(np.nan, "not finite"), (0.0, "constant")])
-def test_scores_that_rank_nothing_fail_even_without_gates(docs: Candidates, bad: float, why: str) -> None:
+def test_scores_that_rank_nothing_fail_even_without_gates(
+    docs: Candidates, bad: float, why: str
+) -> None:
     expected = np.random.default_rng(0).normal(size=len(docs.rows)).astype(np.float32)
     judged = judge(docs, expected, np.full_like(expected, bad), [], name="broken")
     assert (judged.verdict, judged.broken) == (FAILED, why)
@@ -131,10 +156,14 @@ def test_gates_are_bounds(tiny: ModelFolder, docs: Candidates, bound: float, ver
 
 def test_bounds_replace_those_of_the_default_gates() -> None:
     gates = gates_with({"tau": 0.97}, graded=False)
-    assert {gate.measure: gate.bound for gate in gates} == {g.measure: g.bound for g in GATES} | {"tau": 0.97}
+    assert {gate.measure: gate.bound for gate in gates} == {g.measure: g.bound for g in GATES} | {
+        "tau": 0.97
+    }
 
 
-def test_without_qrels_there_is_agreement_and_no_quality(tiny: ModelFolder, docs: Candidates) -> None:
+def test_without_qrels_there_is_agreement_and_no_quality(
+    tiny: ModelFolder, docs: Candidates
+) -> None:
     result = validate(tiny, ["onnx-fp32"], Candidates("plain", docs.rows[:24]))
     assert result.first_stage == {}
     assert [g.gate.measure for g in result.judged[1].gates] == ["tau", "top10", "dcg10_loss"]
@@ -143,10 +172,16 @@ def test_without_qrels_there_is_agreement_and_no_quality(tiny: ModelFolder, docs
 
 
 def test_models_of_several_labels_are_judged_by_label(tmp_path: Path, docs: Candidates) -> None:
-    labels = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out", rank_label="none")
+    labels = export(
+        str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out", rank_label="none"
+    )
     result = validate(labels, ["onnx-fp32"], docs.head(36))
     exact = result.judged[1]
-    assert (exact.verdict, set(exact.measures), exact.measures["labels"].mean) == (PASSED, {"labels"}, 1.0)
+    assert (exact.verdict, set(exact.measures), exact.measures["labels"].mean) == (
+        PASSED,
+        {"labels"},
+        1.0,
+    )
     assert exact.max_difference < 1e-4
     expected = open_scorer(labels.path, "onnx-fp32").score(docs.pairs)
     mixed = np.roll(expected, 1, axis=1)
@@ -159,7 +194,9 @@ def test_missing_variants_are_refused(tiny: ModelFolder, docs: Candidates) -> No
 
 
 def write_run(file: Path, scores: np.ndarray) -> Path:
-    lines = [f"q{q} Q0 d{d} 0 {score} any" for q, row in enumerate(scores) for d, score in enumerate(row)]
+    lines = [
+        f"q{q} Q0 d{d} 0 {score} any" for q, row in enumerate(scores) for d, score in enumerate(row)
+    ]
     file.write_text("\n".join(lines) + "\n")
     return file
 
@@ -188,7 +225,12 @@ def test_what_a_run_lacks_comes_last_and_is_counted(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).normal(size=(12, 30))
     reference = write_run(tmp_path / "reference.run", scores)
     last = [(q, int(row.argmin())) for q, row in enumerate(scores)]
-    lines = [f"q{q} Q0 d{d} 0 {s} any" for q, row in enumerate(scores) for d, s in enumerate(row) if (q, d) not in last]
+    lines = [
+        f"q{q} Q0 d{d} 0 {s} any"
+        for q, row in enumerate(scores)
+        for d, s in enumerate(row)
+        if (q, d) not in last
+    ]
     cut = tmp_path / "cut.run"
     cut.write_text("\n".join([*lines, "q0 Q0 unknown 1 99 any"]) + "\n")
     result = validate_runs(reference, cut, None)
@@ -217,15 +259,25 @@ def test_a_bound_on_what_cannot_be_measured_is_refused() -> None:
 def test_a_candidate_a_query_shows_nothing() -> None:
     rows = tuple(Row(f"q{q}", "query", "d", "text") for q in range(40))
     random = np.random.default_rng(0)
-    judged = judge(Candidates("test", rows), random.normal(size=40), random.normal(size=40), name="random")
+    judged = judge(
+        Candidates("test", rows), random.normal(size=40), random.normal(size=40), name="random"
+    )
     assert (judged.verdict, judged.gates) == (UNDECIDED, ())
 
 
 @pytest.mark.parametrize("candidates", range(2, 26))
 def test_the_strictest_gate_passes_a_ranking_that_is_the_same(candidates: int) -> None:
-    rows = tuple(Row(f"q{q}", "query", f"d{d}", "text") for q in range(10) for d in range(candidates))
+    rows = tuple(
+        Row(f"q{q}", "query", f"d{d}", "text") for q in range(10) for d in range(candidates)
+    )
     scores = np.random.default_rng(0).normal(size=len(rows))
-    judged = judge(Candidates("test", rows), scores, scores, gates_with({"tau": 1.0}, graded=False), name="same")
+    judged = judge(
+        Candidates("test", rows),
+        scores,
+        scores,
+        gates_with({"tau": 1.0}, graded=False),
+        name="same",
+    )
     assert (judged.verdict, judged.losses) == (PASSED, ())
 
 
@@ -235,7 +287,10 @@ def test_a_gate_that_was_asked_for_holds_up_where_it_cannot_be_measured() -> Non
     close = expected + np.random.default_rng(1).normal(0, 1e-3, len(rows))
     eight, gates = Candidates("eight", rows), gates_with({"top10": 0.99}, graded=False)
     judged = judge(eight, expected, close, gates, name="close")
-    assert (judged.verdict, judge(eight, expected, close, name="close").verdict) == (UNDECIDED, PASSED)
+    assert (judged.verdict, judge(eight, expected, close, name="close").verdict) == (
+        UNDECIDED,
+        PASSED,
+    )
     assert {g.gate.measure: g.verdict for g in judged.gates}["top10"] == UNDECIDED
     assert judge(eight, expected, expected, gates, name="same").verdict == PASSED
 
@@ -243,7 +298,9 @@ def test_a_gate_that_was_asked_for_holds_up_where_it_cannot_be_measured() -> Non
 def test_a_pair_a_query_passes_on_many_only() -> None:
     """Where two labels in a hundred are others, more than half of such draws of 32 show none."""
     for queries, verdict in ((32, UNDECIDED), (200, PASSED)):
-        single = Candidates("single", tuple(Row(f"q{q}", "query", "d", "text") for q in range(queries)))
+        single = Candidates(
+            "single", tuple(Row(f"q{q}", "query", "d", "text") for q in range(queries))
+        )
         expected = np.random.default_rng(0).normal(size=(queries, 3)).astype(np.float32)
         assert judge(single, expected, expected + np.float32(0.01), name="near").verdict == verdict
 
@@ -252,7 +309,10 @@ def test_a_run_that_lacks_a_document_is_not_the_same() -> None:
     one = Candidates("one", tuple(Row("q", "query", f"d{d}", "text") for d in range(30)))
     scores = np.arange(30.0)
     assert judge(one, scores, scores, name="same").verdict == PASSED
-    assert judge(one, scores, np.where(scores == 15, -np.inf, scores), name="lacking").verdict == UNDECIDED
+    assert (
+        judge(one, scores, np.where(scores == 15, -np.inf, scores), name="lacking").verdict
+        == UNDECIDED
+    )
 
 
 def noisy(pairs: int, labels: int = 1) -> tuple[Candidates, np.ndarray]:
@@ -268,13 +328,22 @@ def test_scores_that_depend_on_their_company_fail(labels: int) -> None:
     assert not_repeatable(candidates, scores, scores, near[:128], GATES) == ""
     moved = scores[:128].copy()
     moved[7] += 5
-    assert "in other batches they differ by up to 5" in not_repeatable(candidates, scores, scores, moved, GATES)
+    assert "in other batches they differ by up to 5" in not_repeatable(
+        candidates, scores, scores, moved, GATES
+    )
     moved[7] = np.nan
     assert not_repeatable(candidates, scores, scores, moved, GATES) == "not finite in other batches"
-    shaken = scores[:128] + np.random.default_rng(1).uniform(-0.8, 0.8, scores[:128].shape).astype(np.float32)
+    shaken = scores[:128] + np.random.default_rng(1).uniform(-0.8, 0.8, scores[:128].shape).astype(
+        np.float32
+    )
     measure = "tau" if labels == 1 else "labels"
-    assert f"in other batches {measure} with themselves is" in not_repeatable(candidates, scores, scores, shaken, GATES)
-    assert judge(candidates, scores, scores, GATES, name="it", unsteady="not repeatable").verdict == FAILED
+    assert f"in other batches {measure} with themselves is" in not_repeatable(
+        candidates, scores, scores, shaken, GATES
+    )
+    assert (
+        judge(candidates, scores, scores, GATES, name="it", unsteady="not repeatable").verdict
+        == FAILED
+    )
 
 
 def test_a_bound_that_is_no_number_is_refused() -> None:

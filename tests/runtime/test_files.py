@@ -45,7 +45,10 @@ def test_a_folder_is_replaced_only_on_request_and_only_by_a_whole_one(tmp_path: 
     with new_folder(tmp_path / "link", replace=True) as temporary:
         (temporary / "file").write_text("newer")
     assert (tmp_path / "a" / "file").read_text() == "newer"
-    assert sorted(p.name for p in tmp_path.iterdir() if p.is_symlink() or p.name == "a") == ["a", "link"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_symlink() or p.name == "a") == [
+        "a",
+        "link",
+    ]
 
 
 def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
@@ -67,7 +70,11 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> No
 
 
 def test_what_another_machine_or_another_name_left_is_not_swept(tmp_path: Path) -> None:
-    for name in (f".a.new-elsewhere-{DEAD_PID}", f".a.new-{DEAD_PID}", f".ab.new-{HOST}-{DEAD_PID}"):
+    for name in (
+        f".a.new-elsewhere-{DEAD_PID}",
+        f".a.new-{DEAD_PID}",
+        f".ab.new-{HOST}-{DEAD_PID}",
+    ):
         (tmp_path / name).mkdir()
     with new_folder(tmp_path / "a"):
         pass
@@ -79,7 +86,10 @@ def test_what_another_machine_or_another_name_left_is_not_swept(tmp_path: Path) 
 
 
 def test_a_folder_that_another_process_made_meanwhile_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="a: exists already"), new_folder(tmp_path / "a") as temporary:
+    with (
+        pytest.raises(BadInput, match="a: exists already"),
+        new_folder(tmp_path / "a") as temporary,
+    ):
         (temporary / "file").write_text("ours")
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "notes.txt").write_text("precious")

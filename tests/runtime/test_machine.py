@@ -14,7 +14,10 @@ from xopt.runtime.machine import LEAST_FLAGS, UNLIMITED, _quota, _quotas, cores
         ("200000 100000\n", 2),
         ("50000 100000", 0),
         ("max 100000\n", UNLIMITED),
-        *((text, UNLIMITED) for text in ("", "\n", "200000\n", "-1\n", "abc def\n", "100000 0\n", "-1 100000\n")),
+        *(
+            (text, UNLIMITED)
+            for text in ("", "\n", "200000\n", "-1\n", "abc def\n", "100000 0\n", "-1 100000\n")
+        ),
     ],
 )
 def test_what_is_no_quota_is_no_limit(tmp_path: Path, text: str, cores: int) -> None:

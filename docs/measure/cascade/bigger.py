@@ -1,9 +1,10 @@
 """A cheap model before a big one: `python docs/measure/cascade/bigger.py DEMO_DIR [--queries 40]`.
 
-Makes a model of 12 layers of hidden 768 out of the demo model: each width twice (function-preserving, as Net2Wider of
-Chen et al. 2016, arXiv:1511.05641), and behind each layer another one that hardly does anything, so that it agrees
-with the demo model well and not wholly. Then `xopt cascade BIG --first DEMO_DIR` on the demo data, 100 candidates a
-query, and a bench inside Daft; and the same in a learned order.
+Makes a model of 12 layers of hidden 768 out of the demo model: each width twice
+(function-preserving, as Net2Wider of Chen et al. 2016, arXiv:1511.05641), and behind each layer
+another one that hardly does anything, so that it agrees with the demo model well and not wholly.
+Then `xopt cascade BIG --first DEMO_DIR` on the demo data, 100 candidates a query, and a bench
+inside Daft; and the same in a learned order.
 """
 
 from __future__ import annotations
@@ -42,8 +43,15 @@ def bigger(source: Path, out: Path) -> None:
     """Write the bigger CrossEncoder."""
     small = AutoModelForSequenceClassification.from_pretrained(source)
     own = small.config
-    sizes = {"hidden_size": 2, "intermediate_size": 2, "num_attention_heads": 2, "num_hidden_layers": 2}
-    config = BertConfig(**{**own.to_dict(), **{name: by * getattr(own, name) for name, by in sizes.items()}})
+    sizes = {
+        "hidden_size": 2,
+        "intermediate_size": 2,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+    }
+    config = BertConfig(
+        **{**own.to_dict(), **{name: by * getattr(own, name) for name, by in sizes.items()}}
+    )
     big = AutoModelForSequenceClassification.from_config(config)
     weights, generator = {}, torch.Generator().manual_seed(0)
     for name, value in small.state_dict().items():
@@ -55,11 +63,15 @@ def bigger(source: Path, out: Path) -> None:
         weights[f"{head}encoder.layer.{2 * int(number)}.{part}"] = widened(name, value)
         added = torch.randn(widened(name, value).shape, generator=generator) * NOISE
         weights[f"{head}encoder.layer.{2 * int(number) + 1}.{part}"] = added
-    # A normalisation of what is normalised already gives it back where it puts back its mean and standard deviation.
+    # A normalisation of what is normalised already gives it back where it puts back its mean and
+    # standard deviation.
     for number in range(own.num_hidden_layers):
         before = f"bert.encoder.layer.{2 * number}.output.LayerNorm"
         scale, shift = weights[f"{before}.weight"], weights[f"{before}.bias"]
-        mean, spread = shift.mean(), (scale.square() + (shift - shift.mean()).square()).mean().sqrt()
+        mean, spread = (
+            shift.mean(),
+            (scale.square() + (shift - shift.mean()).square()).mean().sqrt(),
+        )
         for part in ("attention.output", "output"):
             after = f"bert.encoder.layer.{2 * number + 1}.{part}.LayerNorm"
             weights[f"{after}.weight"] = torch.full_like(scale, float(spread))
@@ -74,7 +86,10 @@ def bigger(source: Path, out: Path) -> None:
 def run(*arguments: object) -> None:
     """A command of xopt."""
     print("xopt", *arguments, flush=True)
-    subprocess.run([sys.executable, "-c", "from xopt.cli.main import main; main()", *map(str, arguments)], check=False)
+    subprocess.run(
+        [sys.executable, "-c", "from xopt.cli.main import main; main()", *map(str, arguments)],
+        check=False,
+    )
 
 
 def main() -> None:
@@ -96,8 +111,25 @@ def main() -> None:
         run("-q", "tune", out, "--variant", "onnx-int8")
         data = ("--data", file)
         for first in (given.folder, "learned"):
-            run("-q", "cascade", out, "--first", first, *data, "--max-loss", given.max_loss, "--in-expectation")
-            strategies = ("--strategy", "planned", "--strategy", "cascade", "--variant", "onnx-int8")
+            run(
+                "-q",
+                "cascade",
+                out,
+                "--first",
+                first,
+                *data,
+                "--max-loss",
+                given.max_loss,
+                "--in-expectation",
+            )
+            strategies = (
+                "--strategy",
+                "planned",
+                "--strategy",
+                "cascade",
+                "--variant",
+                "onnx-int8",
+            )
             run("-q", "bench", out, *data, *strategies, "--pairs", 300, "--repeat", 2)
 
 

@@ -1,8 +1,10 @@
-"""A cascade against its variant on everything, inside Daft: `python docs/measure/cascade/deep.py DIR SCIFACT`.
+"""A cascade against its variant on everything, inside Daft: `python docs/measure/cascade/deep.py
+DIR SCIFACT`.
 
-As `xopt bench --strategy planned --strategy cascade`, but without sentence-transformers, which takes minutes a query at
-this depth, so that a dozen queries can be timed: claims of SciFact that the cascade has not seen, BM25's best 1,000
-each, in turns. The loss is against the variant's own scores of everything.
+As `xopt bench --strategy planned --strategy cascade`, but without sentence-transformers, which
+takes minutes a query at this depth, so that a dozen queries can be timed: claims of SciFact that
+the cascade has not seen, BM25's best 1,000 each, in turns. The loss is against the variant's own
+scores of everything.
 """
 
 from __future__ import annotations
@@ -29,15 +31,22 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=2)
     given = parser.parse_args()
     cascade = Cascade.of(ModelFolder.open(given.folder))
-    candidates = read_candidates(given.scifact, depth=given.depth).without(set(cascade.certificate.seen))
+    candidates = read_candidates(given.scifact, depth=given.depth).without(
+        set(cascade.certificate.seen)
+    )
     candidates = candidates.between(0, given.queries)
     names = ("planned", "cascade")
-    runs = [run_strategy(ScorerSpec(given.folder, cascade.variant, name, None), candidates.pairs) for name in names]
+    runs = [
+        run_strategy(ScorerSpec(given.folder, cascade.variant, name, None), candidates.pairs)
+        for name in names
+    ]
     for number in range(given.repeat):
         planned, fewer = (run() for run in runs)
         took_s = [made.end_s - made.start_s for made in (planned, fewer)]
         found = Cascaded.of(cascade, candidates, planned.scores, fewer.scores)
-        depths = sorted(int(np.isfinite(fewer.scores[rows]).sum()) for rows in candidates.groups().values())
+        depths = sorted(
+            int(np.isfinite(fewer.scores[rows]).sum()) for rows in candidates.groups().values()
+        )
         print(
             f"round {number + 1}: {len(candidates.rows)} pairs in {took_s[0]:.1f} s, by the cascade {took_s[1]:.1f} s: "
             f"{took_s[0] / took_s[1]:.2f} times; {found.share:.1%} scored ({depths}), lost {np.mean(found.losses):.4f}"

@@ -1,10 +1,13 @@
-"""Certificates against queries that they have not seen: `python docs/measure/cascade/splits.py DIR SCIFACT SCORES.npz`.
+"""Certificates against queries that they have not seen: `python docs/measure/cascade/splits.py
+DIR SCIFACT SCORES.npz`.
 
-Scores all claims of SciFact, or `--queries` drawn of them, BM25's best `--depth` each, with the reference and a
-variant, which takes an hour on two cores for 100 each, and keeps that in SCORES.npz: where it was stopped, it goes on.
-With `--rescored 80` the reference scores the 80 that the variant ranks best, and the others keep the variant's score.
-Then for each of 50 random splits of the queries a half chooses and certifies a cascade, as `xopt cascade` does it, and
-the other half tests it. At the end all of them choose and certify, and that cascade is written into DIR.
+Scores all claims of SciFact, or `--queries` drawn of them, BM25's best `--depth` each, with the
+reference and a variant, which takes an hour on two cores for 100 each, and keeps that in
+SCORES.npz: where it was stopped, it goes on. With `--rescored 80` the reference scores the 80
+that the variant ranks best, and the others keep the variant's score. Then for each of 50 random
+splits of the queries a half chooses and certifies a cascade, as `xopt cascade` does it, and the
+other half tests it. At the end all of them choose and certify, and that cascade is written into
+DIR.
 """
 
 from __future__ import annotations
@@ -21,7 +24,14 @@ from xopt.optimize.cascade.lexicon import make_lexicon, token_weights
 from xopt.optimize.cascade.walk import walk
 from xopt.optimize.judge.bounds import upper_bound
 from xopt.runtime.cascade.cascade import Cascade, Certificate
-from xopt.runtime.cascade.features import Bags, Evidence, Lexicon, given_features, term_vectors, text_features
+from xopt.runtime.cascade.features import (
+    Bags,
+    Evidence,
+    Lexicon,
+    given_features,
+    term_vectors,
+    text_features,
+)
 from xopt.runtime.data.bm25 import bm25_ranking
 from xopt.runtime.data.candidates import query_hash
 from xopt.runtime.data.tables import read_jsonl
@@ -34,17 +44,24 @@ CHUNK = 16  # queries that are scored before the file is written
 
 def read(folder: Path, depth: int) -> list[tuple[str, list[str]]]:
     """All claims, of both splits, with BM25's best documents."""
-    corpus = next(file for file in (folder / "corpus.jsonl", folder / "corpus.jsonl.gz") if file.is_file())
+    corpus = next(
+        file for file in (folder / "corpus.jsonl", folder / "corpus.jsonl.gz") if file.is_file()
+    )
     texts = [f"{row['title']}\n{row['text']}" for _, row in read_jsonl(corpus)]
     queries = [row["text"] for _, row in read_jsonl(folder / "queries.jsonl")]
     rankings = bm25_ranking(texts, queries, depth)
-    return [(query, [texts[i] for i in ranking]) for query, ranking in zip(queries, rankings, strict=True)]
+    return [
+        (query, [texts[i] for i in ranking])
+        for query, ranking in zip(queries, rankings, strict=True)
+    ]
 
 
 def score(
     folder: ModelFolder, lists: list[tuple[str, list[str]]], variant: str, file: Path, rescored: int
 ) -> tuple[Scores, Scores]:
-    """The logits of the reference and of the variant, [queries, depth], going on where the file ends."""
+    """The logits of the reference and of the variant, [queries, depth], going on where the file
+    ends.
+    """
     made = np.zeros((2, 0, len(lists[0][1])), np.float32)
     if file.is_file():
         kept = np.load(file)
@@ -55,7 +72,9 @@ def score(
         scores = opened.score([(query, text) for query, texts in some for text in texts])
         scores = scores.reshape(len(some), -1)
         best = np.argsort(-scores, axis=1, kind="stable")[:, :rescored]
-        exact = [(query, texts[i]) for (query, texts), own in zip(some, best, strict=True) for i in own]
+        exact = [
+            (query, texts[i]) for (query, texts), own in zip(some, best, strict=True) for i in own
+        ]
         expected = scores.copy()
         np.put_along_axis(expected, best, reference.score(exact).reshape(best.shape), 1)
         made = np.concatenate([made, np.stack([expected, scores])], 1)
@@ -75,7 +94,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--variant", default="onnx-int8")
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--queries", type=int)
-    parser.add_argument("--rescored", type=int, help="the reference scores so many of a query's, best by the variant")
+    parser.add_argument(
+        "--rescored",
+        type=int,
+        help="the reference scores so many of a query's, best by the variant",
+    )
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--max-loss", type=float, default=0.01)
     parser.add_argument("--confidence", type=float, default=0.95)
@@ -90,15 +113,22 @@ def main() -> None:
     """Print each split's certificate, and what the other half lost."""
     given = arguments()
     folder, lists = ModelFolder.open(given.folder), read(given.scifact, given.depth)
-    lists = [lists[row] for row in np.random.default_rng(11).permutation(len(lists))[: given.queries]]
-    reference, scores = score(folder, lists, given.variant, given.scores, given.rescored or given.depth)
+    lists = [
+        lists[row] for row in np.random.default_rng(11).permutation(len(lists))[: given.queries]
+    ]
+    reference, scores = score(
+        folder, lists, given.variant, given.scores, given.rescored or given.depth
+    )
     encoder = open_scorer(folder, given.variant).encoder
     parts = []
     for query, texts in lists:
         pairs = [(query, text) for text in texts]
         parts.append(encoder.parts(pairs, encoder.encode(pairs).ids))
     embeddings = make_lexicon(folder, []).embeddings
-    error, learned = None if given.in_expectation else 1 - given.confidence, given.order == "learned"
+    error, learned = (
+        None if given.in_expectation else 1 - given.confidence,
+        given.order == "learned",
+    )
     held, shares, lost_there = 0, [], []
 
     def queries(rows: Rows, lexicon: Lexicon) -> list[Query]:
@@ -113,14 +143,20 @@ def main() -> None:
             made.append(Query(evidence, reference[row], scores[row]))
         return made
 
-    def found(choosing: Rows, judging: Rows, testing: Rows) -> tuple[Cascade, Lexicon, NDArray[np.float64]]:
-        """A cascade, and of each query that tests it how many documents it scores and what it loses."""
+    def found(
+        choosing: Rows, judging: Rows, testing: Rows
+    ) -> tuple[Cascade, Lexicon, NDArray[np.float64]]:
+        """A cascade, and of each query that tests it how many documents it scores and what it
+        loses.
+        """
         distinct = {ids.tobytes(): ids for row in choosing for ids in parts[row][1]}
         lexicon = Lexicon(embeddings, token_weights(list(distinct.values()), len(embeddings)))
         fitted = fit_first(queries(choosing, lexicon), given.order, False, given.top, "dcg")
         best = cheapest_option(fitted.options(given.max_loss))
         walks = [walk(query, fitted.order, given.top, "dcg") for query in queries(judging, lexicon)]
-        rule, losses = cheapest(walks, fitted.rules(best.rule), given.top, given.max_loss, error, "dcg")
+        rule, losses = cheapest(
+            walks, fitted.rules(best.rule), given.top, given.max_loss, error, "dcg"
+        )
         losses = np.ones(len(walks)) if losses is None else losses
         certificate = Certificate(
             measure="dcg",
@@ -138,19 +174,25 @@ def main() -> None:
             seen=tuple(query_hash(query) for query, _ in lists),
         )
         tested = [
-            walk(query, fitted.order, given.top, "dcg").stop(rule, given.top) for query in queries(testing, lexicon)
+            walk(query, fitted.order, given.top, "dcg").stop(rule, given.top)
+            for query in queries(testing, lexicon)
         ]
         return Cascade(fitted.order, rule, given.variant, certificate), lexicon, np.array(tested).T
 
     for split in range(given.splits):
         turn = np.random.default_rng(split).permutation(len(lists))
         half = len(lists) // 2
-        cascade, _, (depths, losses) = found(turn[: given.choosing], turn[given.choosing : half], turn[half:])
+        cascade, _, (depths, losses) = found(
+            turn[: given.choosing], turn[given.choosing : half], turn[half:]
+        )
         shares.append(float(depths.mean()) / given.depth)
         lost_there.append(float(losses.mean()))
         held += lost_there[-1] <= given.max_loss
         certified = f"{cascade.certificate.loss:.4f} lost to certify"
-        print(f"split {split}: {cascade.rule}, {certified}; test: {lost_there[-1]:.4f}, {shares[-1]:.1%}", flush=True)
+        print(
+            f"split {split}: {cascade.rule}, {certified}; test: {lost_there[-1]:.4f}, {shares[-1]:.1%}",
+            flush=True,
+        )
     if shares:
         print(
             f"{held} of {given.splits} hold; {np.mean(shares):.1%} of the pairs scored ({np.min(shares):.1%} to "
@@ -159,7 +201,9 @@ def main() -> None:
     turn = np.random.default_rng(0).permutation(len(lists))
     cascade, lexicon, _ = found(turn[: given.choosing], turn[given.choosing :], turn[:1])
     own = cascade.certificate
-    print(f"all: {cascade.rule}, {own.loss:.4f} lost, {own.bound:.4f} shown, {own.share:.1%} of the pairs scored")
+    print(
+        f"all: {cascade.rule}, {own.loss:.4f} lost, {own.bound:.4f} shown, {own.share:.1%} of the pairs scored"
+    )
     write_cascade(folder, cascade, lexicon if learned else None)
 
 

@@ -1,9 +1,10 @@
-"""What shrunk models reach on SciFact's test claims: nDCG@10 by labels, and agreement with the model they come from.
+"""What shrunk models reach on SciFact's test claims: nDCG@10 by labels, and agreement with the
+model they come from.
 
     python docs/measure/cascade/students.py DIR SCIFACT SMALL...
 
-DIR is the model folder that each SMALL was made of with `xopt shrink DIR -o SMALL --data SCIFACT --split train`. BM25's
-best hundred of 100 claims, always the same, are scored in FP32.
+DIR is the model folder that each SMALL was made of with `xopt shrink DIR -o SMALL --data SCIFACT
+--split train`. BM25's best hundred of 100 claims, always the same, are scored in FP32.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ def main() -> None:
         scores = open_scorer(name).score(candidates.pairs)
         took_s = time.monotonic() - start
         reference = scores if reference is None else reference
-        quality = {measure: values.mean() for measure, values in quality_by_query(candidates, scores).items()}
+        quality = {
+            measure: values.mean()
+            for measure, values in quality_by_query(candidates, scores).items()
+        }
         like = agreement(candidates, reference, scores)
         print(
             f"{name}: {len(scores) / took_s:.0f} pairs/s",

@@ -21,7 +21,9 @@ BATCH_ROWS = 4096
 
 @dataclass(frozen=True)
 class File:
-    """A Parquet file of candidates: the name of the input that it holds, its address, its rows, and its columns."""
+    """A Parquet file of candidates: the name of the input that it holds, its address, its rows,
+    and its columns.
+    """
 
     name: str
     path: str
@@ -45,25 +47,35 @@ def known_file(name: str, path: str, columns: Columns) -> tuple[File, pa.Schema]
         check_types(opened.schema_arrow, columns, name)
         meta = opened.metadata
         size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-        return File(name, path, meta.num_rows, size / max(1, meta.num_rows), columns), opened.schema_arrow
+        return File(
+            name, path, meta.num_rows, size / max(1, meta.num_rows), columns
+        ), opened.schema_arrow
 
 
 class Reader:
-    """Reads rows of one file, its own columns and others that it has, cheaply where they follow those read before."""
+    """Reads rows of one file, its own columns and others that it has, cheaply where they follow
+    those read before.
+    """
 
     def __init__(self, file: File, names: Sequence[str]) -> None:
         self.file = file
         self._opened = open_file(file.path, file.name)
         there, wanted = self._opened.schema_arrow.names, {*names, *file.columns.names()}
         self.names = [name for name in there if name in wanted]
-        groups = [self._opened.metadata.row_group(i).num_rows for i in range(self._opened.metadata.num_row_groups)]
+        groups = [
+            self._opened.metadata.row_group(i).num_rows
+            for i in range(self._opened.metadata.num_row_groups)
+        ]
         self._starts = np.cumsum([0, *groups])
         self._batches: Iterator[pa.RecordBatch] = iter(())
-        self._at = self._held_from = file.rows  # the next row of the iterator; the first one of what is held
+        # the next row of the iterator; the first one of what is held
+        self._at = self._held_from = file.rows
         self._held: pa.RecordBatch | None = None
 
     def rows(self, start: int, stop: int) -> pa.Table:
-        """Rows from `start` up to, without, `stop`. Raises BadInput where the file is damaged there."""
+        """Rows from `start` up to, without, `stop`. Raises BadInput where the file is damaged
+        there.
+        """
         try:
             return self._rows(start, stop)
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -78,7 +90,9 @@ class Reader:
             self._at = self._held_from = int(self._starts[group])
             self._held = None
             ahead = range(group, len(self._starts) - 1)
-            self._batches = self._opened.iter_batches(BATCH_ROWS, row_groups=list(ahead), columns=self.names)
+            self._batches = self._opened.iter_batches(
+                BATCH_ROWS, row_groups=list(ahead), columns=self.names
+            )
         found = []
         while start < stop:
             if self._held is None or start >= self._at:
@@ -91,16 +105,24 @@ class Reader:
             last = min(stop, self._at)
             found.append(self._held.slice(start - self._held_from, last - start))
             start = last
-        return pa.Table.from_batches(found) if found else self._opened.schema_arrow.empty_table().select(self.names)
+        return (
+            pa.Table.from_batches(found)
+            if found
+            else self._opened.schema_arrow.empty_table().select(self.names)
+        )
 
 
 def one_schema(
-    schemas: Sequence[pa.Schema], names: Sequence[str], kept: Sequence[str] | None, ids: Collection[str]
+    schemas: Sequence[pa.Schema],
+    names: Sequence[str],
+    kept: Sequence[str] | None,
+    ids: Collection[str],
 ) -> pa.Schema:
-    """One schema for the users' columns of all inputs, or those in `kept`; one that an input lacks is null there.
+    """One schema for the users' columns of all inputs, or those in `kept`; one that an input
+    lacks is null there.
 
-    Of `ids`, whole numbers among texts become texts. Raises BadInput where another column is of two types, naming the
-    inputs.
+    Of `ids`, whole numbers among texts become texts. Raises BadInput where another column is of
+    two types, naming the inputs.
     """
     together: dict[str, pa.Field] = {}
     for schema, name in zip(schemas, names, strict=True):
@@ -112,7 +134,9 @@ def one_schema(
                 together[field.name] = field
             elif not pa.types.is_null(field.type) and not before.equals(field, check_metadata=True):
                 if field.name in ids:  # of whole numbers and texts, as `check_types` has them
-                    together[field.name] = pa.field(field.name, _type_of_ids(before.type, field.type))
+                    together[field.name] = pa.field(
+                        field.name, _type_of_ids(before.type, field.type)
+                    )
                     continue
                 raise BadInput(
                     f"{name}: column {field.name!r} is of {_said(field)}, in the inputs before it of {_said(before)}; "
@@ -131,7 +155,9 @@ def _said(field: pa.Field) -> str:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    """The type without dictionaries and views, and with one kind of string: what every operation knows."""
+    """The type without dictionaries and views, and with one kind of string: what every operation
+    knows.
+    """
     if pa.types.is_dictionary(kind):
         return _plain_type(kind.value_type)
     if pa.types.is_string(kind) or kind == pa.string_view():

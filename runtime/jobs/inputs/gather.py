@@ -1,4 +1,6 @@
-"""Candidates of queries that lie scattered over the inputs are brought together, on disk and in bounded memory."""
+"""Candidates of queries that lie scattered over the inputs are brought together, on disk and in
+bounded memory.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +26,14 @@ ROWS_AT_ONCE = 1 << 15
 PLACE = "xopt:place"  # of a row among all
 
 
-def gather(files: Sequence[File], runs: NDArray[np.int64], schema: pa.Schema, folder: Path) -> list[Path]:
+def gather(
+    files: Sequence[File], runs: NDArray[np.int64], schema: pa.Schema, folder: Path
+) -> list[Path]:
     """Write the rows of `runs`, a query's together, to prepared files in `folder`.
 
-    The queries are cut into buckets by hash, as an external hash join does it; each bucket is then put in order: by
-    the first row of its queries, and within them in the inputs' order. `schema` is that of the users' columns.
+    The queries are cut into buckets by hash, as an external hash join does it; each bucket is
+    then put in order: by the first row of its queries, and within them in the inputs' order.
+    `schema` is that of the users' columns.
     """
     rows = int((runs[:, 2] - runs[:, 1]).sum())
     count = min(MOST_BUCKETS, -(-rows // BUCKET_ROWS))
@@ -56,8 +61,13 @@ def gather(files: Sequence[File], runs: NDArray[np.int64], schema: pa.Schema, fo
 
 
 def gathered_columns(files: Sequence[File]) -> Columns:
-    """The columns that say what is to be scored: document ids where all files have them, others where one has."""
-    ids = {name: [getattr(file.columns, name) for file in files] for name in ("query_id", "doc_id", "first")}
+    """The columns that say what is to be scored: document ids where all files have them, others
+    where one has.
+    """
+    ids = {
+        name: [getattr(file.columns, name) for file in files]
+        for name in ("query_id", "doc_id", "first")
+    }
     found = {name: name for name, named in ids.items() if (all if name == "doc_id" else any)(named)}
     return prepared_columns(Columns("query", "text", **found))
 
@@ -69,10 +79,18 @@ def _chosen(
     before = 0
     for number, file in enumerate(files):
         mine = runs[runs[:, 0] == number]
-        rows = np.concatenate([np.arange(a, b) for a, b in mine[:, 1:3]]) if len(mine) else np.empty(0, np.int64)
+        rows = (
+            np.concatenate([np.arange(a, b) for a, b in mine[:, 1:3]])
+            if len(mine)
+            else np.empty(0, np.int64)
+        )
         hashes = np.repeat(mine[:, 3], mine[:, 2] - mine[:, 1])
         if len(rows):
-            names = list(dict.fromkeys([*file.columns.names(), *(n for n in schema.names if n in _names(file))]))
+            names = list(
+                dict.fromkeys(
+                    [*file.columns.names(), *(n for n in schema.names if n in _names(file))]
+                )
+            )
             at = 0
             with open_file(file.path, file.name) as opened:
                 for batch in map(plain, opened.iter_batches(ROWS_AT_ONCE, columns=names)):
@@ -80,7 +98,10 @@ def _chosen(
                     if last > first:
                         chosen = rows[first:last]
                         table = pa.Table.from_batches([batch]).take(pa.array(chosen - at))
-                        yield _prepared(table, file, columns, schema, chosen, before), hashes[first:last]
+                        yield (
+                            _prepared(table, file, columns, schema, chosen, before),
+                            hashes[first:last],
+                        )
                     at += batch.num_rows
         before += file.rows
 
@@ -91,17 +112,28 @@ def _names(file: File) -> list[str]:
 
 
 def _prepared(
-    table: pa.Table, file: File, columns: Columns, schema: pa.Schema, places: NDArray[np.int64], before: int
+    table: pa.Table,
+    file: File,
+    columns: Columns,
+    schema: pa.Schema,
+    places: NDArray[np.int64],
+    before: int,
 ) -> pa.Table:
     values = {name: table.column(name).to_pylist() for name in file.columns.names()}
     mine = write_prepared(rows_of(values, file.columns, file.name, places.tolist()), columns)
     own = conformed(table, schema)
-    return pa.table({**mine, **{name: own.column(name) for name in schema.names}, PLACE: before + places})
+    return pa.table(
+        {**mine, **{name: own.column(name) for name in schema.names}, PLACE: before + places}
+    )
 
 
 def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
     places = table.column(PLACE).to_numpy()
-    queries = table.column(columns.query_id or columns.query).combine_chunks().dictionary_encode(null_encoding="encode")
+    queries = (
+        table.column(columns.query_id or columns.query)
+        .combine_chunks()
+        .dictionary_encode(null_encoding="encode")
+    )
     numbers = queries.indices.to_numpy()
     first = np.full(len(queries.dictionary), np.iinfo(np.int64).max)
     np.minimum.at(first, numbers, places)
@@ -109,12 +141,16 @@ def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
 
 
 def _check_documents(table: pa.Table, columns: Columns, files: Sequence[File]) -> None:
-    """Raises BadInput, with both places, where a document stands twice among those of a query that there is."""
+    """Raises BadInput, with both places, where a document stands twice among those of a query
+    that there is.
+    """
     if columns.doc_id is None:
         return
     names = (columns.query_id or columns.query, columns.doc_id, PLACE)
     seen: dict[tuple[str, str], int] = {}
-    for query, document, place in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+    for query, document, place in zip(
+        *(table.column(name).to_pylist() for name in names), strict=True
+    ):
         if query is None:
             continue
         first = seen.setdefault((query, document), place)

@@ -14,13 +14,16 @@ from xopt.runtime.jobs.inputs.files import File
 __all__ = ["Part", "cut", "part_rows"]
 
 PART_ROWS = {"cpu": 4096, "cuda": 65536}  # a fault loses no more than a part that was under way
-CASCADED = 4  # times as many: few of them are scored, and a cascade's blocks are small at a part's end
+# times as many: few of them are scored, and a cascade's blocks are small at a part's end
+CASCADED = 4
 PART_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows that are scored and written together: slices (file, first row, end) of the job's files."""
+    """Rows that are scored and written together: slices (file, first row, end) of the job's
+    files.
+    """
 
     number: int
     slices: tuple[tuple[int, int, int], ...]
@@ -35,7 +38,9 @@ def part_rows(device: str, cascade: bool) -> int:
     return PART_ROWS[device] * (CASCADED if cascade else 1)
 
 
-def cut(runs: NDArray[np.int64], files: Sequence[File], most: int) -> list[list[tuple[int, int, int]]]:
+def cut(
+    runs: NDArray[np.int64], files: Sequence[File], most: int
+) -> list[list[tuple[int, int, int]]]:
     """Cut runs, of which those of one query follow each other, into the slices of parts.
 
     A part has `most` rows, and `PART_BYTES` bytes, at most, unless a single query has more.

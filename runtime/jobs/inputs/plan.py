@@ -31,7 +31,9 @@ COLLECTION = ("query_id", "query", "doc_id", "text")
 
 @dataclass(frozen=True)
 class Planned:
-    """The files that a job reads, the users' columns that it keeps, its parts, and how many rows were gathered."""
+    """The files that a job reads, the users' columns that it keeps, its parts, and how many rows
+    were gathered.
+    """
 
     files: tuple[File, ...]
     schema: pa.Schema
@@ -55,10 +57,10 @@ def plan(
 ) -> Planned:
     """Cut inputs into parts of whole queries, `part_rows` rows each at most.
 
-    `read` reads collections, in the columns `COLLECTION`; `split` is that of `hf:` datasets; what has to be written
-    goes to `folder`. Parquet is read where it lies. Tables in text, datasets and collections are written as Parquet,
-    and so are the rows of queries whose candidates do not stand together. Raises BadInput where the inputs cannot be
-    ranked.
+    `read` reads collections, in the columns `COLLECTION`; `split` is that of `hf:` datasets; what
+    has to be written goes to `folder`. Parquet is read where it lies. Tables in text, datasets
+    and collections are written as Parquet, and so are the rows of queries whose candidates do not
+    stand together. Raises BadInput where the inputs cannot be ranked.
     """
     tables: dict[Source, _Table] = {}
     paths: dict[Source, str] = {}
@@ -68,10 +70,17 @@ def plan(
             write_hf(source.name.removeprefix("hf:"), split, Path(paths[source]))
         elif source.kind != "parquet":
             tables[source] = _Table(source, read, folder, number)
-    named = {s: columns_of(asked, list(table.kinds), s.name) for s, table in tables.items() if table.kinds}
+    named = {
+        s: columns_of(asked, list(table.kinds), s.name)
+        for s, table in tables.items()
+        if table.kinds
+    }
     fields = fields_of([table.kinds for table in tables.values()], _ids(named.values()))
     found = [
-        tables[s].prepared(named.get(s), fields) if s in tables else _parquet(s, asked, paths.get(s)) for s in sources
+        tables[s].prepared(named.get(s), fields)
+        if s in tables
+        else _parquet(s, asked, paths.get(s))
+        for s in sources
     ]
     whole = [item for item in found if item is not None]
     files, schemas = [file for file, _, _ in whole], [schema for _, schema, _ in whole]
@@ -83,17 +92,29 @@ def plan(
             )
     kept: list[str] | None = [] if words else None
     if ids_only and not words:
-        kept = [str(name) for _, _, columns in whole for name in (columns.query_id or columns.query, columns.doc_id)]
-    schema = one_schema(schemas, [file.name for file in files], kept, _ids(columns for _, _, columns in whole))
+        kept = [
+            str(name)
+            for _, _, columns in whole
+            for name in (columns.query_id or columns.query, columns.doc_id)
+        ]
+    schema = one_schema(
+        schemas, [file.name for file in files], kept, _ids(columns for _, _, columns in whole)
+    )
     scanned = scan(files, schema.names, words)
     runs, scattered = scanned.table(), scanned.scattered()
     parts = cut(runs[~scattered], files, part_rows)
     rows = int((runs[scattered, 2] - runs[scattered, 1]).sum())
     if rows:
-        log.info("rerank: %d rows are of queries whose candidates lie apart; they are brought together", rows)
+        log.info(
+            "rerank: %d rows are of queries whose candidates lie apart; they are brought together",
+            rows,
+        )
         made = gather(files, runs[scattered], schema, folder)
         columns = gathered_columns(files)
-        together = [known_file("the inputs, a query's rows together", str(path), columns)[0] for path in made]
+        together = [
+            known_file("the inputs, a query's rows together", str(path), columns)[0]
+            for path in made
+        ]
         more = scan(together).table()
         more[:, 0] += len(files)
         files += together
@@ -108,7 +129,8 @@ def _ids(columns: Iterable[Columns]) -> set[str]:
     return {name for each in columns for name in (each.query_id, each.doc_id) if name is not None}
 
 
-Found = tuple[File, pa.Schema, Columns]  # a source as Parquet, the users' columns in it, and those that are scored
+# a source as Parquet, the users' columns in it, and those that are scored
+Found = tuple[File, pa.Schema, Columns]
 
 
 def _parquet(source: Source, asked: Columns, path: str | None) -> Found:
@@ -119,9 +141,13 @@ def _parquet(source: Source, asked: Columns, path: str | None) -> Found:
 
 
 class _Table:
-    """A source that is written as Parquet. A table is read once before, for the kinds of its values."""
+    """A source that is written as Parquet. A table is read once before, for the kinds of its
+    values.
+    """
 
-    def __init__(self, source: Source, read: Callable[[Source], Iterable[Values]], folder: Path, number: int) -> None:
+    def __init__(
+        self, source: Source, read: Callable[[Source], Iterable[Values]], folder: Path, number: int
+    ) -> None:
         self.source, self._out = source, folder / f"source-{number:04d}.parquet"
         self._read: Callable[[], Iterable[Values]] = lambda: read(source)
         self.kinds: Kinds = {name: {"str"} for name in COLLECTION}
@@ -146,6 +172,10 @@ def _local(name: str, copy: Path) -> Path:
     if "://" not in name:
         return Path(name)
     system, path = located(name)
-    with writing(copy), system.open_input_stream(path, compression=None) as stream, copy.open("wb") as out:
+    with (
+        writing(copy),
+        system.open_input_stream(path, compression=None) as stream,
+        copy.open("wb") as out,
+    ):
         shutil.copyfileobj(stream, out, 1 << 20)
     return copy

@@ -1,4 +1,6 @@
-"""Inputs that are not Parquet become Parquet: what is to be scored beside the user's own columns, with their types."""
+"""Inputs that are not Parquet become Parquet: what is to be scored beside the user's own columns,
+with their types.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from xopt.runtime.files import new_file
 from xopt.runtime.jobs.inputs.columns import PREPARED, Columns, Row, row_of
 from xopt.runtime.scoring.encode import clean
 
-__all__ = ["JSON", "Kinds", "fields_of", "kinds_of", "prepare", "prepared_columns", "prepared_fields", "write_prepared"]
+__all__ = [
+    "JSON",
+    "Kinds",
+    "fields_of",
+    "kinds_of",
+    "prepare",
+    "prepared_columns",
+    "prepared_fields",
+    "write_prepared",
+]
 
 ROWS_AT_ONCE = 4096
 EXACT_INTEGERS = 1 << 53  # beyond, a float has not all of them
@@ -30,19 +41,30 @@ Kinds = dict[str, set[str]]  # the kinds of a column's values, by its name
 def prepared_columns(columns: Columns) -> Columns:
     """The columns that a prepared file has for those of an input."""
     there = {"query": "query", "text": "text"}
-    there.update({name: name for name in ("query_id", "doc_id", "first") if getattr(columns, name) is not None})
+    there.update(
+        {
+            name: name
+            for name in ("query_id", "doc_id", "first")
+            if getattr(columns, name) is not None
+        }
+    )
     return Columns(**{name: f"{PREPARED}{column}" for name, column in there.items()})
 
 
 def prepared_fields(columns: Columns) -> list[pa.Field]:
     """The fields that they are of."""
-    return [pa.field(n, pa.float64() if n == columns.first else pa.large_string()) for n in columns.names()]
+    return [
+        pa.field(n, pa.float64() if n == columns.first else pa.large_string())
+        for n in columns.names()
+    ]
 
 
 def write_prepared(rows: Iterable[Row], columns: Columns) -> dict[str, pa.Array]:
     """The values of prepared columns for rows."""
     rows = list(rows)
-    role = {getattr(columns, name): name for name in ("query_id", "query", "doc_id", "text", "first")}
+    role = {
+        getattr(columns, name): name for name in ("query_id", "query", "doc_id", "text", "first")
+    }
     return {
         field.name: pa.array([getattr(row, role[field.name]) for row in rows], field.type)
         for field in prepared_fields(columns)
@@ -61,8 +83,9 @@ def kinds_of(rows: Iterable[Values]) -> Kinds:
 def fields_of(tables: Sequence[Kinds], ids: Collection[str]) -> dict[str, pa.Field]:
     """The fields of all tables together.
 
-    Whole numbers, floats, truth values and texts stay what they are, whole numbers among floats become floats, and of a
-    column with several kinds, or with lists and objects, each value is kept as JSON; but of a column of `ids` as text.
+    Whole numbers, floats, truth values and texts stay what they are, whole numbers among floats
+    become floats, and of a column with several kinds, or with lists and objects, each value is
+    kept as JSON; but of a column of `ids` as text.
     """
     together: Kinds = {}
     for kinds in tables:
@@ -71,7 +94,9 @@ def fields_of(tables: Sequence[Kinds], ids: Collection[str]) -> dict[str, pa.Fie
     return {column: _field(column, found, column in ids) for column, found in together.items()}
 
 
-def prepare(read: Callable[[], Iterable[Values]], columns: Columns, fields: Sequence[pa.Field], out: Path) -> None:
+def prepare(
+    read: Callable[[], Iterable[Values]], columns: Columns, fields: Sequence[pa.Field], out: Path
+) -> None:
     """Write the rows that `read` gives to a Parquet file, with the users' columns as `fields`.
 
     Raises BadInput where a row is bad.
@@ -81,9 +106,13 @@ def prepare(read: Callable[[], Iterable[Values]], columns: Columns, fields: Sequ
     rows = iter(read())
     with new_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         while part := list(islice(rows, ROWS_AT_ONCE)):
-            mine = write_prepared((row_of(values, columns, where) for where, values in part), written)
+            mine = write_prepared(
+                (row_of(values, columns, where) for where, values in part), written
+            )
             own = {
-                field.name: pa.array([_value(v.get(field.name), field, where) for where, v in part], field.type)
+                field.name: pa.array(
+                    [_value(v.get(field.name), field, where) for where, v in part], field.type
+                )
                 for field in fields
             }
             writer.write_table(pa.table({**mine, **own}, schema=schema))
@@ -95,7 +124,13 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
-        return "int" if abs(value) <= EXACT_INTEGERS else "long" if -(1 << 63) <= value < 1 << 63 else "json"
+        return (
+            "int"
+            if abs(value) <= EXACT_INTEGERS
+            else "long"
+            if -(1 << 63) <= value < 1 << 63
+            else "json"
+        )
     return "float" if isinstance(value, float) else "str" if isinstance(value, str) else "json"
 
 
@@ -120,11 +155,15 @@ def _value(value: Any, field: pa.Field, where: str) -> Any:
     try:
         return json.dumps(_plain(value), ensure_ascii=False)
     except RecursionError:
-        raise BadInput(f"{where}: {field.name!r} holds lists or objects too deep in each other") from None
+        raise BadInput(
+            f"{where}: {field.name!r} holds lists or objects too deep in each other"
+        ) from None
 
 
 def _plain(value: Any) -> Any:
-    """The value as any JSON reader takes it: without NaN, infinities, and halves of surrogate pairs."""
+    """The value as any JSON reader takes it: without NaN, infinities, and halves of surrogate
+    pairs.
+    """
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):

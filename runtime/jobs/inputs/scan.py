@@ -1,4 +1,6 @@
-"""Where each query's candidates lie, and whether the inputs can be ranked at all: seen before anything is scored."""
+"""Where each query's candidates lie, and whether the inputs can be ranked at all: seen before
+anything is scored.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +25,21 @@ ROWS_AT_ONCE = 1 << 12
 
 
 class Runs:
-    """Rows that follow each other and are of one query: their files, first rows, ends and queries, by hash."""
+    """Rows that follow each other and are of one query: their files, first rows, ends and
+    queries, by hash.
+    """
 
     def __init__(self) -> None:
         self._values = array("q")
 
     def add(self, file: int, start: int, stop: int, query: int) -> None:
         """Note rows, which go on a run where they follow it in its file."""
-        if self._values and self._values[-4] == file and self._values[-2] == start and self._values[-1] == query:
+        if (
+            self._values
+            and self._values[-4] == file
+            and self._values[-2] == start
+            and self._values[-1] == query
+        ):
             self._values[-2] = stop
         else:
             self._values.extend((file, start, stop, query))
@@ -40,7 +49,9 @@ class Runs:
         return np.array(self._values, np.int64).reshape(-1, 4)
 
     def scattered(self) -> NDArray[np.bool_]:
-        """Which runs are of queries whose rows do not all follow each other, from one file to the next included."""
+        """Which runs are of queries whose rows do not all follow each other, from one file to the
+        next included.
+        """
         queries = self.table()[:, 3]
         first = np.ones(len(queries), bool)
         first[1:] = queries[1:] != queries[:-1]
@@ -49,11 +60,12 @@ class Runs:
 
 
 def scan(files: Sequence[File], names: Sequence[str] = (), words: bool = False) -> Runs:
-    """Read the ids and queries of all files, and on this machine the columns `names` too, to see that they are whole.
+    """Read the ids and queries of all files, and on this machine the columns `names` too, to see
+    that they are whole.
 
-    Raises BadInput, with the row, where an id is null or blank, stands for two queries or, with `words`, holds blanks,
-    where a document stands twice among those of a query that follow each other, and for a first-stage score that is no
-    finite number.
+    Raises BadInput, with the row, where an id is null or blank, stands for two queries or, with
+    `words`, holds blanks, where a document stands twice among those of a query that follow each
+    other, and for a first-stage score that is no finite number.
     """
     runs, queries = Runs(), _Queries(words)
     for number, file in enumerate(files):
@@ -105,41 +117,59 @@ class _Queries:
         changes = _changes(ids) | _changes(texts)
         starts = np.flatnonzero(changes)
         for start, stop, value, text in zip(
-            starts, [*starts[1:], len(ids)], ids.take(starts).to_pylist(), texts.take(starts).to_pylist(), strict=True
+            starts,
+            [*starts[1:], len(ids)],
+            ids.take(starts).to_pylist(),
+            texts.take(starts).to_pylist(),
+            strict=True,
         ):
             where = f"{file.name}: row {at + start}"
             query_text = query_or_null(text, columns.query, where)
-            named = columns.query_id is not None and not (value is None and columns.query_id.startswith(PREPARED))
+            named = columns.query_id is not None and not (
+                value is None and columns.query_id.startswith(PREPARED)
+            )
             nameless = not named and query_text is None
             name = None if nameless else id_of(value, columns.query_id or columns.query, where)
             query = _hash(name)
             if self.words:
                 if name is None:
-                    raise BadInput(f"{where}: a null query without an id, which a run cannot have; write .jsonl")
+                    raise BadInput(
+                        f"{where}: a null query without an id, which a run cannot have; write .jsonl"
+                    )
                 _check_word(str(value), where)
             if query != self.at:
                 self.at, self.documents = query, set()
-            if query_text is not None and self.texts.setdefault(query, _hash(query_text)) != _hash(query_text):
-                raise BadInput(f"{where}: query id {value!r:.60} stands for another query above; an id stands for one")
+            if query_text is not None and self.texts.setdefault(query, _hash(query_text)) != _hash(
+                query_text
+            ):
+                raise BadInput(
+                    f"{where}: query id {value!r:.60} stands for another query above; an id stands for one"
+                )
             if documents is not None:
                 self._documents(documents[start:stop].to_pylist(), file, at + int(start), name)
             yield int(start), int(stop), query
 
-    def _documents(self, found: Sequence[object], file: File, first: int, query: str | None) -> None:
+    def _documents(
+        self, found: Sequence[object], file: File, first: int, query: str | None
+    ) -> None:
         """Rows without a query are not candidates of one, and may be of one document."""
         for row, value in enumerate(found, start=first):
             name = str(value)
             if value is None or not name.strip() or (query is not None and name in self.documents):
                 where = f"{file.name}: row {row}"
                 name = id_of(value, str(file.columns.doc_id), where)
-                raise BadInput(f"{where}: document {name!r:.60} stands twice among the candidates of {query!r:.60}")
+                raise BadInput(
+                    f"{where}: document {name!r:.60} stands twice among the candidates of {query!r:.60}"
+                )
             if self.words:
                 _check_word(name, f"{file.name}: row {row}")
             self.documents.add(name)
 
 
 def _hash(text: str | None) -> int:
-    """Eight bytes of a hash that is the same in every process: it says in which order queries are gathered."""
+    """Eight bytes of a hash that is the same in every process: it says in which order queries are
+    gathered.
+    """
     kind = b"null" if text is None else b"text"
     digest = hashlib.blake2b((text or "").encode(), digest_size=8, person=kind).digest()
     return int.from_bytes(digest, "little", signed=True)
@@ -147,7 +177,9 @@ def _hash(text: str | None) -> int:
 
 def _check_word(name: str, where: str) -> None:
     if name.split() != [name]:
-        raise BadInput(f"{where}: id {name!r:.60} holds blanks, which a TREC run cannot; write .jsonl or .parquet")
+        raise BadInput(
+            f"{where}: id {name!r:.60} holds blanks, which a TREC run cannot; write .jsonl or .parquet"
+        )
 
 
 def _changes(column: pa.Array) -> NDArray[np.bool_]:

@@ -31,10 +31,11 @@ BEIR = ("corpus.jsonl*", "queries.jsonl*", "qrels/*")
 class Source:
     """An input by its name, and the fingerprint of what it holds.
 
-    kind: "parquet", "table" (in text), "hf" (a Hugging Face dataset), or, with a first stage, "collection" (a BEIR
-    folder) or "data set" (irds: and the demo's). The fingerprint is the sha256 of a local file or of all files of a
-    local folder, size and time of change of a file on a store, and nothing for a data set that a library provides.
-    place: its path or address, however it was named.
+    kind: "parquet", "table" (in text), "hf" (a Hugging Face dataset), or, with a first stage,
+    "collection" (a BEIR folder) or "data set" (irds: and the demo's). The fingerprint is the
+    sha256 of a local file or of all files of a local folder, size and time of change of a file on
+    a store, and nothing for a data set that a library provides. place: its path or address,
+    however it was named.
     """
 
     name: str
@@ -44,9 +45,11 @@ class Source:
 
 
 def located(name: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a path or address, and the path there. Raises BadInput where there is none of that kind.
+    """The file system of a path or address, and the path there. Raises BadInput where there is
+    none of that kind.
 
-    s3, gs, abfs and hdfs are Arrow's; of others (https, hf and what else fsspec has) fsspec's are taken.
+    s3, gs, abfs and hdfs are Arrow's; of others (https, hf and what else fsspec has) fsspec's are
+    taken.
     """
     if "://" not in name:
         return fs.LocalFileSystem(), str(Path(name).resolve())
@@ -63,11 +66,14 @@ def located(name: str) -> tuple[fs.FileSystem, str]:
     return system, path
 
 
-def find_sources(inputs: Sequence[str], run: str | None = None, made: Sequence[Path] = ()) -> list[Source]:
-    """The sources that `inputs` name, in their order, a folder's and a pattern's by name, without what a job `made`.
+def find_sources(
+    inputs: Sequence[str], run: str | None = None, made: Sequence[Path] = ()
+) -> list[Source]:
+    """The sources that `inputs` name, in their order, a folder's and a pattern's by name, without
+    what a job `made`.
 
-    Raises BadInput where one is missing, of no known kind, named twice or what the job makes, and where `run` goes with
-    no collection.
+    Raises BadInput where one is missing, of no known kind, named twice or what the job makes, and
+    where `run` goes with no collection.
     """
     if run is not None and not Path(run).is_file():
         raise BadInput(f"{run}: no such file; --run takes a TREC run")
@@ -87,10 +93,15 @@ def find_sources(inputs: Sequence[str], run: str | None = None, made: Sequence[P
         first[place] = name
     if run is not None and any(kind in WITHOUT_FIRST_STAGE for _, kind in found):
         named = next(name for name, kind in found if kind in WITHOUT_FIRST_STAGE)
-        raise BadInput(f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither")
+        raise BadInput(
+            f"{named}: --run names documents of a BEIR folder or an irds: dataset; this is neither"
+        )
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda item: _fingerprint(item[0], item[1], run), found)
-        return [Source(*item, made_of, place) for item, made_of, place in zip(found, prints, places, strict=True)]
+        return [
+            Source(*item, made_of, place)
+            for item, made_of, place in zip(found, prints, places, strict=True)
+        ]
 
 
 def _check_name(name: str) -> None:
@@ -119,7 +130,9 @@ def _named(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, 
         if info.type == fs.FileType.Directory:
             if known := _within(name, system, path, run):
                 return known
-            raise BadInput(f"{name}: no {', '.join(FILES)} file in it, and no corpus.jsonl of a BEIR folder")
+            raise BadInput(
+                f"{name}: no {', '.join(FILES)} file in it, and no corpus.jsonl of a BEIR folder"
+            )
     except (OSError, UnicodeError) as error:  # Arrow's names of files are UTF-8
         raise BadInput(f"{name}: cannot be read ({first_line(error)})") from error
     if info.type == fs.FileType.NotFound:
@@ -128,7 +141,9 @@ def _named(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, 
         )
     kind = _kind(name)
     if kind is None:
-        raise BadInput(f"{name}: unknown kind {Path(path).suffix!r}; give {', '.join(FILES)} files, gzipped or not")
+        raise BadInput(
+            f"{name}: unknown kind {Path(path).suffix!r}; give {', '.join(FILES)} files, gzipped or not"
+        )
     return [(name, kind)]
 
 
@@ -140,14 +155,24 @@ def _kind(name: str) -> str | None:
 
 
 def _listed(system: fs.FileSystem, folder: str, deep: bool) -> dict[str, fs.FileType]:
-    """What stands in a folder, or below it, by path from there: hidden ones are left out, lost links NotFound."""
+    """What stands in a folder, or below it, by path from there: hidden ones are left out, lost
+    links NotFound.
+    """
     start = len(folder.rstrip("/")) + 1
     found = system.get_file_info(fs.FileSelector(folder, recursive=deep))
     types = {info.path[start:]: info.type for info in found}
     if isinstance(system, fs.LocalFileSystem):  # Arrow leaves out links that lead nowhere
-        links = (path for path in (Path(folder).rglob("*") if deep else Path(folder).iterdir()) if path.is_symlink())
+        links = (
+            path
+            for path in (Path(folder).rglob("*") if deep else Path(folder).iterdir())
+            if path.is_symlink()
+        )
         types |= {str(path)[start:]: fs.FileType.NotFound for path in links if not path.exists()}
-    return {path: types[path] for path in sorted(types) if not any(p.startswith(HIDDEN) for p in path.split("/"))}
+    return {
+        path: types[path]
+        for path in sorted(types)
+        if not any(p.startswith(HIDDEN) for p in path.split("/"))
+    }
 
 
 def _found(path: str, type_: fs.FileType) -> bool:
@@ -160,14 +185,22 @@ def _found(path: str, type_: fs.FileType) -> bool:
 def _within(name: str, system: fs.FileSystem, path: str, run: str | None) -> list[tuple[str, str]]:
     """The files of a folder that are read, or the collection that it is."""
     start = name.rstrip("/")
-    below = [file for file, type_ in _listed(system, path, deep=True).items() if _found(f"{start}/{file}", type_)]
-    if "://" not in name and (run is not None or any(file.startswith("corpus.jsonl") for file in below)):
+    below = [
+        file
+        for file, type_ in _listed(system, path, deep=True).items()
+        if _found(f"{start}/{file}", type_)
+    ]
+    if "://" not in name and (
+        run is not None or any(file.startswith("corpus.jsonl") for file in below)
+    ):
         return [(name, "collection")]
     return _known(name, [(f"{start}/{file}", _kind(file)) for file in below])
 
 
 def _known(name: str, found: Sequence[tuple[str, str | None]]) -> list[tuple[str, str]]:
-    """The files of a kind that is read; others are left out with a warning, but for packed ones, which are refused."""
+    """The files of a kind that is read; others are left out with a warning, but for packed ones,
+    which are refused.
+    """
     others = [file for file, kind in found if kind is None]
     for file in others:
         if Path(file.lower()).suffix in PACKED and Path(Path(file.lower()).stem).suffix in FILES:
@@ -175,12 +208,16 @@ def _known(name: str, found: Sequence[tuple[str, str | None]]) -> list[tuple[str
                 f"{file}: cannot be read; unpack it, and give {', '.join(FILES)} files, gzipped but for Parquet"
             )
     if others and len(others) < len(found):
-        log.warning("%s: %d files of other kinds are left out: %.160s", name, len(others), ", ".join(others))
+        log.warning(
+            "%s: %d files of other kinds are left out: %.160s", name, len(others), ", ".join(others)
+        )
     return [(file, kind) for file, kind in found if kind is not None]
 
 
 def _matching(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[str, str]]:
-    """The files that a pattern names, and those in folders that it does; `**` is any number of folders, and none."""
+    """The files that a pattern names, and those in folders that it does; `**` is any number of
+    folders, and none.
+    """
     head = name[: min(name.find(c) for c in WILD if c in name)].rpartition("/")[0]
     system, folder = located(head or ("/" if name.startswith("/") else "."))
     if system.get_file_info(folder).type != fs.FileType.Directory:
@@ -198,7 +235,9 @@ def _matching(name: str, run: str | None, made: Sequence[Path]) -> list[tuple[st
             inner = _within(start + each, system, f"{folder.rstrip('/')}/{each}", run)
             found += inner
             if not inner:
-                log.warning("%s: a folder without %s files is left out", start + each, ", ".join(FILES))
+                log.warning(
+                    "%s: a folder without %s files is left out", start + each, ", ".join(FILES)
+                )
     if not (known := sorted(set(_known(name, [*files, *found])))):
         raise BadInput(f"{name}: no {', '.join(FILES)} file has such a name")
     return known
@@ -210,12 +249,18 @@ def _fitting(system: fs.FileSystem, folder: str, pattern: Sequence[str]) -> dict
         below = _listed(system, folder, deep=True)
         return {path: type_ for path, type_ in below.items() if _fits(path.split("/"), pattern)}
     first, *rest = pattern
-    here = {name: type_ for name, type_ in _listed(system, folder, deep=False).items() if fnmatchcase(name, first)}
+    here = {
+        name: type_
+        for name, type_ in _listed(system, folder, deep=False).items()
+        if fnmatchcase(name, first)
+    }
     if not rest:
         return here
     folders = [name for name, type_ in here.items() if type_ == fs.FileType.Directory]
     inner = {name: _fitting(system, f"{folder.rstrip('/')}/{name}", rest) for name in folders}
-    return {f"{name}/{each}": type_ for name, found in inner.items() for each, type_ in found.items()}
+    return {
+        f"{name}/{each}": type_ for name, found in inner.items() for each, type_ in found.items()
+    }
 
 
 def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:
@@ -242,7 +287,9 @@ def _fingerprint(name: str, kind: str, run: str | None) -> str:
             return "" if run is None else sha256_of(Path(run))
         if kind == "collection":
             files = [path for pattern in BEIR for path in sorted(Path(name).glob(pattern))]
-            return _sha256_of_all(Path(name), files, [sha256_of(Path(run))] if run is not None else [])
+            return _sha256_of_all(
+                Path(name), files, [sha256_of(Path(run))] if run is not None else []
+            )
         system, path = located(name)
         if isinstance(system, fs.LocalFileSystem):
             return sha256_of(Path(path))

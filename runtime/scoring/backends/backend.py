@@ -30,7 +30,8 @@ __all__ = [
 
 
 UNPADDED = "/unpadded"  # names in a graph what runs where no pair of a forward is padded
-NARROW = "/narrow"  # names an attention's softmax whose rows' largest scores were all within `NEAR` of zero
+# names an attention's softmax whose rows' largest scores were all within `NEAR` of zero
+NARROW = "/narrow"
 NEAR = 20.0
 
 
@@ -38,7 +39,8 @@ _began: dict[str, int] = {}  # the process that first ran a runtime's threads
 
 
 def check_no_fork(runtime: str, begins: bool = True) -> None:
-    """Raises BadInput in a process that was forked after the `runtime` ran: its threads, and their locks, are lost.
+    """Raises BadInput in a process that was forked after the `runtime` ran: its threads, and
+    their locks, are lost.
 
     `begins`: it runs from now on.
     """
@@ -66,10 +68,12 @@ class Clock(Protocol):
 
 
 class Backend(Protocol):
-    """Runs a variant on a device. `load` and `forward` may return before the device is done; `finish` waits.
+    """Runs a variant on a device. `load` and `forward` may return before the device is done;
+    `finish` waits.
 
-    `streams`: the device works while the host goes on, so that tokenising ahead keeps it busy. `step`: of the
-    widths that it is fastest with, as `xopt.runtime.scoring.plan.plan_forwards` takes it.
+    `streams`: the device works while the host goes on, so that tokenising ahead keeps it busy.
+    `step`: of the widths that it is fastest with, as `xopt.runtime.scoring.plan.plan_forwards`
+    takes it.
     """
 
     clock: Clock
@@ -86,7 +90,9 @@ class Backend(Protocol):
         """Logits of all forwards, one after the other: float32[pairs, labels]."""
 
     def profiled(self, batches: Sequence[Any]) -> Times:
-        """Where the time of loaded batches goes, one after the other, by the runtime's own profiler; empty if none."""
+        """Where the time of loaded batches goes, one after the other, by the runtime's own
+        profiler; empty if none.
+        """
 
 
 class CpuClock:
@@ -125,10 +131,18 @@ class PaddedArrays:
         return Times(float)
 
 
-def pad(tokens: Tokens, forward: Forward, pad_id: int, *, left: bool) -> dict[str, NDArray[np.int64]]:
-    """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids; padding on the `left`."""
+def pad(
+    tokens: Tokens, forward: Forward, pad_id: int, *, left: bool
+) -> dict[str, NDArray[np.int64]]:
+    """The int64[pairs, width] arrays of one forward: ids, attention mask and type ids; padding on
+    the `left`.
+    """
     shape = (len(forward.rows), forward.width)
-    ids, mask, types = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    ids, mask, types = (
+        np.full(shape, pad_id, np.int64),
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
+    )
     for i, row in enumerate(forward.rows):
         length = int(tokens.lengths[row])
         place = slice(forward.width - length, None) if left else slice(length)

@@ -1,7 +1,9 @@
-"""A CrossEncoder as one network, from tokens to logits: what torch runs, and what is exported to ONNX.
+"""A CrossEncoder as one network, from tokens to logits: what torch runs, and what is exported to
+ONNX.
 
-sentence-transformers' CrossEncoder is a list of modules: a transformer with its classification head; a transformer, a
-pooling and a head of their own; or a causal language model, whose score is the logit of one token less that of another.
+sentence-transformers' CrossEncoder is a list of modules: a transformer with its classification
+head; a transformer, a pooling and a head of their own; or a causal language model, whose score is
+the logit of one token less that of another.
 """
 
 from __future__ import annotations
@@ -35,13 +37,21 @@ __all__ = [
     "rope_type",
 ]
 
-DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"  # from_pretrained's name
+# from_pretrained's name
+DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
 def load_encoder(
-    folder: Path, dtype: torch.dtype = torch.float32, *, trusted: bool = False, pickles: bool = False, **how: Any
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trusted: bool = False,
+    pickles: bool = False,
+    **how: Any,
 ) -> Any:
-    """The CrossEncoder in a folder, on the CPU; `how` goes to transformers' from_pretrained. Nothing is downloaded."""
+    """The CrossEncoder in a folder, on the CPU; `how` goes to transformers' from_pretrained.
+    Nothing is downloaded.
+    """
     return CrossEncoder(
         str(folder),
         device="cpu",
@@ -53,7 +63,8 @@ def load_encoder(
 
 @contextlib.contextmanager
 def its_own_code(folder: ModelFolder) -> Iterator[None]:
-    """Raises BadInput where a model needs code that came with it and was not trusted, or was changed since.
+    """Raises BadInput where a model needs code that came with it and was not trusted, or was
+    changed since.
 
     Without it transformers may take its own code of that name, which is another model.
     """
@@ -75,19 +86,27 @@ def its_own_code(folder: ModelFolder) -> Iterator[None]:
 
 
 def load_own(folder: ModelFolder, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
-    """The CrossEncoder of a model folder, as `load_encoder`. Raises BadInput where its weights or code were changed."""
+    """The CrossEncoder of a model folder, as `load_encoder`. Raises BadInput where its weights or
+    code were changed.
+    """
     folder.checked(WEIGHTS)
     with its_own_code(folder):
         return load_encoder(folder.path, dtype, trusted=folder.trusted, **how)
 
 
 def reads_last(encoder: Any) -> bool:
-    """Whether a score is read from the last token: of a language model, or of one with a head on that token."""
+    """Whether a score is read from the last token: of a language model, or of one with a head on
+    that token.
+    """
     pooling = _pooling(encoder)
     return (
         isinstance(encoder[-1], LogitScore)
         or decodes(encoder)
-        or (pooling is not None and pooling.pooling_mode == "lasttoken" and _causal_body(encoder.model))
+        or (
+            pooling is not None
+            and pooling.pooling_mode == "lasttoken"
+            and _causal_body(encoder.model)
+        )
     )
 
 
@@ -104,7 +123,9 @@ def rope_type(config: dict[str, Any]) -> str:
 
 
 def decodes(encoder: Any) -> bool:
-    """Whether this is a decoder with a classification head, which transformers names `score` in all of them."""
+    """Whether this is a decoder with a classification head, which transformers names `score` in
+    all of them.
+    """
     return isinstance(getattr(encoder.model, "score", None), nn.Linear)
 
 
@@ -113,11 +134,12 @@ def _pooling(encoder: Any) -> Pooling | None:
 
 
 class Network(nn.Module):
-    """`network(input_ids, attention_mask[, token_type_ids])`, int64[pairs, width], gives logits, [pairs, labels].
+    """`network(input_ids, attention_mask[, token_type_ids])`, int64[pairs, width], gives logits,
+    [pairs, labels].
 
-    Where scores are read from the last token, pairs are padded on the left, and only that token's row goes through the
-    head; elsewhere on the right. Of a vocabulary only the tokens that are compared get logits. It takes the encoder
-    over, and may change it.
+    Where scores are read from the last token, pairs are padded on the left, and only that token's
+    row goes through the head; elsewhere on the right. Of a vocabulary only the tokens that are
+    compared get logits. It takes the encoder over, and may change it.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -128,7 +150,9 @@ class Network(nn.Module):
         self.kind = str(encoder.model.config.model_type)
         self.classifies = len(encoder) == 1  # by a head of transformers' own
         self.turns_by_length = rope_type(encoder.model.config.to_dict()) in ("dynamic", "longrope")
-        self.fixed: dict[str, Any] = {"modality": "message" if "message" in encoder[0].modality_config else "text"}
+        self.fixed: dict[str, Any] = {
+            "modality": "message" if "message" in encoder[0].modality_config else "text"
+        }
         parameters = inspect.signature(encoder.model.forward).parameters
         if "use_cache" in parameters:
             self.fixed["use_cache"] = False
@@ -137,7 +161,9 @@ class Network(nn.Module):
             compare_only(encoder.model, encoder[-1])
         self.placed = self.last and "position_ids" in parameters
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         """Logits, in the precision of the head."""
         features = {"input_ids": input_ids, "attention_mask": attention_mask, **self.fixed}
         if token_type_ids is not None:
@@ -152,7 +178,9 @@ class Network(nn.Module):
             del modules[0]
         for module in modules:
             if isinstance(module, Pooling) and (self.last or module.pooling_mode == "cls"):
-                features["sentence_embedding"] = features["token_embeddings"][:, -1 if self.last else 0]
+                features["sentence_embedding"] = features["token_embeddings"][
+                    :, -1 if self.last else 0
+                ]
             else:
                 features = module(features)
         scores: Tensor = features["scores"]
@@ -163,7 +191,9 @@ def compare_only(model: Any, score: LogitScore) -> None:
     """Leave of the vocabulary the tokens whose logits are compared."""
     whole = model.get_output_embeddings()
     tokens = [token for token in (score.true_token_id, score.false_token_id) if token is not None]
-    kept = nn.Linear(whole.in_features, len(tokens), whole.bias is not None, dtype=whole.weight.dtype)
+    kept = nn.Linear(
+        whole.in_features, len(tokens), whole.bias is not None, dtype=whole.weight.dtype
+    )
     kept.weight = nn.Parameter(whole.weight.detach()[tokens].clone())
     if whole.bias is not None:
         kept.bias = nn.Parameter(whole.bias.detach()[tokens].clone())

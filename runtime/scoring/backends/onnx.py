@@ -18,8 +18,8 @@ from xopt.runtime.scoring.backends.kinds import Times, kind_of
 
 __all__ = ["OnnxBackend", "has_cuda"]
 
-# Its kernel is slower than the Add and LayerNormalization that it replaces: without it INT8 ran 11 % faster on a CPU
-# with AVX512 (onnxruntime 1.32), FP32 the same.
+# Its kernel is slower than the Add and LayerNormalization that it replaces: without it INT8 ran
+# 11 % faster on a CPU with AVX512 (onnxruntime 1.32), FP32 the same.
 SLOW_FUSIONS = ["SkipLayerNormFusion"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -32,7 +32,9 @@ def has_cuda() -> bool:
 class OnnxBackend(PaddedArrays):
     """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
 
-    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu"
+    ) -> None:
         file = folder.checked(variant.file)
         provider = PROVIDERS[device]
         if device == "cuda" and not has_cuda():
@@ -46,7 +48,8 @@ class OnnxBackend(PaddedArrays):
             raise BadInput(
                 f"device {device!r}: {provider} did not load, so onnxruntime fell back to the CPU; see its log"
             )
-        # Attention without a mask is one operator: nothing is to be padded. See xopt.optimize.graph.attention.
+        # Attention without a mask is one operator: nothing is to be padded. See
+        # xopt.optimize.graph.attention.
         self.step = 1 if device == "cpu" else 0
         self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.name for node in self.session.get_inputs()}
@@ -65,7 +68,9 @@ class OnnxBackend(PaddedArrays):
                 str(self.file), options, providers=[self.provider], disabled_optimizers=SLOW_FUSIONS
             )
         except Exception as error:  # onnxruntime's own exception types are not public
-            raise BadInput(f"{self.file}: onnxruntime cannot open it ({first_line(error)})") from error
+            raise BadInput(
+                f"{self.file}: onnxruntime cannot open it ({first_line(error)})"
+            ) from error
 
     def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
@@ -94,6 +99,10 @@ class OnnxBackend(PaddedArrays):
             operator = event["args"].get("op_name")
             if event["name"].endswith("_kernel_time") and event["ts"] >= start and operator != "If":
                 # Weights have two dimensions, and none where the session has packed them.
-                shapes = [shape for each in event["args"]["input_type_shape"] for shape in each.values()]
-                times[kind_of(operator, sum(len(shape) > 2 for shape in shapes) < 2)] += event["dur"] / 1e6
+                shapes = [
+                    shape for each in event["args"]["input_type_shape"] for shape in each.values()
+                ]
+                times[kind_of(operator, sum(len(shape) > 2 for shape in shapes) < 2)] += (
+                    event["dur"] / 1e6
+                )
         return times

@@ -14,14 +14,21 @@ from openvino import opset13 as opset
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import has_bf16
-from xopt.runtime.scoring.backends.backend import NARROW, NEAR, UNPADDED, PaddedArrays, check_no_fork
+from xopt.runtime.scoring.backends.backend import (
+    NARROW,
+    NEAR,
+    UNPADDED,
+    PaddedArrays,
+    check_no_fork,
+)
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
 
 __all__ = ["OpenVinoBackend"]
 
 ELSE = 1  # the branch of an If for padded pairs
 HEADS, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels before them
-# Taken from all scores of a narrow softmax: rows' largest may be 40 below and 34 above zero, where calibration saw 20.
+# Taken from all scores of a narrow softmax: rows' largest may be 40 below and 34 above zero,
+# where calibration saw 20.
 BELOW = 2 * NEAR
 # Of what is not INT8; with INT8 products bfloat16 between them where the processor multiplies it.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "f32"}
@@ -30,10 +37,13 @@ PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "
 class OpenVinoBackend(PaddedArrays):
     """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
 
-    # Its kernels take as long for 117 tokens as for 128, and a shape that they have not met costs them 10 ms.
+    # Its kernels take as long for 117 tokens as for 128, and a shape that they have not met costs
+    # them 10 ms.
     step = 16
 
-    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu"
+    ) -> None:
         check_no_fork("OpenVINO")
         file = folder.checked(variant.file)
         self.file, self.device, self.precision = file, device.upper(), PRECISIONS[variant.precision]
@@ -41,7 +51,8 @@ class OpenVinoBackend(PaddedArrays):
         self.model = self._compiled(plan.callers)
         self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.any_name for node in self.model.inputs}
-        # All requests are made here: made while another runs, one can wait for it for ever, holding Python's lock.
+        # All requests are made here: made while another runs, one can wait for it for ever,
+        # holding Python's lock.
         self.idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(plan.callers):
             self.idle.put(self.model.create_infer_request())
@@ -55,7 +66,9 @@ class OpenVinoBackend(PaddedArrays):
         }
         try:
             core = openvino.Core()
-            return core.compile_model(_prepared(core.read_model(self.file)), self.device, properties)
+            return core.compile_model(
+                _prepared(core.read_model(self.file)), self.device, properties
+            )
         except RuntimeError as error:
             reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
             raise BadInput(f"{self.file}: OpenVINO cannot open it ({' '.join(reason)})") from error
@@ -84,8 +97,14 @@ class OpenVinoBackend(PaddedArrays):
                 request.infer({k: v for k, v in batch.items() if k in self.inputs})
             for each in request.get_profiling_info():
                 # What is compiled as one piece is known by what it was made of.
-                operator = joined.get(each.node_name, "") if each.node_type == "Subgraph" else each.node_type
-                times[kind_of(operator, each.node_type != "MatMul")] += each.real_time.total_seconds()
+                operator = (
+                    joined.get(each.node_name, "")
+                    if each.node_type == "Subgraph"
+                    else each.node_type
+                )
+                times[kind_of(operator, each.node_type != "MatMul")] += (
+                    each.real_time.total_seconds()
+                )
         return times
 
 
@@ -106,38 +125,46 @@ def _prepared(model: Any) -> Any:
 def _take_padded(node: Any) -> None:
     """Put an attention as it is for padded pairs in place of a choice between two.
 
-    The graph has an If there for onnxruntime; see `xopt.optimize.graph.attention`. OpenVINO 2026.4 has no such
-    operator to choose, and on models with few biases its If gives wrong logits, NaN too, the first time that it meets
-    a shape.
+    The graph has an If there for onnxruntime; see `xopt.optimize.graph.attention`. OpenVINO
+    2026.4 has no such operator to choose, and on models with few biases its If gives wrong
+    logits, NaN too, the first time that it meets a shape.
     """
     body = node.get_function(ELSE)
     parameters, results = body.get_parameters(), body.get_results()
     for described in node.get_input_descriptions(ELSE):
-        parameters[described.body_parameter_index].output(0).replace(node.input_value(described.input_index))
+        parameters[described.body_parameter_index].output(0).replace(
+            node.input_value(described.input_index)
+        )
     for described in node.get_output_descriptions(ELSE):
         made = results[described.body_value_index].input_value(0)
         node.output(described.output_index).replace(made)
 
 
 def _turn_keys(product: Any) -> None:
-    """Let an attention's first product turn the keys: OpenVINO copies them where a Transpose does it."""
+    """Let an attention's first product turn the keys: OpenVINO copies them where a Transpose does
+    it.
+    """
     turned = product.input_value(1).get_node()
     if turned.get_type_name() != "Transpose" or product.get_attributes()["transpose_b"]:
         return
     order = turned.input_value(1).get_node()
     if order.get_type_name() == "Constant" and list(order.data) == KEYS:
         heads = opset.transpose(turned.input_value(0), opset.constant(HEADS))
-        scores = opset.matmul(product.input_value(0), heads, product.get_attributes()["transpose_a"], True)
+        scores = opset.matmul(
+            product.input_value(0), heads, product.get_attributes()["transpose_a"], True
+        )
         scores.friendly_name = product.friendly_name
         product.output(0).replace(scores.output(0))
 
 
 def _leave_out_maximum(softmax: Any) -> None:
-    """Let an attention's first product end in the exponentials, and divide by their sum behind the second.
+    """Let an attention's first product end in the exponentials, and divide by their sum behind
+    the second.
 
-    OpenVINO joins a sigmoid to a product, but no exponential. The sigmoid of x is exp(x) / (1 + exp(x)): below -6 it is
-    exp(x) to 0.25 %, less than what bfloat16 rounds, and it underflows below -87. What is taken from all scores of a
-    row cancels. A mask that hides keys weighs their values, and them in the sum.
+    OpenVINO joins a sigmoid to a product, but no exponential. The sigmoid of x is exp(x) / (1 +
+    exp(x)): below -6 it is exp(x) to 0.25 %, less than what bfloat16 rounds, and it underflows
+    below -87. What is taken from all scores of a row cancels. A mask that hides keys weighs their
+    values, and them in the sum.
     """
     added = softmax.input_value(0).get_node()
     masks = [value for value in added.input_values() if _of_all_heads(value)]
@@ -150,9 +177,13 @@ def _leave_out_maximum(softmax: Any) -> None:
     shares = opset.sigmoid(opset.subtract(scores, opset.constant(np.float32(BELOW))))
     first = opset.slice(mask, [0], [1], [1], [2])  # of the queries, which all have the same
     weights = opset.exp(first)  # [pairs, 1, 1, width]
-    of_tokens = opset.multiply(values.input_value(0), opset.reshape(weights, opset.constant([0, -1, 1]), True))
+    of_tokens = opset.multiply(
+        values.input_value(0), opset.reshape(weights, opset.constant([0, -1, 1]), True)
+    )
     values.input(0).replace_source_output(of_tokens.output(0))
-    total = opset.matmul(shares, opset.reshape(weights, opset.constant([0, 1, -1, 1]), True), False, False)
+    total = opset.matmul(
+        shares, opset.reshape(weights, opset.constant([0, 1, -1, 1]), True), False, False
+    )
     taken = opset.matmul(shares, second.input_value(1), False, False)
     second.output(0).replace(opset.divide(taken, total).output(0))
 

@@ -1,4 +1,6 @@
-"""PyTorch through the planner, on a CPU and on a GPU: the CrossEncoder's modules, padded or packed."""
+"""PyTorch through the planner, on a CPU and on a GPU: the CrossEncoder's modules, padded or
+packed.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ class TorchBackend:
 
     step = 0
 
-    def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu"
+    ) -> None:
         check_no_fork("torch", begins=False)
         self.threads, self.device = plan.threads, device
         self.clock: Clock = CudaClock() if device == "cuda" else CpuClock()
@@ -58,15 +62,21 @@ class TorchBackend:
         packed, dtype = variant.backend == "torch-varlen", DTYPES[variant.precision]
         if packed and device == "cuda":
             if variant.precision == "fp32":
-                raise BadInput(f"{variant.name}: flash attention has no FP32; use torch-varlen-fp16 or torch-fp32")
+                raise BadInput(
+                    f"{variant.name}: flash attention has no FP32; use torch-varlen-fp16 or torch-fp32"
+                )
             if not has_flash():
-                raise BadInput(f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16")
+                raise BadInput(
+                    f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16"
+                )
         # A packed network brings its own attention, and casts the body alone.
         how: dict[str, Any] = {"attn_implementation": "eager"} if packed else {}
         encoder = load_own(folder, torch.float32 if packed else dtype, **how)
         self.network: functools.partial[torch.Tensor] | VarlenNetwork
         if packed:
-            self.network = VarlenNetwork(encoder, dtype, device, typed="token_type_ids" in folder.manifest.inputs)
+            self.network = VarlenNetwork(
+                encoder, dtype, device, typed="token_type_ids" in folder.manifest.inputs
+            )
         else:
             self.network = functools.partial(_padded, Network(encoder).to(device), folder.manifest)
 
@@ -80,7 +90,8 @@ class TorchBackend:
         if self.device == "cpu":
             if self.threads > 1:
                 check_no_fork("torch")
-            torch.set_num_threads(self.threads)  # OpenMP keeps it by thread, and callers come from any thread
+            # OpenMP keeps it by thread, and callers come from any thread
+            torch.set_num_threads(self.threads)
         with _within_memory(), torch.inference_mode():
             return self.network(packed)
 
@@ -108,7 +119,11 @@ class _Timed(TorchDispatchMode):
         self.times = Times(float)
 
     def __torch_dispatch__(
-        self, operator: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        operator: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         start = time.perf_counter()
         made = operator(*args, **(kwargs or {}))
@@ -117,7 +132,9 @@ class _Timed(TorchDispatchMode):
 
 
 def has_flash() -> bool:
-    """Whether torch has flash attention over packed pairs (since 2.10) and the GPU, if any, runs it (since Ampere)."""
+    """Whether torch has flash attention over packed pairs (since 2.10) and the GPU, if any, runs
+    it (since Ampere).
+    """
     there = importlib.util.find_spec("torch.nn.attention.varlen") is not None
     return there and (not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 0))
 
@@ -131,7 +148,9 @@ def _within_memory() -> Iterator[None]:
 
 
 def _padded(network: Network, manifest: Manifest, packed: Packed) -> torch.Tensor:
-    """Logits of packed pairs by the modules as sentence-transformers runs them, padded on the device."""
+    """Logits of packed pairs by the modules as sentence-transformers runs them, padded on the
+    device.
+    """
     shape, rows, columns = (packed.pairs, packed.width), packed.rows, packed.positions.long()
     if manifest.padding_side == "left":
         columns = columns + (packed.width - (packed.bounds[1:] - packed.bounds[:-1]).long())[rows]

@@ -1,4 +1,5 @@
-"""A CrossEncoder run over pairs end to end: no padding anywhere, and the last layer for one row a pair.
+"""A CrossEncoder run over pairs end to end: no padding anywhere, and the last layer for one row a
+pair.
 
 The weights are those of the transformers model; see `xopt.runtime.scoring.backends.varlen_layers`.
 """
@@ -18,27 +19,38 @@ from torch import Tensor, nn
 from xopt.runtime.folder import modules_of
 from xopt.runtime.scoring.backends.network import compare_only, rope_type
 from xopt.runtime.scoring.backends.packed import Packed
-from xopt.runtime.scoring.backends.varlen_layers import BertEmbedding, BertLayer, DecoderLayer, ModernLayer, Window
+from xopt.runtime.scoring.backends.varlen_layers import (
+    BertEmbedding,
+    BertLayer,
+    DecoderLayer,
+    ModernLayer,
+    Window,
+)
 
 __all__ = ["VARLEN_TYPES", "VarlenNetwork", "has_packed_form"]
 
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 DECODERS = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 VARLEN_TYPES = (*BERT_LIKE, "modernbert", *DECODERS)
-ROWS = {"cls": "first", "lasttoken": "last", "mean": "mean"}  # what a pooling reads, by sentence-transformers' name
+# what a pooling reads, by sentence-transformers' name
+ROWS = {"cls": "first", "lasttoken": "last", "mean": "mean"}
 
 Layer = BertLayer | ModernLayer | DecoderLayer
 
 
 def has_packed_form(folder: Path) -> bool:
-    """Whether the model in a folder can run packed, by its configuration; not with code of its own."""
+    """Whether the model in a folder can run packed, by its configuration; not with code of its
+    own.
+    """
     if any(folder.glob("*.py")):
         return False
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     poolings = [path for kind, path in modules_of(folder) if kind.endswith(".Pooling")]
     if poolings and modules_of(folder)[1][1] != poolings[0]:
         return False  # what stands before it sees every token
-    modes = [json.loads((folder / path / "config.json").read_text(encoding="utf-8")) for path in poolings]
+    modes = [
+        json.loads((folder / path / "config.json").read_text(encoding="utf-8")) for path in poolings
+    ]
     return _packs(config) and all(_reads(mode.get("pooling_mode")) for mode in modes)
 
 
@@ -51,29 +63,38 @@ def _packs(config: dict[str, Any]) -> bool:
     if kind in DECODERS:
         turns = rope_type(config) in ("default", "linear", "llama3")
         return not windows and not sliding and turns and config.get("is_causal", True) is not False
-    encodes = config.get("position_embedding_type", "absolute") == "absolute" and not config.get("is_decoder")
+    encodes = config.get("position_embedding_type", "absolute") == "absolute" and not config.get(
+        "is_decoder"
+    )
     return kind in VARLEN_TYPES and encodes
 
 
 def _reads(mode: Any) -> str:
-    """Which rows of a pair a pooling reads; empty where it reads them in another way, or in several."""
+    """Which rows of a pair a pooling reads; empty where it reads them in another way, or in
+    several.
+    """
     return ROWS.get(mode, "") if isinstance(mode, str) else ""
 
 
 class VarlenNetwork:
-    """Runs a CrossEncoder over packed pairs: `network(packed)` gives logits, float32[pairs, labels].
+    """Runs a CrossEncoder over packed pairs: `network(packed)` gives logits, float32[pairs,
+    labels].
 
-    The body runs in `dtype`, the head in FP32: it sees a row a pair, and FP16 would tie near-equal logits. It takes the
-    encoder over, and changes it. Raises ValueError for a model that has no packed form.
+    The body runs in `dtype`, the head in FP32: it sees a row a pair, and FP16 would tie
+    near-equal logits. It takes the encoder over, and changes it. Raises ValueError for a model
+    that has no packed form.
     """
 
     def __init__(self, encoder: Any, dtype: torch.dtype, device: str, *, typed: bool) -> None:
         model = encoder.model
         kind = model.config.model_type
         if not _packs(model.config.to_dict()):
-            raise ValueError(f"{kind}: no packed form; it takes {', '.join(VARLEN_TYPES)} with absolute positions")
+            raise ValueError(
+                f"{kind}: no packed form; it takes {', '.join(VARLEN_TYPES)} with absolute positions"
+            )
         reach = max(model.config.max_position_embeddings, encoder.max_seq_length or 0)
-        turns = _turns(model, reach) if kind == "modernbert" else {}  # before the body's buffers lose precision
+        # before the body's buffers lose precision
+        turns = _turns(model, reach) if kind == "modernbert" else {}
         rotary = model.base_model.rotary_emb.to(device) if kind in DECODERS else None
         body = model.base_model
         for name, part in body.named_children():  # what turns by position stays in FP32
@@ -86,9 +107,14 @@ class VarlenNetwork:
             parts, heads = body.embeddings, model.config.num_attention_heads
             self._embed = lambda packed: parts.norm(parts.tok_embeddings(packed.ids))
             self._norm = body.final_norm.float()
-            windows = [(model.config.local_attention // 2,) * 2 if local else None for local in _local(model)]
+            windows = [
+                (model.config.local_attention // 2,) * 2 if local else None
+                for local in _local(model)
+            ]
             self._layers = [
-                ModernLayer(layer, heads, [table.to(device) for table in turns[window is not None]], window)
+                ModernLayer(
+                    layer, heads, [table.to(device) for table in turns[window is not None]], window
+                )
                 for layer, window in zip(body.layers, windows, strict=True)
             ]
         elif kind in DECODERS:
@@ -107,7 +133,8 @@ class VarlenNetwork:
         for layer in layers:
             hidden = layer(hidden, packed, None)
         rows = {"first": packed.starts, "last": packed.ends}.get(self._reads)
-        # A window of flash attention lies at the end of the keys where queries are fewer: no one row through it.
+        # A window of flash attention lies at the end of the keys where queries are fewer: no one
+        # row through it.
         narrow = _narrows(last.window, self._reads)
         hidden = last(hidden, packed, rows if narrow else None)
         if rows is not None:
@@ -118,12 +145,16 @@ class VarlenNetwork:
 
 
 def _narrows(window: Window, reads: str) -> bool:
-    """Whether the last layer can run for one row: it sees all, or all that lies before it and is the last."""
+    """Whether the last layer can run for one row: it sees all, or all that lies before it and is
+    the last.
+    """
     return reads != "mean" and (window is None or (reads == "last" and window[0] < 0))
 
 
 def _embedding_scale(body: Any, kind: str) -> float:
-    """What word embeddings are multiplied by outside of their own module: Gemma's, before transformers 5."""
+    """What word embeddings are multiplied by outside of their own module: Gemma's, before
+    transformers 5.
+    """
     outside = kind == "gemma" and not hasattr(body.embed_tokens, "embed_scale")
     return float(body.config.hidden_size) ** 0.5 if outside else 1.0
 
@@ -134,17 +165,24 @@ def _local(model: Any) -> list[bool]:
     kinds = getattr(config, "layer_types", None)  # since transformers 5
     if kinds:
         return [kind == "sliding_attention" for kind in kinds]
-    return [number % config.global_attn_every_n_layers != 0 for number in range(config.num_hidden_layers)]
+    return [
+        number % config.global_attn_every_n_layers != 0
+        for number in range(config.num_hidden_layers)
+    ]
 
 
 def _turns(model: Any, reach: int) -> dict[bool, tuple[Tensor, Tensor]]:
-    """Cosines and sines, FP32 [reach, 1, size], of layers that see all and of those that see a window."""
+    """Cosines and sines, FP32 [reach, 1, size], of layers that see all and of those that see a
+    window.
+    """
     body, like = model.base_model, torch.zeros(1)
     positions = torch.arange(reach)[None]
     made = {}
     for local, layer in dict(zip(_local(model), body.layers, strict=True)).items():
         if hasattr(body, "rotary_emb"):  # transformers 5
-            cos, sin = body.rotary_emb(like, positions, "sliding_attention" if local else "full_attention")
+            cos, sin = body.rotary_emb(
+                like, positions, "sliding_attention" if local else "full_attention"
+            )
         else:
             cos, sin = layer.attn.rotary_emb(like, positions)
         made[local] = cos[0][:, None], sin[0][:, None]
@@ -152,16 +190,28 @@ def _turns(model: Any, reach: int) -> dict[bool, tuple[Tensor, Tensor]]:
 
 
 def _head(encoder: Any, kind: str, device: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Which rows of a pair are read, and what makes of those, float32[pairs, hidden], float32[pairs, labels]."""
-    model, pooling = encoder.model, next((module for module in encoder if isinstance(module, Pooling)), None)
+    """Which rows of a pair are read, and what makes of those, float32[pairs, hidden],
+    float32[pairs, labels].
+    """
+    model, pooling = (
+        encoder.model,
+        next((module for module in encoder if isinstance(module, Pooling)), None),
+    )
     if pooling is not None:
-        after = [module.to(device).float() for module in list(encoder)[list(encoder).index(pooling) + 1 :]]
-        return _reads(pooling.pooling_mode), lambda rows: _through(after, {"sentence_embedding": rows})
+        after = [
+            module.to(device).float()
+            for module in list(encoder)[list(encoder).index(pooling) + 1 :]
+        ]
+        return _reads(pooling.pooling_mode), lambda rows: _through(
+            after, {"sentence_embedding": rows}
+        )
     if isinstance(encoder[-1], LogitScore):
         compare_only(model, encoder[-1])
         kept = model.get_output_embeddings().to(device).float()
         score = encoder[-1]
-        return "last", lambda rows: _through([score], {score.module_input_name: kept(rows)[:, None]})
+        return "last", lambda rows: _through(
+            [score], {score.module_input_name: kept(rows)[:, None]}
+        )
     reads, head = _classifier(model, kind, device)
     after = [module.to(device).float() for module in list(encoder)[1:]]
     return reads, lambda rows: _through(after, {"scores": head(rows)})

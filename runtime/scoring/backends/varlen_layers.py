@@ -1,8 +1,9 @@
-"""Layers over packed pairs, with the weights of transformers' own: `layer(hidden, packed, rows)`, [tokens, channels].
+"""Layers over packed pairs, with the weights of transformers' own: `layer(hidden, packed, rows)`,
+[tokens, channels].
 
-`rows` names one token a pair, the first or the last, of which alone the result is wanted, [pairs, channels]; None is
-for all tokens. On a GPU attention is flash attention over sequences of varying length (`torch.nn.attention.varlen`;
-Dao 2023, arXiv:2307.08691), on a CPU a loop over the pairs.
+`rows` names one token a pair, the first or the last, of which alone the result is wanted, [pairs,
+channels]; None is for all tokens. On a GPU attention is flash attention over sequences of varying
+length (`torch.nn.attention.varlen`; Dao 2023, arXiv:2307.08691), on a CPU a loop over the pairs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from xopt.runtime.scoring.backends.packed import Packed
 
 __all__ = ["BertEmbedding", "BertLayer", "DecoderLayer", "ModernLayer", "Window"]
 
-COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")  # positions start behind the padding id and skip it
+# positions start behind the padding id and skip it
+COUNTS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 
 Window = (
     tuple[int, int] | None
@@ -31,7 +33,10 @@ class BertEmbedding:
     """Words, places and types (Devlin et al. 2018, arXiv:1810.04805)."""
 
     def __init__(self, body: Any, kind: str, typed: bool) -> None:
-        self.parts, self.project = body.embeddings, getattr(body, "embeddings_project", nn.Identity())
+        self.parts, self.project = (
+            body.embeddings,
+            getattr(body, "embeddings_project", nn.Identity()),
+        )
         self.padding = body.embeddings.padding_idx if kind in COUNTS_FROM_PADDING else None
         self.typed = typed
 
@@ -44,7 +49,9 @@ class BertEmbedding:
         return embedded
 
     def _positions(self, packed: Packed) -> Tensor:
-        """As transformers has it: where positions start behind the padding id, that id in a text is not counted."""
+        """As transformers has it: where positions start behind the padding id, that id in a text
+        is not counted.
+        """
         if self.padding is None:
             return packed.positions
         counted = (packed.ids != self.padding).int()
@@ -67,7 +74,9 @@ class _Projection:
     def of(parts: Sequence[nn.Linear], size: int) -> _Projection:
         """Three products joined."""
         bias = None if parts[0].bias is None else torch.cat([part.bias for part in parts]).detach()
-        return _Projection(torch.cat([part.weight for part in parts]).detach(), bias, size, parts[0].out_features)
+        return _Projection(
+            torch.cat([part.weight for part in parts]).detach(), bias, size, parts[0].out_features
+        )
 
     def __call__(self, hidden: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         others = (len(self.weight) - self.queries) // 2 // self.size
@@ -103,7 +112,9 @@ class BertLayer:
 
 
 class ModernLayer:
-    """Normalises before each block, and turns queries and keys by position (Warner et al. 2024, arXiv:2412.13663)."""
+    """Normalises before each block, and turns queries and keys by position (Warner et al. 2024,
+    arXiv:2412.13663).
+    """
 
     def __init__(self, layer: Any, heads: int, turns: Sequence[Tensor], window: Window) -> None:
         weight = layer.attn.Wqkv.weight.detach()
@@ -117,14 +128,17 @@ class ModernLayer:
         key = _turned(key, cos, sin)
         query = _turned(query, cos, sin) if rows is None else _turned(query, cos[rows], sin[rows])
         hidden = hidden if rows is None else hidden[rows]
-        hidden = hidden + self.layer.attn.Wo(_attend(query, key, value, packed, rows is not None, self.window))
+        hidden = hidden + self.layer.attn.Wo(
+            _attend(query, key, value, packed, rows is not None, self.window)
+        )
         made: Tensor = hidden + self.layer.mlp(self.layer.mlp_norm(hidden))
         return made
 
 
 class DecoderLayer:
-    """Llama's: root mean squares, turned queries and keys, fewer of the latter, gates (Touvron et al. 2023,
-    arXiv:2302.13971; Ainslie et al. 2023, arXiv:2305.13245). Qwen3 normalises queries and keys too.
+    """Llama's: root mean squares, turned queries and keys, fewer of the latter, gates (Touvron et
+    al. 2023, arXiv:2302.13971; Ainslie et al. 2023, arXiv:2305.13245). Qwen3 normalises queries
+    and keys too.
     """
 
     window = CAUSAL
@@ -139,7 +153,10 @@ class DecoderLayer:
         layer = self.layer
         query, key, value = self.project(layer.input_layernorm(hidden), rows)
         query, key = (norm(states) for norm, states in zip(self.norms, (query, key), strict=True))
-        cos, sin = (table[0][:, None] for table in self.rotary(hidden.float(), packed.positions[None].long()))
+        cos, sin = (
+            table[0][:, None]
+            for table in self.rotary(hidden.float(), packed.positions[None].long())
+        )
         key = _turned(key, cos, sin)
         query = _turned(query, cos, sin) if rows is None else _turned(query, cos[rows], sin[rows])
         hidden = hidden if rows is None else hidden[rows]
@@ -166,12 +183,18 @@ def _attend(
     window: Window = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention within each pair: [queries, heads, size] to [queries, heads * size]. Keys may have fewer heads."""
+    """Attention within each pair: [queries, heads, size] to [queries, heads * size]. Keys may
+    have fewer heads.
+    """
     grouped = query.shape[1] != key.shape[1]
     if query.is_cuda:
         from torch.nn.attention.varlen import varlen_attn
 
-        bounds = torch.arange(packed.pairs + 1, dtype=torch.int32, device=query.device) if one_row else packed.bounds
+        bounds = (
+            torch.arange(packed.pairs + 1, dtype=torch.int32, device=query.device)
+            if one_row
+            else packed.bounds
+        )
         longest = packed.longest
         more: dict[str, Any] = {} if window is None else {"window_size": window}
         attended: Any = varlen_attn(
@@ -192,9 +215,14 @@ def _attend(
     for row, length in enumerate(packed.lengths.tolist()):
         stop = start + length
         rows = slice(row, row + 1) if one_row else slice(start, stop)
-        q, k, v = (states.transpose(0, 1)[None] for states in (query[rows], key[start:stop], value[start:stop]))
+        q, k, v = (
+            states.transpose(0, 1)[None]
+            for states in (query[rows], key[start:stop], value[start:stop])
+        )
         mask = None if window is None else _seen(length, window)
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        seen = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped
+        )
         made.append(seen[0].transpose(0, 1).flatten(1))
         start = stop
     return torch.cat(made)

@@ -34,9 +34,17 @@ def certified(
 
     def make(place: Path) -> tuple[ModelFolder, Certified]:
         path = shutil.copytree(tiny.path, place / "tiny-xopt")
-        with pytest.MonkeyPatch.context() as patch:  # the features take longer than so small a model
+        # the features take longer than so small a model
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -99.0)
-            found = certify(ModelFolder.open(path), queries, "onnx-int8", first="learned", max_loss=0.5, confidence=0.8)
+            found = certify(
+                ModelFolder.open(path),
+                queries,
+                "onnx-int8",
+                first="learned",
+                max_loss=0.5,
+                confidence=0.8,
+            )
         return ModelFolder.open(path), found
 
     return once(tmp_path_factory, "certified", make)
@@ -46,7 +54,9 @@ def certified(
 def trained(
     demo: ModelFolder, queries: Candidates, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[ModelFolder, Certified]:
-    """The demo model with a cascade: trained weights, for what a cascade is worth. Not to be changed."""
+    """The demo model with a cascade: trained weights, for what a cascade is worth. Not to be
+    changed.
+    """
 
     def make(place: Path) -> tuple[ModelFolder, Certified]:
         path = shutil.copytree(demo.path, place / "demo-xopt")

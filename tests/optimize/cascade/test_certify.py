@@ -35,7 +35,9 @@ LOOSE = {"max_loss": 0.1, "confidence": 0.8}  # which takes 16 queries
 
 
 @pytest.mark.slow
-def test_a_cascade_saves_pairs_and_says_what_it_loses(trained: tuple[ModelFolder, Certified]) -> None:
+def test_a_cascade_saves_pairs_and_says_what_it_loses(
+    trained: tuple[ModelFolder, Certified],
+) -> None:
     folder, found = trained
     assert found.cascade is not None
     own = found.cascade.certificate
@@ -48,12 +50,16 @@ def test_a_cascade_saves_pairs_and_says_what_it_loses(trained: tuple[ModelFolder
 
 
 @pytest.mark.parametrize("made", mostly_slow(["certified", "trained"], {"certified"}))
-def test_what_runs_is_what_was_certified(made: str, queries: Candidates, request: pytest.FixtureRequest) -> None:
+def test_what_runs_is_what_was_certified(
+    made: str, queries: Candidates, request: pytest.FixtureRequest
+) -> None:
     folder, found = request.getfixturevalue(made)
     assert found.cascade is not None
     judged = queries.split()[1]
     ranked = open_cascade(folder).rank_all(lists_of(judged))
-    assert np.mean([each.scored / 25 for each in ranked]) == pytest.approx(found.share.mean, abs=0.01)
+    assert np.mean([each.scored / 25 for each in ranked]) == pytest.approx(
+        found.share.mean, abs=0.01
+    )
     expected = open_scorer(folder).score(judged.pairs)
     losses = [
         lost(expected[rows], each.ranking, np.isfinite(each.scores), 10)
@@ -69,7 +75,12 @@ def test_walks_are_what_courses_do(certified: tuple[ModelFolder, Certified]) -> 
     reference = order.predict(evidence.features) + rng.normal(size=40)
     query = Query(evidence, reference, reference + rng.normal(size=40) / 10)
     followed = walk(query, order, 10, "dcg")
-    for rule in (Rule("gain", 0.01), Rule("gain", 0.2), Rule("depth", 17), Rule("score", float(reference.mean()))):
+    for rule in (
+        Rule("gain", 0.01),
+        Rule("gain", 0.2),
+        Rule("depth", 17),
+        Rule("score", float(reference.mean())),
+    ):
         course = Course(evidence, order, rule, 10, "dcg")
         while len(rows := course.next()):
             course.tell(rows, query.scores[rows].astype(np.float32))
@@ -84,22 +95,32 @@ def test_where_nothing_is_safe_everything_is_scored() -> None:
     """Random features, and a loss that no saving keeps."""
     rng = np.random.default_rng(0)
     queries = [
-        Query(Evidence(rng.normal(size=(30, 3)).astype(np.float32)), (x := rng.normal(0, 4, size=30)), x)
+        Query(
+            Evidence(rng.normal(size=(30, 3)).astype(np.float32)),
+            (x := rng.normal(0, 4, size=30)),
+            x,
+        )
         for _ in range(300)
     ]
     order = fit_order(queries[:50], "given", False)
     walks = [walk(query, order, 10, "dcg") for query in queries[50:]]
     rules = [Rule("depth", float(depth)) for depth in (30, 15, 10)]
-    assert cheapest(walks, rules, 10, 0.001, 0.05, "dcg") == (rules[0], None)  # too few queries for so small a loss
+    # too few queries for so small a loss
+    assert cheapest(walks, rules, 10, 0.001, 0.05, "dcg") == (rules[0], None)
     rule, losses = cheapest(walks, rules, 10, 0.02, 0.05, "dcg")
     assert rule == rules[0]
     assert losses is not None
     assert losses.max() < 1e-12  # sums of the same values in another order
 
 
-def test_too_few_queries_are_known_before_the_work(tiny_copy: ModelFolder, queries: Candidates) -> None:
+def test_too_few_queries_are_known_before_the_work(
+    tiny_copy: ModelFolder, queries: Candidates
+) -> None:
     before = tiny_copy.manifest
-    with pytest.raises(BadInput, match=r"26 queries .* takes 299 .*; give more queries, or --max-loss 0\.11 or more$"):
+    with pytest.raises(
+        BadInput,
+        match=r"26 queries .* takes 299 .*; give more queries, or --max-loss 0\.11 or more$",
+    ):
         certify(tiny_copy, queries, "onnx-int8")
     with pytest.raises(BadInput, match="a single query; give more"):
         certify(tiny_copy, queries.between(0, 1), "onnx-int8", max_loss=0.5, confidence=None)
@@ -109,7 +130,10 @@ def test_too_few_queries_are_known_before_the_work(tiny_copy: ModelFolder, queri
 
 
 def test_what_was_there_before_is_said_to_stay(
-    tiny_copy: ModelFolder, queries: Candidates, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_copy: ModelFolder,
+    queries: Candidates,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     loose = {"first": "given", "max_loss": 0.5, "confidence": 0.8}
     assert certify(tiny_copy, queries, "onnx-int8", **loose).cascade is not None
@@ -121,7 +145,12 @@ def test_what_was_there_before_is_said_to_stay(
 
 
 def test_queries_of_one_text_are_one(caplog: pytest.LogCaptureFixture) -> None:
-    rows = [Row(f"{query} {of}", query, f"d{i}", "text") for of in range(3) for query in ("a", "b") for i in range(4)]
+    rows = [
+        Row(f"{query} {of}", query, f"d{i}", "text")
+        for of in range(3)
+        for query in ("a", "b")
+        for i in range(4)
+    ]
     left = distinct(Candidates("repeated", tuple(rows)))
     assert list(left.groups()) == ["a 0", "b 0"]
     assert "4 of 6 queries repeat the text of another" in caplog.text
@@ -142,7 +171,9 @@ def test_a_loss_that_tells_nothing_is_warned_of(
 ) -> None:
     rows = tuple(Row(query, query, str(i), "text") for query in "ab" for i in range(30))
     scores = np.repeat(logits, 10).tolist() * 2
-    warn_of_scale(Scored(Candidates("scored", rows), np.array(scores), np.array(scores), 1.0), 10, 0.01, "dcg")
+    warn_of_scale(
+        Scored(Candidates("scored", rows), np.array(scores), np.array(scores), 1.0), 10, 0.01, "dcg"
+    )
     assert ("says little" in caplog.text) == warned
 
 
@@ -196,7 +227,11 @@ def test_a_violated_certificate_is_caught(
 
 @pytest.mark.slow
 def test_a_cheaper_model_orders(
-    demo: ModelFolder, demo_copy: ModelFolder, queries: Candidates, unseen: Candidates, monkeypatch: pytest.MonkeyPatch
+    demo: ModelFolder,
+    demo_copy: ModelFolder,
+    queries: Candidates,
+    unseen: Candidates,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same model stands for one that agrees well, and that it is no cheaper is let pass."""
     monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -9.0)
@@ -215,7 +250,8 @@ def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
     cheap = tmp_path / "cheap-xopt"
     export(other, cheap)
     loose = {"max_loss": 0.5, "confidence": 0.8}
-    assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is None  # it is no cheaper
+    # it is no cheaper
+    assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is None
     monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -99.0)
     assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is not None
     scorer = open_cascade(tiny_copy.path)
@@ -227,7 +263,9 @@ def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
     assert open_cascade(moved / "tiny-xopt").stage.model is not None
     with pytest.raises(BadInput, match="cheap-xopt: no such folder, nor one of that name beside"):
         open_cascade(tiny_copy.path)
-    export(str(make_tiny(tmp_path / "another", architecture="roberta", intermediate_size=96)), cheap)
+    export(
+        str(make_tiny(tmp_path / "another", architecture="roberta", intermediate_size=96)), cheap
+    )
     with pytest.raises(BadInput, match="is not what the cascade of"):
         open_cascade(tiny_copy.path)
 
@@ -238,13 +276,16 @@ SPEEDS = {"onnx-int8": 1e4, "onnx-fp32": 1e4, "torch-fp32": 1e3}
 def test_the_main_job_tries_no_cascade_on_few_candidates_or_for_too_long(
     tiny: ModelFolder, queries: Candidates
 ) -> None:
-    assert try_cascade(tiny, queries, "onnx-int8", SPEEDS, 10, "cpu") is None  # too few, and not deep enough
+    # too few, and not deep enough
+    assert try_cascade(tiny, queries, "onnx-int8", SPEEDS, 10, "cpu") is None
     deep = shortened(demo_candidates(queries=400, depth=50))
     assert try_cascade(tiny, deep, "onnx-int8", dict.fromkeys(SPEEDS, 1.0), 10, "cpu") is None
 
 
 @pytest.mark.slow
-def test_the_main_job_tries_a_cascade_where_the_data_are_a_case_for_one(tiny_copy: ModelFolder) -> None:
+def test_the_main_job_tries_a_cascade_where_the_data_are_a_case_for_one(
+    tiny_copy: ModelFolder,
+) -> None:
     deep = shortened(demo_candidates(queries=400, depth=50))
     tried = try_cascade(tiny_copy, deep, "onnx-int8", SPEEDS, 10, "cpu")
     assert tried is not None

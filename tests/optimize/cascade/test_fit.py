@@ -13,7 +13,9 @@ from xopt.runtime.cascade.order import Belief
 
 
 def queries_of_kinds(count: int) -> list[Query]:
-    """Logits of two features that tell, of the query, of each document's own, and of what documents have in common."""
+    """Logits of two features that tell, of the query, of each document's own, and of what
+    documents have in common.
+    """
     rng = np.random.default_rng(0)
     queries = []
     for _ in range(count):
@@ -59,7 +61,9 @@ def test_what_is_foreseen_surely_counts_for_less() -> None:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_few_queries_fit_an_order_too(count: int) -> None:
     fitted = fit_first(queries_of_kinds(count), "learned", False, 10, "dcg")
-    assert np.isfinite([*fitted.order.weights, *fitted.order.variances, *fitted.order.quantiles]).all()
+    assert np.isfinite(
+        [*fitted.order.weights, *fitted.order.variances, *fitted.order.quantiles]
+    ).all()
     assert len(fitted.walks) == count
 
 

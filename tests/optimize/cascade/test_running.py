@@ -35,7 +35,8 @@ def test_queries_rank_the_same_alone_and_together(
 ) -> None:
     scorer, lists = open_cascade(certified[0]), lists_of(unseen)
     together = scorer.rank_all(lists)
-    monkeypatch.setattr("xopt.runtime.cascade.cascade.PAIRS_AT_ONCE", 60)  # two queries, and others as those are done
+    # two queries, and others as those are done
+    monkeypatch.setattr("xopt.runtime.cascade.cascade.PAIRS_AT_ONCE", 60)
     for one, other in zip(together, scorer.rank_all(lists), strict=True):
         assert one.ranking.tolist() == other.ranking.tolist()
         assert np.allclose(one.scores, other.scores, atol=1e-4, equal_nan=True)
@@ -47,9 +48,9 @@ def test_queries_rank_the_same_alone_and_together(
         assert np.abs(together[number].scores - everything[number])[scored].max() < 1e-4
     assert scorer.rank("a query", []) == []
     assert scorer.rank("a query", ["one document"])[0]["corpus_id"] == 0
-    assert [each["score"] is None for each in scorer.rank(lists.queries[0], lists.documents[0])] == sorted(
+    assert [
         each["score"] is None for each in scorer.rank(lists.queries[0], lists.documents[0])
-    )
+    ] == sorted(each["score"] is None for each in scorer.rank(lists.queries[0], lists.documents[0]))
 
 
 def test_a_cascade_goes_with_the_variant_and_the_files_that_it_was_certified_with(
@@ -67,20 +68,38 @@ def test_a_cascade_is_nothing_to_jobs_that_go_without(
     tiny: ModelFolder, certified: tuple[ModelFolder, Certified]
 ) -> None:
     assert LEXICON in certified[0].manifest.files
-    prints = [model_fingerprint(folder, "onnx-int8", cascade=False) for folder in (tiny, certified[0])]
+    prints = [
+        model_fingerprint(folder, "onnx-int8", cascade=False) for folder in (tiny, certified[0])
+    ]
     assert prints[0] == prints[1] != model_fingerprint(certified[0], "onnx-int8", cascade=True)
 
 
-def test_the_first_stage_s_scores_are_asked_for(tiny_copy: ModelFolder, queries: Candidates) -> None:
-    ranked = {row: -float(place) for rows in queries.groups().values() for place, row in enumerate(queries.rows[rows])}
-    scored = Candidates("scored", tuple(replace(row, first_score=ranked[row]) for row in queries.rows))
-    assert certify(tiny_copy, scored, "onnx-int8", first="given", column="bm25", max_loss=0.5, confidence=0.8).cascade
+def test_the_first_stage_s_scores_are_asked_for(
+    tiny_copy: ModelFolder, queries: Candidates
+) -> None:
+    ranked = {
+        row: -float(place)
+        for rows in queries.groups().values()
+        for place, row in enumerate(queries.rows[rows])
+    }
+    scored = Candidates(
+        "scored", tuple(replace(row, first_score=ranked[row]) for row in queries.rows)
+    )
+    assert certify(
+        tiny_copy, scored, "onnx-int8", first="given", column="bm25", max_loss=0.5, confidence=0.8
+    ).cascade
     scorer = open_cascade(tiny_copy.path)
     assert scorer.rank("a query", ["b", "c"], first_scores=[2, 1])
-    for scores, message in ((None, "needs the first stage's"), ([1.0], "one finite"), ([1.0, np.nan], "one finite")):
+    for scores, message in (
+        (None, "needs the first stage's"),
+        ([1.0], "one finite"),
+        ([1.0, np.nan], "one finite"),
+    ):
         with pytest.raises(BadInput, match=message):
             scorer.rank("a query", ["b", "c"], first_scores=scores)
-    frame = daft.from_pylist([{"query_id": "q", "query": "a", "text": t, "bm25": s} for t, s in (("b", 1), ("c", 2.5))])
+    frame = daft.from_pylist(
+        [{"query_id": "q", "query": "a", "text": t, "bm25": s} for t, s in (("b", 1), ("c", 2.5))]
+    )
     assert rerank(frame, tiny_copy.path, cascade=True, first="bm25").count_rows() == 2
     with pytest.raises(BadInput, match="column 'bm25' is of String, not of numbers"):
         texts = frame.with_column("bm25", daft.col("bm25").cast(daft.DataType.string()))
@@ -88,14 +107,24 @@ def test_the_first_stage_s_scores_are_asked_for(tiny_copy: ModelFolder, queries:
     with pytest.raises(BadInput, match="goes by a column of scores, as 'bm25'"):
         rerank(frame, tiny_copy.path, cascade=True)
     replaced = frame.select("query_id", "query", "text", daft.col("bm25").alias("score"))
-    found = rerank(replaced, tiny_copy.path, cascade=True, first="score", overwrite=True).to_pydict()
-    assert found["score"] == rerank(frame, tiny_copy.path, cascade=True, first="bm25").to_pydict()["score"]
-    with pytest.raises(BadInput, match="first-stage scores, as 'bm25' was, and demo was read without one"):
+    found = rerank(
+        replaced, tiny_copy.path, cascade=True, first="score", overwrite=True
+    ).to_pydict()
+    assert (
+        found["score"]
+        == rerank(frame, tiny_copy.path, cascade=True, first="bm25").to_pydict()["score"]
+    )
+    with pytest.raises(
+        BadInput, match="first-stage scores, as 'bm25' was, and demo was read without one"
+    ):
         bench(ModelFolder.open(tiny_copy.path), queries, [Case("onnx-int8", "cascade")])
-    backwards = [replace(row, first_score=-float(ranked[row])) for row in queries.rows[:50]]  # two queries
+    # two queries
+    backwards = [replace(row, first_score=-float(ranked[row])) for row in queries.rows[:50]]
     for few in (Candidates("few", tuple(scored.rows[:50])), Candidates("few", tuple(backwards))):
         spec = ScorerSpec(str(tiny_copy.path), "onnx-int8", "cascade", None)
-        timed = run_strategy(spec, few.pairs, by_query=([row.query_id for row in few.rows], few.first_scores))
+        timed = run_strategy(
+            spec, few.pairs, by_query=([row.query_id for row in few.rows], few.first_scores)
+        )
         expected = np.concatenate([each.scores for each in scorer.rank_all(lists_of(few))])
         assert np.allclose(timed().scores, expected, atol=1e-4, equal_nan=True)
 
@@ -105,23 +134,48 @@ def test_a_dataframe_is_ranked_by_the_cascade(
 ) -> None:
     folder, rows = certified[0], []
     for number, row in enumerate(unseen.rows):
-        rows.append({"id": number, "query_id": row.query_id, "query": row.query, "text": row.text, "tags": [number]})
+        rows.append(
+            {
+                "id": number,
+                "query_id": row.query_id,
+                "query": row.query,
+                "text": row.text,
+                "tags": [number],
+            }
+        )
     mixed = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
     mixed.sort(key=lambda row: row["id"] % 25)  # a query's candidates lie apart, in their order
     mixed += [
-        {"id": -1, "query_id": rows[0]["query_id"], "query": rows[0]["query"], "text": None, "tags": []},
+        {
+            "id": -1,
+            "query_id": rows[0]["query_id"],
+            "query": rows[0]["query"],
+            "text": None,
+            "tags": [],
+        },
         {"id": -2, "query_id": None, "query": "nobody's", "text": "a text", "tags": None},
         {"id": -3, "query_id": None, "query": "nobody else's", "text": "a text", "tags": None},
     ]
-    found = {row["id"]: row for row in rerank(daft.from_pylist(mixed), folder.path, cascade=True).to_pylist()}
+    found = {
+        row["id"]: row
+        for row in rerank(daft.from_pylist(mixed), folder.path, cascade=True).to_pylist()
+    }
     assert len(found) == len(mixed)
     assert (found[-1]["score"], found[-1]["rank"]) == (None, 26)
     assert "rows of this worker have a null text" in caplog.text
     for number in (-2, -3):
-        assert (found[number]["score"], found[number]["rank"], found[number]["text"]) == (None, None, "a text")
-    by_text = rerank(daft.from_pylist(rows[:50]), folder.path, cascade=True, query_id="query").to_pylist()
+        assert (found[number]["score"], found[number]["rank"], found[number]["text"]) == (
+            None,
+            None,
+            "a text",
+        )
+    by_text = rerank(
+        daft.from_pylist(rows[:50]), folder.path, cascade=True, query_id="query"
+    ).to_pylist()
     assert {row["id"]: row["rank"] for row in by_text} == {i: found[i]["rank"] for i in range(50)}
-    for rows_of, ranked in zip(unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True):
+    for rows_of, ranked in zip(
+        unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True
+    ):
         got = [found[number] for number in range(rows_of.start, rows_of.stop)]
         assert [row["tags"] for row in got] == [[row["id"]] for row in got]
         assert np.argsort([row["rank"] for row in got]).tolist() == ranked.ranking.tolist()
@@ -131,7 +185,13 @@ def test_a_dataframe_is_ranked_by_the_cascade(
 
 def test_rows_that_come_in_another_order_are_put_in_that_of_the_first_stage() -> None:
     """Daft's own runner keeps the order, and Ray need not."""
-    group = _Group("q", ["data"] * 4, ["third", "first", None, "second"], [30, 10, 40, 20], [0.1, 0.3, 0.0, 0.2])
+    group = _Group(
+        "q",
+        ["data"] * 4,
+        ["third", "first", None, "second"],
+        [30, 10, 40, 20],
+        [0.1, 0.3, 0.0, 0.2],
+    )
     assert group.documents == ["first", "second", "third"]
     assert group.first_scores == pytest.approx([0.3, 0.2, 0.1])
     found = Ranked(np.array([2, 0, 1]), np.array([5.0, np.nan, 7.0], np.float32))
@@ -150,7 +210,9 @@ def test_files_are_ranked_by_the_cascade(
     assert (out[3]["score"], out[3]["rank"]) == (None, 26)
     del out[3]
     skipped = 0
-    for rows_of, ranked in zip(unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True):
+    for rows_of, ranked in zip(
+        unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True
+    ):
         got = out[rows_of]
         assert np.argsort([row["rank"] for row in got]).tolist() == ranked.ranking.tolist()
         scores = np.array([np.nan if row["score"] is None else row["score"] for row in got])
@@ -158,17 +220,23 @@ def test_files_are_ranked_by_the_cascade(
         skipped += len(got) - ranked.scored
     assert (made.counts.skipped, made.counts.null, made.counts.not_finite) == (skipped, 1, 0)
     with pytest.raises(BadInput, match="its cascade goes without --first"):
-        rerank_files(folder, [tmp_path / "in.jsonl"], tmp_path / "b.jsonl", cascade=True, first="text")
+        rerank_files(
+            folder, [tmp_path / "in.jsonl"], tmp_path / "b.jsonl", cascade=True, first="text"
+        )
 
 
-def test_a_dataframe_that_does_not_fit_is_refused(certified: tuple[ModelFolder, Certified], tiny: ModelFolder) -> None:
+def test_a_dataframe_that_does_not_fit_is_refused(
+    certified: tuple[ModelFolder, Certified], tiny: ModelFolder
+) -> None:
     folder = certified[0].path
     frame = daft.from_pydict({"query_id": ["a", "a"], "query": ["x", "y"], "text": ["b", "c"]})
     with pytest.raises(BadInput, match="has no cascade"):
         rerank(frame, tiny.path, cascade=True)
     with pytest.raises(BadInput, match="no column 'topic'"):
         rerank(frame, folder, cascade=True, query_id="topic")
-    with pytest.raises(BadInput, match=r"variant='onnx-fp32': a cascade was certified as it is, with onnx-int8"):
+    with pytest.raises(
+        BadInput, match=r"variant='onnx-fp32': a cascade was certified as it is, with onnx-int8"
+    ):
         rerank(frame, folder, "onnx-fp32", cascade=True)
     with pytest.raises(BadInput, match="first='bm25': its cascade goes without"):
         rerank(frame, folder, cascade=True, first="bm25")
@@ -176,14 +244,21 @@ def test_a_dataframe_that_does_not_fit_is_refused(certified: tuple[ModelFolder, 
         rerank(frame, folder, cascade=True).collect()
 
 
-def test_the_bench_runs_the_cascade(xopt: Xopt, tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path) -> None:
+def test_the_bench_runs_the_cascade(
+    xopt: Xopt, tiny_copy: ModelFolder, queries: Candidates, tmp_path: Path
+) -> None:
     certified = certify(tiny_copy, queries, "onnx-int8", max_loss=0.5, confidence=0.8)
     arguments = ("--strategy", "planned", "--strategy", "cascade", "--pairs", 60, "--repeat", 1)
     out, data = tmp_path / "bench.json", tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps(asdict(row)) + "\n" for row in queries.rows))
-    result = xopt("bench", tiny_copy.path, "--data", data, "--variant", "onnx-int8", *arguments, "--json", out)
+    result = xopt(
+        "bench", tiny_copy.path, "--data", data, "--variant", "onnx-int8", *arguments, "--json", out
+    )
     assert result.exit_code == 0, result.output
-    cases = {f"{m['case']['variant']}/{m['case']['strategy']}": m for m in json.loads(out.read_text())["measured"]}
+    cases = {
+        f"{m['case']['variant']}/{m['case']['strategy']}": m
+        for m in json.loads(out.read_text())["measured"]
+    }
     assert set(cases) == {"torch-fp32/default", "onnx-int8/planned", "onnx-int8/cascade"}
     cascaded = cases["onnx-int8/cascade"]["cascaded"]
     assert 0.3 < cascaded["share"] < 1
@@ -199,7 +274,9 @@ def test_the_bench_runs_the_cascade(xopt: Xopt, tiny_copy: ModelFolder, queries:
             assert f"{np.mean(cascaded['losses']):.4f}" in page
             assert ("ertified" in page) == (len(results) == 2)
     nothing_safe = {"certified": {"cascade": None}, "bench": None}
-    assert "Score everything" in render(gather([measured, {"cascade": nothing_safe}]), None, markdown=False)
+    assert "Score everything" in render(
+        gather([measured, {"cascade": nothing_safe}]), None, markdown=False
+    )
     refused = xopt("bench", tiny_copy.path, "--variant", "onnx-fp32", "--strategy", "cascade")
     assert (refused.exit_code, "scores with onnx-int8" in refused.stderr) == (2, True)
 
@@ -222,7 +299,15 @@ def test_the_command(
     data, out = tmp_path / "rows.jsonl", tmp_path / "found.json"
     data.write_text(
         "".join(
-            json.dumps({"query_id": r.query_id, "query": r.query, "doc_id": r.doc_id, "text": r.text, "bm25": -n % 25})
+            json.dumps(
+                {
+                    "query_id": r.query_id,
+                    "query": r.query,
+                    "doc_id": r.doc_id,
+                    "text": r.text,
+                    "bm25": -n % 25,
+                }
+            )
             + "\n"
             for n, r in enumerate(unseen.rows)
         )
@@ -233,18 +318,45 @@ def test_the_command(
     assert json.loads(out.read_text())["queries"] == 16
     few = xopt("cascade", tiny_copy.path, "--data", data)
     assert (few.exit_code, "it takes 299" in few.stderr) == (2, True)
-    made = xopt("cascade", tiny_copy.path, "--data", data, "--first", "bm25", "--max-loss", 0.5, "--in-expectation")
+    made = xopt(
+        "cascade",
+        tiny_copy.path,
+        "--data",
+        data,
+        "--first",
+        "bm25",
+        "--max-loss",
+        0.5,
+        "--in-expectation",
+    )
     assert made.exit_code == 0, made.output
-    assert "Certificate: on queries like those of rows.jsonl, 25 candidates each, at most 0.5" in made.stdout
-    assert "rank(query, documents, top_k=10, first_scores=scores)" in "".join(made.stdout.splitlines())
+    assert (
+        "Certificate: on queries like those of rows.jsonl, 25 candidates each, at most 0.5"
+        in made.stdout
+    )
+    assert "rank(query, documents, top_k=10, first_scores=scores)" in "".join(
+        made.stdout.splitlines()
+    )
     assert Cascade.of(ModelFolder.open(tiny_copy.path)).certificate.column == "bm25"
-    job = ("rerank", tiny_copy.path, data, "-o", tmp_path / "out.jsonl", "--cascade", "--first", "bm25")
+    job = (
+        "rerank",
+        tiny_copy.path,
+        data,
+        "-o",
+        tmp_path / "out.jsonl",
+        "--cascade",
+        "--first",
+        "bm25",
+    )
     seen = xopt(*job, "--dry-run")
     assert (seen.exit_code, "pairs a second in a sample" in seen.stdout) == (0, True)
     missing = xopt("cascade", tiny_copy.path, "--data", data, "--first", "tfidf", "--max-loss", 0.5)
     assert (missing.exit_code, "no column 'tfidf', only" in missing.stderr) == (2, True)
     unknown = xopt("cascade", tiny_copy.path, "--first", tmp_path, "--data", data)
-    assert (unknown.exit_code, "no model folder; make one with `xopt export" in unknown.stderr) == (2, True)
+    assert (unknown.exit_code, "no model folder; make one with `xopt export" in unknown.stderr) == (
+        2,
+        True,
+    )
     mixed = xopt("cascade", tiny_copy.path, "--data", data, "--check", "--top", 5)
     assert mixed.exit_code == 2
 
@@ -255,7 +367,9 @@ def test_a_cheaper_model_s_score_that_is_not_finite_puts_its_document_first(
     scorer, cheaper = open_scorer(tiny, "onnx-int8"), open_scorer(tiny, "onnx-fp32")
 
     def ranking(logits: np.ndarray) -> np.ndarray:
-        return np.where(np.arange(len(logits)) == 2, np.nan, np.arange(len(logits))).astype(np.float32)
+        return np.where(np.arange(len(logits)) == 2, np.nan, np.arange(len(logits))).astype(
+            np.float32
+        )
 
     stage = Stage(scorer, "model", model=cheaper, ranking=ranking)
     lists = Lists(["a query", "another", "none"], [["one", "two"], ["three", "four"], []])
@@ -280,7 +394,9 @@ def test_more_than_was_certified_is_warned_of(
     for ask in (
         lambda top_k: scorer.rank("data", ["a", "b"], top_k=top_k),
         lambda top_k: rerank(daft.from_pylist(rows), folder, cascade=True, top_k=top_k),
-        lambda top_k: rerank_files(folder, [file], tmp_path / f"{top_k}.jsonl", cascade=True, top_k=top_k),
+        lambda top_k: rerank_files(
+            folder, [file], tmp_path / f"{top_k}.jsonl", cascade=True, top_k=top_k
+        ),
     ):
         caplog.clear()
         ask(10)

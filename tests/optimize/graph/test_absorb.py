@@ -15,7 +15,9 @@ from xopt.optimize.quantize import token_matmuls
 
 
 @pytest.mark.parametrize(("architecture", "exporter"), GRAPHS)
-def test_the_last_layer_makes_no_keys_and_values_and_no_score_changes(architecture: str, exporter: str) -> None:
+def test_the_last_layer_makes_no_keys_and_values_and_no_score_changes(
+    architecture: str, exporter: str
+) -> None:
     plain, _ = keep_one_row(exported(architecture, exporter))
     absorbed, count = absorb_keys(plain)
     assert count == as_bert(architecture)
@@ -67,6 +69,8 @@ def test_biases_count_as_they_did_and_need_not_be_there() -> None:
 def test_keys_that_another_reads_stay() -> None:
     plain, _ = keep_one_row(exported("bert", "torch"))
     key, _ = keys_and_values(plain)
-    plain.graph.output.append(onnx.helper.make_tensor_value_info("again", onnx.TensorProto.FLOAT, None))
+    plain.graph.output.append(
+        onnx.helper.make_tensor_value_info("again", onnx.TensorProto.FLOAT, None)
+    )
     plain.graph.node.append(onnx.helper.make_node("Identity", [key.output[0]], ["again"]))
     assert absorb_keys(plain)[1] == 0

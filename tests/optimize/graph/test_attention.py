@@ -16,7 +16,9 @@ def test_attention_is_one_operator_and_no_score_changes(architecture: str, expor
     fused, count = fuse_attention(plain)
     onnx.checker.check_model(fused)
     assert count == (2 if as_bert(architecture) else 0)
-    before, after = (sorted(str(node) for node in model.graph.node) for model in (plain, unfused(fused)))
+    before, after = (
+        sorted(str(node) for node in model.graph.node) for model in (plain, unfused(fused))
+    )
     assert before == after
     random = np.random.default_rng(0)
     expected, got = session_of(plain), session_of(fused)

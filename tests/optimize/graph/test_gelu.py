@@ -15,8 +15,11 @@ IDS = np.random.default_rng(0).integers(5, 40, (3, 16))
 
 
 @pytest.mark.parametrize("exporter", THERE)
-def test_every_gelu_is_one_that_onnxruntime_knows_and_no_score_changes(tmp_path: Path, exporter: str) -> None:
-    graph = graph_of(make_tiny(tmp_path / "model", "electra"), exporter)  # two in the layers, one in the head
+def test_every_gelu_is_one_that_onnxruntime_knows_and_no_score_changes(
+    tmp_path: Path, exporter: str
+) -> None:
+    # two in the layers, one in the head
+    graph = graph_of(make_tiny(tmp_path / "model", "electra"), exporter)
     before = logits(session_of(graph), IDS, np.ones_like(IDS))
     reordered, count = reorder_gelu(graph)
     onnx.checker.check_model(reordered)
@@ -24,7 +27,9 @@ def test_every_gelu_is_one_that_onnxruntime_knows_and_no_score_changes(tmp_path:
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3  # that the file fits this machine alone
-    session = ort.InferenceSession(reordered.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        reordered.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     assert np.abs(logits(session, IDS, np.ones_like(IDS)) - before).max() < 1e-5
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert "Erf" not in kinds

@@ -27,8 +27,9 @@ def test_the_last_layer_sees_one_row_and_no_score_changes(architecture: str, exp
     model = exported(architecture, exporter)
     narrow, products = keep_one_row(model)
     onnx.checker.check_model(narrow)
-    # Query, attention's two, its output, and the feed-forward block's two. ModernBERT makes query, key and value in one
-    # product, and DeBERTa's scores are put together from three in a shape that hides their rows.
+    # Query, attention's two, its output, and the feed-forward block's two. ModernBERT makes
+    # query, key and value in one product, and DeBERTa's scores are put together from three in a
+    # shape that hides their rows.
     assert products >= {"deberta-v2": 4, "modernbert": 5}.get(architecture, 6)
     before, after = session_of(model), session_of(narrow)
     rng = np.random.default_rng(0)
@@ -50,7 +51,8 @@ def test_the_last_layer_of_a_decoder_sees_the_last_token_and_no_score_changes(
     rng = np.random.default_rng(0)
     for width in (1, 2, 7, 33):
         ids = rng.integers(5, 40, (4, width))
-        mask = (np.arange(width) >= width - rng.integers(1, width + 1, (4, 1))).astype(np.int64)  # padded on the left
+        # padded on the left
+        mask = (np.arange(width) >= width - rng.integers(1, width + 1, (4, 1))).astype(np.int64)
         assert np.abs(logits(before, ids, mask) - logits(after, ids, mask)).max() < EXACT
 
 
@@ -71,4 +73,6 @@ def test_weights_may_stay_in_a_file_of_their_own(tmp_path: Path) -> None:
     onnx.save(narrow, file)
     ids = np.full((2, 8), 5, np.int64)
     session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    assert np.array_equal(logits(session, ids, np.ones_like(ids)), logits(session_of(whole), ids, np.ones_like(ids)))
+    assert np.array_equal(
+        logits(session, ids, np.ones_like(ids)), logits(session_of(whole), ids, np.ones_like(ids))
+    )

@@ -45,14 +45,18 @@ def test_a_model_over_the_limit_is_quantised_as_any_other(
         open_scorer(made.path, name)
 
 
-def test_half_of_a_model_over_the_limit_is_a_graph_again(tiny_copy: ModelFolder, docs: Candidates) -> None:
+def test_half_of_a_model_over_the_limit_is_a_graph_again(
+    tiny_copy: ModelFolder, docs: Candidates
+) -> None:
     file = tiny_copy.path / ONNX_FILE
     with pytest.MonkeyPatch.context() as limited:
         limited.setattr(module, "LIMIT_BYTES", 1000)
         write_graph(onnx.load(file), file)
         made = halve(tiny_copy.with_variant(tiny_copy.variant("onnx-fp32")))
     assert data_file(made.path / made.variant("onnx-fp16").file).is_file()
-    expected, scores = (open_scorer(made.path, v).score(docs.pairs) for v in ("onnx-fp32", "onnx-fp16"))
+    expected, scores = (
+        open_scorer(made.path, v).score(docs.pairs) for v in ("onnx-fp32", "onnx-fp16")
+    )
     assert np.abs(scores - expected).max() < 0.05
     write_graph(onnx.load(file), file)  # small enough now: no weights stay behind
     assert not data_file(file).exists()
@@ -60,7 +64,11 @@ def test_half_of_a_model_over_the_limit_is_a_graph_again(tiny_copy: ModelFolder,
 
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
 def test_weights_behind_a_link_are_read(
-    tiny_copy: ModelFolder, docs: Candidates, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: Callable[..., None]
+    tiny_copy: ModelFolder,
+    docs: Candidates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    link: Callable[..., None],
 ) -> None:
     file = tiny_copy.path / ONNX_FILE
     monkeypatch.setattr(module, "LIMIT_BYTES", 1000)

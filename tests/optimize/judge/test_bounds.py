@@ -10,7 +10,9 @@ from xopt.optimize.judge.bounds import least_mean, queries_needed, rounded_up, u
 ERROR = 0.05
 
 
-@pytest.mark.parametrize(("limit", "sure", "expected"), [(0.05, 59, 19), (0.02, 149, 49), (0.01, 299, 99)])
+@pytest.mark.parametrize(
+    ("limit", "sure", "expected"), [(0.05, 59, 19), (0.02, 149, 49), (0.01, 299, 99)]
+)
 def test_how_many_queries_it_takes(limit: float, sure: int, expected: int) -> None:
     assert queries_needed(limit, ERROR) == sure
     assert queries_needed(limit, None) == expected
@@ -26,7 +28,9 @@ def test_what_is_advised_is_enough(queries: int, error: float | None) -> None:
 
 
 @given(st.lists(st.floats(0, 0.999), min_size=1, max_size=50), st.sampled_from([ERROR, None]))
-def test_a_bound_lies_over_the_mean_and_grows_with_each_loss(losses: list[float], error: float | None) -> None:
+def test_a_bound_lies_over_the_mean_and_grows_with_each_loss(
+    losses: list[float], error: float | None
+) -> None:
     values = np.array(losses)
     bound = upper_bound(values, error)
     assert values.mean() <= bound <= 1

@@ -15,7 +15,9 @@ TAU = Gate("tau", 0.9)
 def test_intervals_hold_the_true_mean_as_often_as_they_say() -> None:
     random = np.random.default_rng(1)
     held = [
-        found.low <= 0.5 <= found.high for _ in range(200) if (found := interval(random.beta(2, 2, 60))).queries == 60
+        found.low <= 0.5 <= found.high
+        for _ in range(200)
+        if (found := interval(random.beta(2, 2, 60))).queries == 60
     ]
     assert 0.86 <= np.mean(held) <= 0.98
 
@@ -55,12 +57,19 @@ def test_a_loss_beyond_the_margin_fails_once_there_are_enough_queries() -> None:
 
 @pytest.mark.parametrize("gate", [TAU, LOSS])
 def test_the_queries_that_would_do_do(gate: Gate) -> None:
-    values = gate.bound + (-1 if gate.at_most else 1) * np.random.default_rng(3).normal(0.004, 0.03, 30).clip(-0.05)
+    values = gate.bound + (-1 if gate.at_most else 1) * np.random.default_rng(3).normal(
+        0.004, 0.03, 30
+    ).clip(-0.05)
     few = hold(gate, values, same=False)
     assert few.verdict == UNDECIDED
     assert few.queries_needed is not None
-    assert hold(gate, np.resize(values, int(1.4 * few.queries_needed)), same=False).verdict == PASSED
-    assert hold(gate, np.resize(values, int(0.6 * few.queries_needed)), same=False).verdict == UNDECIDED
+    assert (
+        hold(gate, np.resize(values, int(1.4 * few.queries_needed)), same=False).verdict == PASSED
+    )
+    assert (
+        hold(gate, np.resize(values, int(0.6 * few.queries_needed)), same=False).verdict
+        == UNDECIDED
+    )
 
 
 def test_few_queries_pass_no_gate_however_well_they_agree() -> None:

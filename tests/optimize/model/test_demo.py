@@ -30,16 +30,22 @@ def test_another_base_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_merging_adds_the_low_rank_product_and_takes_whole_tensors() -> None:
     rng = np.random.default_rng(0)
-    w, a, b, head = (rng.normal(size=s).astype(np.float32) for s in ((6, 4), (2, 4), (6, 2), (1, 4)))
+    w, a, b, head = (
+        rng.normal(size=s).astype(np.float32) for s in ((6, 4), (2, 4), (6, 2), (1, 4))
+    )
     prefix = "base_model.model."
     adapter = {
         f"{prefix}bert.layer.query.lora_A.weight": a.astype(np.float16),
         f"{prefix}bert.layer.query.lora_B.weight": b.astype(np.float16),
         f"{prefix}classifier.weight": head.astype(np.float16),
     }
-    merged = merge({"layer.query.weight": w, "embeddings.position_ids": np.arange(3)}, adapter, scale=0.5)
+    merged = merge(
+        {"layer.query.weight": w, "embeddings.position_ids": np.arange(3)}, adapter, scale=0.5
+    )
     assert set(merged) == {"bert.layer.query.weight", "classifier.weight"}
-    expected = w + 0.5 * (b.astype(np.float16).astype(np.float32) @ a.astype(np.float16).astype(np.float32))
+    expected = w + 0.5 * (
+        b.astype(np.float16).astype(np.float32) @ a.astype(np.float16).astype(np.float32)
+    )
     assert np.allclose(merged["bert.layer.query.weight"], expected, atol=1e-6)
     assert merged["classifier.weight"].dtype == np.float32
 
@@ -47,7 +53,10 @@ def test_merging_adds_the_low_rank_product_and_takes_whole_tensors() -> None:
 @pytest.mark.slow
 def test_the_demo_model_ranks_clearly_better_than_bm25(demo: ModelFolder) -> None:
     candidates = demo_candidates(queries=64)
-    ranked = quality_by_query(candidates, open_scorer(demo.path, "onnx-fp32").score(candidates.pairs))
+    ranked = quality_by_query(
+        candidates, open_scorer(demo.path, "onnx-fp32").score(candidates.pairs)
+    )
     assert (
-        ranked["ndcg10"].mean() > quality_by_query(candidates, first_stage_scores(candidates))["ndcg10"].mean() + 0.08
+        ranked["ndcg10"].mean()
+        > quality_by_query(candidates, first_stage_scores(candidates))["ndcg10"].mean() + 0.08
     )

@@ -1,4 +1,6 @@
-"""Where a model comes from, and whether it is still the same: folders by any name, the demo, the hub."""
+"""Where a model comes from, and whether it is still the same: folders by any name, the demo, the
+hub.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def test_one_folder_has_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for name in ("model/", "./model", str(model)):
         assert same_model(name, {"model": "model"})
     monkeypatch.chdir("/")
-    assert same_model(str(model), {"model": "model", "sha256": fingerprint(model)})  # from another working directory
+    # from another working directory
+    assert same_model(str(model), {"model": "model", "sha256": fingerprint(model)})
     assert not same_model(str(model), {"model": "demo", "sha256": ""})
     assert not same_model("org/model", {"model": "org/other"})
 
@@ -58,7 +61,9 @@ def test_demo_is_the_built_in_model_whatever_lies_here(
         assert folder.resolve() == tmp_path / "demo"
 
 
-def test_a_cached_hub_model_opens_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_hub_model_opens_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", _no_network)
     snapshot = tmp_path / "hub" / "models--me--tiny" / "snapshots" / "0123abcd"
@@ -66,19 +71,36 @@ def test_a_cached_hub_model_opens_without_a_network(tmp_path: Path, monkeypatch:
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("0123abcd")
     made = export("me/tiny", tmp_path / "out", torch_only=True)
-    assert (made.manifest.source["model"], made.manifest.source["revision"]) == ("me/tiny", "0123abcd")
-    with pytest.raises(BadInput, match="me/other: neither a folder here nor a model that the hub gives"):
+    assert (made.manifest.source["model"], made.manifest.source["revision"]) == (
+        "me/tiny",
+        "0123abcd",
+    )
+    with pytest.raises(
+        BadInput, match="me/other: neither a folder here nor a model that the hub gives"
+    ):
         export("me/other", tmp_path / "other", torch_only=True)
 
 
-def test_a_hub_that_answers_no_is_not_one_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_answers_no_is_not_one_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gone(*_: object, **__: object) -> None:
-        response = type("Response", (), {"headers": {}, "status_code": 401, "request": None, "url": ""})()
-        raise RepositoryNotFoundError("401 Client Error: no such model, or a token is asked for", response=response)
+        response = type(
+            "Response", (), {"headers": {}, "status_code": 401, "request": None, "url": ""}
+        )()
+        raise RepositoryNotFoundError(
+            "401 Client Error: no such model, or a token is asked for", response=response
+        )
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", gone)
-    for name, reason in (("me/gated", "no such model, or a token"), ("me/not a name", "neither a folder")):
-        with pytest.raises(BadInput, match=f"{name}: neither a folder here nor a model that the hub gives .*|{reason}"):
+    for name, reason in (
+        ("me/gated", "no such model, or a token"),
+        ("me/not a name", "neither a folder"),
+    ):
+        with pytest.raises(
+            BadInput,
+            match=f"{name}: neither a folder here nor a model that the hub gives .*|{reason}",
+        ):
             export(name, tmp_path / "out", torch_only=True)
     with pytest.raises(BadInput, match="401 Client Error"):
         export("me/gated", tmp_path / "out", torch_only=True)
@@ -87,13 +109,19 @@ def test_a_hub_that_answers_no_is_not_one_that_does_not_answer(tmp_path: Path, m
 def test_what_has_pickles_alone_on_the_hub_is_refused_before_it_is_downloaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = SimpleNamespace(sha="1", siblings=[SimpleNamespace(rfilename=n) for n in ("a.txt", "pytorch_model.bin")])
+    answer = SimpleNamespace(
+        sha="1", siblings=[SimpleNamespace(rfilename=n) for n in ("a.txt", "pytorch_model.bin")]
+    )
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)
-    with pytest.raises(BadInput, match="me/old: no safetensors weights; --allow-pickle reads pickles"):
+    with pytest.raises(
+        BadInput, match="me/old: no safetensors weights; --allow-pickle reads pickles"
+    ):
         export("me/old", tmp_path / "out", torch_only=True)
 
 
-def test_a_revision_with_the_same_files_is_no_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_with_the_same_files_is_no_other_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_tiny(tmp_path / "model")
     answer = SimpleNamespace(sha="2", siblings=[SimpleNamespace(rfilename="model.safetensors")])
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)

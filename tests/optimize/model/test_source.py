@@ -1,4 +1,6 @@
-"""Model folders as people have them: what CrossEncoder does with one is what xopt does, or it is refused."""
+"""Model folders as people have them: what CrossEncoder does with one is what xopt does, or it is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,17 @@ def short_for_all(folder: Path) -> None:
 
 
 def only_documents_are_cut(folder: Path) -> None:
-    change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": "only_second"}})
+    change(
+        folder / "sentence_bert_config.json",
+        processing_kwargs={"text": {"truncation": "only_second"}},
+    )
 
 
 def only_queries_are_cut(folder: Path) -> None:
-    change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"truncation": "only_first"}})
+    change(
+        folder / "sentence_bert_config.json",
+        processing_kwargs={"text": {"truncation": "only_first"}},
+    )
 
 
 def longer_than_the_tokenizer(folder: Path) -> None:
@@ -67,7 +75,11 @@ def padded_on_the_left(folder: Path) -> None:
 
 
 def with_a_prompt(folder: Path) -> None:
-    change(folder / "config_sentence_transformers.json", prompts={"rank": "search "}, default_prompt_name="rank")
+    change(
+        folder / "config_sentence_transformers.json",
+        prompts={"rank": "search "},
+        default_prompt_name="rank",
+    )
 
 
 ODD = (
@@ -89,22 +101,31 @@ def test_what_a_folder_says_is_done(tmp_path: Path, odd: Callable[[Path], None])
     plain = CrossEncoder(str(tmp_path / "model"))
     odd(tmp_path / "model")
     changed = CrossEncoder(str(tmp_path / "model"))
-    truncation = {only_documents_are_cut: "only_second", only_queries_are_cut: "only_first"}.get(odd, "longest_first")
+    truncation = {only_documents_are_cut: "only_second", only_queries_are_cut: "only_first"}.get(
+        odd, "longest_first"
+    )
     pairs = pairs_for(plain.tokenizer, MAX_LENGTH, truncation)
     expected = changed.predict(pairs, activation_fn=torch.nn.Identity())
-    assert np.abs(expected - plain.predict(pairs, activation_fn=torch.nn.Identity())).max() > 0.01  # it matters
+    # it matters
+    assert np.abs(expected - plain.predict(pairs, activation_fn=torch.nn.Identity())).max() > 0.01
     made = export(str(tmp_path / "model"), tmp_path / "out")
     for variant in ("onnx-fp32", "torch-fp32", "torch-varlen-fp32"):
-        assert np.abs(open_scorer(made.path, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
+        assert (
+            np.abs(open_scorer(made.path, variant).score(pairs) - expected).max() < MAX_DIFFERENCE
+        )
     again = CrossEncoder(str(made.path)).predict(pairs, activation_fn=torch.nn.Identity())
     assert np.abs(again - expected).max() < MAX_DIFFERENCE
     if odd is only_documents_are_cut:
-        with pytest.raises(BadInput, match="the tokenizer cannot encode these texts"):  # no room for a document
+        # no room for a document
+        with pytest.raises(BadInput, match="the tokenizer cannot encode these texts"):
             open_scorer(made.path).score([("data " * 80, "index")])
 
 
 def processed_otherwise(folder: Path) -> str:
-    change(folder / "sentence_bert_config.json", processing_kwargs={"text": {"add_special_tokens": False}})
+    change(
+        folder / "sentence_bert_config.json",
+        processing_kwargs={"text": {"add_special_tokens": False}},
+    )
     return "its processing_kwargs set add_special_tokens=False, which is not reproduced"
 
 
@@ -139,7 +160,8 @@ def a_module_of_its_own(folder: Path) -> str:
 
 
 def no_padding_token(folder: Path) -> str:
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):  # transformers 5 writes the first one only
+    # transformers 5 writes the first one only
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (folder / name).is_file():
             change(folder / name, pad_token=None)
     return "its tokenizer has no padding token"
@@ -187,7 +209,10 @@ def shards(folder: Path) -> None:
     halves = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
     for file, half in halves.items():
         save_file({name: weights[name] for name in half}, folder / file, {"format": "pt"})
-    index = {"metadata": {}, "weight_map": {name: file for file, half in halves.items() for name in half}}
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, half in halves.items() for name in half},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
@@ -208,7 +233,9 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("odd", REFUSED)
-def test_what_cannot_be_done_is_refused_with_the_reason(tmp_path: Path, odd: Callable[[Path], str]) -> None:
+def test_what_cannot_be_done_is_refused_with_the_reason(
+    tmp_path: Path, odd: Callable[[Path], str]
+) -> None:
     CrossEncoder(str(make_tiny(tmp_path / "tiny"))).save_pretrained(str(tmp_path / "model"))
     message = odd(tmp_path / "model")
     with pytest.raises(BadInput, match=message):
@@ -223,18 +250,27 @@ def test_scores_that_move_with_the_padding_are_no_ones(tmp_path: Path) -> None:
         export(str(tmp_path / "model"), tmp_path / "out", torch_only=True)
 
 
-def test_weights_in_shards_are_exported_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_shards_are_exported_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_tiny(tmp_path / "model")
-    expected = open_scorer(export(str(model), tmp_path / "whole", torch_only=True).path, "torch-fp32")
+    expected = open_scorer(
+        export(str(model), tmp_path / "whole", torch_only=True).path, "torch-fp32"
+    )
     shards(model)
     saved = PreTrainedModel.save_pretrained  # which cuts the weights of a large model
     monkeypatch.setattr(
-        PreTrainedModel, "save_pretrained", lambda self, *a, **k: saved(self, *a, **{**k, "max_shard_size": "20KB"})
+        PreTrainedModel,
+        "save_pretrained",
+        lambda self, *a, **k: saved(self, *a, **{**k, "max_shard_size": "20KB"}),
     )
     made = export(str(model), tmp_path / "out", torch_only=True)
     assert [file for file in made.manifest.files if "safetensors" in file] == ["model.safetensors"]
     pairs = parity_pairs(MAX_LENGTH)
-    assert np.abs(open_scorer(made.path, "torch-fp32").score(pairs) - expected.score(pairs)).max() < 1e-6
+    assert (
+        np.abs(open_scorer(made.path, "torch-fp32").score(pairs) - expected.score(pairs)).max()
+        < 1e-6
+    )
 
 
 def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
@@ -242,20 +278,25 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     weights = load_file(model / "model.safetensors")
     weights["bert.embeddings.LayerNorm.weight"][3] = float("inf")
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(GateFailed, match=r"its own score of \(.*\) is not finite in sentence-transformers"):
+    with pytest.raises(
+        GateFailed, match=r"its own score of \(.*\) is not finite in sentence-transformers"
+    ):
         export(str(model), tmp_path / "out")
 
 
 def test_a_nan_never_leaves_in_silence(tmp_path: Path) -> None:
     model = make_tiny(tmp_path / "model")
     weights = load_file(model / "model.safetensors")
-    row = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]["z"]  # a word that export does not use
+    # a word that export does not use
+    row = json.loads((model / "tokenizer.json").read_text())["model"]["vocab"]["z"]
     weights["bert.embeddings.word_embeddings.weight"][row] = float("nan")
     save_file(weights, model / "model.safetensors", {"format": "pt"})
     made = export(str(model), tmp_path / "out")
     scorer = open_scorer(made.path)
     pairs = [("data", "index shard"), ("data", "z"), ("data", "the of")]
-    with pytest.raises(NotFinite, match=r"1 of 3 scores are not finite, first that of pair 1 \('data', 'z'\)"):
+    with pytest.raises(
+        NotFinite, match=r"1 of 3 scores are not finite, first that of pair 1 \('data', 'z'\)"
+    ):
         scorer.score(pairs)
     assert np.isnan(scorer.logits(pairs)).tolist() == [False, True, False]
     rows = tuple(Row("q", "data", str(i), text) for i, (_, text) in enumerate(pairs))
@@ -268,7 +309,10 @@ def test_force_replaces_model_folders_only(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("x")
-    with pytest.raises(BadInput, match=r"precious: no model folder \(it has no xopt.json\); --force replaces nothing"):
+    with pytest.raises(
+        BadInput,
+        match=r"precious: no model folder \(it has no xopt.json\); --force replaces nothing",
+    ):
         export(model, precious, force=True, torch_only=True)
     with pytest.raises(BadInput, match="no model folder"):
         export(model, precious / "thesis.tex", force=True, torch_only=True)

@@ -42,9 +42,17 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 @pytest.fixture(scope="module")
 def results(benched: Bench, tiny: ModelFolder, docs: Candidates) -> list[dict[str, Any]]:
     """What `xopt bench` and `xopt validate` write, on texts that hold HTML."""
-    rows = tuple(Row(EVIL + row.query_id, row.query + EVIL, EVIL + row.doc_id, EVIL + row.text) for row in docs.rows)
-    evil = Candidates(EVIL, rows, {EVIL + q: {EVIL + d: g for d, g in j.items()} for q, j in docs.qrels.items()})
-    return [plain(replace(benched, data=EVIL)), plain(validate(tiny, ["torch-fp32", "onnx-fp32", "onnx-int8"], evil))]
+    rows = tuple(
+        Row(EVIL + row.query_id, row.query + EVIL, EVIL + row.doc_id, EVIL + row.text)
+        for row in docs.rows
+    )
+    evil = Candidates(
+        EVIL, rows, {EVIL + q: {EVIL + d: g for d, g in j.items()} for q, j in docs.qrels.items()}
+    )
+    return [
+        plain(replace(benched, data=EVIL)),
+        plain(validate(tiny, ["torch-fp32", "onnx-fp32", "onnx-int8"], evil)),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,13 @@ def test_the_page_opens_with_the_finding_and_stands_alone(page: str) -> None:
     assert "Recommended: <strong>" in page or "No variant that was timed has passed" in page
     assert len(page.encode()) < 1_000_000
     assert not re.search(r"<[a-z][^>]*\b(src|href)\s*=|url\(|@import", page)
-    for heading in ("Speed against agreement", "CPU", "Where the time went", "Does it rank the same?", "All figures"):
+    for heading in (
+        "Speed against agreement",
+        "CPU",
+        "Where the time went",
+        "Does it rank the same?",
+        "All figures",
+    ):
         assert heading in page
     assert page.count("<caption>") == page.count("<table")
     assert 'role="img" aria-label="Speed against agreement.' in page
@@ -72,7 +86,9 @@ def test_texts_from_data_show_as_text(page: str, results: list[dict[str, Any]]) 
     assert "| " + "onnx-int8/planned" in markdown
 
 
-def test_results_are_read_from_files_and_others_refused(tmp_path: Path, results: list[dict[str, Any]]) -> None:
+def test_results_are_read_from_files_and_others_refused(
+    tmp_path: Path, results: list[dict[str, Any]]
+) -> None:
     files = [tmp_path / "bench.json", tmp_path / "validate.json"]
     for file, result in zip(files, results, strict=True):
         file.write_text(json.dumps(result))
@@ -109,7 +125,9 @@ def test_a_difference_within_the_noise_is_called_so(results: list[dict[str, Any]
     assert "different machines" in said
 
 
-def test_a_result_of_a_gpu_has_no_explanation_and_still_a_page(results: list[dict[str, Any]]) -> None:
+def test_a_result_of_a_gpu_has_no_explanation_and_still_a_page(
+    results: list[dict[str, Any]],
+) -> None:
     bench = json.loads(json.dumps(results[0]))
     bench |= {"device": "cuda", "ceilings": None}
     for measured in bench["measured"]:
@@ -123,7 +141,8 @@ def test_results_of_a_gpu_and_a_cpu_share_a_page(results: list[dict[str, Any]]) 
     gpu |= {"device": "cuda", "ceilings": None}
     for measured in gpu["measured"]:
         measured["explained"] = None
-        measured["agreement"] = {**(measured["agreement"] or {}), "tau": None, "top10": None}  # few candidates a query
+        # few candidates a query
+        measured["agreement"] = {**(measured["agreement"] or {}), "tau": None, "top10": None}
     for benches in ([results[0], gpu], [gpu, results[0]]):
         shown = render(gather(copy.deepcopy(benches)), None, markdown=False)
         assert "Where the time went" in shown
@@ -178,18 +197,32 @@ def test_the_frontier_holds_what_nothing_else_beats() -> None:
     drawn = scatter(points, frontier(points))
     assert drawn.count("<circle") == 4
     centres = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
-    assert all((a - c) ** 2 + (b - d) ** 2 > 18**2 for i, (a, b) in enumerate(centres) for c, d in centres[:i])
+    assert all(
+        (a - c) ** 2 + (b - d) ** 2 > 18**2
+        for i, (a, b) in enumerate(centres)
+        for c, d in centres[:i]
+    )
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: apt install chromium)")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_a_browser_shows_it_sorts_and_asks_nobody(tmp_path: Path, benched: Bench, page: str, width: int) -> None:
+def test_a_browser_shows_it_sorts_and_asks_nobody(
+    tmp_path: Path, benched: Bench, page: str, width: int
+) -> None:
     cases = len(benched.measured)
     # In a frame: a browser's window is 500 pixels wide at the least.
     framed = escape(page.replace("</body>", PROBE + "</body>"))
     file = tmp_path / "report.html"
-    file.write_text(f'<body style="margin:0"><iframe width="{width}" height="900" srcdoc="{framed}"></iframe></body>')
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--hide-scrollbars"]
+    file.write_text(
+        f'<body style="margin:0"><iframe width="{width}" height="900" srcdoc="{framed}"></iframe></body>'
+    )
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--hide-scrollbars",
+    ]
     command = [
         str(CHROMIUM),
         *flags,
@@ -197,7 +230,9 @@ def test_a_browser_shows_it_sorts_and_asks_nobody(tmp_path: Path, benched: Bench
         f"--user-data-dir={tmp_path / 'profile'}",
         "--dump-dom",
     ]
-    done = subprocess.run([*command, file.as_uri()], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [*command, file.as_uri()], capture_output=True, text=True, check=True, timeout=120
+    )
     match = re.search(r'data-found="([^"]*)"', done.stdout)
     assert match, done.stderr[-2000:]
     found = json.loads(unescape(match[1]))

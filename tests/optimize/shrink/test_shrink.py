@@ -24,7 +24,13 @@ from xopt.optimize.shrink.layers import search_layers, sets_tried
 from xopt.optimize.shrink.lists import DOCUMENTS, POOL, WORDS, draw_lists, own_lists, ranked
 from xopt.optimize.shrink.shrink import _reloads, shrink
 from xopt.runtime import open_scorer
-from xopt.runtime.data.candidates import Candidates, Row, demo_candidates, query_hash, read_candidates
+from xopt.runtime.data.candidates import (
+    Candidates,
+    Row,
+    demo_candidates,
+    query_hash,
+    read_candidates,
+)
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.backends.network import Network, load_encoder
@@ -59,7 +65,9 @@ def test_the_best_set_of_layers_is_found() -> None:
     assert value == sum(range(11, 16))
 
 
-def test_lists_have_documents_of_their_query_and_sentences_those_that_are_like_them(queries: Candidates) -> None:
+def test_lists_have_documents_of_their_query_and_sentences_those_that_are_like_them(
+    queries: Candidates,
+) -> None:
     lists = own_lists(queries, np.random.default_rng(0))
     assert {query for query, _ in lists} == {row.query for row in queries.rows}
     of = {(row.query, row.text) for row in queries.rows}
@@ -77,11 +85,22 @@ def test_lists_have_documents_of_their_query_and_sentences_those_that_are_like_t
 TEXTS = [
     f"The {subject} engine ranks {thing}. A query finds the {thing} of every {subject}. It is short."
     for subject in ("search", "index", "table", "paper", "model", "score", "shard")
-    for thing in ("documents", "passages", "tables", "sentences", "titles", "answers", "lists", "words")
+    for thing in (
+        "documents",
+        "passages",
+        "tables",
+        "sentences",
+        "titles",
+        "answers",
+        "lists",
+        "words",
+    )
 ]
 
 
-def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(queries: Candidates, tmp_path: Path) -> None:
+def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(
+    queries: Candidates, tmp_path: Path
+) -> None:
     assert ranked(queries) is queries
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
@@ -114,7 +133,9 @@ def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(queries:
         assert len(set(own)) == len(own) == POOL
 
 
-def test_a_few_queries_of_several_documents_do_not_stand_for_all(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_few_queries_of_several_documents_do_not_stand_for_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Pairs of a query and what answers it, where some are answered twice."""
     rows = [Row(str(i), text.split(". ")[1], f"d{i}", text) for i, text in enumerate(TEXTS)]
     twice = replace(rows[9], query_id="5", query=rows[5].query)
@@ -133,7 +154,9 @@ def test_a_few_queries_of_several_documents_do_not_stand_for_all(caplog: pytest.
 
 
 def test_sentences_of_chinese_and_japanese_are_queries() -> None:
-    texts = [f"第{i}个文档说明搜索引擎如何排列结果。日本語の文章も検索できます。" for i in range(60)]
+    texts = [
+        f"第{i}个文档说明搜索引擎如何排列结果。日本語の文章も検索できます。" for i in range(60)
+    ]
     rows = tuple(Row("", "", str(i), text) for i, text in enumerate(texts))
     lists = draw_lists(Candidates("texts", rows), 50, np.random.default_rng(0))
     assert lists
@@ -143,7 +166,10 @@ def test_sentences_of_chinese_and_japanese_are_queries() -> None:
 @pytest.mark.parametrize("kind", ["bert", "qwen3, LogitScore", "modernbert, modules, cls"])
 def test_batches_are_read_as_scorers_read_them(kind: str, tmp_path: Path) -> None:
     folder = export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True)
-    pairs = [("search engine", "ranking models"), ("search engine", "a query and a document of text data")]
+    pairs = [
+        ("search engine", "ranking models"),
+        ("search engine", "a query and a document of text data"),
+    ]
     inputs, sizes = batch([("search engine", [text for _, text in pairs])], Encoder(folder), "cpu")
     assert sizes == [2]
     with torch.inference_mode():
@@ -153,9 +179,14 @@ def test_batches_are_read_as_scorers_read_them(kind: str, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
-    demo: ModelFolder, queries: Candidates, tmp_path: Path, calibration: Candidates, monkeypatch: pytest.MonkeyPatch
+    demo: ModelFolder,
+    queries: Candidates,
+    tmp_path: Path,
+    calibration: Candidates,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ticks = itertools.count()  # a second each, two a step: however slow the machine is, it learns as much
+    # a second each, two a step: however slow the machine is, it learns as much
+    ticks = itertools.count()
     monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
     found = shrink(demo, tmp_path / "small", 3, queries, minutes=0.6)
     assert len(found.kept) == 3
@@ -172,7 +203,10 @@ def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
     assert again.manifest.trained_with == small.manifest.trained_with
     small = quantize(small, recipe_for(detect_target()), calibration)
     pairs = held_out.pairs[:4]
-    assert np.abs(open_scorer(small, "onnx-int8").score(pairs) - open_scorer(small).score(pairs)).max() < 3
+    assert (
+        np.abs(open_scorer(small, "onnx-int8").score(pairs) - open_scorer(small).score(pairs)).max()
+        < 3
+    )
     with pytest.raises(BadInput, match="0 queries are left to certify by"):
         certify(demo, learned, "onnx-int8", first=str(small.path), max_loss=0.3, confidence=0.5)
 
@@ -190,7 +224,9 @@ SHRUNK = (
 @pytest.mark.parametrize("kind", mostly_slow(SHRUNK, {"distilbert", "llama, head of 3 labels"}))
 def test_every_kind_is_shrunk(kind: str, tmp_path: Path, queries: Candidates) -> None:
     labels = "1-0" if "3 labels" in kind else None
-    folder = export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True, rank_label=labels)
+    folder = export(
+        str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True, rank_label=labels
+    )
     found = shrink(folder, tmp_path / "small", 1, queries, minutes=SECONDS)
     small = ModelFolder.open(tmp_path / "small")
     assert small.manifest.rank_label == folder.manifest.rank_label
@@ -199,7 +235,9 @@ def test_every_kind_is_shrunk(kind: str, tmp_path: Path, queries: Candidates) ->
     assert found.distilled.steps > 0
 
 
-def test_what_cannot_be_shrunk_is_refused(tiny: ModelFolder, queries: Candidates, tmp_path: Path, xopt: Xopt) -> None:
+def test_what_cannot_be_shrunk_is_refused(
+    tiny: ModelFolder, queries: Candidates, tmp_path: Path, xopt: Xopt
+) -> None:
     for layers in (2, 3):
         with pytest.raises(BadInput, match=f"--layers {layers}: .* has 2; keep at least one"):
             shrink(tiny, tmp_path / "small", layers, queries)
@@ -212,11 +250,18 @@ def test_what_cannot_be_shrunk_is_refused(tiny: ModelFolder, queries: Candidates
     (tmp_path / "there").mkdir()
     with pytest.raises(BadInput, match="exists already"):
         shrink(tiny, tmp_path / "there", 1, queries)
-    albert = export(str(make_tiny(tmp_path / "albert", architecture="albert")), tmp_path / "out", torch_only=True)
+    albert = export(
+        str(make_tiny(tmp_path / "albert", architecture="albert")),
+        tmp_path / "out",
+        torch_only=True,
+    )
     with pytest.raises(BadInput, match="albert has no list of 2 layers"):
         shrink(albert, tmp_path / "small", 1, queries)
     several = export(
-        str(make_tiny(tmp_path / "several", labels=3)), tmp_path / "three", torch_only=True, rank_label="none"
+        str(make_tiny(tmp_path / "several", labels=3)),
+        tmp_path / "three",
+        torch_only=True,
+        rank_label="none",
     )
     with pytest.raises(BadInput, match="has 3 labels, and none that ranks"):
         shrink(several, tmp_path / "small", 1, queries)
@@ -225,10 +270,18 @@ def test_what_cannot_be_shrunk_is_refused(tiny: ModelFolder, queries: Candidates
 
 
 def test_layers_of_a_kind_by_their_place_are_seen(tmp_path: Path) -> None:
-    """ModernBERT's every second layer sees a window here: alone it would see everything, unless config.json says so."""
-    made = make_tiny(tmp_path / "model", architecture="modernbert", num_hidden_layers=3, global_attn_every_n_layers=2)
+    """ModernBERT's every second layer sees a window here: alone it would see everything, unless
+    config.json says so.
+    """
+    made = make_tiny(
+        tmp_path / "model",
+        architecture="modernbert",
+        num_hidden_layers=3,
+        global_attn_every_n_layers=2,
+    )
     folder = export(str(made), tmp_path / "out", torch_only=True)
     pairs = [("search engine", "ranking models of text data and " * 8)]
-    placed = "layer_types" in json.loads((folder.path / "config.json").read_text())  # as transformers 5 writes it
+    # as transformers 5 writes it
+    placed = "layer_types" in json.loads((folder.path / "config.json").read_text())
     assert _reloads(folder, (1,), pairs) == placed
     assert _reloads(folder, (0,), pairs)

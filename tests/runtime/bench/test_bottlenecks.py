@@ -1,4 +1,6 @@
-"""Runs that something holds back, measured: the explanation names it. `test_explain.py` has the reckoning."""
+"""Runs that something holds back, measured: the explanation names it. `test_explain.py` has the
+reckoning.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def ceilings() -> Ceilings:
 @pytest.fixture(scope="module")
 def mixed(docs: Candidates) -> list[Pair]:
     """Long and short texts in turn."""
-    return [(query, (text + " ") * 8 if i % 4 == 0 else text[:60]) for i, (query, text) in enumerate(docs.pairs[:48])]
+    return [
+        (query, (text + " ") * 8 if i % 4 == 0 else text[:60])
+        for i, (query, text) in enumerate(docs.pairs[:48])
+    ]
 
 
 def observe(
@@ -78,7 +83,8 @@ def observe(
     )
     explained = explain(observed, ModelShape.of(folder, folder.variant(variant)), ceilings)
     whole = observed.window_s + observed.start_up_s
-    assert explained.split.total_s == pytest.approx(whole, rel=0.05)  # nothing is lost and nothing counted twice
+    # nothing is lost and nothing counted twice
+    assert explained.split.total_s == pytest.approx(whole, rel=0.05)
     return explained
 
 
@@ -86,13 +92,17 @@ def names(explained: Explained) -> list[str]:
     return [finding.name for finding in explained.findings]
 
 
-def test_one_thread_of_several_cores_leaves_some_idle(demo: ModelFolder, docs: Candidates, ceilings: Ceilings) -> None:
+def test_one_thread_of_several_cores_leaves_some_idle(
+    demo: ModelFolder, docs: Candidates, ceilings: Ceilings
+) -> None:
     found = observe(demo, "onnx-fp32", "planned", docs.pairs, ceilings, threads=1)
     assert found.bottleneck.name == "idle threads"
     assert found.bottleneck.gain > 1.3
 
 
-def test_long_and_short_texts_in_one_batch_are_padded(demo: ModelFolder, mixed: list[Pair], ceilings: Ceilings) -> None:
+def test_long_and_short_texts_in_one_batch_are_padded(
+    demo: ModelFolder, mixed: list[Pair], ceilings: Ceilings
+) -> None:
     found = observe(demo, "torch-fp32", "batch", mixed, ceilings)
     assert found.bottleneck.name == "padding"
     planned = observe(demo, "torch-fp32", "planned", mixed, ceilings)
@@ -100,7 +110,9 @@ def test_long_and_short_texts_in_one_batch_are_padded(demo: ModelFolder, mixed: 
     assert planned.split.padding_s < 0.3 * found.split.padding_s
 
 
-def test_a_slow_reader_keeps_the_model_waiting(demo: ModelFolder, docs: Candidates, ceilings: Ceilings) -> None:
+def test_a_slow_reader_keeps_the_model_waiting(
+    demo: ModelFolder, docs: Candidates, ceilings: Ceilings
+) -> None:
     @daft.func.batch(return_dtype=daft.DataType.string())
     def slowly(text: daft.Series) -> list[str]:
         time.sleep(3)
@@ -132,6 +144,8 @@ def test_a_ceiling_is_what_a_plain_product_reaches(ceilings: Ceilings) -> None:
 def test_four_workers_with_all_threads_each_are_in_each_others_way(
     demo: ModelFolder, docs: Candidates, ceilings: Ceilings
 ) -> None:
-    equal = [(query[:40], text[:100] + " word" * 40) for query, text in docs.pairs for _ in range(3)]
+    equal = [
+        (query[:40], text[:100] + " word" * 40) for query, text in docs.pairs for _ in range(3)
+    ]
     found = observe(demo, "torch-fp32", "concurrent", equal, ceilings)
     assert "oversubscribed threads" in names(found)[:2]  # loading may take longer yet

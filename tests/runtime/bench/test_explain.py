@@ -13,7 +13,9 @@ from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.scoring.profile import Profile
 from xopt.runtime.scoring.stages import Stages
 
-CEILINGS = Ceilings(threads=2, fp32_gflops=100.0, int8_gflops=300.0, bf16_gflops=200.0, memory_gbs=10.0)
+CEILINGS = Ceilings(
+    threads=2, fp32_gflops=100.0, int8_gflops=300.0, bf16_gflops=200.0, memory_gbs=10.0
+)
 FP32 = Variant("onnx-fp32", "onnx", "fp32", "onnx/model.onnx")
 SHAPE = ModelShape(
     layers=2,
@@ -25,7 +27,8 @@ SHAPE = ModelShape(
     queries=100,
     keys=100,
 )
-# Two callers are in forwards for eight of ten seconds each, on texts without padding, at 80 % of the ceiling.
+# Two callers are in forwards for eight of ten seconds each, on texts without padding, at 80 % of
+# the ceiling.
 STAGES = Stages(
     encode_s=0.5,
     run_s=9.0,
@@ -53,7 +56,9 @@ RUN = Observed(
 
 def explained(stages: dict[str, Any] | None = None, **changed: Any) -> Explained:
     """What is said of a run that differs so from `RUN`."""
-    return explain(replace(RUN, stages=replace(STAGES, **(stages or {})), **changed), SHAPE, CEILINGS)
+    return explain(
+        replace(RUN, stages=replace(STAGES, **(stages or {})), **changed), SHAPE, CEILINGS
+    )
 
 
 def test_a_run_is_split_without_rest() -> None:
@@ -92,20 +97,37 @@ def test_at_the_ceiling_other_products_help_or_nothing_does() -> None:
     compute = explained().bottleneck
     assert (compute.name, compute.gain) == ("compute", pytest.approx(3.0))
     assert "xopt quantize --int8" in compute.advice
-    int8 = explained({"padded_tokens": 3 * STAGES.padded_tokens}, variant=replace(FP32, precision="int8"))
+    int8 = explained(
+        {"padded_tokens": 3 * STAGES.padded_tokens}, variant=replace(FP32, precision="int8")
+    )
     assert (int8.bottleneck.name, int8.bottleneck.gain) == ("compute", 1.0)
 
 
 @pytest.mark.parametrize(
     ("name", "gain", "stages", "changed"),
     [
-        ("tokenising", 2.0, {"encode_s": 5.0, "run_s": 5.0, "forward_s": 9.0, "caller_s": 10.0}, {}),
-        ("reading", 2.0, {"encode_s": 0.1, "run_s": 4.9}, {"calls_s": 5.0, "calls_sum_s": 5.0, "mean_cores": 0.95}),
+        (
+            "tokenising",
+            2.0,
+            {"encode_s": 5.0, "run_s": 5.0, "forward_s": 9.0, "caller_s": 10.0},
+            {},
+        ),
+        (
+            "reading",
+            2.0,
+            {"encode_s": 0.1, "run_s": 4.9},
+            {"calls_s": 5.0, "calls_sum_s": 5.0, "mean_cores": 0.95},
+        ),
         ("padding", 1 / (1 - 0.6), {"text_tokens": STAGES.padded_tokens / 4}, {"planned": False}),
         ("loading", 3.0, {}, {"start_up_s": 20.0, "reopened": True}),
         ("idle threads", 2.0, {}, {"mean_cores": 1.0}),
         ("oversubscribed threads", 1 / (0.2 + 0.8 * 0.8), {}, {"processes": 4}),
-        ("batching", 1 / (0.2 + 0.8 / 2.5), {"padded_tokens": STAGES.padded_tokens / 4}, {"planned": False}),
+        (
+            "batching",
+            1 / (0.2 + 0.8 / 2.5),
+            {"padded_tokens": STAGES.padded_tokens / 4},
+            {"planned": False},
+        ),
         ("memory", 1 / (1 - 0.8), {"forwards": 1.2e6 / 4}, {}),
     ],
 )
@@ -118,10 +140,15 @@ def test_what_holds_a_run_back_comes_first_with_what_it_would_give(
 
 
 def test_a_profile_adds_kinds_and_how_near_the_products_come() -> None:
-    profiled = Profile({"products": 3.0, "attention": 1.0}, padded_tokens=int(300e9 / (2 * SHAPE.weights)), threads=1)
+    profiled = Profile(
+        {"products": 3.0, "attention": 1.0},
+        padded_tokens=int(300e9 / (2 * SHAPE.weights)),
+        threads=1,
+    )
     found = explain(RUN, SHAPE, CEILINGS, profiled)
     assert found.kinds == {"products": 0.75, "attention": 0.25}
-    assert found.products_of_ceiling == pytest.approx(2.0)  # 100 in a second, of 50 that a thread can do
+    # 100 in a second, of 50 that a thread can do
+    assert found.products_of_ceiling == pytest.approx(2.0)
     assert explain(RUN, SHAPE, CEILINGS).products_of_ceiling is None
 
 

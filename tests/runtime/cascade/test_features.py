@@ -9,7 +9,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from xopt.optimize.export import export
-from xopt.runtime.cascade.features import TEXT, Bags, Lexicon, given_features, term_vectors, text_features
+from xopt.runtime.cascade.features import (
+    TEXT,
+    Bags,
+    Lexicon,
+    given_features,
+    term_vectors,
+    text_features,
+)
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Encoder
@@ -17,18 +24,22 @@ from xopt.runtime.scoring.encode import Encoder
 rng = np.random.default_rng(0)
 made = rng.normal(size=(50, 8))
 LEXICON = Lexicon(
-    (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32), np.linspace(0.1, 3, 50).astype(np.float32)
+    (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32),
+    np.linspace(0.1, 3, 50).astype(np.float32),
 )
 ids = st.lists(st.integers(0, 49), max_size=40).map(lambda values: np.array(values, np.int64))
 
 
 @given(ids, st.lists(ids, min_size=1, max_size=6))
-def test_features_are_finite_and_those_of_each_document_alone(query: np.ndarray, documents: list[np.ndarray]) -> None:
+def test_features_are_finite_and_those_of_each_document_alone(
+    query: np.ndarray, documents: list[np.ndarray]
+) -> None:
     found = text_features(query, Bags.of(documents, LEXICON), LEXICON)
     assert found.shape == (len(documents), len(TEXT) + 8)
     assert np.isfinite(found).all()
     alone = text_features(query, Bags.of(documents[:1], LEXICON), LEXICON)
-    others = [i for i, name in enumerate(TEXT) if not name.startswith("BM25")]  # which goes by the mean length
+    # which goes by the mean length
+    others = [i for i, name in enumerate(TEXT) if not name.startswith("BM25")]
     assert np.allclose(found[0, others], alone[0, others], atol=1e-4)
 
 
@@ -36,13 +47,22 @@ def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
     query = np.array([40, 41, 42])
     there, elsewhere = np.array([1, 40, 41, 42, 2]), np.array([1, 3, 4, 5, 2])
     found = text_features(query, Bags.of([there, elsewhere], LEXICON), LEXICON)
-    for name in ("BM25", "nearest", "nearest of the worst", "soft count", "found", "nearest in the lead"):
+    for name in (
+        "BM25",
+        "nearest",
+        "nearest of the worst",
+        "soft count",
+        "found",
+        "nearest in the lead",
+    ):
         assert found[0, TEXT.index(name)] > found[1, TEXT.index(name)]
     assert found[0, TEXT.index("found, unweighted")] == 1
 
 
 @given(st.lists(ids, min_size=1, max_size=6))
-def test_documents_have_in_common_what_they_share_of_their_words(documents: list[np.ndarray]) -> None:
+def test_documents_have_in_common_what_they_share_of_their_words(
+    documents: list[np.ndarray],
+) -> None:
     vectors = term_vectors(Bags.of([*documents, documents[0]], LEXICON), LEXICON)
     common = (vectors @ vectors.T).toarray()
     assert (common <= 1 + 1e-9).all()
@@ -67,7 +87,8 @@ def test_the_place_and_the_score_of_the_first_stage() -> None:
     assert given_features(3, None).shape == (3, 2)
     with_scores = given_features(3, np.array([2.0, 1.0, 3.0], np.float32))
     assert with_scores[:, 2].tolist() == [2, 1, 3]
-    assert np.allclose(with_scores[:, 0], np.log1p([1, 2, 0]))  # by score, wherever a document stands
+    # by score, wherever a document stands
+    assert np.allclose(with_scores[:, 0], np.log1p([1, 2, 0]))
 
 
 def test_a_damaged_lexicon_is_refused(tmp_path: Path) -> None:
@@ -79,7 +100,18 @@ def test_a_damaged_lexicon_is_refused(tmp_path: Path) -> None:
         Lexicon.load(tmp_path / "lexicon")
 
 
-VOCABULARY = ("search", "engine", "ranking", "models", "a", "query", "and", "document", "text", "data")
+VOCABULARY = (
+    "search",
+    "engine",
+    "ranking",
+    "models",
+    "a",
+    "query",
+    "and",
+    "document",
+    "text",
+    "data",
+)
 words = st.lists(st.sampled_from(VOCABULARY), max_size=90)
 
 
@@ -101,7 +133,9 @@ def test_parts_of_pairs_are_the_query_and_each_document(
 
 @pytest.mark.parametrize("kind", ["roberta", "qwen3, LogitScore"])
 def test_parts_of_other_layouts(kind: str, tmp_path: Path) -> None:
-    encoder = Encoder(export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True))
+    encoder = Encoder(
+        export(str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True)
+    )
     pairs = [("search engine", "ranking models"), ("search engine", "")]
     query, (document, empty) = encoder.parts(pairs, encoder.encode(pairs).ids)
     assert encoder.tokenizer.decode(query.tolist()).split() == ["search", "engine"]

@@ -42,11 +42,15 @@ def follow(rule: Rule, scores: np.ndarray, top: int = 3, order: Order = ORDER) -
 def test_what_one_document_more_adds_is_the_dcg_with_it(worth: list[float], gain: float) -> None:
     best, weights = np.sort(worth)[::-1], rank_weights(5)
     with_it = np.sort([*worth, gain])[::-1][:5] @ weights
-    assert _added(best, np.array([gain]), weights)[0] == pytest.approx(with_it - best @ weights, abs=1e-9)
+    assert _added(best, np.array([gain]), weights)[0] == pytest.approx(
+        with_it - best @ weights, abs=1e-9
+    )
 
 
 @given(logits, st.integers(0, 40), st.integers(1, 12))
-def test_a_course_scores_what_its_rule_says_and_ranks_all(values: list[float], depth: int, top: int) -> None:
+def test_a_course_scores_what_its_rule_says_and_ranks_all(
+    values: list[float], depth: int, top: int
+) -> None:
     scores = np.array(values, np.float32)
     course = follow(Rule("depth", depth), scores, top)
     scored = np.isfinite(course.scores)
@@ -58,9 +62,13 @@ def test_a_course_scores_what_its_rule_says_and_ranks_all(values: list[float], d
 
 
 def test_the_gain_rule_scores_more_the_less_it_may_lose() -> None:
-    scores = np.random.default_rng(0).normal(0, 3, 60).astype(np.float32) - np.arange(60, dtype=np.float32) / 10
+    scores = (
+        np.random.default_rng(0).normal(0, 3, 60).astype(np.float32)
+        - np.arange(60, dtype=np.float32) / 10
+    )
     depths = [
-        int(np.isfinite(follow(Rule("gain", value), scores).scores).sum()) for value in (0.5, 0.1, 0.01, 1e-3, -1.0)
+        int(np.isfinite(follow(Rule("gain", value), scores).scores).sum())
+        for value in (0.5, 0.1, 0.01, 1e-3, -1.0)
     ]
     assert depths == sorted(depths)
     assert depths[0] < 60
@@ -68,7 +76,11 @@ def test_the_gain_rule_scores_more_the_less_it_may_lose() -> None:
 
 
 def test_blocks_grow_with_what_has_been_scored() -> None:
-    course, blocks, scored = Course(Evidence(given_features(500, None)), ORDER, Rule("gain", -1.0), 10, "dcg"), [], 0
+    course, blocks, scored = (
+        Course(Evidence(given_features(500, None)), ORDER, Rule("gain", -1.0), 10, "dcg"),
+        [],
+        0,
+    )
     while len(rows := course.next()):
         course.tell(rows, np.zeros(len(rows), np.float32))
         blocks.append(len(rows))
@@ -80,7 +92,11 @@ def test_blocks_grow_with_what_has_been_scored() -> None:
     assert blocks[-2] > 30
 
 
-@given(logits, st.sets(st.integers(0, 20)), st.sampled_from([Rule("depth", 9), Rule("gain", 0.01), Rule("gain", -1)]))
+@given(
+    logits,
+    st.sets(st.integers(0, 20)),
+    st.sampled_from([Rule("depth", 9), Rule("gain", 0.01), Rule("gain", -1)]),
+)
 def test_a_score_that_is_not_finite_tells_nothing_and_comes_last(
     values: list[float], lost: set[int], rule: Rule
 ) -> None:
@@ -145,7 +161,8 @@ def test_scores_tell_of_documents_of_their_kind() -> None:
     order = replace(ORDER, weights=(0.0, 0.0))
     belief = Belief(order, Evidence(features, terms))
     belief.tell(np.array([0]), np.array([3.0], np.float32))
-    # All share the query's part, and beside it a copy both others, one other the terms, one the features.
+    # All share the query's part, and beside it a copy both others, one other the terms, one the
+    # features.
     assert belief.mean[1] > belief.mean[2] > belief.mean[3] > 0
     assert belief.spread[1] < belief.spread[2] < belief.spread[3] < np.sqrt(2)
     without = Belief(order, Evidence(features))
@@ -155,14 +172,20 @@ def test_scores_tell_of_documents_of_their_kind() -> None:
 
 
 @given(st.integers(1, 12), st.lists(st.integers(1, 5), min_size=1, max_size=6), st.booleans())
-def test_a_belief_is_the_gaussian_process_of_all_that_was_told(count: int, blocks: list[int], copies: bool) -> None:
-    """Told block by block, as if told at once (Rasmussen and Williams 2006, equations 2.23 and 2.24)."""
+def test_a_belief_is_the_gaussian_process_of_all_that_was_told(
+    count: int, blocks: list[int], copies: bool
+) -> None:
+    """Told block by block, as if told at once (Rasmussen and Williams 2006, equations 2.23 and
+    2.24).
+    """
     rng = np.random.default_rng(count)
     features = rng.normal(size=(count, 2)).astype(np.float32)
     terms = np.abs(rng.normal(size=(count, 4)))
     if copies:
         features[:], terms[:] = features[0], terms[0]
-    evidence = Evidence(features, sparse.csr_matrix(terms / np.linalg.norm(terms, axis=1, keepdims=True)))
+    evidence = Evidence(
+        features, sparse.csr_matrix(terms / np.linalg.norm(terms, axis=1, keepdims=True))
+    )
     scores, turn, told = rng.normal(size=count).astype(np.float32), rng.permutation(count), 0
     belief = Belief(ORDER, evidence)
     for block in blocks:
@@ -174,6 +197,10 @@ def test_a_belief_is_the_gaussian_process_of_all_that_was_told(count: int, block
     shared = np.tensordot(variances, Likeness(evidence, ORDER.scale).parts(np.arange(count)), 1)
     known = shared[np.ix_(rows, rows)] + NOISE * variances.sum() * np.eye(told)
     solved = np.linalg.solve(known, shared[rows])
-    assert np.allclose(belief.mean, belief.prior + solved.T @ (scores - belief.prior)[rows], atol=1e-6)
+    assert np.allclose(
+        belief.mean, belief.prior + solved.T @ (scores - belief.prior)[rows], atol=1e-6
+    )
     spread = np.sqrt(variances.sum() - np.einsum("ij,ij->j", shared[rows], solved))
-    assert np.allclose(belief.spread[turn[told:]], np.maximum(spread, np.sqrt(0.02 * variances.sum()))[turn[told:]])
+    assert np.allclose(
+        belief.spread[turn[told:]], np.maximum(spread, np.sqrt(0.02 * variances.sum()))[turn[told:]]
+    )

@@ -16,7 +16,8 @@ from xopt.runtime.data.agreement import (
 )
 from xopt.runtime.data.candidates import Candidates, Row
 
-SCORES = arrays(np.float32, st.integers(2, 30), elements=st.integers(-5, 5).map(float))  # few values: many ties
+# few values: many ties
+SCORES = arrays(np.float32, st.integers(2, 30), elements=st.integers(-5, 5).map(float))
 
 
 def one_query(n: int, relevant: int = 0) -> Candidates:
@@ -26,8 +27,13 @@ def one_query(n: int, relevant: int = 0) -> Candidates:
 
 def tau_b(a: np.ndarray, b: np.ndarray) -> float:
     """Kendall 1945, by counting."""
-    signs = [(np.sign(a[i] - a[j]), np.sign(b[i] - b[j])) for i, j in itertools.combinations(range(len(a)), 2)]
-    return sum(x * y for x, y in signs) / np.sqrt(sum(x * x for x, _ in signs) * sum(y * y for _, y in signs))
+    signs = [
+        (np.sign(a[i] - a[j]), np.sign(b[i] - b[j]))
+        for i, j in itertools.combinations(range(len(a)), 2)
+    ]
+    return sum(x * y for x, y in signs) / np.sqrt(
+        sum(x * x for x, _ in signs) * sum(y * y for _, y in signs)
+    )
 
 
 @given(SCORES, st.randoms(use_true_random=False))
@@ -96,7 +102,9 @@ def orders(scores: np.ndarray) -> list[tuple[int, ...]]:
     arrays(np.float32, 4, elements=st.integers(0, 2).map(float)),
     arrays(np.float32, 4, elements=st.integers(0, 2).map(float)),
 )
-def test_overlap_with_ties_is_the_mean_over_strict_rankings(first: np.ndarray, second: np.ndarray) -> None:
+def test_overlap_with_ties_is_the_mean_over_strict_rankings(
+    first: np.ndarray, second: np.ndarray
+) -> None:
     def mean(a: np.ndarray, b: np.ndarray, k: int) -> float:
         return np.mean([len(set(x[:k]) & set(y[:k])) for x in orders(a) for y in orders(b)])
 
@@ -113,8 +121,12 @@ def test_rank_biased_overlap_is_the_papers(order: list[int]) -> None:
     first, second = np.arange(12)[::-1], np.argsort(-got)
     shared = [len(set(first[:d].tolist()) & set(second[:d].tolist())) for d in range(1, 13)]
     p = 0.9
-    expected = shared[-1] / 12 * p**12 + (1 - p) / p * sum(x / d * p**d for d, x in enumerate(shared, start=1))
-    assert agreement(one_query(12), np.arange(12, dtype=np.float32), got).rbo == pytest.approx(expected, abs=1e-6)
+    expected = shared[-1] / 12 * p**12 + (1 - p) / p * sum(
+        x / d * p**d for d, x in enumerate(shared, start=1)
+    )
+    assert agreement(one_query(12), np.arange(12, dtype=np.float32), got).rbo == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_a_long_ranking_is_measured_in_parts() -> None:
@@ -132,6 +144,9 @@ def test_a_long_ranking_is_measured_in_parts() -> None:
 
 
 def test_inversions_count_what_the_reference_tells_apart() -> None:
-    expected, got = np.array([3.0, 2.0, 1.99, 0.0], np.float32), np.array([2.0, 3.0, 5.0, 0.0], np.float32)
+    expected, got = (
+        np.array([3.0, 2.0, 1.99, 0.0], np.float32),
+        np.array([2.0, 3.0, 5.0, 0.0], np.float32),
+    )
     assert agreement(one_query(4), expected, got).inversions == pytest.approx(3 / 6)
     assert agreement(one_query(4), expected, got, noise=0.1).inversions == pytest.approx(2 / 5)

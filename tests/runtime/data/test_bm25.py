@@ -7,10 +7,16 @@ from hypothesis import strategies as st
 
 from xopt.runtime.data.bm25 import bm25_ranking
 
-texts = st.lists(st.sampled_from(["search", "engine", "ranking", "model"]), max_size=4).map(" ".join)
+texts = st.lists(st.sampled_from(["search", "engine", "ranking", "model"]), max_size=4).map(
+    " ".join
+)
 
 
-@given(st.lists(texts, min_size=1, max_size=12), st.lists(texts, min_size=1, max_size=4), st.integers(1, 14))
+@given(
+    st.lists(texts, min_size=1, max_size=12),
+    st.lists(texts, min_size=1, max_size=4),
+    st.integers(1, 14),
+)
 def test_a_query_s_ranking_is_its_own(passages: list[str], queries: list[str], depth: int) -> None:
     """Whatever else is asked, and however deep; of like passages the earlier one comes first."""
     for query, ranking in zip(queries, bm25_ranking(passages, queries, depth), strict=True):

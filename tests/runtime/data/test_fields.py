@@ -8,12 +8,16 @@ from xopt.runtime.data.fields import first_score_of, grade_of
 from xopt.runtime.errors import BadInput
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), "", "  ", "nan", "NaN", "null", "NULL", "none", "None"])
+@pytest.mark.parametrize(
+    "value", [None, float("nan"), "", "  ", "nan", "NaN", "null", "NULL", "none", "None"]
+)
 def test_what_stands_for_a_missing_number_is_no_grade(value: Any) -> None:
     assert grade_of(value, "a row") is None
 
 
-@pytest.mark.parametrize(("value", "grade"), [(0, 0), ("2", 2), (1.0, 1), (True, 1), (" 3 ", 3), (-1, -1)])
+@pytest.mark.parametrize(
+    ("value", "grade"), [(0, 0), ("2", 2), (1.0, 1), (True, 1), (" 3 ", 3), (-1, -1)]
+)
 def test_whole_numbers_are_grades_however_they_are_written(value: Any, grade: int) -> None:
     assert grade_of(value, "a row") == grade
 

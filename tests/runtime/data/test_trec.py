@@ -38,7 +38,9 @@ def test_gzipped_runs_and_qrels_are_read(tmp_path: Path) -> None:
     (tmp_path / "qrels.gz").write_bytes(gzip.compress(b"q1 0 d1 1\n"))
     assert read_run(tmp_path / "a.run.gz") == {"q1": {"d1": 2.0}}
     assert read_qrels(tmp_path / "qrels.gz") == {"q1": {"d1": 1}}
-    (tmp_path / "a.run.gz").write_bytes(gzip.compress(b"".join(b"q1 Q0 d%d 1 2.0 tag\n" % i for i in range(99)))[:-9])
+    (tmp_path / "a.run.gz").write_bytes(
+        gzip.compress(b"".join(b"q1 Q0 d%d 1 2.0 tag\n" % i for i in range(99)))[:-9]
+    )
     with pytest.raises(BadInput, match=r"a.run.gz: cannot be read"):
         read_run(tmp_path / "a.run.gz")
 
@@ -47,8 +49,12 @@ def test_gzipped_runs_and_qrels_are_read(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("q1 Q0 d1", r"a.run:2: expected query, Q0, document"),
-        ("q1 Q0 my doc 1 12.5 tag", r"a.run:2: expected query, Q0, document, .* put tabs between fields"),
-        ("q1 Q0 my doc 1 12.5", r"a.run:2: expected query, Q0, document"),  # no tag, and an id with a blank
+        (
+            "q1 Q0 my doc 1 12.5 tag",
+            r"a.run:2: expected query, Q0, document, .* put tabs between fields",
+        ),
+        # no tag, and an id with a blank
+        ("q1 Q0 my doc 1 12.5", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0 doc 5 1 12.5", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0\tmy doc\t1\t12.5", r"a.run:2: expected query, Q0, document"),
         ("q1 Q0 d1 nan 1.5 tag", r"a.run:2: expected query"),
@@ -76,7 +82,12 @@ def test_an_empty_or_missing_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["q1 0 d1 1\nq1 0 d2 0\n", "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n", "q1\td1\t1\nq1\td2\t0\n"]
+    "text",
+    [
+        "q1 0 d1 1\nq1 0 d2 0\n",
+        "query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\td2\t0\n",
+        "q1\td1\t1\nq1\td2\t0\n",
+    ],
 )
 def test_qrels_have_trecs_columns_or_beirs(tmp_path: Path, text: str) -> None:
     file = tmp_path / "qrels"

@@ -18,18 +18,27 @@ from xopt.runtime.folder import ModelFolder
 
 def test_rerank_scores_a_dataframe(tiny: ModelFolder, docs: Candidates) -> None:
     queries, texts = zip(*docs.pairs, strict=True)
-    frame = daft.from_pydict({"id": list(range(len(queries))), "q": list(queries), "passage": list(texts)})
-    scored = rerank(frame, tiny.path, "onnx-fp32", query="q", text="passage", score="logit").sort("id")
+    frame = daft.from_pydict(
+        {"id": list(range(len(queries))), "q": list(queries), "passage": list(texts)}
+    )
+    scored = rerank(frame, tiny.path, "onnx-fp32", query="q", text="passage", score="logit").sort(
+        "id"
+    )
     assert scored.schema()["logit"].dtype == daft.DataType.float32()
     assert scored.column_names == ["id", "q", "passage", "logit"]
     expected = open_scorer(tiny.path).score(docs.pairs)
     assert np.abs(np.array(scored.to_pydict()["logit"]) - expected).max() < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Daft leaves its workers' pipes open
-def test_rerank_gives_the_same_scores_from_several_workers(tiny: ModelFolder, docs: Candidates) -> None:
+# Daft leaves its workers' pipes open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_rerank_gives_the_same_scores_from_several_workers(
+    tiny: ModelFolder, docs: Candidates
+) -> None:
     queries, texts = zip(*docs.pairs, strict=True)
-    frame = daft.from_pydict({"id": list(range(len(queries))), "query": list(queries), "text": list(texts)})
+    frame = daft.from_pydict(
+        {"id": list(range(len(queries))), "query": list(queries), "text": list(texts)}
+    )
     scored = rerank(frame, tiny.path, workers=2, threads=1).sort("id").to_pydict()
     assert np.abs(np.array(scored["score"]) - open_scorer(tiny.path).score(docs.pairs)).max() < 1e-4
     gc.collect()  # here, not in a later test
@@ -50,24 +59,39 @@ def frame_of(pairs: list[tuple[str | None, str | None]], **columns: list[object]
     return daft.from_pydict({"query": list(queries), "text": list(texts), **columns})
 
 
-def test_a_label_or_a_difference_of_two_is_the_score_of_a_model_of_several(three: ModelFolder) -> None:
+def test_a_label_or_a_difference_of_two_is_the_score_of_a_model_of_several(
+    three: ModelFolder,
+) -> None:
     logits = open_scorer(three.path).score(PAIRS)
     for label, expected in ((2, logits[:, 2]), ((1, 0), logits[:, 1] - logits[:, 0])):
-        scored = rerank(frame_of(PAIRS), three.path, label=label).sort("score", desc=True).to_pydict()
+        scored = (
+            rerank(frame_of(PAIRS), three.path, label=label).sort("score", desc=True).to_pydict()
+        )
         assert scored["score"] == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
     lists = rerank(frame_of([*PAIRS, ("data", None)]), three.path, label="all").to_pydict()["score"]
     assert np.abs(np.array(lists[:3]) - logits).max() < 1e-4
     assert lists[3] is None
 
 
-@pytest.mark.parametrize("label", [None, 3, -1, (0, 3), (0, 1, 2), (1,), (), True, (0, True), "first", 1.0])
+@pytest.mark.parametrize(
+    "label", [None, 3, -1, (0, 3), (0, 1, 2), (1,), (), True, (0, True), "first", 1.0]
+)
 def test_several_labels_are_never_sorted_by_accident(three: ModelFolder, label: object) -> None:
-    with pytest.raises(BadInput, match=r"label=K takes one logit, label=\(K, L\) the difference of two"):
+    with pytest.raises(
+        BadInput, match=r"label=K takes one logit, label=\(K, L\) the difference of two"
+    ):
         rerank(frame_of(PAIRS), three.path, label=label)
 
 
-def test_a_null_text_has_a_null_score_and_is_counted(tiny: ModelFolder, caplog: pytest.LogCaptureFixture) -> None:
-    pairs: list[tuple[str | None, str | None]] = [*PAIRS, ("data", None), (None, "text"), (None, None)]
+def test_a_null_text_has_a_null_score_and_is_counted(
+    tiny: ModelFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs: list[tuple[str | None, str | None]] = [
+        *PAIRS,
+        ("data", None),
+        (None, "text"),
+        (None, None),
+    ]
     scores = rerank(frame_of(pairs), tiny.path).to_pydict()["score"]
     assert scores[:3] == pytest.approx(open_scorer(tiny.path).score(PAIRS), abs=1e-4)
     assert scores[3:] == [None, None, None]
@@ -75,7 +99,10 @@ def test_a_null_text_has_a_null_score_and_is_counted(tiny: ModelFolder, caplog: 
     assert (
         rerank(frame_of([("data", None)] * 4), tiny.path).to_pydict()["score"] == [None] * 4
     )  # a column without a type
-    assert rerank(frame_of(PAIRS), tiny.path).where(daft.col("query") == "none").to_pydict()["score"] == []
+    assert (
+        rerank(frame_of(PAIRS), tiny.path).where(daft.col("query") == "none").to_pydict()["score"]
+        == []
+    )
     with pytest.raises(BadInput, match="a row has a null text: query 'data', text None"):
         rerank(frame_of(pairs), tiny.path, nulls="raise").collect()
 
@@ -89,7 +116,11 @@ def test_a_score_that_is_not_finite_is_null_and_counted(
     weights["bert.embeddings.word_embeddings.weight"][vocabulary["z"]] = float("nan")
     save_file(weights, file, {"format": "pt"})
     damaged = tiny_copy.with_variant(tiny_copy.variant("torch-fp32"))
-    scored = rerank(frame_of([("data", "z"), *PAIRS]), damaged.path, "torch-fp32").sort("score", desc=True).to_pydict()
+    scored = (
+        rerank(frame_of([("data", "z"), *PAIRS]), damaged.path, "torch-fp32")
+        .sort("score", desc=True)
+        .to_pydict()
+    )
     assert scored["score"].count(None) == 1
     assert scored["text"][scored["score"].index(None)] == "z"
     assert "1 rows of this worker have a score that is not finite" in caplog.text
@@ -97,7 +128,9 @@ def test_a_score_that_is_not_finite_is_null_and_counted(
 
 def test_a_column_that_is_there_is_replaced_only_on_request(tiny: ModelFolder) -> None:
     frame = frame_of(PAIRS, score=[17.3, 1.0, 2.0])
-    with pytest.raises(BadInput, match="there is a column 'score' already; name another with score="):
+    with pytest.raises(
+        BadInput, match="there is a column 'score' already; name another with score="
+    ):
         rerank(frame, tiny.path)
     for name in ("text", "query"):
         with pytest.raises(BadInput, match=f"score='{name}' is the column of a text; name another"):
@@ -107,32 +140,43 @@ def test_a_column_that_is_there_is_replaced_only_on_request(tiny: ModelFolder) -
 
 
 @pytest.mark.parametrize(
-    "values", [[1, 2, 3], [b"a", b"b", b"c"], [["a"], ["b"], ["c"]], [1.5, 2.5, 3.5], [{"a": "b"}] * 3]
+    "values",
+    [[1, 2, 3], [b"a", b"b", b"c"], [["a"], ["b"], ["c"]], [1.5, 2.5, 3.5], [{"a": "b"}] * 3],
 )
 def test_columns_are_checked_before_anything_runs(tiny: ModelFolder, values: list[object]) -> None:
     frame = frame_of(PAIRS, other=values)
     with pytest.raises(BadInput, match=r"column 'other' is of .*, not of strings; cast it first"):
         rerank(frame, tiny.path, text="other")
-    with pytest.raises(BadInput, match="no column 'body' among query, text, other; name the columns with query="):
+    with pytest.raises(
+        BadInput, match="no column 'body' among query, text, other; name the columns with query="
+    ):
         rerank(frame, tiny.path, text="body")
 
 
 def test_each_querys_best_are_left_with_their_ranks(tiny: ModelFolder, docs: Candidates) -> None:
     queries, texts = zip(*docs.pairs, strict=True)
     ids = [row.query_id for row in docs.rows]
-    frame = daft.from_pydict({"query_id": [*ids, None], "query": [*queries, "data"], "text": [*texts, "search"]})
-    frame = frame.union_all(daft.from_pydict({"query_id": ["null"], "query": ["data"], "text": [None]}))
+    frame = daft.from_pydict(
+        {"query_id": [*ids, None], "query": [*queries, "data"], "text": [*texts, "search"]}
+    )
+    frame = frame.union_all(
+        daft.from_pydict({"query_id": ["null"], "query": ["data"], "text": [None]})
+    )
     best = rerank(frame, tiny.path, top_k=3).sort(["query_id", "rank"]).to_pydict()
     assert list(best) == ["query_id", "query", "text", "score", "rank"]
     scores = open_scorer(tiny.path).score(docs.pairs)
     for query_id, rows in docs.groups().items():
         own = [i for i, name in enumerate(best["query_id"]) if name == query_id]
         assert [best["rank"][i] for i in own] == [1, 2, 3]
-        assert [best["score"][i] for i in own] == pytest.approx(sorted(scores[rows], reverse=True)[:3], abs=1e-4)
+        assert [best["score"][i] for i in own] == pytest.approx(
+            sorted(scores[rows], reverse=True)[:3], abs=1e-4
+        )
     (lost,) = [i for i, name in enumerate(best["query_id"]) if name == "null"]
     assert (best["score"][lost], best["rank"][lost]) == (None, 1)
     assert None not in best["query_id"]
-    with pytest.raises(BadInput, match="no column 'qid' among query_id, query, text; name it with query_id="):
+    with pytest.raises(
+        BadInput, match="no column 'qid' among query_id, query, text; name it with query_id="
+    ):
         rerank(frame, tiny.path, top_k=3, query_id="qid")
 
 
@@ -157,7 +201,9 @@ def test_what_cannot_be_run_is_refused_at_once(tiny: ModelFolder) -> None:
 
 
 def test_queries_of_one_id_are_never_ranked_as_one(tiny: ModelFolder) -> None:
-    frame = daft.from_pydict({"query_id": ["a", "a", "b"], "query": ["data", "index", None], "text": ["t", "u", "v"]})
+    frame = daft.from_pydict(
+        {"query_id": ["a", "a", "b"], "query": ["data", "index", None], "text": ["t", "u", "v"]}
+    )
     with pytest.raises(Exception, match="query id 'a' stands for several queries"):
         rerank(frame, tiny.path, top_k=1).collect()
     assert rerank(frame.where(daft.col("text") != "u"), tiny.path, top_k=1).count_rows() == 2
@@ -170,12 +216,16 @@ def test_what_serves_nothing_is_refused(tiny: ModelFolder, options: dict[str, st
 
 
 def test_columns_of_xopts_own_are_not_lost(tiny: ModelFolder) -> None:
-    with pytest.raises(BadInput, match="column '_xopt_row': names that start with '_xopt_' are xopt's own"):
+    with pytest.raises(
+        BadInput, match="column '_xopt_row': names that start with '_xopt_' are xopt's own"
+    ):
         rerank(frame_of(PAIRS, _xopt_row=[1, 2, 3], query_id=[1, 2, 3]), tiny.path, top_k=1)
 
 
 def test_what_has_no_score_is_ranked_last(tiny: ModelFolder) -> None:
-    frame = daft.from_pydict({"query_id": ["q"] * 3, "query": ["data"] * 3, "text": [None, "index", "search"]})
+    frame = daft.from_pydict(
+        {"query_id": ["q"] * 3, "query": ["data"] * 3, "text": [None, "index", "search"]}
+    )
     best = rerank(frame, tiny.path, top_k=3).sort("rank").to_pydict()
     assert best["rank"] == [1, 2, 3]
     assert best["text"][2] is None

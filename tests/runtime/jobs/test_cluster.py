@@ -16,7 +16,8 @@ pytestmark = pytest.mark.slow
 
 XOPT = Path(sys.executable).with_name("xopt")
 ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled", "PYTHONWARNINGS": "ignore"}
-# In a process of its own, since Ray leaves processes and warnings behind: says its address, and at a line loses a node.
+# In a process of its own, since Ray leaves processes and warnings behind: says its address, and
+# at a line loses a node.
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -33,7 +34,9 @@ cluster.shutdown()
 
 @pytest.fixture
 def cluster() -> Iterator[tuple[str, Callable[[], None]]]:
-    """The address of three nodes on this machine, of one CPU each; and what makes one of them disappear."""
+    """The address of three nodes on this machine, of one CPU each; and what makes one of them
+    disappear.
+    """
     with subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE,
@@ -55,18 +58,33 @@ def cluster() -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 def test_a_job_on_three_nodes_survives_the_loss_of_one(
-    tiny: ModelFolder, tmp_path: Path, parquet: Callable[..., str], cluster: tuple[str, Callable[[], None]]
+    tiny: ModelFolder,
+    tmp_path: Path,
+    parquet: Callable[..., str],
+    cluster: tuple[str, Callable[[], None]],
 ) -> None:
     rows = range(60000)
     many = parquet(
-        [{"query_id": i // 20, "query": f"data {i // 20}", "doc_id": i, "text": f"index {i % 977}"} for i in rows]
+        [
+            {
+                "query_id": i // 20,
+                "query": f"data {i // 20}",
+                "doc_id": i,
+                "text": f"index {i % 977}",
+            }
+            for i in rows
+        ]
     )
     rerank_files(tiny.path, [many], tmp_path / "whole.jsonl")
     address, lose = cluster
     out, notes = tmp_path / "out.jsonl", tmp_path / "out.jsonl.job" / "done"
     asked = [XOPT, "rerank", tiny.path, many, "-o", out, "--where", address, "--threads", "1"]
     with subprocess.Popen(
-        list(map(str, asked)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+        list(map(str, asked)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
     ) as process:
         while process.poll() is None and len(list(notes.glob("*.json"))) < 2:
             time.sleep(0.05)

@@ -29,7 +29,12 @@ XOPT = Path(sys.executable).with_name("xopt")
 def many(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Pairs enough for some parts. Not to be changed."""
     rows = [
-        {"query_id": f"q{i // 20}", "query": f"data {i // 20}", "doc_id": i, "text": f"index {i % 977}"}
+        {
+            "query_id": f"q{i // 20}",
+            "query": f"data {i // 20}",
+            "doc_id": i,
+            "text": f"index {i % 977}",
+        }
         for i in range(30000)
     ]
     file = tmp_path_factory.mktemp("many") / "candidates.parquet"
@@ -44,7 +49,9 @@ def undisturbed(tiny: ModelFolder, many: str, tmp_path_factory: pytest.TempPathF
     return out.read_bytes()
 
 
-def begin(tiny: ModelFolder, many: str, out: Path, *more: str, limit: int | None = None) -> subprocess.Popen[str]:
+def begin(
+    tiny: ModelFolder, many: str, out: Path, *more: str, limit: int | None = None
+) -> subprocess.Popen[str]:
     """The command in a process of its own, whose files may have `limit` bytes."""
 
     asked = [str(XOPT), "rerank", str(tiny.path), many, "-o", str(out), *more]
@@ -56,11 +63,16 @@ def begin(tiny: ModelFolder, many: str, out: Path, *more: str, limit: int | None
 
 def parts_done(out: Path, number: int, process: subprocess.Popen[str]) -> None:
     """Wait until so many parts are done, or the process is."""
-    while process.poll() is None and len(list((out.parent / f"{out.name}.job" / "done").glob("*.json"))) < number:
+    while (
+        process.poll() is None
+        and len(list((out.parent / f"{out.name}.job" / "done").glob("*.json"))) < number
+    ):
         time.sleep(0.02)
 
 
-def test_a_killed_job_goes_on_where_it_was(tiny: ModelFolder, many: str, undisturbed: bytes, tmp_path: Path) -> None:
+def test_a_killed_job_goes_on_where_it_was(
+    tiny: ModelFolder, many: str, undisturbed: bytes, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     process = begin(tiny, many, out)
     parts_done(out, 2, process)
@@ -136,11 +148,17 @@ def test_a_part_that_cannot_be_written_ends_the_job_with_a_line(
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_replaced(tiny: ModelFolder, many: str, undisturbed: bytes, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced(
+    tiny: ModelFolder, many: str, undisturbed: bytes, tmp_path: Path
+) -> None:
     out = tmp_path / "out.jsonl"
     process = begin(tiny, many, out, "--workers", "2", "--threads", "1")
     parts_done(out, 1, process)
-    children = [c for c in psutil.Process(process.pid).children(recursive=True) if "daft" in " ".join(c.cmdline())]
+    children = [
+        c
+        for c in psutil.Process(process.pid).children(recursive=True)
+        if "daft" in " ".join(c.cmdline())
+    ]
     assert len(children) == 2
     children[0].kill()
     _, said = process.communicate()
@@ -149,7 +167,11 @@ def test_a_worker_that_dies_is_replaced(tiny: ModelFolder, many: str, undisturbe
 
 
 def test_changed_inputs_and_models_and_other_wishes_are_refused(
-    tiny: ModelFolder, tiny_copy: ModelFolder, records: list[Record], tmp_path: Path, parquet: Callable[..., str]
+    tiny: ModelFolder,
+    tiny_copy: ModelFolder,
+    records: list[Record],
+    tmp_path: Path,
+    parquet: Callable[..., str],
 ) -> None:
     file, out = parquet(records), tmp_path / "out.parquet"
     rerank_files(tiny.path, [file], out, top_k=5)
@@ -162,7 +184,9 @@ def test_changed_inputs_and_models_and_other_wishes_are_refused(
     with pytest.raises(BadInput, match="was begun with another model folder"):
         rerank_files(tiny_copy.path, [file], out, top_k=5)
     parquet(records[1:])
-    with pytest.raises(BadInput, match=r"candidates.parquet: changed since .*out.parquet.job was begun"):
+    with pytest.raises(
+        BadInput, match=r"candidates.parquet: changed since .*out.parquet.job was begun"
+    ):
         rerank_files(tiny.path, [file], out, top_k=5)
     assert out.read_bytes() == before
     made = rerank_files(tiny.path, [file], out, top_k=6, force=True)
@@ -174,7 +198,9 @@ def test_what_no_job_made_is_not_replaced(
 ) -> None:
     file, out = parquet(records), tmp_path / "mine.jsonl"
     out.write_text("mine")
-    with pytest.raises(BadInput, match="exists already; choose another place with -o, or replace it with --force"):
+    with pytest.raises(
+        BadInput, match="exists already; choose another place with -o, or replace it with --force"
+    ):
         rerank_files(tiny.path, [file], out)
     assert out.read_text() == "mine"
     assert not (tmp_path / "mine.jsonl.job").exists()
@@ -221,7 +247,10 @@ def test_two_processes_do_not_work_at_one_job(
     tiny: ModelFolder, records: list[Record], tmp_path: Path, parquet: Callable[..., str]
 ) -> None:
     (tmp_path / "out.parquet.job").mkdir()
-    with locked(tmp_path / "out.parquet.job"), pytest.raises(BadInput, match="another process works at this job"):
+    with (
+        locked(tmp_path / "out.parquet.job"),
+        pytest.raises(BadInput, match="another process works at this job"),
+    ):
         rerank_files(tiny.path, [parquet(records)], tmp_path / "out.parquet")
 
 

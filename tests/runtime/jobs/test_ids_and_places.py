@@ -1,4 +1,6 @@
-"""Ids of several kinds, and files that stand beside or among a job's: nobody's data is lost or renamed."""
+"""Ids of several kinds, and files that stand beside or among a job's: nobody's data is lost or
+renamed.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,17 @@ from xopt.runtime.folder import ModelFolder
 
 
 def lines(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps({"query": "data", "text": "index", **row}) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps({"query": "data", "text": "index", **row}) + "\n" for row in rows)
+    )
     return path
 
 
 def table(path: Path, **columns: list[Any]) -> Path:
     count = len(next(iter(columns.values())))
-    pq.write_table(pa.table({"query": ["data"] * count, "text": ["index"] * count, **columns}), path)
+    pq.write_table(
+        pa.table({"query": ["data"] * count, "text": ["index"] * count, **columns}), path
+    )
     return path
 
 
@@ -37,13 +43,22 @@ def table(path: Path, **columns: list[Any]) -> Path:
 def test_an_id_is_its_digits_whatever_the_others_are(
     tiny: ModelFolder, tmp_path: Path, out: str, options: dict[str, Any]
 ) -> None:
-    mixed = lines(tmp_path / "a.jsonl", {"query_id": 1, "doc_id": 7}, {"query_id": 1, "doc_id": "7b"})
+    mixed = lines(
+        tmp_path / "a.jsonl", {"query_id": 1, "doc_id": 7}, {"query_id": 1, "doc_id": "7b"}
+    )
     more = tmp_path / "b.csv"
     more.write_text("query_id,doc_id,query,text\n1,007,data,index\n2,8,rank,index\n")
     whole = table(tmp_path / "c.parquet", query_id=[1, 3], doc_id=[9, 1 << 60])
     rerank_files(tiny.path, [mixed, more, whole], tmp_path / out, **options)
     found = {(row["query_id"], row["doc_id"]) for row in read(tmp_path / out)}
-    assert found == {("1", "7"), ("1", "7b"), ("1", "007"), ("2", "8"), ("1", "9"), ("3", str(1 << 60))}
+    assert found == {
+        ("1", "7"),
+        ("1", "7b"),
+        ("1", "007"),
+        ("2", "8"),
+        ("1", "9"),
+        ("3", str(1 << 60)),
+    }
 
 
 def test_ids_of_one_kind_stay_what_they_are(tiny: ModelFolder, tmp_path: Path) -> None:
@@ -52,10 +67,16 @@ def test_ids_of_one_kind_stay_what_they_are(tiny: ModelFolder, tmp_path: Path) -
         table(tmp_path / "b.parquet", query_id=[1], doc_id=[8]),
     ]
     rerank_files(tiny.path, whole, tmp_path / "out.parquet")
-    narrow = pa.table({"query": ["data"], "text": ["index"], "query_id": pa.array([1], pa.uint8()), "doc_id": [9]})
+    narrow = pa.table(
+        {"query": ["data"], "text": ["index"], "query_id": pa.array([1], pa.uint8()), "doc_id": [9]}
+    )
     pq.write_table(narrow, tmp_path / "c.parquet")
     rerank_files(tiny.path, [*whole, tmp_path / "c.parquet"], tmp_path / "more.parquet")
-    assert {(row["query_id"], row["doc_id"]) for row in read(tmp_path / "more.parquet")} == {(1, 7), (1, 8), (1, 9)}
+    assert {(row["query_id"], row["doc_id"]) for row in read(tmp_path / "more.parquet")} == {
+        (1, 7),
+        (1, 8),
+        (1, 9),
+    }
 
 
 def test_a_document_stands_twice_though_once_as_a_number(tiny: ModelFolder, tmp_path: Path) -> None:
@@ -67,7 +88,10 @@ def test_a_document_stands_twice_though_once_as_a_number(tiny: ModelFolder, tmp_
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_a_blank_query_is_none(tiny: ModelFolder, tmp_path: Path, kind: str, named: bool) -> None:
-    rows = [{"query_id": "a", "query": " ", "text": "index"}, {"query_id": "b", "query": "data", "text": "index"}]
+    rows = [
+        {"query_id": "a", "query": " ", "text": "index"},
+        {"query_id": "b", "query": "data", "text": "index"},
+    ]
     rows = rows if named else [{name: row[name] for name in ("query", "text")} for row in rows]
     file = tmp_path / f"in.{kind}"
     if kind == "parquet":
@@ -110,7 +134,10 @@ def test_a_file_that_came_while_a_job_was_stopped_is_not_replaced(
     file, out = lines(tmp_path / "in.jsonl", {}), tmp_path / "out.jsonl"
     for replaced in (False, True):
         with monkeypatch.context() as patch:
-            patch.setattr("xopt.runtime.jobs.rerank_files._do", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            patch.setattr(
+                "xopt.runtime.jobs.rerank_files._do",
+                lambda *_: (_ for _ in ()).throw(KeyboardInterrupt),
+            )
             with pytest.raises(KeyboardInterrupt):
                 rerank_files(tiny.path, [file], out, force=replaced)
         out.write_text("mine")
@@ -145,7 +172,9 @@ def test_folders_and_patterns_leave_nothing_out_without_a_word(
         (folder / "d.jsonl").unlink()
 
 
-def test_a_ranking_within_a_collection_is_not_read_for_it(tiny: ModelFolder, tmp_path: Path) -> None:
+def test_a_ranking_within_a_collection_is_not_read_for_it(
+    tiny: ModelFolder, tmp_path: Path
+) -> None:
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)
     lines(folder / "corpus.jsonl", *({"_id": f"d{n}", "text": f"data {n}"} for n in range(3)))
@@ -157,7 +186,9 @@ def test_a_ranking_within_a_collection_is_not_read_for_it(tiny: ModelFolder, tmp
     assert rerank_files(tiny.path, [folder], tmp_path / "out.run").counts.rows == 3
 
 
-def test_a_folder_of_tables_is_read_as_a_job_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_of_tables_is_read_as_a_job_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for name in ("a", ".b", "_c"):
         table(tmp_path / f"{name}.parquet", doc_id=[name])
     assert [row.doc_id for row in read_candidates(str(tmp_path)).rows] == ["a"]
@@ -180,12 +211,22 @@ def test_a_data_set_goes_in_as_a_file_does(tiny: ModelFolder, tmp_path: Path) ->
     rerank_files(tiny.path, [f"hf:{folder}"], out, **options)
     found = read(out)
     said = {"at": "2020-01-02 00:00:00.000000", "raw": "eA=="}
-    assert [{name: row[name] for name in rows[0]} for row in found] == [{**row, **said} for row in rows]
+    assert [{name: row[name] for name in rows[0]} for row in found] == [
+        {**row, **said} for row in rows
+    ]
     rerank_files(tiny.path, [f"hf:{folder}"], tmp_path / "out.parquet", **options)
     assert [{name: row[name] for name in rows[0]} for row in read(tmp_path / "out.parquet")] == rows
     (tmp_path / "a.run").write_text("q Q0 0 1 1 any\n")
-    with pytest.raises(BadInput, match="--run names documents of a BEIR folder or an irds: dataset"):
-        rerank_files(tiny.path, [f"hf:{folder}"], tmp_path / "run.jsonl", run=str(tmp_path / "a.run"), **options)
+    with pytest.raises(
+        BadInput, match="--run names documents of a BEIR folder or an irds: dataset"
+    ):
+        rerank_files(
+            tiny.path,
+            [f"hf:{folder}"],
+            tmp_path / "run.jsonl",
+            run=str(tmp_path / "a.run"),
+            **options,
+        )
     assert [row["score"] is None for row in found] == [False, True]
     with pytest.raises(BadInput, match="--depth is for BEIR folders and irds: datasets"):
         rerank_files(tiny.path, [f"hf:{folder}"], out, depth=1, **options)
@@ -194,7 +235,9 @@ def test_a_data_set_goes_in_as_a_file_does(tiny: ModelFolder, tmp_path: Path) ->
         rerank_files(tiny.path, [f"hf:{folder}"], out, **options)
 
 
-def test_json_replaces_nothing_but_json(xopt: Callable[..., Result], tiny: ModelFolder, tmp_path: Path) -> None:
+def test_json_replaces_nothing_but_json(
+    xopt: Callable[..., Result], tiny: ModelFolder, tmp_path: Path
+) -> None:
     file, out = lines(tmp_path / "in.jsonl", {}), tmp_path / "out.jsonl"
     job = ("rerank", tiny.path, file, "-o", out)
     for place, message in ((out, "named for something else"), (file, "named for something else")):

@@ -36,7 +36,9 @@ def check(rows: list[Record], expected: Scores) -> None:
     assert len(found) == len(rows)
     assert found == pytest.approx(expected, abs=1e-4)
     for query_id in {row["query_id"] for row in rows}:
-        own = sorted((row for row in rows if row["query_id"] == query_id), key=lambda row: row["rank"])
+        own = sorted(
+            (row for row in rows if row["query_id"] == query_id), key=lambda row: row["rank"]
+        )
         assert [row["rank"] for row in own] == list(range(1, len(own) + 1))
         assert [row["score"] for row in own] == sorted((row["score"] for row in own), reverse=True)
 
@@ -44,7 +46,10 @@ def check(rows: list[Record], expected: Scores) -> None:
 def best(expected: Scores, top_k: int) -> dict[str, list[float]]:
     """Each query's best scores."""
     queries = dict.fromkeys(query for query, _ in expected)
-    return {q: sorted((s for (query, _), s in expected.items() if query == q), reverse=True)[:top_k] for q in queries}
+    return {
+        q: sorted((s for (query, _), s in expected.items() if query == q), reverse=True)[:top_k]
+        for q in queries
+    }
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "tsv"])
@@ -64,7 +69,9 @@ def test_each_row_comes_out_once_with_its_score_and_rank(
             writer.writeheader()
             writer.writerows(records)
     else:
-        file.write_text("\n".join(["\t".join(flat[0]), *("\t".join(map(str, r.values())) for r in flat)]))
+        file.write_text(
+            "\n".join(["\t".join(flat[0]), *("\t".join(map(str, r.values())) for r in flat)])
+        )
     made = rerank_files(tiny.path, [file], tmp_path / out)
     rows = read(tmp_path / out)
     assert made.counts.rows == made.counts.scored == made.counts.written == len(records)
@@ -73,15 +80,22 @@ def test_each_row_comes_out_once_with_its_score_and_rank(
         check(rows, expected)
         assert [row["text"] for row in rows] == [record["text"] for record in records]
     numbers = range(len(records))
-    assert [row["n"] for row in rows] == ([str(n) for n in numbers] if kind in ("csv", "tsv") else list(numbers))
+    assert [row["n"] for row in rows] == (
+        [str(n) for n in numbers] if kind in ("csv", "tsv") else list(numbers)
+    )
 
 
 def test_queries_that_lie_apart_and_over_files_are_ranked_whole(
-    tiny: ModelFolder, records: list[Record], expected: Scores, tmp_path: Path, parquet: Callable[..., str]
+    tiny: ModelFolder,
+    records: list[Record],
+    expected: Scores,
+    tmp_path: Path,
+    parquet: Callable[..., str],
 ) -> None:
     mixed = records[:]
     random.Random(0).shuffle(mixed)
-    half = [record for record in records if record["n"] % 24 < 18]  # the rest of every other query lies elsewhere
+    # the rest of every other query lies elsewhere
+    half = [record for record in records if record["n"] % 24 < 18]
     rest = [record for record in records if record["n"] % 24 >= 18]
     for name, files in (
         ("shuffled", [parquet(mixed, "mixed.parquet")]),
@@ -100,7 +114,9 @@ def test_queries_that_lie_apart_and_over_files_are_ranked_whole(
 def test_what_cannot_be_scored_is_counted_and_comes_last(
     tiny: ModelFolder, records: list[Record], tmp_path: Path, parquet: Callable[..., str]
 ) -> None:
-    some = [{**record, "text": None if record["n"] % 5 == 0 else record["text"]} for record in records]
+    some = [
+        {**record, "text": None if record["n"] % 5 == 0 else record["text"]} for record in records
+    ]
     some[7]["text"] = "data " * 400_000
     made = rerank_files(tiny.path, [parquet(some)], tmp_path / "out.jsonl")
     rows = read(tmp_path / "out.jsonl")
@@ -108,20 +124,29 @@ def test_what_cannot_be_scored_is_counted_and_comes_last(
     assert made.counts.null == sum(record["text"] is None for record in some)
     assert made.counts.cut >= 1
     for query_id in {row["query_id"] for row in rows}:
-        of_query = sorted((row for row in rows if row["query_id"] == query_id), key=lambda row: row["rank"])
+        of_query = sorted(
+            (row for row in rows if row["query_id"] == query_id), key=lambda row: row["rank"]
+        )
         assert [row["rank"] for row in of_query] == list(range(1, len(of_query) + 1))
-        assert [row["score"] is None for row in of_query] == sorted(row["score"] is None for row in of_query)
+        assert [row["score"] is None for row in of_query] == sorted(
+            row["score"] is None for row in of_query
+        )
     rerank_files(tiny.path, [parquet(some)], tmp_path / "out.run")
     run = read_run(tmp_path / "out.run")
     assert sum(map(len, run.values())) == len(some)
     last = max(row["rank"] for row in rows if row["query_id"] == some[0]["query_id"])
-    worst = next(r["doc_id"] for r in rows if r["query_id"] == some[0]["query_id"] and r["rank"] == last)
+    worst = next(
+        r["doc_id"] for r in rows if r["query_id"] == some[0]["query_id"] and r["rank"] == last
+    )
     assert list(run[some[0]["query_id"]])[-1] == worst
 
 
 def test_values_of_all_kinds_come_through_json(tiny: ModelFolder, tmp_path: Path) -> None:
     values = [{"a": [1, {"b": None}]}, [1, 2], "text", 3, 1.5, None, True, 1 << 70]
-    records = [{"query": "data", "text": f"text {i}", "mixed": value, "whole": i} for i, value in enumerate(values)]
+    records = [
+        {"query": "data", "text": f"text {i}", "mixed": value, "whole": i}
+        for i, value in enumerate(values)
+    ]
     records[3]["extra"] = "\ud83d half an emoji"
     file = tmp_path / "in.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -137,16 +162,32 @@ def test_columns_can_be_named_and_left_out(
 ) -> None:
     names = {"query_id": "qid", "query": "q", "doc_id": "pid", "text": "passage", "n": "score"}
     renamed = [{names[name]: value for name, value in record.items()} for record in records]
-    file, how = parquet(renamed), {"query_id": "qid", "query": "q", "doc_id": "pid", "text": "passage"}
-    with pytest.raises(BadInput, match="there is a column 'score' already; name another with --score"):
+    file, how = (
+        parquet(renamed),
+        {"query_id": "qid", "query": "q", "doc_id": "pid", "text": "passage"},
+    )
+    with pytest.raises(
+        BadInput, match="there is a column 'score' already; name another with --score"
+    ):
         rerank_files(tiny.path, [file], tmp_path / "a.jsonl", **how)
     assert not list(tmp_path.glob("a.jsonl*"))
     rerank_files(tiny.path, [file], tmp_path / "a.jsonl", **how, score="logit", rank="place")
-    assert list(read(tmp_path / "a.jsonl")[0]) == ["qid", "q", "pid", "passage", "score", "logit", "place"]
+    assert list(read(tmp_path / "a.jsonl")[0]) == [
+        "qid",
+        "q",
+        "pid",
+        "passage",
+        "score",
+        "logit",
+        "place",
+    ]
     rerank_files(tiny.path, [file], tmp_path / "b.parquet", **how, ids_only=True)
     assert list(read(tmp_path / "b.parquet")[0]) == ["qid", "pid", "score", "rank"]
     for named, message in (
-        ({}, "no column 'query', only qid, q, pid, passage, score; name the one to take with --query"),
+        (
+            {},
+            "no column 'query', only qid, q, pid, passage, score; name the one to take with --query",
+        ),
         ({**how, "doc_id": "did"}, "no column 'did', only"),
         ({**how, "text": "score"}, "column 'score' is of int64, not of strings"),
     ):
@@ -154,11 +195,15 @@ def test_columns_can_be_named_and_left_out(
             rerank_files(tiny.path, [file], tmp_path / "c.jsonl", **named)
 
 
-def test_a_title_stands_above_the_text(tiny: ModelFolder, tmp_path: Path, parquet: Callable[..., str]) -> None:
+def test_a_title_stands_above_the_text(
+    tiny: ModelFolder, tmp_path: Path, parquet: Callable[..., str]
+) -> None:
     rows = [("a title", "a text"), (None, "a text"), ("a title", None), (None, None)]
     file = parquet([{"query": "data", "title": title, "text": text} for title, text in rows])
     rerank_files(tiny.path, [file], tmp_path / "out.jsonl")
-    expected = open_scorer(tiny.path).score([("data", "a title\na text"), ("data", "a text"), ("data", "a title")])
+    expected = open_scorer(tiny.path).score(
+        [("data", "a title\na text"), ("data", "a text"), ("data", "a title")]
+    )
     scores = [row["score"] for row in read(tmp_path / "out.jsonl")]
     assert scores[:3] == pytest.approx(expected, abs=1e-4)
     assert scores[3] is None
@@ -218,14 +263,18 @@ def test_collections_and_the_demo_data_are_ranked(tiny: ModelFolder, tmp_path: P
     beir = tmp_path / "beir"
     (beir / "qrels").mkdir(parents=True)
     texts = {"d1": "data and search", "d2": "an index shard", "d3": "rank the data"}
-    (beir / "corpus.jsonl").write_text("".join(json.dumps({"_id": d, "text": t}) + "\n" for d, t in texts.items()))
+    (beir / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": d, "text": t}) + "\n" for d, t in texts.items())
+    )
     (beir / "queries.jsonl").write_text(json.dumps({"_id": "q1", "text": "data"}) + "\n")
     (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
     run = tmp_path / "first.run"
     run.write_text("q1 Q0 d2 1 9 bm25\nq1 Q0 d1 2 8 bm25\n")
     rerank_files(tiny.path, [beir], tmp_path / "out.run", run=str(run))
     scores = open_scorer(tiny.path).score([("data", texts["d2"]), ("data", texts["d1"])])
-    assert read_run(tmp_path / "out.run") == {"q1": pytest.approx({"d2": scores[0], "d1": scores[1]}, abs=1e-4)}
+    assert read_run(tmp_path / "out.run") == {
+        "q1": pytest.approx({"d2": scores[0], "d1": scores[1]}, abs=1e-4)
+    }
     rerank_files(tiny.path, [beir], tmp_path / "all.jsonl")
     assert {row["doc_id"] for row in read(tmp_path / "all.jsonl")} == set(texts)
     shutil.rmtree(beir / "qrels")
@@ -237,13 +286,21 @@ def test_collections_and_the_demo_data_are_ranked(tiny: ModelFolder, tmp_path: P
 def test_a_model_without_one_score_is_refused(
     tmp_path: Path, parquet: Callable[..., str], records: list[Record]
 ) -> None:
-    three = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "three", rank_label="none")
-    with pytest.raises(BadInput, match="the model has 3 labels, and no one score to rank by; export it with"):
+    three = export(
+        str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "three", rank_label="none"
+    )
+    with pytest.raises(
+        BadInput, match="the model has 3 labels, and no one score to rank by; export it with"
+    ):
         rerank_files(three.path, [parquet(records)], tmp_path / "out.parquet")
 
 
 def test_the_command_says_what_it_would_do_and_what_it_did(
-    tiny: ModelFolder, records: list[Record], tmp_path: Path, parquet: Callable[..., str], xopt: Callable[..., Result]
+    tiny: ModelFolder,
+    records: list[Record],
+    tmp_path: Path,
+    parquet: Callable[..., str],
+    xopt: Callable[..., Result],
 ) -> None:
     file, out = parquet(records), tmp_path / "out.parquet"
     seen = xopt("rerank", tiny.path, file, "-o", out, "--dry-run")
@@ -260,7 +317,10 @@ def test_the_command_says_what_it_would_do_and_what_it_did(
         (("rerank", tiny.path, tmp_path / "none.parquet", "-o", out), "no such file or folder"),
         (("rerank", tiny.path, file, file, "-o", out), "named twice"),
         (("rerank", tiny.path, file, "-o", tmp_path / "x.csv"), "unknown kind '.csv'; end it in"),
-        (("rerank", tiny.path, file, "-o", out, "--variant", "onnx-int4"), "no variant 'onnx-int4'"),
+        (
+            ("rerank", tiny.path, file, "-o", out, "--variant", "onnx-int4"),
+            "no variant 'onnx-int4'",
+        ),
         (("rerank", tiny.path, file, "-o", out, "--cascade"), "has no cascade"),
         (("rerank", tiny.path, file, "-o", out, "--first", "n"), "serve a cascade"),
         (("rerank", tiny.path, file, "-o", "s3://bucket/x.run"), "of this machine's file systems"),

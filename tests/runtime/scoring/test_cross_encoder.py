@@ -27,7 +27,9 @@ Both = tuple[CrossEncoder, sentence_transformers.CrossEncoder]
 
 @pytest.fixture(scope="module", params=[1, 3])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    """A model as xopt and as sentence-transformers run it, of one label with a sigmoid, and of three."""
+    """A model as xopt and as sentence-transformers run it, of one label with a sigmoid, and of
+    three.
+    """
     root = tmp_path_factory.mktemp("both")
     model = str(make_tiny(root / "model", labels=request.param))
     made = export(model, root / "out", rank_label="2-0" if request.param > 1 else None)
@@ -56,7 +58,9 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("inputs", "named"), CALLS.values(), ids=CALLS)
-def test_predict_gives_what_sentence_transformers_gives(both: Both, inputs: Any, named: dict[str, Any]) -> None:
+def test_predict_gives_what_sentence_transformers_gives(
+    both: Both, inputs: Any, named: dict[str, Any]
+) -> None:
     if "apply_softmax" in named and both[0].num_labels == 1:
         assert np.array_equal(both[0].predict(inputs, **named), both[0].predict(inputs))
         return  # before version 6 sentence-transformers makes 1 of all scores
@@ -64,7 +68,9 @@ def test_predict_gives_what_sentence_transformers_gives(both: Both, inputs: Any,
     assert type(mine) is type(theirs)
     if isinstance(mine, list):
         assert [type(score) for score in mine] == [type(score) for score in theirs]
-        mine, theirs = (torch.stack(scores) if scores else torch.zeros(0) for scores in (mine, theirs))
+        mine, theirs = (
+            torch.stack(scores) if scores else torch.zeros(0) for scores in (mine, theirs)
+        )
     if len(inputs):
         assert (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape)
         assert np.abs(np.asarray(mine) - np.asarray(theirs)).max() < MAX_DIFFERENCE
@@ -74,7 +80,9 @@ def test_predict_gives_what_sentence_transformers_gives(both: Both, inputs: Any,
 
 @pytest.mark.parametrize("top_k", [None, 3, 100])
 @pytest.mark.parametrize("documents", [True, False])
-def test_rank_gives_what_sentence_transformers_gives(both: Both, top_k: int | None, documents: bool) -> None:
+def test_rank_gives_what_sentence_transformers_gives(
+    both: Both, top_k: int | None, documents: bool
+) -> None:
     mine, theirs = both
     texts = [text for _, text in PAIRS] + [PAIRS[3][1]]  # the last one ties with the fourth
     ranked = mine.rank("ranking data", texts, top_k=top_k, return_documents=documents)
@@ -83,7 +91,9 @@ def test_rank_gives_what_sentence_transformers_gives(both: Both, top_k: int | No
         expected = theirs.rank("ranking data", texts, top_k=top_k, return_documents=documents)
         assert [row["corpus_id"] for row in ranked] == [row["corpus_id"] for row in expected]
         assert [row.get("text") for row in ranked] == [row.get("text") for row in expected]
-        assert [row["score"] for row in ranked] == pytest.approx([row["score"] for row in expected], abs=1e-4)
+        assert [row["score"] for row in ranked] == pytest.approx(
+            [row["score"] for row in expected], abs=1e-4
+        )
     else:  # by the difference of two labels, as its export was told
         scores = theirs.predict([("ranking data", text) for text in texts])
         order = np.argsort(scores[:, 0] - scores[:, 2], kind="stable")[:top_k]
@@ -93,14 +103,18 @@ def test_rank_gives_what_sentence_transformers_gives(both: Both, top_k: int | No
 def test_what_older_versions_call_arguments_is_taken(both: Both) -> None:
     mine, _ = both
     expected = mine.predict(PAIRS, activation_fn=torch.nn.Identity())
-    old = mine.predict(sentences=PAIRS, activation_fct=torch.nn.Identity(), num_workers=2, device="cpu", pool=None)
+    old = mine.predict(
+        sentences=PAIRS, activation_fct=torch.nn.Identity(), num_workers=2, device="cpu", pool=None
+    )
     assert np.array_equal(old, expected)
     assert mine.rank("data", ["index"], convert_to_tensor=True) == mine.rank("data", ["index"])
     with pytest.raises(TypeError, match="device='cuda': a model folder has no such argument"):
         mine.predict(PAIRS, device="cuda")
     with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
         mine.predict(PAIRS, batch_size=0)
-    with pytest.raises(BadInput, match="prompt_name='query': a model folder keeps its default prompt alone"):
+    with pytest.raises(
+        BadInput, match="prompt_name='query': a model folder keeps its default prompt alone"
+    ):
         mine.predict(PAIRS, prompt_name="query")
 
 
@@ -113,20 +127,31 @@ def test_what_is_no_pair_is_refused(both: Both, bad: Any) -> None:
 
 
 def test_the_activation_is_the_models_own_once_and_can_be_another(tmp_path: Path) -> None:
-    model = sentence_transformers.CrossEncoder(str(make_tiny(tmp_path / "tiny")), activation_fn=torch.nn.Tanh())
+    model = sentence_transformers.CrossEncoder(
+        str(make_tiny(tmp_path / "tiny")), activation_fn=torch.nn.Tanh()
+    )
     model.save_pretrained(str(tmp_path / "model"))
     mine = CrossEncoder(export(str(tmp_path / "model"), tmp_path / "out").path)
     assert isinstance(mine.activation_fn, torch.nn.Tanh)
     assert np.abs(mine.predict(PAIRS) - model.predict(PAIRS)).max() < MAX_DIFFERENCE
     other = CrossEncoder(mine.folder.path, activation_fn=torch.nn.Sigmoid())
-    assert np.abs(np.arctanh(mine.predict(PAIRS[:9])) - np.log(1 / (1 / other.predict(PAIRS[:9]) - 1))).max() < 1e-2
+    assert (
+        np.abs(
+            np.arctanh(mine.predict(PAIRS[:9])) - np.log(1 / (1 / other.predict(PAIRS[:9]) - 1))
+        ).max()
+        < 1e-2
+    )
 
 
 def test_an_activation_that_is_code_needs_trust(tiny_copy: ModelFolder) -> None:
     manifest = tiny_copy.path / "xopt.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"activation": "mine.Activation"}))
+    manifest.write_text(
+        json.dumps(json.loads(manifest.read_text()) | {"activation": "mine.Activation"})
+    )
     model = CrossEncoder(tiny_copy.path)
-    with pytest.raises(BadInput, match=r"its activation mine\.Activation is code of its own; give trust"):
+    with pytest.raises(
+        BadInput, match=r"its activation mine\.Activation is code of its own; give trust"
+    ):
         model.predict(PAIRS)
     assert model.predict(PAIRS, activation_fn=torch.nn.Identity()).shape == (len(PAIRS),)
 
@@ -147,7 +172,9 @@ def test_pairs_can_be_cut_shorter_here_and_in_another_process(
     with pytest.raises(BadInput, match="max_length is 0"):
         CrossEncoder(tiny.path, max_length=0)
     for few in (1, 3):
-        with pytest.raises(BadInput, match=f"max_length is {few}, which leaves no room for 3 special tokens"):
+        with pytest.raises(
+            BadInput, match=f"max_length is {few}, which leaves no room for 3 special tokens"
+        ):
             CrossEncoder(tiny.path, max_length=few)
     assert CrossEncoder(tiny.path, max_length=4).predict(long).shape == (1,)
 
@@ -164,7 +191,9 @@ def test_the_variant_is_the_one_that_was_recommended_here(tiny_copy: ModelFolder
 
 
 def test_a_prompt_within_a_chat_template_stays(tmp_path: Path) -> None:
-    model = make_logit_score(tmp_path / "model", prompts={"rank": "search data"}, default_prompt_name="rank")
+    model = make_logit_score(
+        tmp_path / "model", prompts={"rank": "search data"}, default_prompt_name="rank"
+    )
     mine = CrossEncoder(export(str(model), tmp_path / "out").path)
     theirs = sentence_transformers.CrossEncoder(str(model), device="cpu")
     assert np.abs(mine.predict(PAIRS) - theirs.predict(PAIRS)).max() < MAX_DIFFERENCE
@@ -175,7 +204,8 @@ def test_a_prompt_within_a_chat_template_stays(tmp_path: Path) -> None:
 def test_no_label_that_ranks_is_said(tmp_path: Path) -> None:
     made = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out", rank_label="none")
     with pytest.raises(
-        ValueError, match=r"CrossEncoder\.rank\(\) only works for models with num_labels=1.*--rank-label"
+        ValueError,
+        match=r"CrossEncoder\.rank\(\) only works for models with num_labels=1.*--rank-label",
     ):
         CrossEncoder(made.path).rank("data", ["index"])
 

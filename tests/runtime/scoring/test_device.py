@@ -14,7 +14,9 @@ from xopt.runtime.scoring.device import check_device
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(BadInput, match="device 'cuda': torch sees no CUDA GPU here; use --device cpu"):
+    with pytest.raises(
+        BadInput, match="device 'cuda': torch sees no CUDA GPU here; use --device cpu"
+    ):
         check_device("cuda")
     with pytest.raises(BadInput, match="device 'gpu': unknown; use cpu or cuda"):
         check_device("gpu")
@@ -37,7 +39,15 @@ sys.stdin.read()
 @pytest.mark.parametrize(
     ("visible", "count", "claimed"),
     [
-        (None, 2, ["0", "1", "all 2 GPUs are claimed by other workers; give no more workers than there are GPUs"]),
+        (
+            None,
+            2,
+            [
+                "0",
+                "1",
+                "all 2 GPUs are claimed by other workers; give no more workers than there are GPUs",
+            ],
+        ),
         ("3, 5", 8, ["3", "5"]),
         ("4", 8, ["4"]),  # as Ray does it
         (None, 1, ["None"]),

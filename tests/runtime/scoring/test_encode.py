@@ -31,7 +31,8 @@ def byte_level(folder: Path) -> PreTrainedTokenizerFast:
     made.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     made.train_from_iterator(
-        [TEXT], trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet)
+        [TEXT],
+        trainers.BpeTrainer(vocab_size=400, special_tokens=SPECIAL, initial_alphabet=alphabet),
     )
     made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1))
     return saved(made, folder)
@@ -41,7 +42,8 @@ def unigram(folder: Path) -> PreTrainedTokenizerFast:
     made = Tokenizer(models.Unigram())
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.train_from_iterator(
-        [TEXT] * 20, trainers.UnigramTrainer(vocab_size=120, special_tokens=SPECIAL, unk_token="<unk>")
+        [TEXT] * 20,
+        trainers.UnigramTrainer(vocab_size=120, special_tokens=SPECIAL, unk_token="<unk>"),
     )
     made.post_processor = processors.TemplateProcessing(
         "<s> $A </s>", "<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
@@ -51,7 +53,9 @@ def unigram(folder: Path) -> PreTrainedTokenizerFast:
 
 def saved(tokenizer: Tokenizer, folder: Path) -> PreTrainedTokenizerFast:
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", **names)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, cls_token="<s>", sep_token="</s>", **names
+    )
     made.save_pretrained(folder)
     return made
 
@@ -66,7 +70,11 @@ def word_piece(folder: Path) -> PreTrainedTokenizerFast:
     return made
 
 
-@pytest.fixture(scope="module", params=[word_level, word_piece, byte_level, unigram], ids=lambda make: make.__name__)
+@pytest.fixture(
+    scope="module",
+    params=[word_level, word_piece, byte_level, unigram],
+    ids=lambda make: make.__name__,
+)
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PreTrainedTokenizerFast, ModelFolder]:
@@ -82,7 +90,9 @@ def made(
         pad_id=tokenizer.pad_token_id,
         truncation_side="right",
         inputs=["input_ids", "token_type_ids", "attention_mask"],
-        files={"tokenizer.json": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()},
+        files={
+            "tokenizer.json": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+        },
         variants={},
     )
     return tokenizer, ModelFolder(folder, manifest)
@@ -90,9 +100,10 @@ def made(
 
 TEXTS = st.one_of(
     st.text(max_size=60),  # lone surrogates, NUL, private use and all
-    st.lists(st.sampled_from([*TEXT.split(), *SPECIAL, "[SEP]", "[CLS]", "[PAD]", " ", "\n", ""]), max_size=60).map(
-        " ".join
-    ),
+    st.lists(
+        st.sampled_from([*TEXT.split(), *SPECIAL, "[SEP]", "[CLS]", "[PAD]", " ", "\n", ""]),
+        max_size=60,
+    ).map(" ".join),
 )
 
 
@@ -131,7 +142,8 @@ def test_the_ids_are_transformers_own(
         whole = clean(prompt + query), clean(text)
         named = {"truncation": truncation, "max_length": max_length, "return_token_type_ids": True}
         try:
-            expected = tokenizer([whole], **named)  # as sentence-transformers calls it: an empty text is one
+            # as sentence-transformers calls it: an empty text is one
+            expected = tokenizer([whole], **named)
         except Exception:  # a query that leaves no room for a document
             with pytest.raises(BadInput, match="the tokenizer cannot encode these texts"):
                 encoder.encode([(query, text)])
@@ -149,15 +161,21 @@ def test_of_a_very_long_text_only_the_side_that_is_kept_is_tokenised(
     made: tuple[PreTrainedTokenizerFast, ModelFolder], side: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "MOST_CHARACTERS", 1000)
-    encoder = Encoder(replace(made[1], manifest=replace(made[1].manifest, max_length=24, truncation_side=side)))
+    encoder = Encoder(
+        replace(made[1], manifest=replace(made[1].manifest, max_length=24, truncation_side=side))
+    )
     pair, seen = ("data", "search the index " * 1000), []
     whole = encoder._all_encoded
-    monkeypatch.setattr(encoder, "_all_encoded", lambda pairs: [seen.extend(pairs), whole(pairs)][1])
+    monkeypatch.setattr(
+        encoder, "_all_encoded", lambda pairs: [seen.extend(pairs), whole(pairs)][1]
+    )
     assert encoder.encode([pair]).ids[0].tolist() == whole([pair])[0].ids
     assert max(len(text) for _, text in seen) <= 1000
 
 
-def test_type_ids_that_the_tokenizer_does_not_name_are_zero(made: tuple[PreTrainedTokenizerFast, ModelFolder]) -> None:
+def test_type_ids_that_the_tokenizer_does_not_name_are_zero(
+    made: tuple[PreTrainedTokenizerFast, ModelFolder],
+) -> None:
     _, folder = made
     manifest = replace(folder.manifest, inputs=["input_ids", "attention_mask"])
     tokens = Encoder(replace(folder, manifest=manifest)).encode([("a query", "a document")])
@@ -185,11 +203,15 @@ def test_windows_cover_all_pairs_and_hold_little_text(lengths: list[int], short:
         assert sum(len(text) for _, text in rest) <= WINDOW_CHARACTERS
 
 
-def test_many_pairs_are_the_same_as_each_alone(made: tuple[PreTrainedTokenizerFast, ModelFolder]) -> None:
+def test_many_pairs_are_the_same_as_each_alone(
+    made: tuple[PreTrainedTokenizerFast, ModelFolder],
+) -> None:
     encoder = Encoder(made[1])
     pairs = [("data", "search " * (i % 50)) for i in range(700)]
     together = encoder.encode(pairs)
     alone = [encoder.encode([pair]) for pair in pairs]
-    assert all(np.array_equal(ids, one.ids[0]) for ids, one in zip(together.ids, alone, strict=True))
+    assert all(
+        np.array_equal(ids, one.ids[0]) for ids, one in zip(together.ids, alone, strict=True)
+    )
     assert together.truncated == sum(one.truncated for one in alone) > 0
     assert encoder.encode([]).lengths.shape == (0,)

@@ -31,14 +31,24 @@ def static(tiny_copy: ModelFolder, docs: Candidates) -> ModelFolder:
 
 def test_static_int8_leaves_the_hot_neurons_in_float(static: ModelFolder) -> None:
     variant = static.variant("openvino-int8")
-    assert (variant.backend, variant.file) == ("openvino", f"onnx/model_qint8_{detect_target()}_static.onnx")
+    assert (variant.backend, variant.file) == (
+        "openvino",
+        f"onnx/model_qint8_{detect_target()}_static.onnx",
+    )
     graph = onnx.load(static.path / variant.file).graph
-    integers = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2}
-    assert len(integers) == 6 + 1  # the second product of one block is in two parts, of which one is in float
+    integers = {
+        t.name
+        for t in graph.initializer
+        if t.data_type == onnx.TensorProto.INT8 and len(t.dims) == 2
+    }
+    # the second product of one block is in two parts, of which one is in float
+    assert len(integers) == 6 + 1
     assert not any(node.domain == "com.microsoft" for node in graph.node)
 
 
-def test_openvino_int8_is_close_to_float_and_depends_on_the_pair_alone(static: ModelFolder, docs: Candidates) -> None:
+def test_openvino_int8_is_close_to_float_and_depends_on_the_pair_alone(
+    static: ModelFolder, docs: Candidates
+) -> None:
     expected = open_scorer(static.path, "onnx-fp32").score(docs.pairs)
     alone = open_scorer(static.path, "openvino-int8", plan=Plan(1, 1, 1)).score(docs.pairs)
     together = open_scorer(static.path, "openvino-int8", plan=Plan(3, 1, 512)).score(docs.pairs)
@@ -46,7 +56,9 @@ def test_openvino_int8_is_close_to_float_and_depends_on_the_pair_alone(static: M
     assert 0 < np.abs(alone - expected).mean() < 0.1 * max(1.0, float(expected.std()))
 
 
-def test_a_softmax_that_calibration_found_narrow_needs_no_maximum(tiny: ModelFolder, docs: Candidates) -> None:
+def test_a_softmax_that_calibration_found_narrow_needs_no_maximum(
+    tiny: ModelFolder, docs: Candidates
+) -> None:
     plain = unfused(read_graph(tiny.path / ONNX_FILE))
     marked, count = mark_narrow(tiny, plain, docs.pairs)
     assert count == 1  # the last layer has one row a pair
@@ -67,17 +79,25 @@ def test_a_softmax_that_calibration_found_narrow_needs_no_maximum(tiny: ModelFol
 def test_a_softmax_of_large_scores_keeps_its_maximum(tmp_path: Path, docs: Candidates) -> None:
     made = export(str(make_tiny(tmp_path / "model")), tmp_path / "out")
     model = read_graph(made.path / ONNX_FILE)
-    product = next(node for node in model.graph.node if node.name.endswith("layer.0/attention/self/query/MatMul"))
+    product = next(
+        node
+        for node in model.graph.node
+        if node.name.endswith("layer.0/attention/self/query/MatMul")
+    )
     weight = next(tensor for tensor in model.graph.initializer if tensor.name == product.input[1])
     for factor, narrow in ((1, 1), (1e5, 0)):
         weight.CopyFrom(
-            onnx.numpy_helper.from_array(np.float32(factor) * onnx.numpy_helper.to_array(weight), weight.name)
+            onnx.numpy_helper.from_array(
+                np.float32(factor) * onnx.numpy_helper.to_array(weight), weight.name
+            )
         )
         marked, count = mark_narrow(made, unfused(model), docs.pairs)
         assert count == narrow == sum(node.name.startswith(NARROW) for node in marked.graph.node)
 
 
-def test_other_strategies_batch_as_sentence_transformers_does(static: ModelFolder, docs: Candidates) -> None:
+def test_other_strategies_batch_as_sentence_transformers_does(
+    static: ModelFolder, docs: Candidates
+) -> None:
     planned = open_scorer(static.path, "openvino-int8").score(docs.pairs)
     for strategy in STRATEGIES:
         scorer = ScorerSpec(str(static.path), "openvino-int8", strategy, threads=2).open()
@@ -97,7 +117,10 @@ def test_a_damaged_graph_and_a_gpu_are_said(static: ModelFolder) -> None:
 
 @pytest.mark.parametrize("variant", ["openvino-fp32", "openvino-bf16", "openvino-int8"])
 def test_the_first_forward_of_a_shape_is_right(static: ModelFolder, variant: str) -> None:
-    expected, scorer = open_scorer(static.path, "onnx-fp32"), open_scorer(static.path, variant, plan=Plan(2, 1, 4096))
+    expected, scorer = (
+        open_scorer(static.path, "onnx-fp32"),
+        open_scorer(static.path, variant, plan=Plan(2, 1, 4096)),
+    )
     for pairs in (1, 1, 2, 8, 16, 30):
         for words in (3, 9, 20):
             asked = [("data", f"{'the of ' * words}{i % 10}") for i in range(pairs)]
@@ -111,7 +134,9 @@ def test_a_graph_that_openvino_does_not_take_is_left_out_with_the_reason(
     if not has_module("optimum.exporters.onnx"):
         pytest.skip("OpenVINO takes the graphs of torch's exporter")
     monkeypatch.setattr("xopt.runtime.scoring.variants.has_bf16", lambda: True)
-    made = export(str(make_tiny(tmp_path / "model", "deberta-v2")), tmp_path / "out", exporter="optimum")
+    made = export(
+        str(make_tiny(tmp_path / "model", "deberta-v2")), tmp_path / "out", exporter="optimum"
+    )
     assert {"openvino-fp32", "openvino-bf16"} <= set(made.manifest.variants)
     assert variants_on(made, "cpu") == ["torch-fp32", "torch-bf16", "onnx-fp32"]
     assert "openvino-bf16 is left out" in caplog.text

@@ -51,20 +51,27 @@ def test_a_plan_of_nothing_is_refused() -> None:
 
 
 @given(LENGTHS, st.integers(1, 5000), st.sampled_from([8, 16]))
-def test_with_a_step_there_are_two_shapes_a_width(lengths: list[int], tokens: int, step: int) -> None:
+def test_with_a_step_there_are_two_shapes_a_width(
+    lengths: list[int], tokens: int, step: int
+) -> None:
     forwards = plan_forwards(np.array(lengths, np.int64), tokens, LONGEST, step)
     assert sorted(row for forward in forwards for row in forward.rows) == list(range(len(lengths)))
     for forward in forwards:
         full = max(1, tokens // forward.width)
         assert len(forward.rows) in (1, full)
-        assert {min(-(-lengths[row] // step) * step, LONGEST) for row in forward.rows} == {forward.width}
-    for width in {forward.width for forward in forwards}:  # and no more of single pairs than are left over
+        assert {min(-(-lengths[row] // step) * step, LONGEST) for row in forward.rows} == {
+            forward.width
+        }
+    # and no more of single pairs than are left over
+    for width in {forward.width for forward in forwards}:
         full = max(1, tokens // width)
         assert sum(len(f.rows) == 1 for f in forwards if f.width == width) < full or full == 1
 
 
 @given(LENGTHS, st.integers(1, 5000))
-def test_pairs_of_equal_length_run_together_without_padding(lengths: list[int], tokens: int) -> None:
+def test_pairs_of_equal_length_run_together_without_padding(
+    lengths: list[int], tokens: int
+) -> None:
     forwards = plan_forwards(np.array(lengths, np.int64), tokens, LONGEST, step=1)
     assert sorted(row for forward in forwards for row in forward.rows) == list(range(len(lengths)))
     for forward in forwards:

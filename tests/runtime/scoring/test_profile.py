@@ -10,7 +10,9 @@ from xopt.runtime.scoring.backends.kinds import kind_of
 from xopt.runtime.scoring.profile import profile
 
 
-def test_every_runtime_tells_where_a_forwards_time_goes(demo: ModelFolder, docs: Candidates) -> None:
+def test_every_runtime_tells_where_a_forwards_time_goes(
+    demo: ModelFolder, docs: Candidates
+) -> None:
     for variant in ("torch-fp32", "onnx-fp32", *(["openvino-bf16"] if has_bf16() else [])):
         found = profile(demo, variant, Plan(2, 1, 512), docs.pairs[:16])
         assert found is not None

@@ -27,12 +27,16 @@ ALONE = [*EXACT, "onnx-int8"]  # variants whose scores depend on the pair alone
 NOISE = 1e-4  # float noise of a trained model's logits
 
 
-def reference(folder: ModelFolder, pairs: list[tuple[str, str]], variant: str = "torch-fp32") -> np.ndarray:
+def reference(
+    folder: ModelFolder, pairs: list[tuple[str, str]], variant: str = "torch-fp32"
+) -> np.ndarray:
     return ReferenceScorer(folder, folder.variant(variant), threads=2).score(pairs)
 
 
 @pytest.mark.parametrize("variant", EXACT)
-def test_exact_variants_give_the_reference_scores(demo: ModelFolder, docs: Candidates, variant: str) -> None:
+def test_exact_variants_give_the_reference_scores(
+    demo: ModelFolder, docs: Candidates, variant: str
+) -> None:
     pairs = docs.pairs[::3]
     scores = open_scorer(demo.path, variant).score(pairs)
     assert scores.dtype == np.float32
@@ -52,22 +56,35 @@ def test_scores_do_not_depend_on_plan_order_or_company(
     assert np.abs(scorer.score(pairs[::-1])[::-1] - expected).max() < NOISE
 
 
-def test_sentence_transformers_loads_the_folder_and_gives_our_scores(demo: ModelFolder, docs: Candidates) -> None:
+def test_sentence_transformers_loads_the_folder_and_gives_our_scores(
+    demo: ModelFolder, docs: Candidates
+) -> None:
     pairs = docs.pairs[:48:6]
-    # It pads, and sums attention in another order; INT8 rounds the float noise of that to other steps.
-    through_optimum = (("onnx-fp32", NOISE), ("onnx-int8", 0.3)) if has_module("optimum.onnxruntime") else ()
+    # It pads, and sums attention in another order; INT8 rounds the float noise of that to other
+    # steps.
+    through_optimum = (
+        (("onnx-fp32", NOISE), ("onnx-int8", 0.3)) if has_module("optimum.onnxruntime") else ()
+    )
     for variant, most in through_optimum:
         arguments = {"file_name": demo.variant(variant).file, "provider": "CPUExecutionProvider"}
         theirs = CrossEncoder(str(demo.path), backend="onnx", model_kwargs=arguments)
-        assert np.abs(theirs.predict(pairs) - open_scorer(demo.path, variant).score(pairs)).max() < most
+        assert (
+            np.abs(theirs.predict(pairs) - open_scorer(demo.path, variant).score(pairs)).max()
+            < most
+        )
         alone = theirs.predict(pairs, batch_size=1)  # nothing is padded
         assert np.abs(alone - open_scorer(demo.path, variant).score(pairs)).max() < NOISE
-    assert np.abs(CrossEncoder(str(demo.path)).predict(pairs) - reference(demo, pairs)).max() < NOISE
+    assert (
+        np.abs(CrossEncoder(str(demo.path)).predict(pairs) - reference(demo, pairs)).max() < NOISE
+    )
 
 
 def test_bf16_is_close(demo: ModelFolder, docs: Candidates) -> None:
     pairs = docs.pairs[:32]  # where the processor has no bfloat16 products it is slow
-    assert np.abs(open_scorer(demo.path, "torch-bf16").score(pairs) - reference(demo, pairs)).mean() < 0.1
+    assert (
+        np.abs(open_scorer(demo.path, "torch-bf16").score(pairs) - reference(demo, pairs)).mean()
+        < 0.1
+    )
 
 
 def test_the_onnx_scorer_imports_neither_torch_nor_transformers(tiny: ModelFolder) -> None:
@@ -80,7 +97,9 @@ def test_the_onnx_scorer_imports_neither_torch_nor_transformers(tiny: ModelFolde
     assert done.stdout.strip() == "[]"
 
 
-def test_empty_texts_score_as_the_reference_does_and_long_ones_are_cut_and_counted(demo: ModelFolder) -> None:
+def test_empty_texts_score_as_the_reference_does_and_long_ones_are_cut_and_counted(
+    demo: ModelFolder,
+) -> None:
     pairs = [
         ("", ""),
         ("a query", ""),
@@ -110,7 +129,9 @@ def test_a_score_that_is_not_finite_is_named_with_its_pair(bad: float, labels: i
     logits = logits[:, 0] if labels == 1 else logits
     assert checked(pairs, logits) is logits
     logits[1] = bad
-    with pytest.raises(NotFinite, match=r"1 of 3 scores are not finite, first that of pair 1 \('b', 'two'\)"):
+    with pytest.raises(
+        NotFinite, match=r"1 of 3 scores are not finite, first that of pair 1 \('b', 'two'\)"
+    ):
         checked(pairs, logits)
 
 
@@ -118,7 +139,9 @@ def test_no_pairs_give_no_scores(tiny: ModelFolder) -> None:
     assert open_scorer(tiny.path).score([]).shape == (0,)
 
 
-@pytest.mark.parametrize("bad", [("a", None), (None, "b"), "ab", ("a",), ("a", 1), ["a", "b", "c"], 5])
+@pytest.mark.parametrize(
+    "bad", [("a", None), (None, "b"), "ab", ("a",), ("a", 1), ["a", "b", "c"], 5]
+)
 def test_what_is_no_pair_of_texts_is_named(tiny: ModelFolder, bad: object) -> None:
     with pytest.raises(BadInput, match="pair 1: expected a query and a document"):
         open_scorer(tiny.path).score([("a", "b"), bad])
@@ -148,8 +171,12 @@ def test_what_is_not_there_is_named_with_the_way_out(tiny_copy: ModelFolder) -> 
         open_scorer(tiny_copy.path)
 
 
-@pytest.mark.parametrize(("variant", "file"), [("onnx-fp32", "onnx/model.onnx"), ("torch-fp32", "model.safetensors")])
-def test_a_damaged_file_is_refused_by_its_sha256(tiny_copy: ModelFolder, variant: str, file: str) -> None:
+@pytest.mark.parametrize(
+    ("variant", "file"), [("onnx-fp32", "onnx/model.onnx"), ("torch-fp32", "model.safetensors")]
+)
+def test_a_damaged_file_is_refused_by_its_sha256(
+    tiny_copy: ModelFolder, variant: str, file: str
+) -> None:
     path = tiny_copy.path / file
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -180,7 +207,9 @@ def test_tokenising_ahead_of_a_device_keeps_every_score_in_its_place(
     scorer = open_scorer(tiny.path, "torch-varlen-fp32", plan=Plan(1, ahead, 64))
     scorer.backend.streams = True  # as on a GPU
     assert np.abs(scorer.score(pairs) - expected).max() < NOISE
-    assert scorer.stages.text_tokens == scorer.encoder.encode(list(dict.fromkeys(pairs))).lengths.sum()
+    assert (
+        scorer.stages.text_tokens == scorer.encoder.encode(list(dict.fromkeys(pairs))).lengths.sum()
+    )
     assert scorer.stages.forward_s > 0
     assert scorer.stages.copy_s > 0
 
@@ -202,7 +231,9 @@ def test_out_of_memory_halves_the_budget_says_so_and_goes_on(
     assert np.abs(scorer.score(pairs) - expected).max() < NOISE
     assert scorer.plan.tokens == 64
     assert "out of memory with 512 tokens a forward: going on with 256" in caplog.text
-    with pytest.raises(BadInput, match="out of memory with a single pair of 64 tokens; use a variant of half"):
+    with pytest.raises(
+        BadInput, match="out of memory with a single pair of 64 tokens; use a variant of half"
+    ):
         scorer.backend.network = of_none
         scorer.score([("data", "search " * 100)])
 
@@ -221,7 +252,9 @@ def test_a_scorer_opens_again_in_another_process(tiny: ModelFolder, docs: Candid
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("how", ["as it is", "opened again", "unpickled"])
 @pytest.mark.parametrize("variant", ["torch-fp32", "openvino-fp32"])
-def test_threads_that_a_fork_loses_are_refused_and_not_waited_for(tiny: ModelFolder, variant: str, how: str) -> None:
+def test_threads_that_a_fork_loses_are_refused_and_not_waited_for(
+    tiny: ModelFolder, variant: str, how: str
+) -> None:
     plan = Plan(1, 2, 512)
     scorer = open_scorer(tiny.path, variant, plan=plan)
     scorer.score([("data", "search")])
@@ -231,7 +264,11 @@ def test_threads_that_a_fork_loses_are_refused_and_not_waited_for(tiny: ModelFol
         signal.alarm(60)
         try:
             if how != "as it is":
-                scorer = open_scorer(tiny.path, variant, plan=plan) if how == "opened again" else pickle.loads(kept)
+                scorer = (
+                    open_scorer(tiny.path, variant, plan=plan)
+                    if how == "opened again"
+                    else pickle.loads(kept)
+                )
             scorer.score([("data", "search")])
         except BadInput as error:
             os._exit(42 if "multiprocessing's 'spawn'" in str(error) else 1)
@@ -242,7 +279,9 @@ def test_threads_that_a_fork_loses_are_refused_and_not_waited_for(tiny: ModelFol
 def test_half_a_surrogate_pair_scores_as_a_replacement_character(tiny: ModelFolder) -> None:
     for variant in ("onnx-fp32", "torch-fp32"):
         scorer = open_scorer(tiny.path, variant)
-        assert np.array_equal(scorer.score([("a\ud83d", "b \ude00")]), scorer.score([("a\ufffd", "b \ufffd")]))
+        assert np.array_equal(
+            scorer.score([("a\ud83d", "b \ude00")]), scorer.score([("a\ufffd", "b \ufffd")])
+        )
 
 
 @pytest.mark.parametrize("threads", [0, -1])
@@ -251,7 +290,9 @@ def test_no_threads_are_refused(tiny: ModelFolder, threads: int) -> None:
         open_scorer(tiny.path, threads=threads)
 
 
-def test_the_only_forward_of_a_call_has_the_threads_of_all_callers(tiny: ModelFolder, docs: Candidates) -> None:
+def test_the_only_forward_of_a_call_has_the_threads_of_all_callers(
+    tiny: ModelFolder, docs: Candidates
+) -> None:
     scorer = open_scorer(tiny, "onnx-fp32", plan=Plan(callers=2, threads=1, tokens=512))
     together = scorer.score(docs.pairs)
     assert np.abs([scorer.score([pair])[0] for pair in docs.pairs[:4]] - together[:4]).max() < 1e-5

@@ -23,7 +23,13 @@ def test_each_device_has_the_variants_that_make_sense_on_it(tiny: ModelFolder) -
         "onnx-int8",
     ]
     on_gpu = [v for v in variants_on(tiny, "cuda") if not v.startswith("onnx")]
-    assert on_gpu == ["torch-fp32", "torch-fp16", "torch-bf16", "torch-varlen-fp16", "torch-varlen-bf16"]
+    assert on_gpu == [
+        "torch-fp32",
+        "torch-fp16",
+        "torch-bf16",
+        "torch-varlen-fp16",
+        "torch-varlen-bf16",
+    ]
     assert "onnx-int8" not in variants_on(tiny, "cuda")
 
 
@@ -38,13 +44,18 @@ def test_what_a_gpu_cannot_run_is_left_out_with_a_warning(
 
 
 def test_int8_made_for_another_processor_is_not_run_where_its_sums_overflow(
-    tiny_copy: ModelFolder, docs: Candidates, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_copy: ModelFolder,
+    docs: Candidates,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     made = quantize(tiny_copy, recipe_for("avx512_vnni"), docs)
     monkeypatch.setattr(module, "saturates", lambda: True)
     assert "onnx-int8" not in variants_on(made, "cpu")
     assert "onnx-int8 is left out: made for avx512_vnni" in caplog.text
-    with pytest.raises(BadInput, match="onnx-int8: made for avx512_vnni: its 8-bit sums overflow on this processor"):
+    with pytest.raises(
+        BadInput, match="onnx-int8: made for avx512_vnni: its 8-bit sums overflow on this processor"
+    ):
         open_scorer(made.path, "onnx-int8")
     monkeypatch.setattr(module, "saturates", lambda: False)
     assert "onnx-int8" in variants_on(made, "cpu")

@@ -22,23 +22,32 @@ SAME = 1e-5
 MODERN: list[dict[str, Any]] = [
     {"classifier_pooling": "mean"},
     {"global_attn_every_n_layers": 1},
-    {"global_attn_every_n_layers": 3, "num_hidden_layers": 4},  # the last layer sees all, with windows before it
+    # the last layer sees all, with windows before it
+    {"global_attn_every_n_layers": 3, "num_hidden_layers": 4},
 ]
 
 
 def made(folder: Path, architecture: str, **config: Any) -> tuple[Any, Tokens, np.ndarray]:
-    """A tiny model, its tokens of pairs of all lengths, and transformers' own logits of them, padded."""
+    """A tiny model, its tokens of pairs of all lengths, and transformers' own logits of them,
+    padded.
+    """
     make_tiny(folder, architecture, **config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     encoder = load_encoder(folder, attn_implementation="eager")
     queries, texts = (list(side) for side in zip(*parity_pairs(MAX_LENGTH), strict=True))
-    arrays = tokenizer(queries, texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt")
+    arrays = tokenizer(
+        queries, texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="pt"
+    )
     with torch.inference_mode():
         expected = encoder.model(**arrays).logits.numpy()
     lengths = arrays["attention_mask"].sum(1).numpy()
     types = arrays.get("token_type_ids", torch.zeros_like(arrays["input_ids"])).numpy()
     ids = [row[:n] for row, n in zip(arrays["input_ids"].numpy(), lengths, strict=True)]
-    return encoder, Tokens(ids, [row[:n] for row, n in zip(types, lengths, strict=True)], lengths, 0), expected
+    return (
+        encoder,
+        Tokens(ids, [row[:n] for row, n in zip(types, lengths, strict=True)], lengths, 0),
+        expected,
+    )
 
 
 def logits(network: VarlenNetwork, tokens: Tokens, rows: np.ndarray) -> np.ndarray:
@@ -47,7 +56,8 @@ def logits(network: VarlenNetwork, tokens: Tokens, rows: np.ndarray) -> np.ndarr
 
 
 @pytest.mark.parametrize(
-    ("architecture", "config"), [*((name, {}) for name in VARLEN_TYPES), *(("modernbert", c) for c in MODERN)]
+    ("architecture", "config"),
+    [*((name, {}) for name in VARLEN_TYPES), *(("modernbert", c) for c in MODERN)],
 )
 @pytest.mark.parametrize("labels", [1, 3])
 def test_packed_forwards_give_what_transformers_gives(
@@ -59,7 +69,8 @@ def test_packed_forwards_give_what_transformers_gives(
     packed = logits(network, tokens, rows)
     assert packed.dtype == np.float32
     assert packed.shape == (len(rows), labels)
-    assert expected.std(0).min() > 0.1  # scores that do not spread would agree whatever is done to them
+    # scores that do not spread would agree whatever is done to them
+    assert expected.std(0).min() > 0.1
     assert np.abs(packed - expected[rows]).max() < SAME
     assert np.abs(logits(network, tokens, rows[:1]) - packed[:1]).max() < SAME
 
@@ -76,7 +87,10 @@ def test_half_precision_is_close_and_keeps_the_head_in_fp32(tmp_path: Path) -> N
 def test_token_types_are_read_where_the_model_was_given_them(tmp_path: Path) -> None:
     model, tokens, _ = made(tmp_path, "bert")
     rows = np.arange(len(tokens.ids))
-    typed, untyped = (logits(VarlenNetwork(model, torch.float32, "cpu", typed=t), tokens, rows) for t in (True, False))
+    typed, untyped = (
+        logits(VarlenNetwork(model, torch.float32, "cpu", typed=t), tokens, rows)
+        for t in (True, False)
+    )
     assert np.abs(typed - untyped).max() > 0.01
 
 
@@ -86,8 +100,12 @@ def test_a_padding_token_within_a_text_is_placed_as_transformers_places_it(tmp_p
     ids[5] = model.model.config.pad_token_id
     with torch.inference_mode():
         array = torch.from_numpy(ids)[None]
-        expected = model.model(input_ids=array, attention_mask=torch.ones_like(array)).logits.numpy()
-    changed = Tokens([tokens.ids[8], ids], [tokens.type_ids[8], tokens.type_ids[9]], tokens.lengths[8:10], 0)
+        expected = model.model(
+            input_ids=array, attention_mask=torch.ones_like(array)
+        ).logits.numpy()
+    changed = Tokens(
+        [tokens.ids[8], ids], [tokens.type_ids[8], tokens.type_ids[9]], tokens.lengths[8:10], 0
+    )
     network = VarlenNetwork(model, torch.float32, "cpu", typed=False)
     assert np.abs(logits(network, changed, np.array([0, 1]))[1] - expected).max() < SAME
 

@@ -39,7 +39,9 @@ def test_every_row_is_in_one_part_with_all_of_its_query(
             names.append(f"{folder}/{number}.parquet")
             pq.write_table(table.slice(start, stop - start), names[-1], row_group_size=group_rows)
         with patch.object(gather, "BUCKET_ROWS", part_rows):
-            planned = plan(find_sources(names), lambda _: (), Columns("", None), Path(folder), part_rows)
+            planned = plan(
+                find_sources(names), lambda _: (), Columns("", None), Path(folder), part_rows
+            )
         readers = [Reader(file, planned.schema.names) for file in planned.files]
         seen: list[str | None] = []
         where: dict[str | None, int] = {}
@@ -60,17 +62,23 @@ def test_every_row_is_in_one_part_with_all_of_its_query(
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=8), st.integers(1, 45))
-def test_a_reader_gives_any_rows_in_any_order(slices: list[tuple[int, int]], group_rows: int) -> None:
+def test_a_reader_gives_any_rows_in_any_order(
+    slices: list[tuple[int, int]], group_rows: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/a.parquet"
         pq.write_table(
-            pa.table({"query": ["q"] * 40, "text": [str(i) for i in range(40)]}), file, row_group_size=group_rows
+            pa.table({"query": ["q"] * 40, "text": [str(i) for i in range(40)]}),
+            file,
+            row_group_size=group_rows,
         )
         planned = plan(find_sources([file]), lambda _: (), Columns("", None), Path(folder), 4096)
         reader = Reader(planned.files[0], ["text"])
         for a, b in slices:
             start, stop = min(a, b), max(a, b)
-            assert reader.rows(start, stop).column("text").to_pylist() == [str(i) for i in range(start, stop)]
+            assert reader.rows(start, stop).column("text").to_pylist() == [
+                str(i) for i in range(start, stop)
+            ]
 
 
 def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
@@ -80,17 +88,29 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
 
     table = pa.table({"query": ["q"], "text": ["t"]})
     (tmp_path / "deep").mkdir()
-    for name in ("b.parquet", "a.parquet", "deep/c.parquet", "_left.parquet", ".hidden.parquet", "notes.txt"):
+    for name in (
+        "b.parquet",
+        "a.parquet",
+        "deep/c.parquet",
+        "_left.parquet",
+        ".hidden.parquet",
+        "notes.txt",
+    ):
         pq.write_table(table, tmp_path / name)
     names = [Path(source.name).name for source in find_sources([str(tmp_path)])]
     assert names == ["a.parquet", "b.parquet", "c.parquet"]
-    assert [Path(s.name).name for s in find_sources([f"{tmp_path}/?.parquet"])] == ["a.parquet", "b.parquet"]
+    assert [Path(s.name).name for s in find_sources([f"{tmp_path}/?.parquet"])] == [
+        "a.parquet",
+        "b.parquet",
+    ]
     with fsspec.filesystem("memory").open("/store/a.parquet", "wb") as stream:
         pq.write_table(table, stream)
     (remote,) = find_sources(["memory://store/a.parquet"])
     planned = plan([remote], lambda _: (), Columns("", None), tmp_path, 4096)
     assert planned.rows == 1
-    assert Reader(planned.files[0], ["text"]).rows(0, 1).to_pylist() == [{"query": "q", "text": "t"}]
+    assert Reader(planned.files[0], ["text"]).rows(0, 1).to_pylist() == [
+        {"query": "q", "text": "t"}
+    ]
     by_name = {
         "**/*.parquet": ["a.parquet", "b.parquet", "deep/c.parquet"],
         "**": ["a.parquet", "b.parquet", "deep/c.parquet"],
@@ -106,12 +126,16 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
     with fsspec.filesystem("memory").open("/store/deep/c.parquet", "wb") as stream:
         pq.write_table(table, stream)
     for pattern, named in by_name.items():
-        assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [f"{tmp_path}/{name}" for name in named]
+        assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [
+            f"{tmp_path}/{name}" for name in named
+        ]
         stored = [f"memory://store/{name}" for name in named if name != "b.parquet"]
         assert [s.name for s in find_sources([f"memory://store/{pattern}"])] == stored
     (tmp_path / "linked").symlink_to(tmp_path / "deep")
     for pattern in ("linked/*", "l*", "l*/*.parquet", "l*/**"):
-        assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [f"{tmp_path}/linked/c.parquet"]
+        assert [s.name for s in find_sources([f"{tmp_path}/{pattern}"])] == [
+            f"{tmp_path}/linked/c.parquet"
+        ]
     (tmp_path / "linked").unlink()
     caplog.clear()
     assert [s.name for s in find_sources([f"{tmp_path}/[dn]*"])] == [f"{tmp_path}/deep/c.parquet"]
@@ -144,7 +168,10 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
 def test_tables_of_one_name_on_a_store_are_two(tmp_path: Path) -> None:
     import fsspec
 
-    store, names = fsspec.filesystem("memory"), [f"memory://tables/day={day}/part-0.jsonl" for day in (1, 2)]
+    store, names = (
+        fsspec.filesystem("memory"),
+        [f"memory://tables/day={day}/part-0.jsonl" for day in (1, 2)],
+    )
     for day, name in enumerate(names):
         with store.open(name, "wb") as stream:
             stream.write(b'{"query": "q", "text": "%d"}\n' % day)
@@ -154,11 +181,15 @@ def test_tables_of_one_name_on_a_store_are_two(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
-def test_a_first_score_that_is_missing_is_said_before_anything_is_scored(tmp_path: Path, missing: float | None) -> None:
+def test_a_first_score_that_is_missing_is_said_before_anything_is_scored(
+    tmp_path: Path, missing: float | None
+) -> None:
     file = tmp_path / "in.parquet"
     pq.write_table(pa.table({"query": ["q"] * 2, "text": ["a", "b"], "bm25": [1.0, missing]}), file)
     with pytest.raises(BadInput, match=r"in\.parquet: row 1: bm25 is (None|nan), not a score"):
-        plan(find_sources([str(file)]), lambda _: (), Columns("", None, first="bm25"), tmp_path, 4096)
+        plan(
+            find_sources([str(file)]), lambda _: (), Columns("", None, first="bm25"), tmp_path, 4096
+        )
 
 
 def test_a_collection_below_a_folder_of_tables_makes_none_of_it(tmp_path: Path) -> None:
