@@ -26,12 +26,14 @@ from xopt.cli.commands.rerank import rerank
 from xopt.cli.commands.shrink import shrink
 from xopt.cli.commands.tune import tune
 from xopt.cli.commands.validate import validate
+from xopt.cli.errors import OptionFormatter, in_options
 from xopt.runtime.errors import BadInput, GateFailed
 
 __all__ = ["cli", "main"]
 
 
-# What a place that cannot be written answers; of other errors of the operating system a traceback says more.
+# What a place that cannot be written answers; of other errors of the operating system a traceback
+# says more.
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
@@ -42,26 +44,37 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except (BadInput, GateFailed) as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            message = in_options(
+                " ".join(str(error).split()), commands_from(ctx.invoked_subcommand)
+            )
+            click.echo(f"Error: {message}", err=True)
             raise SystemExit(2 if isinstance(error, BadInput) else 1) from error
         except KeyboardInterrupt:
             click.echo("Interrupted: nothing half-written was left.", err=True)
             raise SystemExit(128 + signal.SIGINT) from None
         except OSError as error:
             copying = isinstance(error, shutil.Error)  # of many files: it has no number
-            if not copying and error.errno not in UNWRITABLE and "temporary directory" not in str(error):
+            if (
+                not copying
+                and error.errno not in UNWRITABLE
+                and "temporary directory" not in str(error)
+            ):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             click.echo(
-                f"Error: {where}{error.strerror or str(error)[:300]}; free some space or choose another place", err=True
+                f"Error: {where}{error.strerror or str(error)[:300]}; free some space or choose another place",
+                err=True,
             )
             raise SystemExit(2) from error
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(package_name="xopt-rerank", prog_name="xopt")
 @click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
-def cli(quiet: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, quiet: bool) -> None:
     """Make a CrossEncoder several times faster, and prove that it still ranks the same.
 
     `xopt optimize MODEL` does it all; the other commands do one step each on the model folder that
@@ -70,13 +83,32 @@ def cli(quiet: bool) -> None:
     Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 a verdict is undecided.
     """
     logger = logging.getLogger("xopt")
-    logger.handlers = [logging.StreamHandler(sys.stderr)]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OptionFormatter(commands_from(context.invoked_subcommand)))
+    logger.handlers = [handler]
     logger.propagate = False  # some libraries give the root logger a handler of its own
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
 
-for command in (optimize, export, quantize, tune, validate, bench, cascade, shrink, rerank, report, card):
+for command in (
+    optimize,
+    export,
+    quantize,
+    tune,
+    validate,
+    bench,
+    cascade,
+    shrink,
+    rerank,
+    report,
+    card,
+):
     cli.add_command(command)
+
+
+def commands_from(name: str | None) -> list[click.Command]:
+    """Every command, the one of this name first."""
+    return sorted(cli.commands.values(), key=lambda command: command.name != name)
 
 
 def main() -> None:
@@ -95,7 +127,8 @@ def main() -> None:
     except SystemExit as end:
         if "daft" not in sys.modules:
             raise
-        # Daft may crash as Python ends, when it had worker processes: all is written by now, and the exit code counts.
+        # Daft may crash as Python ends, when it had worker processes: all is written by now, and
+        # the exit code counts.
         _leave(end.code)
 
 
@@ -112,7 +145,9 @@ def _leave(code: object) -> None:
 
 
 def _open_streams() -> None:
-    """Let nothing that is printed fail for its encoding, or for a stream that was closed: results are worth more."""
+    """Let nothing that is printed fail for its encoding, or for a stream that was closed: results
+    are worth more.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+
+from xopt.cli.errors import in_options
+from xopt.cli.main import commands_from
+
+
+@pytest.mark.parametrize(
+    ("command", "message", "shown"),
+    [
+        ("rerank", "start again with `force=True`", "start again with --force"),
+        ("rerank", "give `variant='onnx-int8'`", "give --variant onnx-int8"),
+        ("rerank", "name it with `doc_id=`", "name it with --doc-id"),
+        ("rerank", "give another `out=`", "give another --out"),
+        ("rerank", "name another `inputs=`", "name another INPUT..."),
+        ("tune", "only `qrels=` has grades", "only --qrels has grades"),  # another command's
+        ("rerank", "of `nothing=known`", "of `nothing=known`"),
+        ("rerank", "run `xopt export DIR` again", "run `xopt export DIR` again"),
+    ],
+)
+def test_arguments_are_named_as_options(command: str, message: str, shown: str) -> None:
+    assert in_options(message, commands_from(command)) == shown
