@@ -175,6 +175,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         def read(first: str | None = None, documents: bool = False) -> Candidates:
             from xopt.runtime.data.candidates import read_candidates
+            from xopt.runtime.data.columns import Columns
 
             return read_candidates(
                 data,
@@ -182,7 +183,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 split=split,
                 depth=depth,
                 queries=queries,
-                first=first,
+                columns=Columns(first=first),
                 documents=documents,
             )
 

@@ -122,14 +122,14 @@ def rerank(
     row comes out once, with its score, a logit, and its rank. What was done stands in OUT.job:
     the same command goes on where it was, and where all is done it scores nothing.
     """
+    from xopt.runtime.data.columns import Columns
     from xopt.runtime.folder import ModelFolder
-    from xopt.runtime.jobs.inputs.columns import Columns
-    from xopt.runtime.jobs.request import Asked, How
+    from xopt.runtime.jobs.request import Resources, Settings
     from xopt.runtime.jobs.rerank_files import preview, run_job
 
     output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
     columns = Columns(title=None, **{name: asked.pop(name) for name in COLUMNS})
-    job, how = Asked(columns=columns, **asked), How(device, threads, workers, where)
+    job, how = Settings(columns=columns, **asked), Resources(device, threads, workers, where)
     if dry_run:
         seen = preview(model, list(inputs), out, job, how, force)
         output.json(seen)

@@ -5,25 +5,22 @@ from __future__ import annotations
 import hashlib
 import logging
 import sysconfig
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from xopt.runtime.data.collection import first_stage, read_beir, read_irds
+from xopt.runtime.data.columns import Columns, check_types, columns_of, pairs_of
 from xopt.runtime.data.docstrings import Docstring, read_docstrings
-from xopt.runtime.data.fields import (
-    Judgements,
-    Qrels,
-    Texts,
-    document_of,
-    first_score_of,
-    id_of,
-    query_of,
-)
-from xopt.runtime.data.tables import FILES, Values, read_hf, read_rows, readable
+from xopt.runtime.data.fields import Judgements, Qrels, Texts
+from xopt.runtime.data.places import shown
+from xopt.runtime.data.sources import DEMO, Source, find_sources
+from xopt.runtime.data.tables import open_table
 from xopt.runtime.data.trec import read_run
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import Pair
@@ -40,7 +37,6 @@ __all__ = [
     "read_candidates",
 ]
 
-DEMO = "demo"
 DEMO_QUERIES, DEMO_DEPTH = 512, 25
 COLLECTION_DEPTH = 100
 PREPARING = 64  # queries at most that calibrating, tuning and steering may see, and no verdict
@@ -60,7 +56,8 @@ NOT_EVERYWHERE = frozenset(
         "ensurepip",
     }
 )
-TEXTS = ("query", "text")  # the columns that each row needs
+GRADE = "relevance"  # the column of grades
+USUAL = Columns()  # the usual columns of a table
 
 
 @dataclass(frozen=True)
@@ -197,72 +194,78 @@ def read_candidates(
     split: str | None = None,
     depth: int | None = None,
     queries: int | None = None,
-    first: str | None = None,
+    columns: Columns = USUAL,
     documents: bool = False,
 ) -> Candidates:
     """Read candidates from `data`.
 
-    `demo`: always the built-in data, see `demo_candidates`; a folder of that name is `./demo`. A
-    BEIR folder or `irds:ID`, a dataset of ir_datasets: the best `depth` (100) documents of each
-    query by `run`, a TREC run file, or by BM25 for each query that the qrels of `split` (test)
-    judge. A .jsonl, .ndjson, .csv, .tsv or .parquet file or `hf:ID[:CONFIG]`, a Hugging Face
-    dataset with a split: a pair a row in the columns query and text (or title, or both) and,
-    where there are any, query_id, doc_id and relevance, cut to `depth` a query where it is given.
-    Text files may be gzipped. `queries` draws so many queries, always the same. `first` names a
-    column of a table with the first stage's scores, which rows keep. With `documents` a table
-    needs no column query, and all its rows are of one that is empty. How each field is read:
-    docs/data.md. Raises BadInput where the data is missing, empty or has a bad row; a warning
-    counts what is left out.
+    It is `demo`, always the built-in data (see `demo_candidates`); a collection, which is a BEIR
+    folder or `irds:ID`, a dataset of ir_datasets; or a table, which is a .jsonl, .ndjson, .csv,
+    .tsv or .parquet file, a folder or a pattern of them, or `hf:ID[:CONFIG]`, a Hugging Face
+    dataset with a split. Text files may be gzipped. Files lie on this machine or on a store that
+    Arrow or fsspec reaches.
+
+    Of a collection the candidates are the best `depth` (100) documents of each query: by `run`, a
+    TREC run file, or by BM25 for each query that the qrels of `split` (test) judge. Of a table each
+    row is a candidate, in the columns that `columns` names, with a grade in the column relevance
+    where there is one; `depth` cuts each query's rows. `queries` draws so many queries, always the
+    same. With `documents` a table needs no column of queries, and all its rows are of one that is
+    empty. docs/data.md says how each field is read.
+
+    Raises BadInput where the data is missing, empty or has a bad row; a warning counts what is left
+    out.
     """
-    path = Path(data)
-    with readable(data):
-        beir = (
-            data != DEMO
-            and path.is_dir()
-            and (any(path.glob("corpus.jsonl*")) or not any(path.glob("*.parquet")))
-        )
-        if split and not beir and not data.startswith("hf:"):
-            raise BadInput(
-                f"{data}: has no splits to choose from; --split is for BEIR folders and hf: datasets"
-            )
-        if first and (beir or data == DEMO or data.startswith("irds:")):
-            raise BadInput(
-                f"{data}: has no column {first!r}; the first stage's scores stand in a table's column"
-            )
-        if beir or data.startswith("irds:"):
-            found = _collection(data, run, split or SPLIT, depth or COLLECTION_DEPTH)
-        elif run is not None:
-            raise BadInput(
-                f"{data}: --run names documents of a BEIR folder or an irds: dataset; this is neither"
-            )
-        elif data == DEMO:
-            found = demo_candidates()
-        elif data.startswith("hf:"):
-            found = _from_rows(
-                data, read_hf(data.removeprefix("hf:"), split or SPLIT), first, documents
-            )
-        elif path.exists():
-            found = _from_rows(path.name, read_rows(path), first, documents)
-        else:
-            raise BadInput(
-                f"{data}: no such file or folder; give `demo`, a BEIR folder, irds:ID, hf:ID, "
-                f"or a {', '.join(FILES)} file"
-            )
+    sources = find_sources([data])
+    _check_options(sources[0], run, split, columns)
+    if sources[0].kind == "demo":
+        found = demo_candidates()
+    elif sources[0].has_first_stage:
+        found = _collection(sources[0], run, split or SPLIT, depth or COLLECTION_DEPTH)
+    else:
+        found = _from_tables(data, sources, split or SPLIT, columns, documents)
+    name = shown(data)
     if not found.rows:
         raise BadInput(
-            f"{data}: no candidates in it; each row needs {' and '.join(TEXTS)}, of CSV and TSV below a header"
+            f"{name}: no candidates in it; each row needs query and text, of CSV and TSV below a "
+            "header"
         )
-    alone = sum(not row.query for row in found.rows) if documents else 0
-    if alone and alone < len(found.rows):
-        raise BadInput(
-            f"{data}: {alone} of {len(found.rows)} rows have no query; give documents alone, or a query each"
-        )
-    if alone and (depth or queries):
-        raise BadInput(
-            f"{data}: has no queries; leave out {'--depth' if depth else '--queries'}, which counts for each"
-        )
+    if documents:
+        _check_documents(found, name, depth, queries)
     _warn_of_strangers(found)
     return found.cut(depth).draw(queries)
+
+
+def _check_options(source: Source, run: str | None, split: str | None, columns: Columns) -> None:
+    """Raises BadInput for an option that the data has no use for."""
+    if split and source.kind not in ("collection", "hf"):
+        raise BadInput(
+            f"{source.name}: has no splits to choose from; `split=` is for BEIR folders and hf: "
+            "datasets"
+        )
+    if run is not None and source.kind not in ("collection", "irds"):
+        raise BadInput(
+            f"{source.name}: `run=` names documents of a BEIR folder or an irds: dataset; this is "
+            "neither"
+        )
+    named = columns.names()
+    if named and source.has_first_stage:
+        raise BadInput(
+            f"{source.name}: has no column {named[0]!r}; columns are named of tables, and this is "
+            "none"
+        )
+
+
+def _check_documents(found: Candidates, name: str, depth: int | None, queries: int | None) -> None:
+    """Raises BadInput where documents are mixed with candidates, or have queries to count."""
+    alone = sum(not row.query for row in found.rows)
+    if alone and alone < len(found.rows):
+        raise BadInput(
+            f"{name}: {alone} of {len(found.rows)} rows have no query; give documents alone, or a "
+            "query each"
+        )
+    if alone and (depth or queries):
+        option = "`depth=`" if depth else "`queries=`"
+        raise BadInput(f"{name}: has no queries; leave out {option}, which counts for each")
 
 
 def demo_candidates(queries: int = DEMO_QUERIES, depth: int = DEMO_DEPTH) -> Candidates:
@@ -276,19 +279,18 @@ def demo_candidates(queries: int = DEMO_QUERIES, depth: int = DEMO_DEPTH) -> Can
     docs = _standard_library()
     if len(docs) < depth:
         raise BadInput(
-            "demo: this Python has no readable source of its standard library; give --data a file"
+            "demo: this Python has no readable source of its standard library; give `data=` a file"
         )
     bodies = [doc.body for doc in docs]
-    mixed = sorted(
-        range(len(docs)), key=lambda i: hashlib.sha256(docs[i].summary.encode()).digest()
-    )
+    summaries = [doc.summary for doc in docs]
+    # In an order that no folder or file has to do with.
+    mixed = sorted(range(len(docs)), key=lambda i: hashlib.sha256(summaries[i].encode()).digest())
     chosen = mixed[:queries]
+    rankings = bm25_ranking(bodies, [summaries[own] for own in chosen], depth)
     rows = []
-    for own, ranking in zip(
-        chosen, bm25_ranking(bodies, [docs[i].summary for i in chosen], depth), strict=True
-    ):
+    for own, ranking in zip(chosen, rankings, strict=True):
         ranked = ranking if own in ranking else [*ranking[:-1], own]
-        rows += [Row(docs[own].where, docs[own].summary, docs[i].where, bodies[i]) for i in ranked]
+        rows += [Row(docs[own].where, summaries[own], docs[i].where, bodies[i]) for i in ranked]
     return Candidates("demo", tuple(rows), {docs[i].where: {docs[i].where: 1} for i in chosen})
 
 
@@ -297,80 +299,93 @@ def _standard_library() -> tuple[Docstring, ...]:
     return tuple(read_docstrings(Path(sysconfig.get_paths()["stdlib"]), NOT_EVERYWHERE))
 
 
-def _collection(data: str, run: str | None, split: str, depth: int) -> Candidates:
-    given = read_run(Path(run)) if run is not None else None
-    if data.startswith("irds:"):
-        collection = read_irds(data.removeprefix("irds:"), given)
+def _collection(source: Source, run: str | None, split: str, depth: int) -> Candidates:
+    given = read_run(run) if run is not None else None
+    if source.place is None:
+        collection = read_irds(source.name.removeprefix("irds:"), given)
     else:
-        collection = read_beir(Path(data), split, given)
-    corpus, queries = collection.corpus, collection.queries
-    rows = [
-        Row(q, queries[q], d, corpus[d])
-        for q, ranking in first_stage(collection, depth, run)
-        for d in ranking
-    ]
+        collection = read_beir(source.name, source.place, split, given)
+    rows = []
+    for query_id, ranking in first_stage(collection, depth, run):
+        query = collection.queries[query_id]
+        rows += [Row(query_id, query, doc_id, collection.corpus[doc_id]) for doc_id in ranking]
     ranked = {row.query_id for row in rows}
-    unranked = [q for q in collection.qrels if q not in ranked]
-    if unranked:
+    qrels = {q: judged for q, judged in collection.qrels.items() if q in ranked}
+    if len(qrels) < len(collection.qrels):
         log.warning(
             "%s: %d of %d judged queries are not ranked",
-            run or data,
-            len(unranked),
+            run or source.name,
+            len(collection.qrels) - len(qrels),
             len(collection.qrels),
         )
-    return Candidates(
-        collection.name, tuple(rows), {q: j for q, j in collection.qrels.items() if q in ranked}
-    )
+    return Candidates(collection.name, tuple(rows), qrels)
 
 
-def _from_rows(name: str, rows: Iterable[Values], first: str | None, no_query: bool) -> Candidates:
-    queries, documents = Texts("query"), Texts("document")
-    by_query: dict[str, list[Row]] = {}
-    judgements = Judgements()
-    seen: dict[tuple[str, str], str] = {}
-    for number, (where, values) in enumerate(rows, start=1):
-        lacking = next((column for column in TEXTS[no_query:] if column not in values), None)
-        if lacking and not (lacking == "text" and "title" in values):
+def _from_tables(
+    data: str, sources: Sequence[Source], split: str, asked: Columns, no_query: bool
+) -> Candidates:
+    found = _Rows()
+    for source in sources:
+        table = open_table(source, split)
+        if not table.names:
+            continue  # an empty file
+        if asked.first and asked.first not in table.names and "/" in asked.first:
             raise BadInput(
-                f"{where}: no {lacking}, only {', '.join(map(str, values))}; each row needs query and text"
+                f"{source.name}: no column {asked.first!r}, only {', '.join(table.names)}, nor a "
+                "model folder of that name"
             )
-        query = query_of(values["query"], "query", where) if "query" in values else ""
-        text = document_of(values.get("title"), values.get("text"), where)
-        query_id, doc_id = (
-            id_of(values[column], column, where) if column in values else default
-            for column, default in (("query_id", query), ("doc_id", f"row {number}"))
-        )
-        judgements.add(query_id, doc_id, values.get("relevance"), where)
-        if (query_id, doc_id) in seen:
+        columns = columns_of(asked, table.names, source.name, no_query)
+        if table.schema is not None:
+            check_types(table.schema, columns, source.name)
+        graded = [GRADE] if GRADE in table.names else []
+        for chunk in table.chunks([*columns.names(), *graded]):
+            pairs = pairs_of(chunk.values, columns, chunk.where, needs_texts=True)
+            grades = chunk.values[GRADE] if graded else [None] * chunk.rows
+            grades = grades.to_pylist() if isinstance(grades, pa.Array) else grades
+            for number, (pair, grade) in enumerate(zip(pairs.to_pylist(), grades, strict=True)):
+                found.add(pair, grade, chunk.where(number))
+    if asked.first:  # the best first, as a depth cuts them
+        for own in found.by_query.values():
+            own.sort(key=lambda row: -(row.first_score or 0.0))
+    rows = tuple(row for rows in found.by_query.values() for row in rows)
+    name = data if data.startswith("hf:") else PurePosixPath(shown(data)).name
+    return Candidates(name, rows, found.judgements.qrels)
+
+
+class _Rows:
+    """Rows as they are read, each query's together."""
+
+    def __init__(self) -> None:
+        self.by_query: dict[str, list[Row]] = {}
+        self.judgements = Judgements()
+        self._queries = Texts("query")
+        self._documents = Texts("document")
+        self._places: dict[tuple[str, str], str] = {}
+        self._count = 0
+
+    def add(self, pair: dict[str, Any], grade: Any, where: str) -> None:
+        """Add a row. Raises BadInput where it contradicts one before, or stands twice."""
+        self._count += 1
+        query = pair.get("query", "")
+        query_id = pair.get("query_id", query)
+        doc_id = pair.get("doc_id", f"row {self._count}")
+        row = Row(query_id, query, doc_id, pair["text"], pair.get("first"))
+        self.judgements.add(query_id, doc_id, grade, where)
+        first = self._places.setdefault((query_id, doc_id), where)
+        if first != where:
             raise BadInput(
-                f"{where}: document {doc_id!r} stands twice among the candidates of {query_id!r}, first in "
-                f"{seen[query_id, doc_id]}"
+                f"{where}: document {doc_id!r} stands twice among the candidates of "
+                f"{query_id!r}, first in {first}"
             )
-        seen[query_id, doc_id] = where
-        queries.add(query_id, query, where)
-        documents.add(doc_id, text, where)
-        score = None
-        if first is not None:
-            if first not in values:
-                nor = ", nor a model folder of that name" if "/" in first else ""
-                raise BadInput(
-                    f"{where}: no column {first!r}, only {', '.join(map(str, values))}{nor}"
-                )
-            score = first_score_of(values[first], first, where)
-        by_query.setdefault(query_id, []).append(Row(query_id, query, doc_id, text, score))
-    # the best first, as a depth cuts them
-    for own in by_query.values() if first is not None else ():
-        own.sort(key=lambda row: -(row.first_score or 0.0))
-    return Candidates(
-        name, tuple(row for rows in by_query.values() for row in rows), judgements.qrels
-    )
+        self._queries.add(query_id, query, where)
+        self._documents.add(doc_id, row.text, where)
+        self.by_query.setdefault(query_id, []).append(row)
 
 
 def _warn_of_strangers(found: Candidates) -> None:
     """Say so where no judged document is among the candidates: their ids are hardly of one kind."""
-    if found.qrels and not any(
-        row.doc_id in found.qrels.get(row.query_id, ()) for row in found.rows
-    ):
+    judged = (row.doc_id in found.qrels.get(row.query_id, ()) for row in found.rows)
+    if found.qrels and not any(judged):
         log.warning(
             "%s: no judged document is among the candidates; are the ids those of the qrels?",
             found.name,

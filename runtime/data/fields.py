@@ -1,10 +1,17 @@
-"""How texts, ids, titles and grades are read, whatever format they come in."""
+"""How texts, ids, titles, scores and grades are read, whatever format they come in.
+
+Values are Arrow arrays, or lists of what JSON, CSV and others hold. `where` tells where the value
+of a number stands, for messages.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import clean
@@ -13,22 +20,24 @@ __all__ = [
     "Judgements",
     "Qrels",
     "Texts",
-    "document_of",
-    "document_or_null",
-    "first_score_of",
+    "Values",
+    "Where",
+    "documents",
+    "first_scores",
     "grade_of",
-    "id_of",
+    "ids",
     "number_of",
-    "query_of",
-    "query_or_null",
+    "queries",
     "split_fields",
-    "unranked_query_of",
 ]
 
+Values: TypeAlias = "Sequence[Any] | pa.Array"
+Where: TypeAlias = Callable[[int], str]
+Qrels: TypeAlias = "dict[str, dict[str, int]]"  # grades by query id and document id
+
+TEXT = pa.large_string()
 NO_GRADE = ("", "nan", "null", "none")  # as text; pandas, polars and SQL write a missing number so
 LARGEST_GRADE = 1 << 31
-
-Qrels = dict[str, dict[str, int]]  # grades by query id and document id
 
 
 class Texts(dict[str, str]):
@@ -57,116 +66,93 @@ class Judgements:
         self.places: dict[tuple[str, str], str] = {}
 
     def add(self, query_id: str, doc_id: str, value: Any, where: str) -> None:
-        """Keep a grade, if `value` is one. Raises BadInput where the document has another
-        already.
-        """
+        """Keep a grade, if there is one. Raises BadInput where the document has another already."""
         grade = grade_of(value, where)
         if grade is None:
             return
         if self.qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
             raise BadInput(
-                f"{where}: document {doc_id!r:.60} of query {query_id!r:.60} has another grade than in "
-                f"{self.places[query_id, doc_id]}"
+                f"{where}: document {doc_id!r:.60} of query {query_id!r:.60} has another grade "
+                f"than in {self.places[query_id, doc_id]}"
             )
         self.places.setdefault((query_id, doc_id), where)
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def ids(values: Values, name: str, where: Where, may_be_null: bool = False) -> pa.Array:
+    """Read ids: texts, or whole numbers. Raises BadInput for anything else and for blanks."""
+    what = "an id (a text or a whole number)"
+    found = _texts(values, name, where, what, whole_numbers=True)
+    wrong = _is_blank(found)
+    if not may_be_null:
+        wrong = pc.or_kleene(wrong, found.is_null())
+    _refuse_first(wrong, values, name, where, what)
+    return found
 
 
-def id_of(value: Any, name: str, where: str) -> str:
-    """A text or a whole number as an id. Raises BadInput for anything else and for blanks."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise BadInput(f"{where}: {name} is {value!r:.60}, not an id (a text or a whole number)")
-    return clean(value)
+def queries(values: Values, name: str, where: Where, needed: bool) -> pa.Array:
+    """Read the texts of queries, with a null for what is missing or blank.
 
-
-def unranked_query_of(value: Any) -> str:
-    """A query's text in a collection, where it counts only if documents are ranked for it: blank
-    where it is none.
+    Raises BadInput for what is no text, and where one is `needed` for what is missing or blank.
     """
-    return clean(value) if isinstance(value, str) else ""
+    what = "a query; each row needs the text of one" if needed else "a text"
+    found = _texts(values, name, where, what)
+    missing = pc.or_kleene(_is_blank(found), found.is_null())
+    if needed:
+        _refuse_first(missing, values, name, where, what)
+    return pc.if_else(missing, pa.scalar(None, TEXT), found)
 
 
-def query_of(value: Any, name: str, where: str) -> str:
-    """A query's text. Raises BadInput where it is none or blank."""
-    if not isinstance(value, str) or not value.strip():
-        raise BadInput(
-            f"{where}: {name} is {value!r:.60}, not a query; each row needs the text of one"
-        )
-    return clean(value)
+def documents(titles: Values | None, texts: Values | None, where: Where, needed: bool) -> pa.Array:
+    """Read the texts of documents: the text below its title and a line break, or one of both.
 
-
-def document_of(title: Any, text: Any, where: str) -> str:
-    """A document's text, below its title and a line break where it has one, or a title alone.
-
-    An empty text without a title is one. Raises BadInput where there is neither, or something
-    else than text.
+    An empty text without a title is one. Raises BadInput for what is no text, and where one is
+    `needed` for a document without a title and a text.
     """
-    if isinstance(title, int) and not isinstance(title, bool):
-        title = str(title)
-    if not _missing(title) and not isinstance(title, str):
-        raise BadInput(f"{where}: title is {title!r:.60}, not a text")
-    if isinstance(title, str) and title.strip() and (_missing(text) or text == ""):
-        return clean(title)
-    if not isinstance(text, str):
-        raise BadInput(f"{where}: text is {text!r:.60}, not a text; each document needs one")
-    return clean(f"{title}\n{text}" if isinstance(title, str) and title.strip() else text)
+    if texts is None:
+        texts = [None] * len(titles or ())
+    found = _texts(texts, "text", where, "a text; each document needs one")
+    if titles is not None:
+        title = _texts(titles, "title", where, "a text", whole_numbers=True)
+        title = pc.if_else(_is_blank(title), pa.scalar(None, TEXT), title)
+        # Without a text, or with an empty one, the title stands alone.
+        below = pc.if_else(pc.equal(found, ""), pa.scalar(None, TEXT), found)
+        both = pc.coalesce(pc.binary_join_element_wise(title, below, pa.scalar("\n", TEXT)), title)
+        found = pc.coalesce(both, found)
+    if needed:
+        _refuse_first(found.is_null(), texts, "text", where, "a text; each document needs one")
+    return found
 
 
-def query_or_null(value: Any, name: str, where: str) -> str | None:
-    """A query's text, or None where there is none, or a blank one. Raises BadInput for what is no
-    text.
-    """
-    if _missing(value) or (isinstance(value, str) and not value.strip()):
-        return None
-    if not isinstance(value, str):
-        raise BadInput(f"{where}: {name} is {value!r:.60}, not a text")
-    return clean(value)
-
-
-def document_or_null(title: Any, text: Any, where: str) -> str | None:
-    """As `document_of`, or None where there is neither a title nor a text."""
-    if _missing(text) and (_missing(title) or (isinstance(title, str) and not title.strip())):
-        return None
-    return document_of(title, text, where)
+def first_scores(values: Values, name: str, where: Where) -> pa.Array:
+    """Read the first stage's scores. Raises BadInput for what is no finite number."""
+    if isinstance(values, pa.Array) and _is_number(values.type):
+        found = values.cast(pa.float64(), safe=False)
+    else:
+        found = pa.array([_number(value) for value in _listed(values)], pa.float64())
+    unsound = pc.or_kleene(found.is_null(), pc.invert(pc.is_finite(found)))
+    _refuse_first(unsound, values, name, where, "a score; each row needs a finite number")
+    return found
 
 
 def grade_of(value: Any, where: str) -> int | None:
-    """A grade, or None where the document is not judged: nothing, null, NaN. 1.0 and true are 1.
+    """Read a grade: None where the document is not judged (nothing, null, NaN); true is 1.
 
     Raises BadInput for a fraction and for what is no number.
     """
-    if _missing(value) or (isinstance(value, str) and value.strip().lower() in NO_GRADE):
+    if _is_missing(value) or (isinstance(value, str) and value.strip().lower() in NO_GRADE):
         return None
-    try:
-        number = number_of(value) if isinstance(value, str) else float(value)
-        if number == int(number) and abs(number) <= LARGEST_GRADE:
-            return int(number)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise BadInput(
-        f"{where}: relevance is {value!r:.60}, not a whole number; grades are 0, 1, 2, ..."
-    )
-
-
-def first_score_of(value: Any, name: str, where: str) -> float:
-    """A score of the first stage. Raises BadInput for what is no finite number."""
-    try:
-        number = number_of(value) if isinstance(value, str) else float(value)
-        if math.isfinite(number) and not isinstance(value, bool):
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise BadInput(f"{where}: {name} is {value!r:.60}, not a score; each row needs a finite number")
+    number = float(value) if isinstance(value, bool) else _number(value)
+    if number is None or number != number // 1 or abs(number) > LARGEST_GRADE:
+        raise BadInput(
+            f"{where}: relevance is {value!r:.60}, not a whole number; grades are 0, 1, 2, ..."
+        )
+    return int(number)
 
 
 def number_of(text: str) -> float:
-    """A number as files have it. Raises ValueError for anything else that Python takes: `1_000`,
-    other digits.
+    """Read a number as files have it.
+
+    Raises ValueError for anything else that Python takes: `1_000`, other digits.
     """
     if not text.isascii() or "_" in text:
         raise ValueError(text)
@@ -174,14 +160,70 @@ def number_of(text: str) -> float:
 
 
 def split_fields(line: str, counts: Sequence[int]) -> list[str] | None:
-    """The fields of a line of TREC's formats: by tabs where it has any, since ids may hold
-    blanks, else by blanks.
+    """Split a line of TREC's formats: by tabs where it has any, since ids may hold blanks.
 
-    None where their number is none of `counts`.
+    None where the number of fields is none of `counts`.
     """
-    ways = (
-        [[field for field in line.split(" ") if field]] if "\t" not in line else [line.split("\t")]
-    )
-    if "\t" in line:
-        ways.append(line.strip("\t").split("\t"))
+    if "\t" not in line:
+        ways = [[field for field in line.split(" ") if field]]
+    else:
+        ways = [line.split("\t"), line.strip("\t").split("\t")]
     return next((fields for fields in ways if len(fields) in counts), None)
+
+
+def _texts(
+    values: Values, name: str, where: Where, what: str, whole_numbers: bool = False
+) -> pa.Array:
+    """Values as texts, with nulls for what is missing. Raises BadInput for other values."""
+    if isinstance(values, pa.Array):
+        return values.cast(TEXT)  # `check_types` has seen to its type
+    try:
+        return pa.array(values, TEXT)
+    except (pa.ArrowException, UnicodeError):
+        pass  # not texts alone, or one with half of a surrogate pair
+
+    def text(number: int, value: Any) -> str | None:
+        if isinstance(value, str):
+            return clean(value)
+        if whole_numbers and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        if _is_missing(value):
+            return None
+        raise BadInput(f"{where(number)}: {name} is {value!r:.60}, not {what}")
+
+    return pa.array([text(number, value) for number, value in enumerate(values)], TEXT)
+
+
+def _refuse_first(wrong: pa.Array, values: Values, name: str, where: Where, what: str) -> None:
+    """Raises BadInput for the first value that is wrong, if there is one."""
+    number = pc.index(wrong, pa.scalar(True)).as_py()
+    if number >= 0:
+        value = values[number].as_py() if isinstance(values, pa.Array) else values[number]
+        raise BadInput(f"{where(number)}: {name} is {value!r:.60}, not {what}")
+
+
+def _is_blank(texts: pa.Array) -> pa.Array:
+    return pc.equal(pc.utf8_trim_whitespace(texts), "")
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _listed(values: Values) -> Sequence[Any]:
+    listed: Sequence[Any] = values.to_pylist() if isinstance(values, pa.Array) else values
+    return listed
+
+
+def _number(value: Any) -> float | None:
+    """A number, or None for what is none."""
+    try:
+        if isinstance(value, str):
+            return number_of(value)
+        return None if value is None or isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None

@@ -1,4 +1,4 @@
-"""A job's own record: what goes in and what comes out, by which model, and which parts are done."""
+"""A job on disk: what goes in and what comes out, by which model, and which parts are done."""
 
 from __future__ import annotations
 
@@ -7,80 +7,124 @@ import contextlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from xopt.runtime.data.columns import Columns
+from xopt.runtime.data.places import Place, shown
+from xopt.runtime.data.sources import Source
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, write_text, writing
-from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.files import File
-from xopt.runtime.jobs.inputs.parts import Part
-from xopt.runtime.jobs.inputs.sources import Source
+from xopt.runtime.jobs.inputs.parts import Part, Slice
 from xopt.runtime.jobs.output import Target
 from xopt.runtime.jobs.score import Counts
 
 __all__ = ["Job", "Record", "only_one"]
 
-FORMAT = 1
+FORMAT = 2
+AGAIN = "give another `out=`, or start again with `force=True`"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a job is asked, and how it is cut.
+    """What a job is, and how it is cut.
 
-    replaces: whether a file that stood at OUT before is to be replaced. finished: the bytes of
-    the one file that was made.
+    settings: what makes it another job, by name. replaces: whether a file that stood at OUT before
+    is to be replaced. finished: the bytes of the one file that was made.
     """
 
-    asked: dict[str, Any]
+    settings: dict[str, Any]
     sources: tuple[Source, ...]
     model: str
     files: tuple[File, ...]
     schema: pa.Schema
-    parts: tuple[tuple[tuple[int, int, int], ...], ...]
+    parts: tuple[tuple[Slice, ...], ...]
     replaces: bool = False
     finished: int | None = None
 
-    def to_json(self) -> str:
+    def to_json(self, folder: Path) -> str:
+        """Write it down. Places in the job's folder are kept relative to it, since it may move.
+
+        What follows the path of an address is left out: a signature there is a secret.
+        """
         schema = base64.b64encode(self.schema.serialize().to_pybytes()).decode()
-        return json.dumps({"format": FORMAT, **vars(self), "schema": schema}, default=asdict) + "\n"
+
+        def plain(value: Any) -> Any:
+            if not isinstance(value, Place):
+                return {field.name: getattr(value, field.name) for field in fields(value)}
+            path = Path(value.path)
+            if value.is_local and folder in path.parents:
+                return {"path": path.relative_to(folder).as_posix(), "store": ""}
+            return {"path": shown(value.path), "store": shown(value.store)}
+
+        values = {"format": FORMAT, **vars(self), "schema": schema}
+        return json.dumps(values, default=plain) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> Record:
+    def from_json(text: str, folder: Path) -> Record:
+        """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
         values = json.loads(text)
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
-        values["sources"] = tuple(Source(**each) for each in values["sources"])
-        values["files"] = tuple(
-            File(**{**each, "columns": Columns(**each["columns"])}) for each in values["files"]
+        values["sources"] = tuple(
+            Source(**{**each, "place": _place(each["place"], folder)}) for each in values["sources"]
         )
+        values["files"] = tuple(_file(each, folder) for each in values["files"])
         values["schema"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["schema"])))
-        values["parts"] = tuple(tuple((f, a, b) for f, a, b in part) for part in values["parts"])
+        values["parts"] = tuple(tuple(map(_slice, part)) for part in values["parts"])
         return Record(**values)
+
+    def found_at(self, sources: Sequence[Source]) -> Record:
+        """The same with its sources, and the files that are read where they lie, where they are now.
+
+        They may have moved, and the address of a store may have another signature.
+        """
+        moved = {old.place: new.place for old, new in zip(self.sources, sources, strict=True)}
+        files = [replace(file, place=moved.get(file.place) or file.place) for file in self.files]
+        return replace(self, sources=tuple(sources), files=tuple(files))
+
+
+def _place(values: dict[str, str] | None, folder: Path) -> Place | None:
+    if values is None or values["store"] or Path(values["path"]).is_absolute():
+        return None if values is None else Place(**values)
+    return Place(str(folder / values["path"]))
+
+
+def _file(values: dict[str, Any], folder: Path) -> File:
+    columns = Columns(**values["columns"])
+    return File(**{**values, "columns": columns, "place": _place(values["place"], folder)})
+
+
+def _slice(values: Sequence[int]) -> Slice:
+    file, start, stop = values
+    return file, start, stop
 
 
 class Job:
     """A job on disk."""
 
     def __init__(self, target: Target, record: Record) -> None:
-        self.target, self.record = target, record
+        self.target = target
+        self.record = record
 
     @staticmethod
     def open(target: Target) -> Job | None:
-        """The job that was begun for a target, if any. Raises BadInput where its record cannot be
-        read.
+        """Open the job that was begun for a target, if any.
+
+        Raises BadInput where its record cannot be read.
         """
         file = target.record
         if not file.is_file():
             return None
         try:
-            return Job(target, Record.from_json(file.read_text(encoding="utf-8")))
+            return Job(target, Record.from_json(file.read_text(encoding="utf-8"), target.job))
         except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise BadInput(
-                f"{file}: not a job that this xopt reads ({error}); start again with --force"
+                f"{file}: not a job that this xopt reads ({error}); start again with `force=True`"
             ) from error
 
     @staticmethod
@@ -89,62 +133,67 @@ class Job:
         job = Job(target, record)
         for folder in (target.job / "done", target.part(0).parent):
             folder.mkdir(parents=True, exist_ok=True)
-        write_text(target.record, record.to_json())
+        write_text(target.record, record.to_json(target.job))
         return job
 
-    def check(self, asked: dict[str, Any], sources: Sequence[Source], model: str) -> None:
-        """Raises BadInput where the command asks something else than the job did, or its inputs
-        or model changed.
+    def go_on(self, settings: dict[str, Any], sources: Sequence[Source], model: str) -> None:
+        """Go on with these sources.
 
-        Or where something stands at OUT that it did not make.
+        Raises BadInput where something else is asked than the job was begun for, its inputs or its
+        model changed, or something stands at OUT that it did not make.
         """
-        there = f"{self.target.job}: this job"
-        out = "; give another -o, or start again with --force"
-        for name, value in self.record.asked.items():
-            if asked[name] != value:
-                raise BadInput(f"{there} was begun with {name}={value!r}, not {asked[name]!r}{out}")
-        before, now = ([source.place for source in each] for each in (self.record.sources, sources))
-        if before != now:
-            raise BadInput(
-                f"{there} was begun with the inputs {', '.join(before):.160}, not {', '.join(now):.160}{out}"
-            )
-        for old, new in zip(self.record.sources, sources, strict=True):
-            if old.fingerprint != new.fingerprint:
-                raise BadInput(
-                    f"{new.name}: changed since {self.target.job} was begun; put it back{out.replace(';', ',', 1)}"
-                )
+        begun = f"{self.target.job}: this job was begun with"
+        for name, value in self.record.settings.items():
+            if settings[name] != value:
+                raise BadInput(f"{begun} {name}={value!r}, not {settings[name]!r}; {AGAIN}")
+        self._check_sources(sources, begun)
         if model != self.record.model:
-            raise BadInput(
-                f"{there} was begun with another model folder, or that was made again since{out}"
-            )
+            raise BadInput(f"{begun} another model folder, or that was made again since; {AGAIN}")
         made = self.record.replaces or self.record.finished is not None or not self.target.one_file
         if not made and self.target.out.exists():
             raise BadInput(
-                f"{self.target.out}: was not made by the job in {self.target.job}, which is not done; move it away, "
-                "and give the same command again"
+                f"{self.target.out}: was not made by the job in {self.target.job}, which is not "
+                "done; move it away, and give the same command again"
             )
+        self.record = self.record.found_at(sources)
+
+    def _check_sources(self, sources: Sequence[Source], begun: str) -> None:
+        """Raises BadInput for other sources; those of the same content may have moved."""
+        before = [source.fingerprint for source in self.record.sources]
+        if all(before) and before == [source.fingerprint for source in sources]:
+            return
+        old = [_where(source) for source in self.record.sources]
+        new = [_where(source) for source in sources]
+        if old != new:
+            raise BadInput(
+                f"{begun} the inputs {', '.join(old):.160}, not {', '.join(new):.160}; {AGAIN}"
+            )
+        for fingerprint, source in zip(before, sources, strict=True):
+            if fingerprint != source.fingerprint:
+                raise BadInput(
+                    f"{source.name}: changed since {self.target.job} was begun; put it back, {AGAIN}"
+                )
 
     def parts(self) -> list[Part]:
-        """All parts."""
+        """Give all parts."""
         return [Part(number, slices) for number, slices in enumerate(self.record.parts)]
 
     def noted(self) -> list[int]:
-        """The numbers of the parts that were done, at a glance."""
-        return [
-            number for number in range(len(self.record.parts)) if self.target.note(number).exists()
-        ]
+        """Give the numbers of the parts that were done, at a glance."""
+        numbers = range(len(self.record.parts))
+        return [number for number in numbers if self.target.note(number).exists()]
 
     def done(self) -> dict[int, Counts]:
-        """The parts that are written whole, with what was counted."""
-
-        def whole(number: int, counts: Counts) -> bool:
+        """Give what was counted in the parts that are written whole, by their numbers."""
+        found = {}
+        for number, counts in self.notes().items():
             file = self.target.part(number)
-            return file.is_file() and file.stat().st_size == counts.bytes
-
-        return {number: counts for number, counts in self.notes().items() if whole(number, counts)}
+            if file.is_file() and file.stat().st_size == counts.bytes:
+                found[number] = counts
+        return found
 
     def left(self, parts: Sequence[Part]) -> list[Part]:
-        """Those of `parts` that are not done."""
+        """Give those of `parts` that are not done."""
         done = self.done()
         return [part for part in parts if part.number not in done]
 
@@ -152,7 +201,7 @@ class Job:
         """Make the one file of the parts, if that is asked."""
         if self.target.one_file:
             with self.target.joined(range(len(self.record.parts))) as made:
-                # before it stands at OUT: what does and is not noted is a user's own
+                # Before it stands at OUT: what does and is not noted is a user's own.
                 self._write_finished(made)
         else:
             self._write_finished(0)
@@ -164,16 +213,17 @@ class Job:
 
     def _write_finished(self, made: int) -> None:
         self.record = replace(self.record, finished=made)
-        write_text(self.target.record, self.record.to_json())
+        write_text(self.target.record, self.record.to_json(self.target.job))
 
     def has_files(self) -> bool:
-        """Whether the files that were prepared for it are there still: they go when all is done."""
-        mine = (Path(file.path) for file in self.record.files if "://" not in file.path)
-        return all(file.is_file() for file in mine if self.target.job in file.parents)
+        """Tell whether the files that were prepared are there still: they go when all is done."""
+        paths = [Path(file.place.path) for file in self.record.files if file.place.is_local]
+        return all(path.is_file() for path in paths if self.target.job in path.parents)
 
     def is_finished(self) -> bool:
-        """Whether all was made, and is there still. Raises BadInput where the one file was
-        changed since.
+        """Tell whether all was made, and is there still.
+
+        Raises BadInput where the one file was changed since.
         """
         if self.record.finished is None:
             return False
@@ -184,21 +234,22 @@ class Job:
         if self.target.out.stat().st_size != self.record.finished:
             if self.record.replaces and len(self.done()) == len(self.record.parts):
                 return False  # killed before it replaced what was there: parts go afterwards
-            raise BadInput(
-                f"{self.target.out}: changed since it was made; give another -o, or start again with --force"
-            )
+            raise BadInput(f"{self.target.out}: changed since it was made; {AGAIN}")
         return True
 
     def notes(self) -> dict[int, Counts]:
-        """What was counted in each part that was done; a note that cannot be read is none."""
+        """Give what was counted in each part that was done, by its number."""
         found = {}
         for number in range(len(self.record.parts)):
-            # none, or cut short by a power failure
+            # A note that is not there, or was cut short by a power failure, is none.
             with contextlib.suppress(OSError, ValueError, TypeError):
-                found[number] = Counts(
-                    **json.loads(self.target.note(number).read_text(encoding="utf-8"))
-                )
+                note = json.loads(self.target.note(number).read_text(encoding="utf-8"))
+                found[number] = Counts(**note)
         return found
+
+
+def _where(source: Source) -> str:
+    return shown(source.place.path) if source.place is not None else source.name
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xopt.runtime.data.parquet import is_json
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file, sweep, writing
-from xopt.runtime.jobs.inputs.prepared import JSON
 
 __all__ = ["Target", "run_lines", "target_of", "write_part"]
 
@@ -31,14 +31,14 @@ KINDS = {
     ".trec": "run",
 }
 TAG = "xopt"  # the last field of a run's lines
-GROUP_ROWS = 1 << 17  # of a Parquet file that is made of many parts
+# A row group's size in a Parquet file that is made of many parts.
+GROUP_ROWS = 1 << 17
+GROUP_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where rankings go: one file by its name's ending, or a folder of Parquet files; and the
-    job's own folder.
-    """
+    """Where rankings go: one file, of the kind that its name says, or a folder of Parquet files."""
 
     out: Path
     kind: str
@@ -46,6 +46,7 @@ class Target:
 
     @property
     def job(self) -> Path:
+        """The job's own folder."""
         return self.out.with_name(f"{self.out.name}.job")
 
     @property
@@ -63,33 +64,34 @@ class Target:
         return folder / f"part-{number:06d}.{self.kind}"
 
     def check_free(self, force: bool) -> None:
-        """Raises BadInput where something stands there that no job made; a file may be replaced
-        with `force`.
+        """Raises BadInput where something stands there that no job made.
+
+        A file may be replaced with `force`.
         """
         if self.record.is_file():
             return
         there = self.job.iterdir() if self.job.is_dir() else ()
         strange = next((path for path in there if path not in self._own()), None)
+        another = "choose another place with `out=`"
         if strange is not None:
             raise BadInput(
-                f"{self.job}: is a folder that no job made, with {strange.name}; choose another place with -o"
+                f"{self.job}: is a folder that no job made, with {strange.name}; {another}"
             )
         if not self.out.exists():
             return
-        if not self.one_file and not self.out.is_dir():
-            raise BadInput(f"{self.out}: is a file, and not a folder; choose another place with -o")
         if self.one_file and not force:
             raise BadInput(
-                f"{self.out}: exists already; choose another place with -o, or replace it with --force"
+                f"{self.out}: exists already; {another}, or replace it with `force=True`"
             )
+        if not self.one_file and not self.out.is_dir():
+            raise BadInput(f"{self.out}: is a file, and not a folder; {another}")
         if not self.one_file and any(self.out.iterdir()):
-            raise BadInput(
-                f"{self.out}: exists already, with files that no job made; choose another folder with -o"
-            )
+            raise BadInput(f"{self.out}: exists already, with files that no job made; {another}")
 
     def clear(self, keep: Path) -> None:
-        """Remove what an earlier job made, but for its one file, which the new one replaces when
-        it is complete.
+        """Remove what an earlier job made, but for its one file.
+
+        The new job replaces that when it is complete.
         """
         if self.record.is_file() and not self.one_file and self.out.is_dir():
             for part in self.out.glob(f"part-*.{self.kind}"):
@@ -101,12 +103,9 @@ class Target:
     def sweep(self) -> None:
         """Remove what a killed process left half-written, where a job was begun."""
         if self.record.is_file():
-            for folder, names in (
-                (self.job, "job.json"),
-                (self.job / "done", "*"),
-                (self.part(0).parent, "part-*"),
-            ):
-                sweep(folder, names)
+            sweep(self.job, "job.json")
+            sweep(self.job / "done", "*")
+            sweep(self.part(0).parent, "part-*")
 
     def _own(self) -> list[Path]:
         """What jobs write into their folder, as far as it is there."""
@@ -115,8 +114,9 @@ class Target:
 
     @contextlib.contextmanager
     def joined(self, parts: Sequence[int]) -> Iterator[int]:
-        """Make the one file of its parts and yield its bytes; it stands at OUT, whole, when the
-        block ends.
+        """Make the one file of its parts, and yield its bytes.
+
+        It stands at OUT, whole, when the block ends.
         """
         files = [self.part(number) for number in parts]
         with new_file(self.out) as temporary, writing(self.out):
@@ -131,10 +131,11 @@ class Target:
 
 
 def target_of(out: str) -> Target:
-    """Where `out` is. Raises BadInput where its name says no kind that is written."""
+    """Find where `out` is. Raises BadInput where its name says no kind that is written."""
     if "://" in out:
         raise BadInput(
-            f"{out}: rankings are written to a folder or a file of this machine's file systems; copy them from there"
+            f"{out}: rankings are written to a folder or a file of this machine's file systems; "
+            "copy them from there"
         )
     path = Path(out).resolve()
     try:
@@ -144,27 +145,34 @@ def target_of(out: str) -> Target:
     if not named:
         raise BadInput(f"{out!r}: no name for a file or a folder")
     kind = KINDS.get(path.suffix.lower())
-    if (
-        path.is_dir()
-        or out.endswith("/")
-        or (kind is None and not path.suffix and not path.exists())
-    ):
+    is_new_folder = kind is None and not path.suffix and not path.exists()
+    if path.is_dir() or out.endswith("/") or is_new_folder:
         return Target(path, "parquet", False)
     if kind is None:
         raise BadInput(
-            f"{out}: unknown kind {path.suffix!r}; end it in {', '.join(KINDS)}, or in / for a folder of Parquet"
+            f"{out}: unknown kind {path.suffix!r}; end it in {', '.join(KINDS)}, or in / for a "
+            "folder of Parquet"
         )
     return Target(path, kind, True)
 
 
 def _join_parquet(files: Sequence[Path], out: Path) -> None:
+    """Join files into one, whose row groups are larger."""
     held: list[pa.Table] = []
+    rows = size = 0
     with pq.ParquetWriter(out, pq.read_schema(files[0])) as writer:
-        for number, file in enumerate(files, start=1):
-            held.append(pq.read_table(file))
-            if number == len(files) or sum(map(len, held)) >= GROUP_ROWS:
+        for file in files:
+            # By pq.read_table the folders above would become columns, where they are `key=value`.
+            with pq.ParquetFile(file) as part:
+                held.append(part.read())
+            rows += len(held[-1])
+            size += held[-1].nbytes
+            if rows >= GROUP_ROWS or size >= GROUP_BYTES:
                 writer.write_table(pa.concat_tables(held))
                 held = []
+                rows = size = 0
+        if held:
+            writer.write_table(pa.concat_tables(held))
 
 
 def write_part(target: Target, number: int, made: pa.Table | Sequence[str]) -> int:
@@ -184,19 +192,22 @@ def run_lines(
     ranks: NDArray[np.int64],
     scores: NDArray[np.float32],
 ) -> list[str]:
-    """A run's lines of rows, a query's together and by rank: query, Q0, document, rank, score, tag.
+    """Write rows, a query's together and by rank, as lines: query, Q0, document, rank, score, tag.
 
-    What has no score is given one, in its place: below the last that has, since many readers sort
-    by score alone.
+    Each score is below the one before: evaluators go by the score alone and break ties by the
+    documents' ids. What has the score of the one before is given the next lower float, and what has
+    none is given one that is lower by 1 or more.
     """
     lines = []
-    last = 0.0
-    for query_id, doc_id, rank, score in zip(
-        query_ids, doc_ids, ranks, scores.tolist(), strict=True
-    ):
+    last = np.float32(np.inf)
+    for query_id, doc_id, rank, score in zip(query_ids, doc_ids, ranks, scores, strict=True):
         if rank == 1:
-            last = 0.0
-        last = last - 1.0 if math.isnan(score) else score
+            last = np.float32(np.inf)
+        below = np.nextafter(last, np.float32(-np.inf))
+        if np.isnan(score):
+            last = min(np.float32(last - 1), below) if np.isfinite(last) else np.float32(-1)
+        else:
+            last = min(score, below)
         lines.append(f"{query_id} Q0 {doc_id} {rank} {last:.9g} {TAG}")
     return lines
 
@@ -205,40 +216,32 @@ def _json_lines(table: pa.Table) -> list[str]:
     """A line of JSON a row; what is JSON already is written as it is."""
     columns = []
     for field, column in zip(table.schema, table.columns, strict=True):
-        if field.metadata and JSON.items() <= field.metadata.items():
+        if is_json(field):
             values = ["null" if value is None else value for value in column.to_pylist()]
         else:
-            values = [
-                json.dumps(_json(value), ensure_ascii=False)
-                for value in column.cast(_each(column.type, _in_utc))
-                .cast(_each(column.type, _exact))
-                .to_pylist()
-            ]
-        columns.append(
-            [f"{json.dumps(field.name, ensure_ascii=False)}: {value}" for value in values]
-        )
+            exact = column.cast(_each(column.type, _in_utc)).cast(_each(column.type, _exact))
+            found = exact.to_pylist()
+            values = [json.dumps(_json(value), ensure_ascii=False) for value in found]
+        name = json.dumps(field.name, ensure_ascii=False)
+        columns.append([f"{name}: {value}" for value in values])
     return [f"{{{', '.join(row)}}}" for row in zip(*columns, strict=True)]
 
 
 def _each(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    """The type with what `change` makes of each that is no list and no object, those within them
-    too.
-    """
+    """The type with `change` made of each that is no list and no object, within them too."""
     if pa.types.is_map(kind):
         return pa.map_(_each(kind.key_type, change), _each(kind.item_type, change))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_each(kind.value_type, change), kind.list_size)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(
-            _each(kind.value_type, change)
-        )
+        return pa.large_list(_each(kind.value_type, change))
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_each(field.type, change)) for field in kind])
     return change(kind)
 
 
 def _in_utc(kind: pa.DataType) -> pa.DataType:
-    """Times of any zone in UTC, the same everywhere: not every machine knows every zone, and some
-    know none.
-    """
+    """Times of any zone in UTC, the same everywhere: some machines know no zones."""
     return pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
 
 
@@ -250,8 +253,9 @@ def _exact(kind: pa.DataType) -> pa.DataType:
 
 
 def _json(value: Any) -> Any:
-    """The value as JSON has it: nulls for NaN and infinities, bytes in base64, and as text what
-    is nothing else.
+    """The value as JSON has it.
+
+    Nulls for NaN and infinities, bytes in base64, and as text what is nothing else.
     """
     if isinstance(value, dict):
         return {str(name): _json(item) for name, item in value.items()}

@@ -13,20 +13,23 @@ EVERY_S = 10.0
 
 
 class Progress:
-    """Tells of rows that are done, of `total`, `before` of them by an earlier call: at most every
-    ten seconds.
+    """Logs how many of `total` rows are done, `before` of them by an earlier call.
+
+    Every ten seconds at most.
     """
 
     def __init__(self, total: int, before: int) -> None:
-        self.total, self.before = total, before
-        self._start = self._told = time.monotonic()
+        self.total = total
+        self.before = before
+        self._start = time.monotonic()
+        self._logged = self._start
 
     def at(self, rows: int) -> None:
-        """So many rows are done, those before included."""
+        """Log that so many rows are done, those before included."""
         now = time.monotonic()
-        if rows <= self.before or (now - self._told < EVERY_S and rows < self.total):
+        if rows <= self.before or (now - self._logged < EVERY_S and rows < self.total):
             return
-        self._told = now
+        self._logged = now
         rate = (rows - self.before) / (now - self._start)
         left = clock((self.total - rows) / rate)
         log.info(
@@ -40,7 +43,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """A span of time as people say it."""
+    """Write a span of time as people say it."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

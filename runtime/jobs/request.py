@@ -1,4 +1,4 @@
-"""What a job is asked, checked against the model and the inputs before anything is done."""
+"""What a job is asked for, checked against the model and the inputs before anything is done."""
 
 from __future__ import annotations
 
@@ -6,38 +6,38 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.fingerprint import model_fingerprint
 from xopt.runtime.data.candidates import SPLIT, read_candidates
-from xopt.runtime.data.tables import Values
+from xopt.runtime.data.columns import Columns
+from xopt.runtime.data.sources import Source, find_sources, fingerprinted
+from xopt.runtime.data.text import Row
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.inputs.columns import Columns
 from xopt.runtime.jobs.inputs.parts import part_rows
-from xopt.runtime.jobs.inputs.plan import COLLECTION, Planned, plan
-from xopt.runtime.jobs.inputs.sources import WITHOUT_FIRST_STAGE, Source, find_sources
+from xopt.runtime.jobs.inputs.plan import COLLECTION, Planned, Wanted, plan
 from xopt.runtime.jobs.job import Record
 from xopt.runtime.jobs.output import Target, target_of
-from xopt.runtime.jobs.score import Work
-from xopt.runtime.machine import machine_name
+from xopt.runtime.jobs.score import Assignment
+from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.device import check_device, check_name
 
-__all__ = ["NATIVE", "Asked", "How", "Request", "checked_request"]
+__all__ = ["NATIVE", "Request", "Resources", "Settings", "checked_request"]
 
 log = logging.getLogger(__name__)
 
 NATIVE = "native"  # where: this machine
-VARIANT = "onnx-fp32"  # where none is recommended for this machine
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What makes a job another one: see `rerank_files`."""
+class Settings:
+    """What makes a job another one: see `rerank_files`. variant: None until it is chosen."""
 
     variant: str | None = None
     cascade: bool = False
-    columns: Columns = field(default_factory=lambda: Columns("", None))
+    columns: Columns = field(default_factory=Columns)
     score: str = "score"
     rank: str = "rank"
     top_k: int | None = None
@@ -48,8 +48,8 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class How:
-    """Where and on how much it runs, which another call may choose anew."""
+class Resources:
+    """Where and on how much a job runs, which another call may choose anew."""
 
     device: str = "cpu"
     threads: int | None = None
@@ -59,65 +59,81 @@ class How:
 
 @dataclass(frozen=True)
 class Request:
-    """A job that can be begun: its model, its inputs and where it goes. `asked.variant` is the
-    one that scores.
-    """
+    """A job that can be begun: its model, its settings, its inputs and where it goes."""
 
     model: ModelFolder
-    asked: Asked
+    settings: Settings
     sources: tuple[Source, ...]
     target: Target
 
     @property
     def fingerprint(self) -> str:
-        """Of what makes the scores."""
-        return model_fingerprint(self.model, str(self.asked.variant), self.asked.cascade)
+        """The fingerprint of what makes the scores."""
+        return model_fingerprint(self.model, str(self.settings.variant), self.settings.cascade)
+
+    def with_variant_of(self, begun: dict[str, Any] | None, resources: Resources) -> Request:
+        """Choose the variant where none was asked for: that of the job that was begun, or the default."""
+        if self.settings.variant is not None:
+            return self
+        if begun is not None and begun["variant"] in self.model.manifest.variants:
+            name = begun["variant"]
+        elif resources.device != "cpu" and resources.where != NATIVE:
+            name = default_variant(self.model, None)  # which GPUs a cluster has, its nodes know
+        else:
+            name = default_variant(self.model, resources.device)
+        return replace(self, settings=replace(self.settings, variant=name))
 
     def planned(self, folder: Path, device: str) -> Planned:
-        """The inputs, cut into parts; what has to be written for that goes to `folder`."""
-        asked, words = self.asked, self.target.kind == "run"
-        most = part_rows(device, asked.cascade)
-        made = plan(
-            self.sources,
-            self._collection,
-            asked.columns,
-            folder,
-            most,
-            asked.ids_only,
+        """Cut the inputs into parts; what has to be written for that goes to `folder`."""
+        settings = self.settings
+        words = self.target.kind == "run"
+        wanted = Wanted(
+            settings.columns,
+            part_rows(device, settings.cascade),
+            settings.ids_only,
             words,
-            asked.split or SPLIT,
+            settings.split or SPLIT,
         )
+        made = plan(self.sources, self._collection, wanted, folder)
         for option in ("score", "rank"):
-            name = getattr(asked, option)
+            name = getattr(settings, option)
             if name in made.schema.names and not words:
                 raise BadInput(
-                    f"there is a column {name!r} already; name another with --{option}, or give --ids-only"
+                    f"there is a column {name!r} already; name another with `{option}=`, or give "
+                    "`ids_only=True`"
                 )
         return made
 
-    def work(self, planned: Record | Planned, how: How) -> Work:
-        """What parts need to be done."""
-        return Work(
+    def assignment(self, planned: Record | Planned, resources: Resources) -> Assignment:
+        """What a process needs to do parts."""
+        return Assignment(
             model=str(self.model.path.resolve()),
-            variant=None if self.asked.cascade else self.asked.variant,
-            device=how.device,
-            threads=how.threads,
+            variant=None if self.settings.cascade else self.settings.variant,
+            device=resources.device,
+            threads=resources.threads,
             trusted=self.model.trusted,
             files=planned.files,
             schema=planned.schema,
             target=self.target,
-            score=self.asked.score,
-            rank=self.asked.rank,
-            top_k=self.asked.top_k,
+            score=self.settings.score,
+            rank=self.settings.rank,
+            top_k=self.settings.top_k,
         )
 
     def record(self, planned: Planned, replaces: bool) -> Record:
         """What is kept of it."""
-        asked, cut = asdict(self.asked), (planned.files, planned.schema, planned.parts)
-        return Record(asked, self.sources, self.fingerprint, *cut, replaces)
+        return Record(
+            settings=asdict(self.settings),
+            sources=self.sources,
+            model=self.fingerprint,
+            files=planned.files,
+            schema=planned.schema,
+            parts=planned.parts,
+            replaces=replaces,
+        )
 
-    def _collection(self, source: Source) -> Iterable[Values]:
-        asked = self.asked
+    def _collection(self, source: Source) -> Iterable[Row]:
+        asked = self.settings
         found = read_candidates(source.name, run=asked.run, split=asked.split, depth=asked.depth)
         for number, row in enumerate(found.rows):
             values = (row.query_id, row.query, row.doc_id, row.text)
@@ -125,57 +141,82 @@ class Request:
 
 
 def checked_request(
-    model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How
+    model: ModelFolder,
+    inputs: Sequence[str],
+    out: str,
+    settings: Settings,
+    resources: Resources,
 ) -> Request:
-    """A request. Raises BadInput where the model cannot rank so, or an input is missing or of no
-    known kind.
+    """Check what is asked.
+
+    Raises BadInput where the model cannot rank so, or an input is missing or of no known kind.
     """
-    # of a cluster's GPUs its nodes can tell
-    (check_device if how.where == NATIVE else check_name)(how.device)
-    for name, value in (("workers", how.workers), ("threads", how.threads), ("top_k", asked.top_k)):
+    if resources.where == NATIVE:
+        check_device(resources.device)
+    else:
+        check_name(resources.device)  # what GPUs a cluster has, its nodes can tell
+    numbers = {"workers": resources.workers, "threads": resources.threads, "top_k": settings.top_k}
+    for name, value in numbers.items():
         if value is not None and (type(value) is not int or value < 1):
             raise BadInput(f"{name} is {value!r}; give a whole number, at least 1, or leave it out")
-    if asked.score == asked.rank or not asked.score or not asked.rank:
-        raise BadInput(f"score={asked.score!r}, rank={asked.rank!r}: name two columns")
+    if settings.score == settings.rank or not settings.score or not settings.rank:
+        raise BadInput(f"score={settings.score!r}, rank={settings.rank!r}: name two columns")
     target = target_of(out)
     if not model.manifest.ranks:
         raise BadInput(
-            f"{model.path}: the model has {model.manifest.labels} labels, and no one score to rank by; export it with "
-            "--rank-label"
+            f"{model.path}: the model has {model.manifest.labels} labels, and no one score to rank "
+            "by; export it with `rank_label=`"
         )
-    sources = tuple(find_sources(inputs, asked.run, (target.out, target.job)))
+    sources = find_sources(inputs, (target.out, target.job))
     for source in sources:
-        if asked.depth and source.kind in WITHOUT_FIRST_STAGE:
-            raise BadInput(
-                f"{source.name}: --depth is for BEIR folders and irds: datasets; of a table all rows are ranked"
-            )
-        if asked.split and source.kind in ("parquet", "table"):
-            raise BadInput(
-                f"{source.name}: --split is for BEIR folders and hf: datasets; a file has none"
-            )
-    return Request(model, replace(asked, variant=_variant(model, asked, how)), sources, target)
+        _check_options(source, settings)
+    sources = fingerprinted(sources, settings.run)
+    if settings.cascade:
+        settings = replace(settings, variant=_cascades_variant(model, settings))
+    elif settings.columns.first is not None:
+        raise BadInput(
+            f"`first={settings.columns.first}`: the first stage's scores serve a cascade; give "
+            "`cascade=True` too"
+        )
+    elif settings.variant is not None:
+        model.variant(settings.variant)
+    return Request(model, settings, tuple(sources), target)
 
 
-def _variant(model: ModelFolder, asked: Asked, how: How) -> str:
-    if not asked.cascade:
-        if asked.columns.first is not None:
-            raise BadInput(
-                f"--first {asked.columns.first}: the first stage's scores serve a cascade; give --cascade too"
-            )
-        here = how.device == "cpu" or how.where == NATIVE
-        recommended = model.manifest.recommended(machine_name(how.device)) if here else None
-        name = asked.variant or recommended or VARIANT
-        return model.variant(name).name
+def _check_options(source: Source, settings: Settings) -> None:
+    """Raises BadInput for what an input has no use for."""
+    if settings.run is not None and not Path(settings.run).is_file():
+        raise BadInput(f"{settings.run}: no such file; `run=` takes a TREC run")
+    if settings.run is not None and not source.has_first_stage:
+        raise BadInput(
+            f"{source.name}: `run=` names documents of a BEIR folder or an irds: dataset; this is "
+            "neither"
+        )
+    if settings.depth and not source.has_first_stage:
+        raise BadInput(
+            f"{source.name}: `depth=` is for BEIR folders and irds: datasets; of a table all rows "
+            "are ranked"
+        )
+    if settings.split and source.kind in ("parquet", "text"):
+        raise BadInput(
+            f"{source.name}: `split=` is for BEIR folders and hf: datasets; a file has none"
+        )
+
+
+def _cascades_variant(model: ModelFolder, settings: Settings) -> str:
+    """The variant that the folder's cascade was certified with."""
     kept = Cascade.of(model)
-    if asked.variant not in (None, kept.variant):
+    if settings.variant not in (None, kept.variant):
         raise BadInput(
-            f"--variant {asked.variant}: the cascade was certified with {kept.variant}; leave it out"
+            f"`variant={settings.variant}`: the cascade was certified with {kept.variant}; leave "
+            "it out"
         )
-    if kept.order.with_score != (asked.columns.first is not None):
-        named = f"by scores, as {kept.certificate.column!r} was: name their column with --first"
+    if kept.order.with_score != (settings.columns.first is not None):
+        named = f"by scores, as {kept.certificate.column!r} was: name their column with `first=`"
         raise BadInput(
-            f"{model.path}: its cascade goes {named if kept.order.with_score else 'without --first'}"
+            f"{model.path}: its cascade goes {named if kept.order.with_score else 'without `first=`'}"
         )
-    if beyond := kept.beyond(asked.top_k):
+    beyond = kept.beyond(settings.top_k)
+    if beyond:
         log.warning("%s: %s", model.path, beyond)
     return kept.variant

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from xopt.runtime.data.columns import Columns
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.inputs.columns import Columns
-from xopt.runtime.jobs.inputs.parts import Part
+from xopt.runtime.jobs.inputs.parts import Part, Slice
 from xopt.runtime.jobs.job import Job, only_one
 from xopt.runtime.jobs.progress import Progress
-from xopt.runtime.jobs.request import NATIVE, Asked, How, Request, checked_request
+from xopt.runtime.jobs.request import NATIVE, Request, Resources, Settings, checked_request
 from xopt.runtime.jobs.score import Counts, PartScorer
 
 __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
@@ -34,8 +34,9 @@ CASCADE_SAMPLE = 2, 1000
 
 @dataclass(frozen=True)
 class Reranked:
-    """What a job made. `counts` are of all its calls, `now` of this one; `parts_now` of its parts
-    were done by it.
+    """What a job made.
+
+    `counts` are of all its calls, `now` of this one, and `parts_now` of its parts were done by it.
     """
 
     out: str
@@ -49,8 +50,9 @@ class Reranked:
 
 @dataclass(frozen=True)
 class Preview:
-    """What a job would do. By a sample `pairs_s` pairs a second, and `seconds` for what is left,
-    with one instance.
+    """What a job would do.
+
+    By a sample `pairs_s` pairs a second, and `seconds` for what is left, with one instance.
     """
 
     out: str
@@ -102,7 +104,8 @@ def rerank_files(
     columns. All columns come out, or with `ids_only` the ids, with `score`, the logit, and
     `rank`, from 1 within its query; each row of the inputs once, or with `top_k` each query's
     best. A row with a null text, or a score that is not finite, has a null score and comes last.
-    `variant`: the one that `xopt optimize` recommended on this machine, unless given.
+    `variant`: unless given, the one that the job was begun with, or that `xopt optimize`
+    recommended on this machine, or onnx-fp32; the log says which.
 
     One instance scores, with the whole machine's cores; `workers` is how many processes do it
     instead, each with a GPU of its own where `device` is "cuda". `where` is "ray" or a Ray
@@ -113,22 +116,27 @@ def rerank_files(
     was begun with others, or where it cannot go on; what was done is kept.
     """
     columns = Columns(query, text, None, query_id, doc_id, first)
-    asked = Asked(variant, cascade, columns, score, rank, top_k, ids_only, run, split, depth)
+    settings = Settings(variant, cascade, columns, score, rank, top_k, ids_only, run, split, depth)
+    resources = Resources(device, threads, workers, where)
     model = ModelFolder.open(os.fspath(folder), trust_remote_code)
-    names = [
-        os.fspath(name) for name in ([inputs] if isinstance(inputs, (str, os.PathLike)) else inputs)
-    ]
-    return run_job(model, names, os.fspath(out), asked, How(device, threads, workers, where), force)
+    given = [inputs] if isinstance(inputs, (str, os.PathLike)) else inputs
+    names = [os.fspath(name) for name in given]
+    return run_job(model, names, os.fspath(out), settings, resources, force)
 
 
 def run_job(
-    model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How, force: bool = False
+    model: ModelFolder,
+    inputs: Sequence[str],
+    out: str,
+    settings: Settings,
+    resources: Resources,
+    force: bool = False,
 ) -> Reranked:
-    """As `rerank_files`."""
+    """Do what `rerank_files` does."""
     start = time.monotonic()
-    request = checked_request(model, inputs, out, asked, how)
+    request = checked_request(model, inputs, out, settings, resources)
     with only_one(request.target):
-        job = _job(request, how, force)
+        request, job = _job(request, resources, force)
         finished = job.is_finished()
         before = job.notes() if finished else job.done()
         if finished:
@@ -140,14 +148,14 @@ def run_job(
                     len(before),
                     len(job.parts()),
                 )
-            _do(request, job, how)
+            _do(request, job, resources)
             job.finish()
         job.tidy()
         notes = job.notes()
         now = [counts for number, counts in notes.items() if number not in before]
         return Reranked(
             out,
-            str(request.asked.variant),
+            str(request.settings.variant),
             len(notes),
             len(now),
             functools.reduce(Counts.plus, notes.values(), Counts()),
@@ -156,88 +164,105 @@ def run_job(
         )
 
 
-def _job(request: Request, how: How, force: bool) -> Job:
-    """The job that was begun, or a new one."""
+def _begun(request: Request, resources: Resources, force: bool) -> tuple[Request, Job | None]:
+    """The job that was begun, if any, and the request with its variant."""
+    job = None if force else Job.open(request.target)
+    if job is None:
+        request.target.check_free(force)
+        return request.with_variant_of(None, resources), None
+    request = request.with_variant_of(job.record.settings, resources)
+    job.go_on(asdict(request.settings), request.sources, request.fingerprint)
+    return request, job
+
+
+def _job(request: Request, resources: Resources, force: bool) -> tuple[Request, Job]:
+    """The job that was begun, or a new one, and the request with its variant."""
     target = request.target
-    job = None if force else Job.open(target)
+    request, job = _begun(request, resources, force)
     if job is not None:
-        job.check(asdict(request.asked), request.sources, request.fingerprint)
         if job.is_finished() or job.has_files():
-            return job
+            return request, job
         log.warning(
             "rerank: %s: some of it is gone since it was made; it is made again", target.out
         )
-    target.check_free(force)
+        target.check_free(force)
     if force and target.record.is_file():
         log.info(
-            "rerank: begun again; to go on after a fault give the same command without --force"
+            "rerank: begun again; to go on after a fault give the same command without `force=True`"
         )
     prepared = Path(tempfile.mkdtemp(prefix="prepared-", dir=target.job))
     try:
-        planned = request.planned(prepared, how.device)
+        planned = request.planned(prepared, resources.device)
     except BaseException:
         shutil.rmtree(prepared)
         raise
     target.clear(keep=prepared)  # only now: bad inputs cost nothing that was made
-    return Job.begin(
-        target, request.record(planned, replaces=target.one_file and target.out.exists())
-    )
+    record = request.record(planned, replaces=target.one_file and target.out.exists())
+    return request, Job.begin(target, record)
 
 
-def _do(request: Request, job: Job, how: How) -> None:
+def _do(request: Request, job: Job, resources: Resources) -> None:
     """Do the parts that are left."""
     done = job.done()
-    parts = job.parts()
-    rows = {part.number: part.rows for part in parts}
+    rows = {part.number: part.rows for part in job.parts()}
     progress = Progress(sum(rows.values()), sum(rows[number] for number in done))
-    work, todo = request.work(job.record, how), [part for part in parts if part.number not in done]
-    if how.where == NATIVE and how.workers is None:
-        scorer, count = PartScorer(work), progress.before
+    assignment = request.assignment(job.record, resources)
+    todo = [part for part in job.parts() if part.number not in done]
+    if resources.where == NATIVE and resources.workers is None:
+        scorer = PartScorer(assignment)
+        count = progress.before
         for part in todo:
             count += scorer.do(part).rows
             progress.at(count)
         return
     from xopt.runtime.jobs.workers import do_parts, start_ray
 
-    workers, cpus = how.workers or 1, how.threads
-    if how.where != NATIVE:
-        most, whole = start_ray(how.where, how.device)
-        workers, cpus = how.workers or most, how.threads or (whole if how.workers is None else None)
-    do_parts(
-        work, todo, workers, cpus, job.left, lambda: progress.at(sum(rows[n] for n in job.noted()))
-    )
+    workers = resources.workers or 1
+    cpus = resources.threads
+    if resources.where != NATIVE:
+        nodes, cpus_of_a_node = start_ray(resources.where, resources.device)
+        workers = resources.workers or nodes
+        if resources.workers is None:
+            cpus = resources.threads or cpus_of_a_node
+
+    def tell() -> None:
+        progress.at(sum(rows[number] for number in job.noted()))
+
+    do_parts(assignment, todo, workers, cpus, job.left, tell)
 
 
 def preview(
-    model: ModelFolder, inputs: Sequence[str], out: str, asked: Asked, how: How, force: bool = False
+    model: ModelFolder,
+    inputs: Sequence[str],
+    out: str,
+    settings: Settings,
+    resources: Resources,
+    force: bool = False,
 ) -> Preview:
-    """What `run_job` would do, and how long it would take by a sample. Writes nothing but a
-    temporary copy of text.
+    """Tell what `run_job` would do, and how long it would take by a sample.
+
+    Writes nothing but a temporary copy of text.
     """
-    request = checked_request(model, inputs, out, asked, how)
-    begun = None if force else Job.open(request.target)
+    request = checked_request(model, inputs, out, settings, resources)
+    request, begun = _begun(request, resources, force)
     done = 0
-    if begun is None:
-        request.target.check_free(force)
-    else:
-        begun.check(asdict(request.asked), request.sources, request.fingerprint)
+    if begun is not None:
         there = begun.notes() if begun.is_finished() else begun.done()
         done = sum(counts.rows for counts in there.values())
     with tempfile.TemporaryDirectory(prefix="xopt-preview-") as scratch:
-        planned = request.planned(Path(scratch), how.device)
-        scorer = PartScorer(request.work(planned, how))
-        sample = _sample(planned.parts, *(CASCADE_SAMPLE if asked.cascade else SAMPLE))
+        planned = request.planned(Path(scratch), resources.device)
+        scorer = PartScorer(request.assignment(planned, resources))
+        places, rows_at_each = CASCADE_SAMPLE if settings.cascade else SAMPLE
+        sample = _sample(planned.parts, places, rows_at_each)
         scorer.scored(scorer.read(sample[0])[1])  # the first forwards of a shape are slow
         start = time.monotonic()
         rows = sum(len(scorer.scored(scorer.read(part)[1])[0]) for part in sample)
         rate = rows / (time.monotonic() - start)
     left = planned.rows - done
-    names = tuple(source.name for source in request.sources)
-    variant = str(request.asked.variant)
     return Preview(
         out,
-        variant,
-        names,
+        str(request.settings.variant),
+        tuple(source.name for source in request.sources),
         planned.rows,
         left,
         planned.gathered,
@@ -247,11 +272,11 @@ def preview(
     )
 
 
-def _sample(parts: Sequence[Sequence[tuple[int, int, int]]], places: int, most: int) -> list[Part]:
+def _sample(parts: Sequence[Sequence[Slice]], places: int, most: int) -> list[Part]:
     """The first rows of some parts, so many at most."""
-    chosen = np.unique(np.linspace(0, len(parts) - 1, places).astype(int))
-    firsts = [parts[number][0] for number in chosen]
-    return [
-        Part(int(n), ((f, a, min(b, a + most)),))
-        for n, (f, a, b) in zip(chosen, firsts, strict=True)
-    ]
+    chosen = np.unique(np.linspace(0, len(parts) - 1, places).astype(int)).tolist()
+    sample = []
+    for number in chosen:
+        file, start, stop = parts[number][0]
+        sample.append(Part(number, ((file, start, min(stop, start + most)),)))
+    return sample

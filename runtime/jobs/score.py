@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from xopt.runtime.cascade.cascade import CascadeScorer, Lists, open_cascade
+from xopt.runtime.data.parquet import conformed
 from xopt.runtime.files import new_file
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.jobs.inputs.columns import Row, rows_of
-from xopt.runtime.jobs.inputs.files import File, Reader, conformed
+from xopt.runtime.jobs.inputs.files import File, Reader, pairs_at
 from xopt.runtime.jobs.inputs.parts import Part
 from xopt.runtime.jobs.output import Target, run_lines, write_part
-from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.ranking import ranked
 from xopt.runtime.scoring.scorer import open_scorer
 
-__all__ = ["Counts", "PartScorer", "Work"]
+__all__ = ["Assignment", "Counts", "PartScorer"]
 
 
 @dataclass(frozen=True)
-class Work:
-    """What a part needs to be done, in any process: the model and how it runs, the inputs, and
-    where things go.
+class Assignment:
+    """What a process needs to do parts: the model and how it runs, the inputs, the target.
 
-    schema: the users' columns that are kept. score, rank: the names of those that are made.
+    variant: None to rank by the folder's cascade. schema: the users' columns that are kept. score,
+    rank: the names of those that are made.
     """
 
     model: str
-    variant: str | None  # None: by its cascade
+    variant: str | None
     device: str
     threads: int | None
     trusted: bool
@@ -47,8 +48,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Counts:
-    """What was done: rows; those scored, with a null text, with a score that is not finite, left
-    out by the cascade; pairs cut to the model's length; tokens; rows and bytes written; seconds.
+    """What was done.
+
+    Rows; those scored, with a null text, with a score that is not finite, left out by the cascade;
+    pairs cut to the model's length; tokens; rows and bytes written; seconds.
     """
 
     rows: int = 0
@@ -68,42 +71,64 @@ class Counts:
         return Counts(**{name: mine[name] + theirs[name] for name in mine})
 
 
+class Pairs:
+    """What a part scores, a row each: texts and ids, None where there are none.
+
+    there: int[m], the rows that have both texts. queries: int[n], the number of each row's query,
+    whose rows stand together.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.query: list[str | None] = table.column("query").to_pylist()
+        self.text: list[str | None] = table.column("text").to_pylist()
+        self.query_id: list[str | None] = table.column("query_id").to_pylist()
+        self.doc_id: list[str | None] = table.column("doc_id").to_pylist()
+        self.first = table.column("first").to_numpy()
+        has_texts = pc.and_(table.column("query").is_valid(), table.column("text").is_valid())
+        self.there = np.flatnonzero(has_texts.to_numpy())
+        changes = [a != b for a, b in itertools.pairwise(self.query_id)]
+        self.queries = np.concatenate([np.zeros(1, np.int64), np.cumsum(changes, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+
 class PartScorer:
     """Opens a scorer once, and does parts."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        model = ModelFolder.open(work.model, work.trusted)
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        model = ModelFolder.open(assignment.model, assignment.trusted)
+        threads = assignment.threads
+        device = assignment.device
         self.manifest = model.manifest
         self.cascade: CascadeScorer | None = None
-        if work.variant is None:
-            self.cascade = open_cascade(model, threads=work.threads, device=work.device)
+        if assignment.variant is None:
+            self.cascade = open_cascade(model, threads=threads, device=device)
         else:
-            self.scorer = open_scorer(model, work.variant, threads=work.threads, device=work.device)
+            self.scorer = open_scorer(model, assignment.variant, threads=threads, device=device)
         self._not_finite = 0  # of a cascade: such scores look like those that it leaves out
         self._readers: dict[int, Reader] = {}
 
     def do(self, part: Part) -> Counts:
-        """Score a part and write it, then note that it is done. Raises BadInput where that cannot
-        be.
-        """
-        start, before = time.monotonic(), (self.cascade or self.scorer).stages
+        """Score a part and write it, then note that it is done. Raises BadInput where it cannot."""
+        start = time.monotonic()
+        before = (self.cascade or self.scorer).stages
         self._not_finite = 0
-        table, rows = self.read(part)
-        scores, turns = self.scored(rows)
-        order, ranks = _ranked(_groups(rows), turns)
-        if self.work.top_k is not None:
-            order = order[ranks[order] <= self.work.top_k]
-        elif self.work.target.kind != "run":
-            order = np.arange(len(rows))
-        size = self._write(part.number, table, rows, order, scores, ranks)
+        table, pairs = self.read(part)
+        scores, keys = self.scored(pairs)
+        order, ranks = ranked(keys, pairs.queries)
+        if self.assignment.top_k is not None:
+            order = order[ranks[order] <= self.assignment.top_k]
+        elif self.assignment.target.kind != "run":
+            order = np.arange(len(pairs))
+        size = self._write(part.number, table, pairs, order, scores, ranks)
         spent = (self.cascade or self.scorer).stages.minus(before)
-        whole = np.array([row.query is not None and row.text is not None for row in rows], bool)
-        unscored = int((whole & np.isnan(scores)).sum())
+        unscored = int(np.isnan(scores[pairs.there]).sum())
         counts = Counts(
-            rows=len(rows),
+            rows=len(pairs),
             scored=int(np.isfinite(scores).sum()),
-            null=int((~whole).sum()),
+            null=len(pairs) - len(pairs.there),
             not_finite=self._not_finite if self.cascade else unscored,
             skipped=unscored - self._not_finite if self.cascade else 0,
             cut=int(spent.truncated),
@@ -112,105 +137,75 @@ class PartScorer:
             bytes=size,
             seconds=time.monotonic() - start,
         )
-        with new_file(self.work.target.note(part.number), swept=True) as temporary:
+        with new_file(self.assignment.target.note(part.number), swept=True) as temporary:
             temporary.write_text(json.dumps(asdict(counts)), encoding="utf-8")
         return counts
 
-    def read(self, part: Part) -> tuple[pa.Table, list[Row]]:
-        """The users' columns of a part, and what is to be scored."""
-        tables: list[pa.Table] = []
-        rows: list[Row] = []
+    def read(self, part: Part) -> tuple[pa.Table, Pairs]:
+        """Read the users' columns of a part, and what is to be scored."""
+        tables = []
+        pairs = []
         for number, start, stop in part.slices:
-            file = self.work.files[number]
+            file = self.assignment.files[number]
             if number not in self._readers:
-                self._readers = {number: Reader(file, self.work.schema.names)}
+                self._readers = {number: Reader(file, self.assignment.schema.names)}
             table = self._readers[number].rows(start, stop)
-            tables.append(conformed(table, self.work.schema))
-            values = {name: table.column(name).to_pylist() for name in file.columns.names()}
-            rows += rows_of(values, file.columns, file.name, range(start, stop))
-        return pa.concat_tables(tables), rows
+            tables.append(conformed(table, self.assignment.schema))
+            pairs.append(pairs_at(table, file, range(start, stop)))
+        return pa.concat_tables(tables), Pairs(pa.concat_tables(pairs))
 
-    def scored(self, rows: Sequence[Row]) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Scores of rows, NaN where there is none; and what to rank those of one query by, the
-        lowest first.
-        """
-        scores = np.full(len(rows), np.nan, np.float32)
-        there, pairs = _pairs(rows)
-        if self.cascade:
-            return self._cascaded(rows, there)
-        if pairs:
-            scores[there] = self.manifest.ranking(self.scorer.logits(pairs))
+    def scored(self, pairs: Pairs) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Score pairs: float32[n], NaN where there is none; and what ranks those of one query."""
+        if self.cascade is not None:
+            return self._cascaded(self.cascade, pairs)
+        scores = np.full(len(pairs), np.nan, np.float32)
+        if len(pairs.there):
+            texts = [(str(pairs.query[i]), str(pairs.text[i])) for i in pairs.there]
+            scores[pairs.there] = self.manifest.ranking(self.scorer.logits(texts))
         scores[~np.isfinite(scores)] = np.nan
-        return scores, np.where(np.isnan(scores), np.inf, -scores.astype(np.float64))
+        return scores, scores.astype(np.float64)
 
     def _cascaded(
-        self, rows: Sequence[Row], there: NDArray[np.int64]
+        self, cascade: CascadeScorer, pairs: Pairs
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        assert self.cascade is not None
-        scores, turns = np.full(len(rows), np.nan, np.float32), np.full(len(rows), np.inf)
-        bounds = np.flatnonzero(np.diff(_groups(rows)[there])) + 1
-        lists = [part for part in np.split(there, bounds) if len(part)]
+        """Rank by the cascade: what it leaves out has no score, and its place in the ranking."""
+        scores = np.full(len(pairs), np.nan, np.float32)
+        keys = np.full(len(pairs), np.nan)
+        bounds = np.flatnonzero(np.diff(pairs.queries[pairs.there])) + 1
+        lists = [rows for rows in np.split(pairs.there, bounds) if len(rows)]
+        queries = [str(pairs.query[rows[0]]) for rows in lists]
+        documents = [self._texts(pairs, rows) for rows in lists]
         first = None
-        if self.cascade.cascade.order.with_score:
-            first = [np.array([rows[i].first for i in places], np.float32) for places in lists]
-        found = self.cascade.rank_all(
-            Lists(
-                [str(rows[p[0]].query) for p in lists],
-                [[str(rows[i].text) for i in p] for p in lists],
-                first,
-            ),
-            finite=False,
-        )
-        self._not_finite += sum(ranked.not_finite for ranked in found)
-        for places, ranked in zip(lists, found, strict=True):
-            scores[places] = ranked.scores
-            turns[places[ranked.ranking]] = np.arange(len(places))
-        return scores, turns
+        if cascade.cascade.order.with_score:
+            first = [pairs.first[rows].astype(np.float32) for rows in lists]
+        found = cascade.rank_all(Lists(queries, documents, first), finite=False)
+        self._not_finite += sum(each.not_finite for each in found)
+        for rows, each in zip(lists, found, strict=True):
+            scores[rows] = each.scores
+            keys[rows[each.ranking]] = -np.arange(len(rows))
+        return scores, keys
+
+    @staticmethod
+    def _texts(pairs: Pairs, rows: NDArray[np.int64]) -> list[str]:
+        return [str(pairs.text[row]) for row in rows]
 
     def _write(
         self,
         number: int,
         table: pa.Table,
-        rows: Sequence[Row],
+        pairs: Pairs,
         order: NDArray[np.int64],
         scores: NDArray[np.float32],
         ranks: NDArray[np.int64],
     ) -> int:
-        if self.work.target.kind == "run":
-            chosen = [rows[i] for i in order]
-            ids = [row.query_id for row in chosen], [row.doc_id for row in chosen]
-            return write_part(
-                self.work.target, number, run_lines(*ids, ranks[order], scores[order])
-            )
+        target = self.assignment.target
+        if target.kind == "run":
+            query_ids = [pairs.query_id[row] for row in order]
+            doc_ids = [pairs.doc_id[row] for row in order]
+            lines = run_lines(query_ids, doc_ids, ranks[order], scores[order])
+            return write_part(target, number, lines)
+        written = scores[order]
         made = table.take(pa.array(order))
-        for name, values in (
-            (self.work.score, pa.array(scores[order], mask=np.isnan(scores[order]))),
-            (self.work.rank, pa.array(ranks[order])),
-        ):
-            made = made.append_column(pa.field(name, values.type), values)
-        return write_part(self.work.target, number, made)
-
-
-def _pairs(rows: Sequence[Row]) -> tuple[NDArray[np.int64], list[Pair]]:
-    """The rows that have both texts, and those."""
-    there = [i for i, row in enumerate(rows) if row.query is not None and row.text is not None]
-    return np.array(there, np.int64), [(str(rows[i].query), str(rows[i].text)) for i in there]
-
-
-def _groups(rows: Sequence[Row]) -> NDArray[np.int64]:
-    """The number of each row's query, whose rows stand together."""
-    new = [i > 0 and row.query_id != rows[i - 1].query_id for i, row in enumerate(rows)]
-    return np.cumsum(np.array(new, np.int64))
-
-
-def _ranked(
-    groups: NDArray[np.int64], turns: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows by query and then by their turns, those of one turn as they stand; and the rank of
-    each, from 1.
-    """
-    order = np.lexsort((np.arange(len(groups)), turns, groups))
-    starts = np.searchsorted(groups, groups[order], side="left")
-    ranks = np.empty(len(groups), np.int64)
-    ranks[order] = np.arange(len(groups)) - starts + 1
-    return order, ranks
+        made = made.append_column(self.assignment.score, pa.array(written, mask=np.isnan(written)))
+        made = made.append_column(self.assignment.rank, pa.array(ranks[order]))
+        return write_part(target, number, made)

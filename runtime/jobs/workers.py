@@ -21,7 +21,7 @@ from daft import DataType, col
 from xopt.runtime.errors import BadInput, GateFailed, first_line
 from xopt.runtime.frames.instances import instances
 from xopt.runtime.jobs.inputs.parts import Part
-from xopt.runtime.jobs.score import PartScorer, Work
+from xopt.runtime.jobs.score import Assignment, PartScorer
 from xopt.runtime.scoring.device import claim_gpu
 
 __all__ = ["do_parts", "start_ray"]
@@ -35,12 +35,11 @@ CONNECT_S = 10.0
 
 
 class PartsUDF:
-    """Does parts, one after the other; what went wrong for a reason that a user can mend is its
-    answer.
-    """
+    """Does parts, one after the other; its answer is what went wrong that a user can mend."""
 
-    def __init__(self, work: Work, alone: bool) -> None:
-        self.work, self.alone = work, alone
+    def __init__(self, assignment: Assignment, claims_gpu: bool) -> None:
+        self.assignment = assignment
+        self.claims_gpu = claims_gpu
         self.scorer: PartScorer | None = None
 
     @daft.method.batch(return_dtype=DataType.string())
@@ -51,9 +50,9 @@ class PartsUDF:
     def _one(self, part: dict[str, Any]) -> str:
         try:
             if self.scorer is None:
-                if self.alone:
+                if self.claims_gpu:
                     claim_gpu()
-                self.scorer = PartScorer(self.work)
+                self.scorer = PartScorer(self.assignment)
             self.scorer.do(Part(part["number"], tuple(map(tuple, part["slices"]))))
         except (BadInput, GateFailed) as error:
             return str(error)
@@ -61,29 +60,30 @@ class PartsUDF:
 
 
 def do_parts(
-    work: Work,
+    assignment: Assignment,
     parts: Sequence[Part],
     workers: int,
     cpus: int | None,
     left: Callable[[Sequence[Part]], list[Part]],
     progress: Callable[[], None],
 ) -> None:
-    """Do parts with so many workers, which reserve so many CPUs each. `left` says which of parts
-    are not done yet.
+    """Do parts with so many workers, which reserve so many CPUs each.
 
-    Where a worker or a node dies, the others' parts are kept and the rest is begun again. Raises
+    `left` says which of some parts are not done yet; `progress` is called every second. Where a worker or a node dies, the others' parts are kept and the rest is begun again. Raises
     BadInput where a part cannot be done, or where that happens without an end.
     """
-    udf = instances(PartsUDF, workers, cpus, work.device)(work, work.device == "cuda")
-    todo, failures = list(parts), 0
+    device = assignment.device
+    udf = instances(PartsUDF, workers, cpus, device)(assignment, device == "cuda")
+    todo = list(parts)
+    failures = 0
     while todo:
         cause = _try(udf, todo, workers, progress)
         rest = left(todo)
         failures = failures + 1 if len(rest) == len(todo) else 0
         if failures >= TRIES:
             raise BadInput(
-                f"{failures} times in a row a worker ended before a part was done ({cause}); what is done is kept: "
-                "mend that and give the same command again"
+                f"{failures} times in a row a worker ended before a part was done ({cause}); what "
+                "is done is kept: mend that and give the same command again"
             )
         if rest:
             log.warning(
@@ -101,38 +101,38 @@ def _try(udf: Any, todo: Sequence[Part], workers: int, progress: Callable[[], No
         frame = frame.into_partitions(-(-len(texts) // stretch))
     else:
         frame = frame.into_batches(stretch)
-    work = _Beside(lambda: frame.select(udf.do(col("part")).alias("said")).to_pydict()["said"])
-    while not work.wait(LOOK_S):
+    answers = frame.select(udf.do(col("part")).alias("answer"))
+    call = _BackgroundCall(lambda: answers.to_pydict()["answer"])
+    while not call.wait(LOOK_S):
         progress()
-    if work.error is not None:  # Daft and Ray have many for one that died
-        return _cause(work.error)
-    bad = next((why for why in work.result if why), None)
+    if call.error is not None:  # Daft and Ray have many for one that died
+        return _cause(call.error)
+    bad = next((why for why in call.result if why), None)
     if bad is not None:
         raise BadInput(bad)
     return ""
 
 
-class _Beside:
-    """Something that is done in a thread, so that Ctrl-C and a termination reach this one at
-    once, which Daft keeps.
-    """
+class _BackgroundCall:
+    """A call in a thread, so that Ctrl-C and a termination reach this one, which Daft would keep."""
 
-    def __init__(self, do: Callable[[], list[str]]) -> None:
+    def __init__(self, call: Callable[[], list[str]]) -> None:
         self.result: list[str] = []
         self.error: BaseException | None = None
         self._others = set(psutil.Process().children(recursive=True))
-        self._thread = threading.Thread(target=self._run, args=(do,), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
         self._thread.start()
 
-    def _run(self, do: Callable[[], list[str]]) -> None:
+    def _run(self, call: Callable[[], list[str]]) -> None:
         try:
-            self.result = do()
+            self.result = call()
         except BaseException as error:
             self.error = error
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is done, within some seconds. What interrupts the wait ends the workers,
-        too.
+        """Wait some seconds, and tell whether it is done.
+
+        What interrupts the wait ends the workers, too.
         """
         try:
             self._thread.join(seconds)
@@ -160,24 +160,24 @@ def start_ray(address: str, device: str) -> tuple[int, int]:
         import ray
     except ImportError:
         raise BadInput(
-            f"--where {address}: needs the extra ray (pip install 'xopt-rerank[ray]')"
+            f"`where={address}`: needs the extra ray (pip install 'xopt-rerank[ray]')"
         ) from None
     host, _, port = address.rpartition("//")[2].partition(":")
     try:
         if port:  # Ray itself tries for minutes
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         if not ray.is_initialized():
-            ray.init(
-                None if address == "ray" else address, log_to_driver=False, configure_logging=False
-            )
+            cluster = None if address == "ray" else address
+            ray.init(cluster, log_to_driver=False, configure_logging=False)
         daft.set_runner_ray(noop_if_initialized=True)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise BadInput(
-            f"--where {address}: no Ray cluster there ({first_line(error)}); give ray, HOST:PORT or ray://HOST:PORT"
+            f"`where={address}`: no Ray cluster there ({first_line(error)}); give ray, "
+            "HOST:PORT or ray://HOST:PORT"
         ) from error
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call] # Ray's
     what = "GPU" if device == "cuda" else "CPU"
     counts = [int(resources.get(what, 0)) for resources in nodes if resources.get(what, 0) >= 1]
     if not counts:
-        raise BadInput(f"--where {address}: no node of that cluster has a {what}")
+        raise BadInput(f"`where={address}`: no node of that cluster has a {what}")
     return (sum(counts), 1) if device == "cuda" else (len(counts), min(counts))

@@ -34,7 +34,8 @@ from xopt.runtime.cascade.features import (
 )
 from xopt.runtime.data.bm25 import bm25_ranking
 from xopt.runtime.data.candidates import query_hash
-from xopt.runtime.data.tables import read_jsonl
+from xopt.runtime.data.places import located
+from xopt.runtime.data.text import read_jsonl
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.scorer import open_scorer
 
@@ -47,8 +48,12 @@ def read(folder: Path, depth: int) -> list[tuple[str, list[str]]]:
     corpus = next(
         file for file in (folder / "corpus.jsonl", folder / "corpus.jsonl.gz") if file.is_file()
     )
-    texts = [f"{row['title']}\n{row['text']}" for _, row in read_jsonl(corpus)]
-    queries = [row["text"] for _, row in read_jsonl(folder / "queries.jsonl")]
+    texts = [
+        f"{row['title']}\n{row['text']}" for _, row in read_jsonl("corpus", located(str(corpus)))
+    ]
+    queries = [
+        row["text"] for _, row in read_jsonl("queries", located(str(folder / "queries.jsonl")))
+    ]
     rankings = bm25_ranking(texts, queries, depth)
     return [
         (query, [texts[i] for i in ranking])

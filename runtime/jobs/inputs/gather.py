@@ -1,6 +1,4 @@
-"""Candidates of queries that lie scattered over the inputs are brought together, on disk and in
-bounded memory.
-"""
+"""Candidates of scattered queries are brought together, on disk and in bounded memory."""
 
 from __future__ import annotations
 
@@ -13,16 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from xopt.runtime.data.columns import Columns
+from xopt.runtime.data.parquet import batches_of, conformed, open_parquet
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import writing
-from xopt.runtime.jobs.inputs.columns import Columns, rows_of
-from xopt.runtime.jobs.inputs.files import File, conformed, open_file, plain
-from xopt.runtime.jobs.inputs.prepared import prepared_columns, prepared_fields, write_prepared
+from xopt.runtime.jobs.inputs.files import File, pairs_at
+from xopt.runtime.jobs.inputs.prepared import prepared_columns, renamed
 
 __all__ = ["gather", "gathered_columns"]
 
-BUCKET_ROWS, MOST_BUCKETS = 1 << 16, 512
-ROWS_AT_ONCE = 1 << 15
+BUCKET_ROWS = 1 << 16
+BUCKET_BYTES = 1 << 27
+MOST_BUCKETS = 512
 PLACE = "xopt:place"  # of a row among all
 
 
@@ -31,45 +31,48 @@ def gather(
 ) -> list[Path]:
     """Write the rows of `runs`, a query's together, to prepared files in `folder`.
 
-    The queries are cut into buckets by hash, as an external hash join does it; each bucket is
-    then put in order: by the first row of its queries, and within them in the inputs' order.
-    `schema` is that of the users' columns.
+    The queries are cut into buckets by hash, as an external hash join does it. Each bucket is then
+    put in order: by the first row of its queries, and within them in the inputs' order. `schema` is
+    that of the users' columns.
     """
-    rows = int((runs[:, 2] - runs[:, 1]).sum())
-    count = min(MOST_BUCKETS, -(-rows // BUCKET_ROWS))
+    lengths = runs[:, 2] - runs[:, 1]
+    row_bytes = np.array([file.row_bytes for file in files])
+    size = float((lengths * row_bytes[runs[:, 0]]).sum())
+    count = int(max(lengths.sum() / BUCKET_ROWS, size / BUCKET_BYTES)) + 1
+    count = min(MOST_BUCKETS, count)
     columns = gathered_columns(files)
-    whole = pa.schema([*prepared_fields(columns), *schema])
     buckets = [folder / f"bucket-{number:04d}.parquet" for number in range(count)]
     with writing(folder), ExitStack() as stack:
-        placed = whole.append(pa.field(PLACE, pa.int64()))
-        writers = [stack.enter_context(pq.ParquetWriter(bucket, placed)) for bucket in buckets]
+        writers: dict[int, pq.ParquetWriter] = {}
         for table, hashes in _chosen(files, runs, columns, schema):
             numbers = hashes % count
-            for number in np.unique(numbers):
+            for number in np.unique(numbers).tolist():
+                if number not in writers:
+                    writer = pq.ParquetWriter(buckets[number], table.schema)
+                    writers[number] = stack.enter_context(writer)
                 writers[number].write_table(table.filter(pa.array(numbers == number)))
     made = []
-    for number, bucket in enumerate(buckets):
-        table = pq.read_table(bucket)
-        if len(table):
-            made.append(folder / f"gathered-{number:04d}.parquet")
-            ordered = _ordered(table, columns)
-            _check_documents(ordered, columns, files)
-            with writing(folder):
-                pq.write_table(ordered.select(whole.names), made[-1])
-        bucket.unlink()
+    for number in sorted(writers):
+        with pq.ParquetFile(buckets[number]) as bucket:
+            ordered = _ordered(bucket.read(), columns)
+        _check_documents(ordered, columns, files)
+        made.append(folder / f"gathered-{number:04d}.parquet")
+        with writing(folder):
+            pq.write_table(ordered.drop_columns([PLACE]), made[-1])
+        buckets[number].unlink()
     return made
 
 
 def gathered_columns(files: Sequence[File]) -> Columns:
-    """The columns that say what is to be scored: document ids where all files have them, others
-    where one has.
-    """
-    ids = {
-        name: [getattr(file.columns, name) for file in files]
-        for name in ("query_id", "doc_id", "first")
-    }
-    found = {name: name for name, named in ids.items() if (all if name == "doc_id" else any)(named)}
-    return prepared_columns(Columns("query", "text", **found))
+    """Name what is scored: document ids where all files have them, others where one has."""
+    every = [file.columns for file in files]
+    return prepared_columns(
+        Columns(
+            query_id="query_id" if any(each.query_id for each in every) else None,
+            doc_id="doc_id" if all(each.doc_id for each in every) else None,
+            first="first" if any(each.first for each in every) else None,
+        )
+    )
 
 
 def _chosen(
@@ -79,61 +82,39 @@ def _chosen(
     before = 0
     for number, file in enumerate(files):
         mine = runs[runs[:, 0] == number]
-        rows = (
-            np.concatenate([np.arange(a, b) for a, b in mine[:, 1:3]])
-            if len(mine)
-            else np.empty(0, np.int64)
-        )
-        hashes = np.repeat(mine[:, 3], mine[:, 2] - mine[:, 1])
-        if len(rows):
-            names = list(
-                dict.fromkeys(
-                    [*file.columns.names(), *(n for n in schema.names if n in _names(file))]
-                )
-            )
-            at = 0
-            with open_file(file.path, file.name) as opened:
-                for batch in map(plain, opened.iter_batches(ROWS_AT_ONCE, columns=names)):
-                    first, last = np.searchsorted(rows, [at, at + batch.num_rows])
-                    if last > first:
-                        chosen = rows[first:last]
-                        table = pa.Table.from_batches([batch]).take(pa.array(chosen - at))
-                        yield (
-                            _prepared(table, file, columns, schema, chosen, before),
-                            hashes[first:last],
-                        )
-                    at += batch.num_rows
+        if len(mine):
+            rows = np.concatenate([np.arange(start, stop) for start, stop in mine[:, 1:3]])
+            hashes = np.repeat(mine[:, 3], mine[:, 2] - mine[:, 1])
+            for table, first, last in _batches_with(file, rows, schema.names):
+                chosen = rows[first:last]
+                made = renamed(pairs_at(table, file, chosen), columns)
+                own = conformed(table, schema)
+                made.update(zip(schema.names, own.columns, strict=True))
+                made[PLACE] = pa.array(before + chosen)
+                yield pa.table(made), hashes[first:last]
         before += file.rows
 
 
-def _names(file: File) -> list[str]:
-    with open_file(file.path, file.name) as opened:
-        return list(opened.schema_arrow.names)
-
-
-def _prepared(
-    table: pa.Table,
-    file: File,
-    columns: Columns,
-    schema: pa.Schema,
-    places: NDArray[np.int64],
-    before: int,
-) -> pa.Table:
-    values = {name: table.column(name).to_pylist() for name in file.columns.names()}
-    mine = write_prepared(rows_of(values, file.columns, file.name, places.tolist()), columns)
-    own = conformed(table, schema)
-    return pa.table(
-        {**mine, **{name: own.column(name) for name in schema.names}, PLACE: before + places}
-    )
+def _batches_with(
+    file: File, rows: NDArray[np.int64], names: Sequence[str]
+) -> Iterator[tuple[pa.Table, int, int]]:
+    """Some rows of a file, with which of `rows` they are: the first, and the one after the last."""
+    at = 0
+    with open_parquet(file.name, file.place) as opened:
+        there = opened.schema_arrow.names
+        wanted = dict.fromkeys([*file.columns.names(), *(n for n in names if n in there)])
+        for batch in batches_of(opened, list(wanted)):
+            first, last = np.searchsorted(rows, [at, at + batch.num_rows])
+            if last > first:
+                table = pa.Table.from_batches([batch])
+                yield table.take(pa.array(rows[first:last] - at)), first, last
+            at += batch.num_rows
 
 
 def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
     places = table.column(PLACE).to_numpy()
-    queries = (
-        table.column(columns.query_id or columns.query)
-        .combine_chunks()
-        .dictionary_encode(null_encoding="encode")
-    )
+    ids = table.column(columns.query_id or columns.query).combine_chunks()
+    queries = ids.dictionary_encode(null_encoding="encode")
     numbers = queries.indices.to_numpy()
     first = np.full(len(queries.dictionary), np.iinfo(np.int64).max)
     np.minimum.at(first, numbers, places)
@@ -141,22 +122,21 @@ def _ordered(table: pa.Table, columns: Columns) -> pa.Table:
 
 
 def _check_documents(table: pa.Table, columns: Columns, files: Sequence[File]) -> None:
-    """Raises BadInput, with both places, where a document stands twice among those of a query
-    that there is.
-    """
+    """Raises BadInput, with both places, where a document stands twice among those of a query."""
     if columns.doc_id is None:
         return
     names = (columns.query_id or columns.query, columns.doc_id, PLACE)
+    values = [table.column(name).to_pylist() for name in names]
     seen: dict[tuple[str, str], int] = {}
-    for query, document, place in zip(
-        *(table.column(name).to_pylist() for name in names), strict=True
-    ):
+    for query, document, place in zip(*values, strict=True):
         if query is None:
             continue
         first = seen.setdefault((query, document), place)
         if first != place:
-            twice = f"document {document!r:.60} stands twice among the candidates of {query!r:.60}"
-            raise BadInput(f"{_place(files, place)}: {twice}, first in {_place(files, first)}")
+            raise BadInput(
+                f"{_place(files, place)}: document {document!r:.60} stands twice among the "
+                f"candidates of {query!r:.60}, first in {_place(files, first)}"
+            )
 
 
 def _place(files: Sequence[File], row: int) -> str:

@@ -1,43 +1,62 @@
-"""A job is cut into parts, before anything is scored."""
+"""What a job reads: its inputs become Parquet files, and these are cut into parts."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 
-from xopt.runtime.data.candidates import SPLIT
-from xopt.runtime.data.tables import Values, read_table, write_hf
+from xopt.runtime.data.columns import Columns, columns_of
+from xopt.runtime.data.parquet import one_schema, open_parquet
+from xopt.runtime.data.places import Place
+from xopt.runtime.data.sources import Source
+from xopt.runtime.data.tables import write_hf
+from xopt.runtime.data.text import Row, read_rows
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import writing
-from xopt.runtime.jobs.inputs.columns import Columns, columns_of
-from xopt.runtime.jobs.inputs.files import File, known_file, one_schema, open_file
+from xopt.runtime.jobs.inputs.files import File, known_file
 from xopt.runtime.jobs.inputs.gather import gather, gathered_columns
-from xopt.runtime.jobs.inputs.parts import cut
+from xopt.runtime.jobs.inputs.parts import Slice, cut
 from xopt.runtime.jobs.inputs.prepared import Kinds, fields_of, kinds_of, prepare, prepared_columns
 from xopt.runtime.jobs.inputs.scan import scan
-from xopt.runtime.jobs.inputs.sources import Source, located
 
-__all__ = ["COLLECTION", "Planned", "plan"]
+__all__ = ["COLLECTION", "Planned", "Wanted", "plan"]
 
 log = logging.getLogger(__name__)
 
-COLLECTION = ("query_id", "query", "doc_id", "text")
+COLLECTION = ("query_id", "query", "doc_id", "text")  # the columns of what a collection gives
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a job wants of its inputs.
+
+    columns: those that a user names. part_rows: rows of a part at most. ids_only: whether the ids
+    are kept of the users' columns. words: whether ids are words of a TREC run, and nothing else is
+    kept. split: that of Hugging Face datasets.
+    """
+
+    columns: Columns = field(default_factory=Columns)
+    part_rows: int = 4096
+    ids_only: bool = False
+    words: bool = False
+    split: str = "test"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The files that a job reads, the users' columns that it keeps, its parts, and how many rows
-    were gathered.
+    """The files that a job reads, the users' columns that it keeps, and its parts.
+
+    gathered: rows of queries whose candidates did not stand together.
     """
 
     files: tuple[File, ...]
     schema: pa.Schema
-    parts: tuple[tuple[tuple[int, int, int], ...], ...]
+    parts: tuple[tuple[Slice, ...], ...]
     gathered: int
 
     @property
@@ -45,80 +64,58 @@ class Planned:
         return sum(stop - start for part in self.parts for _, start, stop in part)
 
 
+@dataclass(frozen=True)
+class _Input:
+    """A source as a Parquet file, the users' columns in it, and which of these are scored."""
+
+    file: File
+    schema: pa.Schema
+    columns: Columns
+
+
 def plan(
     sources: Sequence[Source],
-    read: Callable[[Source], Iterable[Values]],
-    asked: Columns,
+    read_collection: Callable[[Source], Iterable[Row]],
+    wanted: Wanted,
     folder: Path,
-    part_rows: int,
-    ids_only: bool = False,
-    words: bool = False,
-    split: str = SPLIT,
 ) -> Planned:
-    """Cut inputs into parts of whole queries, `part_rows` rows each at most.
+    """Cut inputs into parts of whole queries.
 
-    `read` reads collections, in the columns `COLLECTION`; `split` is that of `hf:` datasets; what
-    has to be written goes to `folder`. Parquet is read where it lies. Tables in text, datasets
-    and collections are written as Parquet, and so are the rows of queries whose candidates do not
-    stand together. Raises BadInput where the inputs cannot be ranked.
+    Parquet is read where it lies. Text, datasets and collections, which `read_collection` reads in
+    the columns `COLLECTION`, are written as Parquet to `folder`; so are files on HTTP, and the rows
+    of queries whose candidates do not stand together. Raises BadInput where the inputs cannot be
+    ranked.
     """
-    tables: dict[Source, _Table] = {}
-    paths: dict[Source, str] = {}
-    for number, source in enumerate(sources):
-        if source.kind == "hf":
-            paths[source] = str((folder / f"source-{number:04d}.parquet").resolve())
-            write_hf(source.name.removeprefix("hf:"), split, Path(paths[source]))
-        elif source.kind != "parquet":
-            tables[source] = _Table(source, read, folder, number)
-    named = {
-        s: columns_of(asked, list(table.kinds), s.name)
-        for s, table in tables.items()
-        if table.kinds
-    }
-    fields = fields_of([table.kinds for table in tables.values()], _ids(named.values()))
-    found = [
-        tables[s].prepared(named.get(s), fields)
-        if s in tables
-        else _parquet(s, asked, paths.get(s))
-        for s in sources
-    ]
-    whole = [item for item in found if item is not None]
-    files, schemas = [file for file, _, _ in whole], [schema for _, schema, _ in whole]
-    if ids_only or words:
-        lacking = next((file for file in files if file.columns.doc_id is None), None)
+    found = _inputs(sources, read_collection, wanted, folder)
+    if wanted.ids_only or wanted.words:
+        lacking = next((each.file.name for each in found if each.columns.doc_id is None), None)
         if lacking is not None:
             raise BadInput(
-                f"{lacking.name}: no column 'doc_id', which --ids-only and a run need; name it with --doc-id"
+                f"{lacking}: no column 'doc_id', which `ids_only=True` and a run need; name it "
+                "with `doc_id=`"
             )
-    kept: list[str] | None = [] if words else None
-    if ids_only and not words:
-        kept = [
-            str(name)
-            for _, _, columns in whole
-            for name in (columns.query_id or columns.query, columns.doc_id)
-        ]
-    schema = one_schema(
-        schemas, [file.name for file in files], kept, _ids(columns for _, _, columns in whole)
-    )
-    scanned = scan(files, schema.names, words)
-    runs, scattered = scanned.table(), scanned.scattered()
-    parts = cut(runs[~scattered], files, part_rows)
+    files = [each.file for each in found]
+    ids = _ids(each.columns for each in found)
+    schemas = [_kept(each, wanted) for each in found]
+    schema = one_schema(schemas, [file.name for file in files], ids)
+    scanned = scan(files, schema.names, wanted.words)
+    runs = scanned.table()
+    scattered = scanned.scattered()
+    parts = cut(runs[~scattered], files, wanted.part_rows)
     rows = int((runs[scattered, 2] - runs[scattered, 1]).sum())
     if rows:
         log.info(
             "rerank: %d rows are of queries whose candidates lie apart; they are brought together",
             rows,
         )
-        made = gather(files, runs[scattered], schema, folder)
         columns = gathered_columns(files)
-        together = [
-            known_file("the inputs, a query's rows together", str(path), columns)[0]
-            for path in made
-        ]
+        name = "the inputs, a query's rows together"
+        paths = gather(files, runs[scattered], schema, folder)
+        together = [known_file(name, Place(str(path)), columns)[0] for path in paths]
         more = scan(together).table()
         more[:, 0] += len(files)
         files += together
-        parts += cut(more, files, part_rows)
+        parts += cut(more, files, wanted.part_rows)
     if not parts:
         raise BadInput(f"{', '.join(source.name for source in sources):.160}: no candidates in it")
     return Planned(tuple(files), schema, tuple(tuple(part) for part in parts), rows)
@@ -129,53 +126,96 @@ def _ids(columns: Iterable[Columns]) -> set[str]:
     return {name for each in columns for name in (each.query_id, each.doc_id) if name is not None}
 
 
-# a source as Parquet, the users' columns in it, and those that are scored
-Found = tuple[File, pa.Schema, Columns]
+def _kept(each: _Input, wanted: Wanted) -> pa.Schema:
+    """The users' columns that are kept of an input."""
+    if wanted.words:
+        return pa.schema([])
+    if not wanted.ids_only:
+        return each.schema
+    kept = (each.columns.query_id or each.columns.query, each.columns.doc_id)
+    return pa.schema([field for field in each.schema if field.name in kept])
 
 
-def _parquet(source: Source, asked: Columns, path: str | None) -> Found:
-    path = path or (source.name if "://" in source.name else str(Path(source.name).resolve()))
-    with open_file(path, source.name) as opened:
-        columns = columns_of(asked, opened.schema_arrow.names, source.name)
-    return *known_file(source.name, path, columns), columns
+def _inputs(
+    sources: Sequence[Source],
+    read_collection: Callable[[Source], Iterable[Row]],
+    wanted: Wanted,
+    folder: Path,
+) -> list[_Input]:
+    """The sources as Parquet files; those without rows are left out, with a warning."""
+    texts: dict[Source, _Text] = {}
+    for number, source in enumerate(sources):
+        if source.kind == "text":
+            local = _fetched(source, folder / f"fetched-{number:04d}")
+            texts[source] = _Text.of_file(source.name, local)
+        elif source.has_first_stage:
+            texts[source] = _Text.of_collection(source, read_collection)
+    columns = {
+        source: columns_of(wanted.columns, list(text.kinds), source.name)
+        for source, text in texts.items()
+        if text.kinds
+    }
+    fields = fields_of([text.kinds for text in texts.values()], _ids(columns.values()))
+    found = []
+    for number, source in enumerate(sources):
+        out = folder / f"source-{number:04d}.parquet"
+        if source not in texts:
+            found.append(_parquet(source, wanted, out))
+        elif source in columns:
+            found.append(texts[source].prepared(source.name, columns[source], fields, out))
+        else:
+            log.warning("rerank: %s: no rows in it", source.name)
+    return found
 
 
-class _Table:
-    """A source that is written as Parquet. A table is read once before, for the kinds of its
-    values.
-    """
-
-    def __init__(
-        self, source: Source, read: Callable[[Source], Iterable[Values]], folder: Path, number: int
-    ) -> None:
-        self.source, self._out = source, folder / f"source-{number:04d}.parquet"
-        self._read: Callable[[], Iterable[Values]] = lambda: read(source)
-        self.kinds: Kinds = {name: {"str"} for name in COLLECTION}
-        if source.kind == "table":
-            local = _local(source.name, folder / f"fetched-{number:04d}-{Path(source.name).name}")
-            self._read = lambda: read_table(local)
-            self.kinds = kinds_of(self._read())
-
-    def prepared(self, columns: Columns | None, fields: dict[str, pa.Field]) -> Found | None:
-        """The source as Parquet, if there are rows in it."""
-        if columns is None:
-            log.warning("rerank: %s: no rows in it", self.source.name)
-            return None
-        own = [fields[name] for name in self.kinds]
-        prepare(self._read, columns, own, self._out)
-        file, _ = known_file(self.source.name, str(self._out.resolve()), prepared_columns(columns))
-        return file, pa.schema(own), columns
+def _parquet(source: Source, wanted: Wanted, out: Path) -> _Input:
+    """A source that is Parquet, or a dataset that is written so."""
+    if source.kind == "hf":
+        write_hf(source.name, wanted.split, out)
+        place = Place(str(out.resolve()))
+    else:
+        assert source.place is not None
+        place = source.place
+        # Whether a server reads from any place on is seen too late.
+        if place.path.startswith(("http://", "https://")):
+            place = _fetched(source, out)
+    with open_parquet(source.name, place) as opened:
+        columns = columns_of(wanted.columns, opened.schema_arrow.names, source.name)
+    file, schema = known_file(source.name, place, columns)
+    return _Input(file, schema, columns)
 
 
-def _local(name: str, copy: Path) -> Path:
-    """A file of this machine with what stands on a store: a `copy`."""
-    if "://" not in name:
-        return Path(name)
-    system, path = located(name)
-    with (
-        writing(copy),
-        system.open_input_stream(path, compression=None) as stream,
-        copy.open("wb") as out,
-    ):
+def _fetched(source: Source, copy: Path) -> Place:
+    """A file of this machine with what stands on a store: a copy."""
+    assert source.place is not None
+    if source.place.is_local:
+        return source.place
+    with writing(copy), source.place.open() as stream, copy.open("wb") as out:
         shutil.copyfileobj(stream, out, 1 << 20)
-    return copy
+    return Place(str(copy.resolve()))
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Rows that are written as Parquet, and of what kinds their values are by column."""
+
+    read: Callable[[], Iterable[Row]]
+    kinds: Kinds
+
+    @staticmethod
+    def of_file(name: str, place: Place) -> _Text:
+        """A file of text, which is read once before, for the kinds of its values."""
+        return _Text(lambda: read_rows(name, place), kinds_of(read_rows(name, place)))
+
+    @staticmethod
+    def of_collection(source: Source, read: Callable[[Source], Iterable[Row]]) -> _Text:
+        return _Text(lambda: read(source), {name: {"str"} for name in COLLECTION})
+
+    def prepared(
+        self, name: str, columns: Columns, fields: dict[str, pa.Field], out: Path
+    ) -> _Input:
+        own = [fields[column] for column in self.kinds]
+        prepare(self.read, columns, own, out)
+        written = prepared_columns(columns)
+        file, _ = known_file(name, Place(str(out.resolve())), written)
+        return _Input(file, pa.schema(own), columns)

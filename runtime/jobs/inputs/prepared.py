@@ -1,6 +1,4 @@
-"""Inputs that are not Parquet become Parquet: what is to be scored beside the user's own columns,
-with their types.
-"""
+"""Inputs that are not Parquet become Parquet: what is scored, beside a user's own columns."""
 
 from __future__ import annotations
 
@@ -14,65 +12,37 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from xopt.runtime.data.tables import Values
+from xopt.runtime.data.columns import PREPARED, Columns, pairs_of
+from xopt.runtime.data.parquet import JSON
+from xopt.runtime.data.tables import chunk_of
+from xopt.runtime.data.text import Row
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file
-from xopt.runtime.jobs.inputs.columns import PREPARED, Columns, Row, row_of
+from xopt.runtime.jobs.inputs.files import PAIRS
 from xopt.runtime.scoring.encode import clean
 
-__all__ = [
-    "JSON",
-    "Kinds",
-    "fields_of",
-    "kinds_of",
-    "prepare",
-    "prepared_columns",
-    "prepared_fields",
-    "write_prepared",
-]
+__all__ = ["Kinds", "fields_of", "kinds_of", "prepare", "prepared_columns", "renamed"]
 
 ROWS_AT_ONCE = 4096
 EXACT_INTEGERS = 1 << 53  # beyond, a float has not all of them
-JSON = {b"xopt": b"json"}  # marks a column of values that no one type holds, each as JSON
 
 Kinds = dict[str, set[str]]  # the kinds of a column's values, by its name
 
 
 def prepared_columns(columns: Columns) -> Columns:
-    """The columns that a prepared file has for those of an input."""
-    there = {"query": "query", "text": "text"}
-    there.update(
-        {
-            name: name
-            for name in ("query_id", "doc_id", "first")
-            if getattr(columns, name) is not None
-        }
-    )
-    return Columns(**{name: f"{PREPARED}{column}" for name, column in there.items()})
+    """Name the columns that a prepared file has for those of an input."""
+    ids = [name for name in ("query_id", "doc_id", "first") if getattr(columns, name) is not None]
+    return Columns(**{name: f"{PREPARED}{name}" for name in ("query", "text", *ids)})
 
 
-def prepared_fields(columns: Columns) -> list[pa.Field]:
-    """The fields that they are of."""
-    return [
-        pa.field(n, pa.float64() if n == columns.first else pa.large_string())
-        for n in columns.names()
-    ]
+def renamed(pairs: pa.Table, columns: Columns) -> dict[str, pa.Array]:
+    """Take the columns of a prepared file out of pairs, under their names there."""
+    names = [name.removeprefix(PREPARED) for name in columns.names()]
+    return {f"{PREPARED}{name}": pairs.column(name) for name in names}
 
 
-def write_prepared(rows: Iterable[Row], columns: Columns) -> dict[str, pa.Array]:
-    """The values of prepared columns for rows."""
-    rows = list(rows)
-    role = {
-        getattr(columns, name): name for name in ("query_id", "query", "doc_id", "text", "first")
-    }
-    return {
-        field.name: pa.array([getattr(row, role[field.name]) for row in rows], field.type)
-        for field in prepared_fields(columns)
-    }
-
-
-def kinds_of(rows: Iterable[Values]) -> Kinds:
-    """The columns of a table, and of what kinds their values are."""
+def kinds_of(rows: Iterable[Row]) -> Kinds:
+    """Find the columns of a table, and of what kinds their values are."""
     kinds: Kinds = {}
     for _, values in rows:
         for column, value in values.items():
@@ -81,11 +51,11 @@ def kinds_of(rows: Iterable[Values]) -> Kinds:
 
 
 def fields_of(tables: Sequence[Kinds], ids: Collection[str]) -> dict[str, pa.Field]:
-    """The fields of all tables together.
+    """Choose the fields of all tables together.
 
-    Whole numbers, floats, truth values and texts stay what they are, whole numbers among floats
-    become floats, and of a column with several kinds, or with lists and objects, each value is
-    kept as JSON; but of a column of `ids` as text.
+    Whole numbers, floats, truth values and texts stay what they are, and whole numbers among floats
+    become floats. Of a column with several kinds, or with lists and objects, each value is kept as
+    JSON, but of a column of `ids` as text.
     """
     together: Kinds = {}
     for kinds in tables:
@@ -95,27 +65,24 @@ def fields_of(tables: Sequence[Kinds], ids: Collection[str]) -> dict[str, pa.Fie
 
 
 def prepare(
-    read: Callable[[], Iterable[Values]], columns: Columns, fields: Sequence[pa.Field], out: Path
+    read: Callable[[], Iterable[Row]], columns: Columns, fields: Sequence[pa.Field], out: Path
 ) -> None:
     """Write the rows that `read` gives to a Parquet file, with the users' columns as `fields`.
 
     Raises BadInput where a row is bad.
     """
     written = prepared_columns(columns)
-    schema = pa.schema([*prepared_fields(written), *fields])
+    own = [PAIRS.field(name.removeprefix(PREPARED)).with_name(name) for name in written.names()]
+    schema = pa.schema([*own, *fields])
     rows = iter(read())
     with new_file(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         while part := list(islice(rows, ROWS_AT_ONCE)):
-            mine = write_prepared(
-                (row_of(values, columns, where) for where, values in part), written
-            )
-            own = {
-                field.name: pa.array(
-                    [_value(v.get(field.name), field, where) for where, v in part], field.type
-                )
-                for field in fields
-            }
-            writer.write_table(pa.table({**mine, **own}, schema=schema))
+            chunk = chunk_of(part, columns.names())
+            made = renamed(pairs_of(chunk.values, columns, chunk.where), written)
+            for field in fields:
+                values = [_value(row.get(field.name), field, where) for where, row in part]
+                made[field.name] = pa.array(values, field.type)
+            writer.write_table(pa.table(made, schema=schema))
 
 
 def _kind(value: Any) -> str:
@@ -123,15 +90,13 @@ def _kind(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "bool"
-    if isinstance(value, int):
-        return (
-            "int"
-            if abs(value) <= EXACT_INTEGERS
-            else "long"
-            if -(1 << 63) <= value < 1 << 63
-            else "json"
-        )
-    return "float" if isinstance(value, float) else "str" if isinstance(value, str) else "json"
+    if isinstance(value, float):
+        return "float"
+    if isinstance(value, str):
+        return "str"
+    if not isinstance(value, int) or not -(1 << 63) <= value < 1 << 63:
+        return "json"
+    return "int" if abs(value) <= EXACT_INTEGERS else "long"
 
 
 def _field(name: str, kinds: set[str], is_id: bool) -> pa.Field:
@@ -161,9 +126,7 @@ def _value(value: Any, field: pa.Field, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The value as any JSON reader takes it: without NaN, infinities, and halves of surrogate
-    pairs.
-    """
+    """The value as any JSON reader takes it: without NaN, infinities and halves of letters."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):

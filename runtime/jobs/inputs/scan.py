@@ -1,56 +1,49 @@
-"""Where each query's candidates lie, and whether the inputs can be ranked at all: seen before
-anything is scored.
+"""Where each query's candidates lie, and whether the inputs can be ranked at all.
+
+This is seen before anything is scored.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from array import array
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from xopt.runtime.data.fields import first_score_of, id_of, query_or_null
-from xopt.runtime.errors import BadInput, first_line
-from xopt.runtime.jobs.inputs.columns import PREPARED
-from xopt.runtime.jobs.inputs.files import File, open_file, plain
+from xopt.runtime.data.parquet import batches_of, damaged, open_parquet
+from xopt.runtime.errors import BadInput
+from xopt.runtime.jobs.inputs.files import File, pairs_at
 
 __all__ = ["Runs", "scan"]
 
-ROWS_AT_ONCE = 1 << 12
-
 
 class Runs:
-    """Rows that follow each other and are of one query: their files, first rows, ends and
-    queries, by hash.
-    """
+    """Rows that follow each other and are of one query: file, first row, end and query, by hash."""
 
     def __init__(self) -> None:
         self._values = array("q")
 
     def add(self, file: int, start: int, stop: int, query: int) -> None:
         """Note rows, which go on a run where they follow it in its file."""
-        if (
-            self._values
-            and self._values[-4] == file
-            and self._values[-2] == start
-            and self._values[-1] == query
-        ):
+        goes_on = len(self._values) > 0 and self._values[-4] == file
+        if goes_on and self._values[-2] == start and self._values[-1] == query:
             self._values[-2] = stop
         else:
             self._values.extend((file, start, stop, query))
 
     def table(self) -> NDArray[np.int64]:
-        """int64[n, 4]: file, first row, end, query."""
+        """Give int64[n, 4]: file, first row, end, query."""
         return np.array(self._values, np.int64).reshape(-1, 4)
 
     def scattered(self) -> NDArray[np.bool_]:
-        """Which runs are of queries whose rows do not all follow each other, from one file to the
-        next included.
+        """Tell which runs are of queries whose rows do not all follow each other.
+
+        From the end of one file to the beginning of the next they do.
         """
         queries = self.table()[:, 3]
         first = np.ones(len(queries), bool)
@@ -60,39 +53,33 @@ class Runs:
 
 
 def scan(files: Sequence[File], names: Sequence[str] = (), words: bool = False) -> Runs:
-    """Read the ids and queries of all files, and on this machine the columns `names` too, to see
-    that they are whole.
+    """Read the ids and queries of all files, and on this machine the columns `names` too.
 
     Raises BadInput, with the row, where an id is null or blank, stands for two queries or, with
-    `words`, holds blanks, where a document stands twice among those of a query that follow each
-    other, and for a first-stage score that is no finite number.
+    `words`, holds blanks; where a document stands twice among those of a query that follow each
+    other; for a first-stage score that is no finite number; and where a file is damaged.
     """
-    runs, queries = Runs(), _Queries(words)
+    runs = Runs()
+    queries = _Queries(words)
     for number, file in enumerate(files):
-        with open_file(file.path, file.name) as opened:
-            own = file.columns
-            mine = [n for n in (own.query_id, own.query, own.doc_id, own.first) if n is not None]
-            needed = mine if "://" in file.path else [*own.names(), *names]
-            chosen = [name for name in opened.schema_arrow.names if name in needed]
+        seen = file
+        wanted = [*file.columns.names(), *names]
+        if not file.place.is_local:  # texts and others are fetched once, to be scored
+            seen = replace(file, columns=replace(file.columns, text=None, title=None))
+            wanted = seen.columns.names()
+        with open_parquet(file.name, file.place) as opened:
+            schema = opened.schema_arrow
+            chosen = [name for name in schema.names if name in wanted]
             at = 0
-            for batch in _batches(opened.iter_batches(ROWS_AT_ONCE, columns=chosen), file):
-                for start, stop, query in queries.seen(batch, file, at):
-                    runs.add(number, at + start, at + stop, query)
-                at += batch.num_rows
+            try:
+                for batch in batches_of(opened, chosen):
+                    batch.validate(full=True)
+                    for start, stop, query in queries.seen(batch, seen, at):
+                        runs.add(number, start, stop, query)
+                    at += batch.num_rows
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                raise damaged(file.name, at, schema, error) from error
     return runs
-
-
-def _batches(batches: Iterator[pa.RecordBatch], file: File) -> Iterator[pa.RecordBatch]:
-    at = 0
-    try:
-        for batch in batches:
-            batch.validate(full=True)
-            yield plain(batch)
-            at += batch.num_rows
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"{file.name}: is damaged behind row {at} ({first_line(error)}); mend it, and begin again"
-        ) from error
 
 
 class _Queries:
@@ -105,71 +92,58 @@ class _Queries:
         self.documents: set[str] = set()
 
     def seen(self, batch: pa.RecordBatch, file: File, at: int) -> Iterator[tuple[int, int, int]]:
-        """The runs of a batch: first row, end, and hash of the query's id."""
-        columns = file.columns
-        ids = batch.column(columns.query_id or columns.query)
-        texts = batch.column(columns.query)
-        documents = batch.column(columns.doc_id) if columns.doc_id is not None else None
-        if columns.first is not None:
-            for row, value in enumerate(batch.column(columns.first).to_pylist(), start=at):
-                if type(value) is not float or not math.isfinite(value):
-                    first_score_of(value, columns.first, f"{file.name}: row {row}")
-        changes = _changes(ids) | _changes(texts)
-        starts = np.flatnonzero(changes)
-        for start, stop, value, text in zip(
-            starts,
-            [*starts[1:], len(ids)],
-            ids.take(starts).to_pylist(),
-            texts.take(starts).to_pylist(),
-            strict=True,
-        ):
+        """Give the runs of a batch that begins at a row: first row, end, hash of the query's id."""
+        pairs = pairs_at(pa.Table.from_batches([batch]), file, range(at, at + batch.num_rows))
+        ids = pairs.column("query_id").combine_chunks()
+        texts = pairs.column("query").combine_chunks()
+        documents = pairs.column("doc_id") if file.columns.doc_id is not None else None
+        starts = np.flatnonzero(_changes(ids) | _changes(texts))
+        stops = [*starts[1:].tolist(), len(ids)]
+        names = ids.take(starts).to_pylist()
+        queries = texts.take(starts).to_pylist()
+        for start, stop, name, text in zip(starts.tolist(), stops, names, queries, strict=True):
             where = f"{file.name}: row {at + start}"
-            query_text = query_or_null(text, columns.query, where)
-            named = columns.query_id is not None and not (
-                value is None and columns.query_id.startswith(PREPARED)
-            )
-            nameless = not named and query_text is None
-            name = None if nameless else id_of(value, columns.query_id or columns.query, where)
-            query = _hash(name)
-            if self.words:
-                if name is None:
-                    raise BadInput(
-                        f"{where}: a null query without an id, which a run cannot have; write .jsonl"
-                    )
-                _check_word(str(value), where)
-            if query != self.at:
-                self.at, self.documents = query, set()
-            if query_text is not None and self.texts.setdefault(query, _hash(query_text)) != _hash(
-                query_text
-            ):
-                raise BadInput(
-                    f"{where}: query id {value!r:.60} stands for another query above; an id stands for one"
-                )
+            query = self._query(name, text, where)
             if documents is not None:
-                self._documents(documents[start:stop].to_pylist(), file, at + int(start), name)
-            yield int(start), int(stop), query
+                self._documents(documents[start:stop].to_pylist(), file.name, at + start, name)
+            yield at + start, at + stop, query
 
-    def _documents(
-        self, found: Sequence[object], file: File, first: int, query: str | None
-    ) -> None:
-        """Rows without a query are not candidates of one, and may be of one document."""
-        for row, value in enumerate(found, start=first):
-            name = str(value)
-            if value is None or not name.strip() or (query is not None and name in self.documents):
-                where = f"{file.name}: row {row}"
-                name = id_of(value, str(file.columns.doc_id), where)
+    def _query(self, name: str | None, text: str | None, where: str) -> int:
+        """The hash of a query's id, whose text is always the same."""
+        if self.words:
+            if name is None:
                 raise BadInput(
-                    f"{where}: document {name!r:.60} stands twice among the candidates of {query!r:.60}"
+                    f"{where}: a null query without an id, which a run cannot have; write .jsonl"
+                )
+            _check_word(name, where)
+        query = _hash(name)
+        if query != self.at:
+            self.at = query
+            self.documents = set()
+        if text is not None:
+            hashed = _hash(text)
+            if self.texts.setdefault(query, hashed) != hashed:
+                raise BadInput(
+                    f"{where}: query id {name!r:.60} stands for another query above; an id stands "
+                    "for one"
+                )
+        return query
+
+    def _documents(self, found: Sequence[str], name: str, first: int, query: str | None) -> None:
+        """Rows without a query are not candidates of one, and may be of one document."""
+        for row, doc_id in enumerate(found, start=first):
+            if query is not None and doc_id in self.documents:
+                raise BadInput(
+                    f"{name}: row {row}: document {doc_id!r:.60} stands twice among the candidates "
+                    f"of {query!r:.60}"
                 )
             if self.words:
-                _check_word(name, f"{file.name}: row {row}")
-            self.documents.add(name)
+                _check_word(doc_id, f"{name}: row {row}")
+            self.documents.add(doc_id)
 
 
 def _hash(text: str | None) -> int:
-    """Eight bytes of a hash that is the same in every process: it says in which order queries are
-    gathered.
-    """
+    """Eight bytes of a hash: the same in every process, since it says in which order queries go."""
     kind = b"null" if text is None else b"text"
     digest = hashlib.blake2b((text or "").encode(), digest_size=8, person=kind).digest()
     return int.from_bytes(digest, "little", signed=True)
@@ -178,7 +152,8 @@ def _hash(text: str | None) -> int:
 def _check_word(name: str, where: str) -> None:
     if name.split() != [name]:
         raise BadInput(
-            f"{where}: id {name!r:.60} holds blanks, which a TREC run cannot; write .jsonl or .parquet"
+            f"{where}: id {name!r:.60} holds blanks, which a TREC run cannot; write .jsonl or "
+            ".parquet"
         )
 
 
@@ -186,8 +161,9 @@ def _changes(column: pa.Array) -> NDArray[np.bool_]:
     """Where a column's value is another than in the row before; the first row's is."""
     changes = np.ones(len(column), bool)
     if len(column) > 1:
-        later, earlier = column[1:], column[:-1]
-        same = pc.fill_null(pc.equal(later, earlier), False) if column.type != pa.null() else None
-        both = pc.and_(pc.is_null(later), pc.is_null(earlier))
-        changes[1:] = ~np.asarray(both if same is None else pc.or_(same, both))
+        later = column[1:]
+        earlier = column[:-1]
+        same = pc.fill_null(pc.equal(later, earlier), False)
+        both_null = pc.and_(pc.is_null(later), pc.is_null(earlier))
+        changes[1:] = ~np.asarray(pc.or_(same, both_null))
     return changes

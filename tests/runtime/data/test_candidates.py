@@ -11,6 +11,7 @@ import pytest
 
 from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import Candidates, demo_candidates, preparing, read_candidates
+from xopt.runtime.data.columns import Columns
 from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.errors import BadInput
 
@@ -64,7 +65,7 @@ def test_pairs_without_ids_are_grouped_by_their_query(tmp_path: Path) -> None:
     [
         (
             '{"query_id": "1", "query": "a", "doc_id": "x"}',
-            r"rows.jsonl:2: no text, only query_id, query, doc_id",
+            r"rows.jsonl:2: text is None, not a text",
         ),
         (
             '{"query_id": "1", "query": "a", "doc_id": "x", "text": null}',
@@ -199,7 +200,7 @@ def test_demo_is_the_built_in_data_whatever_lies_here(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
     assert len(read_candidates("demo", queries=2).groups()) == 2
-    with pytest.raises(BadInput, match=r"demo: no corpus.jsonl"):
+    with pytest.raises(BadInput, match=r"demo: no .jsonl, .* and no corpus.jsonl"):
         read_candidates("./demo")
 
 
@@ -210,25 +211,29 @@ def test_a_column_holds_the_first_stage_s_scores(tmp_path: Path) -> None:
     ]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [row.first_score for row in read_candidates(str(file), first="bm25").rows] == [
+    assert [
+        row.first_score for row in read_candidates(str(file), columns=Columns(first="bm25")).rows
+    ] == [
         2.5,
         1,
         0.5,
     ]
-    assert [row.text for row in read_candidates(str(file), first="bm25", depth=2).rows] == [
+    assert [
+        row.text for row in read_candidates(str(file), columns=Columns(first="bm25"), depth=2).rows
+    ] == [
         "c",
         "b",
     ]
     assert [row.text for row in read_candidates(str(file), depth=2).rows] == ["b", "c"]
     assert [row.first_score for row in read_candidates(str(file)).rows] == [None] * 3
-    with pytest.raises(BadInput, match=r"rows.jsonl:1: no column 'tfidf', only query, text, bm25"):
-        read_candidates(str(file), first="tfidf")
+    with pytest.raises(BadInput, match=r"rows.jsonl: no column 'tfidf', only query, text, bm25"):
+        read_candidates(str(file), columns=Columns(first="tfidf"))
     for value in ("null", '"many"', "true", "1e999", "[]"):
         file.write_text(f'{{"query": "a", "text": "b", "bm25": {value}}}\n')
         with pytest.raises(BadInput, match=r"rows.jsonl:1: bm25 is .*, not a score"):
-            read_candidates(str(file), first="bm25")
+            read_candidates(str(file), columns=Columns(first="bm25"))
     with pytest.raises(BadInput, match="demo: has no column 'bm25'"):
-        read_candidates("demo", first="bm25")
+        read_candidates("demo", columns=Columns(first="bm25"))
 
 
 def test_columns_that_are_not_asked_for_may_hold_what_python_has_not(tmp_path: Path) -> None:
@@ -240,7 +245,7 @@ def test_columns_that_are_not_asked_for_may_hold_what_python_has_not(tmp_path: P
         pyarrow.parquet.write_table(table.rename_columns(["query", "text", name]), file)
         with pytest.raises(
             BadInput,
-            match=rf"rows\.parquet: column '{name}' is of timestamp\[ms\]; cast it to text",
+            match=rf"rows\.parquet: column '{name}' is of timestamp\[ms\], not of .*; name another, or cast it",
         ):
             read_candidates(str(file))
     nested = pyarrow.StructArray.from_arrays([far], ["at"])

@@ -50,12 +50,12 @@ def test_a_run_gives_the_candidates_of_a_beir_folder(tmp_path: Path) -> None:
     run.write_text("q1 Q0 d9 1 0.5 t\n")
     with pytest.raises(BadInput, match=r"first.run: document 'd9' is not in beir"):
         read_candidates(str(folder), run=str(run))
-    with pytest.raises(BadInput, match=r"--run names documents of a BEIR folder"):
+    with pytest.raises(BadInput, match=r"`run=` names documents of a BEIR folder"):
         read_candidates("demo", run=str(run))
 
 
 def test_a_broken_beir_folder_says_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"no corpus.jsonl or corpus.jsonl.gz"):
+    with pytest.raises(BadInput, match=r"no corpus.jsonl of a BEIR folder"):
         read_candidates(str(tmp_path))
     folder = make_beir(tmp_path / "beir")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\thigh\n")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from xopt.runtime.data.fields import first_score_of, grade_of
+from xopt.runtime.data.fields import first_scores, grade_of
 from xopt.runtime.errors import BadInput
 
 
@@ -31,5 +31,5 @@ def test_what_is_no_grade_is_refused_with_its_place(value: Any) -> None:
 @pytest.mark.parametrize("value", [None, "", "nan", float("inf"), True, "high"])
 def test_a_first_stage_score_is_a_finite_number(value: Any) -> None:
     with pytest.raises(BadInput, match=r"a row: bm25 is .*, not a score"):
-        first_score_of(value, "bm25", "a row")
-    assert first_score_of("-1.5", "bm25", "a row") == -1.5
+        first_scores([value], "bm25", lambda _: "a row")
+    assert first_scores(["-1.5"], "bm25", str).to_pylist() == [-1.5]

@@ -159,7 +159,7 @@ def test_a_worker_that_dies_is_replaced(
         for c in psutil.Process(process.pid).children(recursive=True)
         if "daft" in " ".join(c.cmdline())
     ]
-    assert len(children) == 2
+    assert children  # the second may not have begun yet
     children[0].kill()
     _, said = process.communicate()
     assert process.returncode == 0, said
@@ -199,7 +199,8 @@ def test_what_no_job_made_is_not_replaced(
     file, out = parquet(records), tmp_path / "mine.jsonl"
     out.write_text("mine")
     with pytest.raises(
-        BadInput, match="exists already; choose another place with -o, or replace it with --force"
+        BadInput,
+        match="exists already; choose another place with `out=`, or replace it with `force=True`",
     ):
         rerank_files(tiny.path, [file], out)
     assert out.read_text() == "mine"

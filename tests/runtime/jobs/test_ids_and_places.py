@@ -193,9 +193,10 @@ def test_a_folder_of_tables_is_read_as_a_job_does(
         table(tmp_path / f"{name}.parquet", doc_id=[name])
     assert [row.doc_id for row in read_candidates(str(tmp_path)).rows] == ["a"]
     assert not caplog.records
-    lines(tmp_path / "d.jsonl", {})
-    assert [row.doc_id for row in read_candidates(str(tmp_path)).rows] == ["a"]
-    assert "only its Parquet files are read, and not d.jsonl" in caplog.text
+    lines(tmp_path / "d.jsonl", {"doc_id": "d"})
+    (tmp_path / "notes.txt").touch()
+    assert [row.doc_id for row in read_candidates(str(tmp_path)).rows] == ["a", "d"]
+    assert "1 files of other kinds are left out: notes.txt" in caplog.text
 
 
 def test_a_data_set_goes_in_as_a_file_does(tiny: ModelFolder, tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_data_set_goes_in_as_a_file_does(tiny: ModelFolder, tmp_path: Path) ->
     assert [{name: row[name] for name in rows[0]} for row in read(tmp_path / "out.parquet")] == rows
     (tmp_path / "a.run").write_text("q Q0 0 1 1 any\n")
     with pytest.raises(
-        BadInput, match="--run names documents of a BEIR folder or an irds: dataset"
+        BadInput, match="`run=` names documents of a BEIR folder or an irds: dataset"
     ):
         rerank_files(
             tiny.path,
@@ -228,7 +229,7 @@ def test_a_data_set_goes_in_as_a_file_does(tiny: ModelFolder, tmp_path: Path) ->
             **options,
         )
     assert [row["score"] is None for row in found] == [False, True]
-    with pytest.raises(BadInput, match="--depth is for BEIR folders and irds: datasets"):
+    with pytest.raises(BadInput, match="`depth=` is for BEIR folders and irds: datasets"):
         rerank_files(tiny.path, [f"hf:{folder}"], out, depth=1, **options)
     datasets.Dataset.from_list(rows[:1]).to_parquet(folder / "train.parquet")
     with pytest.raises(BadInput, match=r"hf:.*: changed since .* was begun"):

@@ -229,7 +229,7 @@ def test_what_cannot_be_read_says_so_in_one_line(tiny: ModelFolder, tmp_path: Pa
     ):
         with pytest.raises(BadInput, match=message):
             rerank_files(tiny.path, [file], tmp_path / "out.jsonl")
-    with pytest.raises(BadInput, match="no such file; --run takes a TREC run"):
+    with pytest.raises(BadInput, match="no such file; `run=` takes a TREC run"):
         rerank_files(tiny.path, ["demo"], tmp_path / "out.jsonl", run=str(tmp_path / "none"))
     for out, message in (
         ("", "no name for a file"),

@@ -167,7 +167,7 @@ def test_columns_can_be_named_and_left_out(
         {"query_id": "qid", "query": "q", "doc_id": "pid", "text": "passage"},
     )
     with pytest.raises(
-        BadInput, match="there is a column 'score' already; name another with --score"
+        BadInput, match="there is a column 'score' already; name another with `score=`"
     ):
         rerank_files(tiny.path, [file], tmp_path / "a.jsonl", **how)
     assert not list(tmp_path.glob("a.jsonl*"))

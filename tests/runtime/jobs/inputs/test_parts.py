@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -11,12 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from xopt.runtime.data.columns import Columns
+from xopt.runtime.data.sources import find_sources
 from xopt.runtime.errors import BadInput
 from xopt.runtime.jobs.inputs import gather
-from xopt.runtime.jobs.inputs.columns import Columns, rows_of
-from xopt.runtime.jobs.inputs.files import Reader
-from xopt.runtime.jobs.inputs.plan import plan
-from xopt.runtime.jobs.inputs.sources import find_sources
+from xopt.runtime.jobs.inputs.files import Reader, pairs_at
+from xopt.runtime.jobs.inputs.plan import Planned, Wanted, plan
+
+
+def planned_of(names: list[str], folder: Path, **wanted: Any) -> Planned:
+    return plan(find_sources(names), lambda _: (), Wanted(**wanted), folder)
+
 
 QUERIES = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 4)), min_size=1, max_size=30)
 
@@ -39,9 +45,7 @@ def test_every_row_is_in_one_part_with_all_of_its_query(
             names.append(f"{folder}/{number}.parquet")
             pq.write_table(table.slice(start, stop - start), names[-1], row_group_size=group_rows)
         with patch.object(gather, "BUCKET_ROWS", part_rows):
-            planned = plan(
-                find_sources(names), lambda _: (), Columns("", None), Path(folder), part_rows
-            )
+            planned = planned_of(names, Path(folder), part_rows=part_rows)
         readers = [Reader(file, planned.schema.names) for file in planned.files]
         seen: list[str | None] = []
         where: dict[str | None, int] = {}
@@ -49,13 +53,11 @@ def test_every_row_is_in_one_part_with_all_of_its_query(
             order: list[str | None] = []
             for file, start, stop in slices:
                 found = readers[file].rows(start, stop)
-                columns = planned.files[file].columns
-                values = {name: found.column(name).to_pylist() for name in columns.names()}
-                for row in rows_of(values, columns, "", range(start, stop)):
-                    seen.append(row.text)
-                    assert where.setdefault(row.query_id, number) == number
-                    if row.query_id not in order[-1:]:
-                        order.append(row.query_id)
+                for row in pairs_at(found, planned.files[file], range(start, stop)).to_pylist():
+                    seen.append(row["text"])
+                    assert where.setdefault(row["query_id"], number) == number
+                    if row["query_id"] not in order[-1:]:
+                        order.append(row["query_id"])
             assert len(set(order)) == len(order)  # a query's rows follow each other
             assert sum(b - a for _, a, b in slices) <= part_rows or len(order) == 1
         assert sorted(map(str, seen)) == sorted(f"text {i}" for i in range(len(queries)))
@@ -72,7 +74,7 @@ def test_a_reader_gives_any_rows_in_any_order(
             file,
             row_group_size=group_rows,
         )
-        planned = plan(find_sources([file]), lambda _: (), Columns("", None), Path(folder), 4096)
+        planned = planned_of([file], Path(folder))
         reader = Reader(planned.files[0], ["text"])
         for a, b in slices:
             start, stop = min(a, b), max(a, b)
@@ -106,7 +108,7 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
     with fsspec.filesystem("memory").open("/store/a.parquet", "wb") as stream:
         pq.write_table(table, stream)
     (remote,) = find_sources(["memory://store/a.parquet"])
-    planned = plan([remote], lambda _: (), Columns("", None), tmp_path, 4096)
+    planned = plan([remote], lambda _: (), Wanted(), tmp_path)
     assert planned.rows == 1
     assert Reader(planned.files[0], ["text"]).rows(0, 1).to_pylist() == [
         {"query": "q", "text": "t"}
@@ -120,7 +122,6 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
         "**/d*": ["deep/c.parquet"],
         "**/*": ["a.parquet", "b.parquet", "deep/c.parquet"],
         "deep/**": ["deep/c.parquet"],
-        "**.parquet": ["a.parquet", "b.parquet"],
     }
     (tmp_path / "images").mkdir()  # without a table
     with fsspec.filesystem("memory").open("/store/deep/c.parquet", "wb") as stream:
@@ -147,8 +148,8 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
     pq.write_table(table, tmp_path / "br[1]" / "e.parquet")
     monkeypatch.chdir(tmp_path / "br[1]")
     assert [s.name for s in find_sources(["*.parquet"])] == ["e.parquet"]
-    (other := tmp_path / "br[1]" / os.fsdecode(b"caf\xe9.pdf")).touch()
-    with pytest.raises(BadInput, match="cannot be read"):
+    (other := tmp_path / "br[1]" / os.fsdecode(b"caf\xe9.csv")).touch()
+    with pytest.raises(BadInput, match="a name that is not UTF-8"):
         find_sources([str(tmp_path / "br[1]")])
     other.unlink()
     for wrong, message in (
@@ -159,6 +160,7 @@ def test_inputs_are_found_by_folder_and_pattern_and_on_stores(
         ([str(tmp_path / "notes.txt")], "unknown kind '.txt'"),
         ([str(tmp_path / "a.parquet"), f"{tmp_path}/deep/../a.parquet"], "named twice"),
         (["nowhere://a.parquet"], "cannot be reached"),
+        (["memory://store/**.parquet"], "not a pattern"),
         ([], "no inputs"),
     ):
         with pytest.raises(BadInput, match=message):
@@ -175,7 +177,7 @@ def test_tables_of_one_name_on_a_store_are_two(tmp_path: Path) -> None:
     for day, name in enumerate(names):
         with store.open(name, "wb") as stream:
             stream.write(b'{"query": "q", "text": "%d"}\n' % day)
-    planned = plan(find_sources(names), lambda _: (), Columns("", None), tmp_path, 4096)
+    planned = planned_of(names, tmp_path)
     texts = [Reader(file, ["text"]).rows(0, 1).column("text").to_pylist() for file in planned.files]
     assert texts == [["0"], ["1"]]
 
@@ -187,14 +189,12 @@ def test_a_first_score_that_is_missing_is_said_before_anything_is_scored(
     file = tmp_path / "in.parquet"
     pq.write_table(pa.table({"query": ["q"] * 2, "text": ["a", "b"], "bm25": [1.0, missing]}), file)
     with pytest.raises(BadInput, match=r"in\.parquet: row 1: bm25 is (None|nan), not a score"):
-        plan(
-            find_sources([str(file)]), lambda _: (), Columns("", None, first="bm25"), tmp_path, 4096
-        )
+        planned_of([str(file)], tmp_path, columns=Columns(first="bm25"))
 
 
 def test_a_collection_below_a_folder_of_tables_makes_none_of_it(tmp_path: Path) -> None:
     (tmp_path / "nfcorpus").mkdir()
     (tmp_path / "nfcorpus" / "corpus.jsonl").write_text('{"_id": "d", "text": "t"}\n')
     pq.write_table(pa.table({"query": ["q"], "text": ["t"]}), tmp_path / "a.parquet")
-    assert [source.kind for source in find_sources([str(tmp_path)])] == ["parquet", "table"]
+    assert [source.kind for source in find_sources([str(tmp_path)])] == ["parquet", "text"]
     assert [source.kind for source in find_sources([str(tmp_path / "nfcorpus")])] == ["collection"]
