@@ -137,10 +137,10 @@ def exported_variants(folder: Path, recipe: dict[str, Any] | None) -> list[Varia
     variants = []
     for backend, kind in BACKENDS.items():
         if kind.file in recipes and kind.takes(folder):
-            made = recipes[kind.file]
+            kind_recipe = recipes[kind.file]
             for precision in kind.exported:
                 name = f"{backend}-{precision}"
-                variants.append(Variant(name, backend, precision, kind.file, made))
+                variants.append(Variant(name, backend, precision, kind.file, kind_recipe))
     return variants
 
 
