@@ -1,6 +1,4 @@
-"""A drop-in for sentence-transformers' CrossEncoder: `predict` and `rank`, on any variant of a
-model folder.
-"""
+"""A drop-in for sentence-transformers' CrossEncoder, on any variant of a model folder."""
 
 from __future__ import annotations
 
@@ -8,7 +6,7 @@ import functools
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,24 +27,24 @@ __all__ = ["CrossEncoder"]
 log = logging.getLogger(__name__)
 
 Scores = NDArray[np.float32]
-# the activations that most models have, without torch
-FAST: dict[str, Callable[[Scores], Scores]] = {
+# The activations of most models, without torch.
+FAST_ACTIVATIONS: dict[str, Callable[[Scores], Scores]] = {
     "torch.nn.modules.linear.Identity": lambda logits: logits,
     "torch.nn.modules.activation.Sigmoid": expit,
 }
-# Arguments of sentence-transformers that change nothing here, and those that rank has no more.
+# Arguments of sentence-transformers that have no effect here.
 NO_EFFECT = ("num_workers", "chunk_size")
-NOT_OF_RANK = ("apply_softmax", "convert_to_numpy", "convert_to_tensor")
-CHUNK = 4096  # pairs between two steps of a progress bar
+NO_EFFECT_IN_RANK = (*NO_EFFECT, "apply_softmax", "convert_to_numpy", "convert_to_tensor")
+PROGRESS_PAIRS = 4096  # pairs between two steps of a progress bar
 
 
 class CrossEncoder:
     """Ranks as sentence-transformers' CrossEncoder does, with a model folder in its place.
 
-    `variant` is the one that `xopt optimize` recommended for this machine, else onnx-fp32.
-    `max_length` cuts pairs shorter than the folder does. `activation_fn`, of a torch tensor,
-    takes the place of the model's own. `plan`, `threads` and `trust_remote_code` as in
-    `open_scorer`, which says what is raised.
+    `variant` is by default the one that `xopt optimize` recommended for this machine,
+    or else onnx-fp32. `max_length` cuts pairs shorter than the folder does.
+    `activation_fn`, a function of torch tensors, replaces the model's own.
+    `plan`, `threads`, `trust_remote_code` and the errors raised are those of `open_scorer`.
     """
 
     def __init__(
@@ -63,35 +61,37 @@ class CrossEncoder:
     ) -> None:
         self.device = str(device or "cpu")  # sentence-transformers takes a torch.device, too
         check_device(self.device)
-        how: dict[str, Any] = {
-            "plan": plan,
-            "threads": threads,
-            "device": self.device,
-            "trust_remote_code": trust_remote_code,
-        }
         folder = ModelFolder.open(model_name_or_path, trust_remote_code)
-        self.variant = (
-            variant or folder.manifest.recommended(machine_name(self.device)) or "onnx-fp32"
-        )
+        recommended = folder.manifest.recommended(machine_name(self.device))
+        self.variant = variant or recommended or "onnx-fp32"
         self.folder = folder if max_length is None else _cut_to(folder, max_length)
-        self._given = activation_fn
-        self.scorer = open_scorer(self.folder, self.variant, **how)
-        special, cut = self.scorer.encoder.special, self.folder.manifest.max_length
-        if cut <= special:
+        self.scorer = open_scorer(
+            self.folder, self.variant, plan=plan, threads=threads, device=self.device
+        )
+        special = self.scorer.encoder.special
+        if self.max_seq_length <= special:
             raise BadInput(
-                f"max_length is {cut}, which leaves no room for {special} special tokens; give more"
+                f"max_length is {self.max_seq_length}, which leaves no room for {special} special "
+                "tokens; give more"
             )
-        there = folder.path.resolve()
-        more: dict[str, Any] = {"max_length": max_length, "activation_fn": activation_fn}
-        self._reopen = functools.partial(CrossEncoder, there, self.variant, **how, **more)
+        self._own_activation_fn = activation_fn
+        self._reopen = functools.partial(
+            CrossEncoder,
+            folder.path.resolve(),
+            self.variant,
+            device=self.device,
+            max_length=max_length,
+            activation_fn=activation_fn,
+            plan=plan,
+            threads=threads,
+            trust_remote_code=trust_remote_code,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it is opened again."""
         return self._reopen, ()
 
     @property
     def num_labels(self) -> int:
-        """The labels of the model."""
         return self.folder.manifest.labels
 
     @property
@@ -106,25 +106,24 @@ class CrossEncoder:
 
     @property
     def activation_fn(self) -> Callable[..., Any]:
-        """What is applied to logits: the model's own, as a torch module, unless another one was
-        given.
-        """
+        """What makes scores of logits: the function given, or the model's torch module."""
+        if self._own_activation_fn:
+            return self._own_activation_fn
         path = self.folder.manifest.activation
-        if self._given:
-            return self._given
         if not path.startswith("torch.") and not self.folder.trusted:
             raise BadInput(
-                f"{self.folder.path}: its activation {path} is code of its own; give trust_remote_code=True"
+                f"{self.folder.path}: its activation {path} is code of its own; "
+                "give `trust_remote_code=True`"
             )
         module, _, name = path.rpartition(".")
-        made: Callable[..., Any] = getattr(importlib.import_module(module), name)()
-        return made
+        activation: Callable[..., Any] = getattr(importlib.import_module(module), name)()
+        return activation
 
     @property
     def default_activation_function(self) -> Callable[..., Any]:
         """The older name of `activation_fn`."""
         warnings.warn(
-            "The `default_activation_function` property was renamed and is now deprecated; use `activation_fn`",
+            "`default_activation_function` is deprecated; use `activation_fn`",
             DeprecationWarning,
             stacklevel=2,
         )
@@ -143,22 +142,22 @@ class CrossEncoder:
         convert_to_tensor: bool = False,
         **others: Any,
     ) -> Any:
-        """Scores of a (query, document) pair, or of a sequence of them, in the order given.
+        """Score a (query, document) pair, or a sequence of them, in the order given.
 
-        One pair gives a float32, or float32[labels]; several give float32[n] or float32[n,
-        labels]: an array, with `convert_to_tensor` a torch tensor, with neither a list of torch
-        tensors. `batch_size` has no effect: the plan sorts and packs pairs, and no score depends
-        on it. `apply_softmax` makes scores of several labels sum to 1. `prompt` stands before the
-        query in place of the model's own. Raises BadInput for what is no pair of texts.
+        One pair gives a float32, or float32[labels]; several float32[n], or float32[n, labels].
+        That is an array, with `convert_to_tensor` a torch tensor, and with neither a list of
+        tensors. `prompt` stands before the query in place of the model's own.
+        `apply_softmax` makes the scores of several labels sum to 1.
+        `batch_size` has no effect: no score depends on it.
+        Raises BadInput where a pair is not two texts.
         """
-        inputs, activation_fn = self._renamed(inputs, activation_fn, others, NO_EFFECT)
-        if batch_size <= 0:
-            raise ValueError(f"batch_size must be a positive integer, got {batch_size}.")
+        inputs = others.pop("sentences", inputs)
+        activation_fn = activation_fn or others.pop("activation_fct", None)
+        self._check_arguments(batch_size, others, NO_EFFECT)
         single = self.is_singular_input(inputs)
         pairs = [_pair(pair) for pair in ([inputs] if single else inputs)]
-        scores = self._activated(
-            self._logits(pairs, prompt_name, prompt, bool(show_progress_bar)), activation_fn
-        )
+        logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
+        scores = self._activated(logits, activation_fn)
         if apply_softmax and scores.ndim > 1:
             scores = softmax(scores, axis=1)
         if convert_to_numpy and not convert_to_tensor:
@@ -166,8 +165,8 @@ class CrossEncoder:
         import torch
 
         tensor = torch.from_numpy(np.ascontiguousarray(scores))
-        made = tensor if convert_to_tensor else list(tensor)
-        return made[0] if single else made
+        rows = tensor if convert_to_tensor else list(tensor)
+        return rows[0] if single else rows
 
     def rank(
         self,
@@ -182,107 +181,108 @@ class CrossEncoder:
         activation_fn: Callable[..., Any] | None = None,
         **others: Any,
     ) -> list[dict[str, Any]]:
-        """Documents, best first: `corpus_id`, `score` as a Python float and, where asked for,
-        `text`; ties in order.
+        """Rank documents, best first; ties stay in order.
 
-        A model of several labels ranks by the one that its export was told. Raises ValueError
-        where that is none.
+        Each has `corpus_id`, `score` as a Python float and, where asked for, `text`.
+        A model of several labels ranks by the one that it was exported with.
+        Raises ValueError where there is none.
         """
-        _, activation_fn = self._renamed((), activation_fn, others, (*NO_EFFECT, *NOT_OF_RANK))
+        activation_fn = activation_fn or others.pop("activation_fct", None)
+        self._check_arguments(batch_size, others, NO_EFFECT_IN_RANK)
         if not self.folder.manifest.ranks:
             raise ValueError(
-                "CrossEncoder.rank() only works for models with num_labels=1. Consider using CrossEncoder.predict() "
-                "with input pairs instead. Or export the model with --rank-label, which says by which label it ranks."
+                "CrossEncoder.rank() only works for models with num_labels=1. "
+                "Consider using CrossEncoder.predict() with input pairs instead. "
+                "Or export the model with `rank_label=`, the label that it ranks by."
             )
-        if batch_size <= 0:
-            raise ValueError(f"batch_size must be a positive integer, got {batch_size}.")
         documents = list(documents)
         pairs = [_pair((query, document)) for document in documents]
         logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
-        rank = self.folder.manifest.ranking
-        scores = rank(self._activated(logits, activation_fn)).tolist()
-        # Of several labels the logits rank, as validate has judged them: activations turn
-        # differences around.
-        by = scores if self.num_labels == 1 else rank(logits).tolist()
-        order = sorted(range(len(documents)), key=lambda number: -by[number])[:top_k]
-        texts = [{"text": documents[i]} if return_documents else {} for i in order]
-        return [
-            {"corpus_id": i, "score": scores[i], **text}
-            for i, text in zip(order, texts, strict=True)
-        ]
+        ranking = self.folder.manifest.ranking
+        scores = ranking(self._activated(logits, activation_fn)).tolist()
+        # Of several labels the logits rank, which validate judges: activations may reorder
+        # differences.
+        keys = scores if self.num_labels == 1 else ranking(logits).tolist()
+        order = sorted(range(len(documents)), key=lambda row: -keys[row])
+        ranked = []
+        for row in order[:top_k]:
+            result = {"corpus_id": row, "score": scores[row]}
+            if return_documents:
+                result["text"] = documents[row]
+            ranked.append(result)
+        return ranked
 
     @staticmethod
     def is_singular_input(inputs: Any) -> bool:
-        """Whether this is one pair, and not a sequence of pairs."""
+        """Return whether this is one pair, and not a sequence of pairs."""
         if isinstance(inputs, np.ndarray):
             return inputs.size > 0 and inputs.ndim < 2
         if isinstance(inputs, (list, tuple)):
             return len(inputs) > 0 and not isinstance(inputs[0], (list, tuple, np.ndarray))
         return isinstance(inputs, str)
 
-    def _renamed(
-        self, inputs: Any, activation_fn: Any, others: dict[str, Any], known: Sequence[str]
-    ) -> Any:
-        """Two arguments, by the names that older versions have for them too. Raises TypeError for
-        what is unknown.
-        """
-        inputs = others.pop("sentences", inputs)
-        activation_fn = activation_fn or others.pop("activation_fct", None)
+    def _check_arguments(
+        self, batch_size: int, others: dict[str, Any], no_effect: Collection[str]
+    ) -> None:
         for name, value in others.items():
-            if (
-                name not in known
-                and value is not None
-                and not (name == "device" and str(value) == self.device)
-            ):
+            same_device = name == "device" and str(value) == self.device
+            if value is not None and name not in no_effect and not same_device:
                 raise TypeError(
-                    f"{name}={value!r}: a model folder has no such argument; say it when it is opened"
+                    f"{name}={value!r}: a model folder has no such argument; "
+                    "give it when the folder is opened"
                 )
-        return inputs, activation_fn
+        if batch_size <= 0:
+            raise ValueError(f"batch_size must be a positive integer, got {batch_size}.")
 
     def _logits(
-        self, pairs: list[Pair], prompt_name: str | None, prompt: str | None, bar: bool
+        self, pairs: list[Pair], prompt_name: str | None, prompt: str | None, show_progress: bool
     ) -> Scores:
-        own, scorer = self.folder.manifest, self.scorer
+        manifest = self.folder.manifest
+        scorer = self.scorer
         if prompt_name is not None:
             raise BadInput(
-                f"prompt_name={prompt_name!r}: a model folder keeps its default prompt alone; give prompt="
+                f"prompt_name={prompt_name!r}: a model folder keeps its default prompt alone; "
+                "give `prompt=`"
             )
-        if prompt is not None and prompt != own.prompt:
-            if own.template:
+        if prompt is not None and prompt != manifest.prompt:
+            if manifest.template:
                 raise BadInput(
-                    f"prompt={prompt!r}: its prompt is part of the chat template; export the model with this one"
+                    f"prompt={prompt!r}: its prompt is part of the chat template; "
+                    "export the model with this one"
                 )
             scorer = scorer.with_prompt(prompt)
         if not pairs:
             return np.empty(0, np.float32)  # of several labels, too
-        if not bar:
+        if not show_progress:
             return scorer.score(pairs)
         from rich.console import Console
         from rich.progress import track
 
-        chunks = track(range(0, len(pairs), CHUNK), "Batches", console=Console(stderr=True))
-        return checked(
-            pairs, np.concatenate([scorer.logits(pairs[start : start + CHUNK]) for start in chunks])
-        )
+        starts = range(0, len(pairs), PROGRESS_PAIRS)
+        logits = [
+            scorer.logits(pairs[start : start + PROGRESS_PAIRS])
+            for start in track(starts, "Batches", console=Console(stderr=True))
+        ]
+        return checked(pairs, np.concatenate(logits))
 
-    def _activated(self, logits: Scores, given: Callable[..., Any] | None) -> Scores:
-        """Scores: what the activation makes of logits, float32, once."""
-        fast = FAST.get(self.folder.manifest.activation)
-        if fast and not (given or self._given):
+    def _activated(self, logits: Scores, activation_fn: Callable[..., Any] | None) -> Scores:
+        activation_fn = activation_fn or self._own_activation_fn
+        fast = FAST_ACTIVATIONS.get(self.folder.manifest.activation)
+        if fast and not activation_fn:
             return fast(logits)
         import torch
 
         with torch.inference_mode():
             rows = torch.from_numpy(logits[:, None] if self.num_labels == 1 else logits)
-            scores = np.asarray((given or self.activation_fn)(rows).float(), np.float32)
-        return scores.reshape(len(logits)) if self.num_labels == 1 else scores
+            activated = (activation_fn or self.activation_fn)(rows)
+            scores = np.asarray(activated.float(), np.float32)
+        return scores[:, 0] if self.num_labels == 1 else scores
 
 
 def _cut_to(folder: ModelFolder, tokens: int) -> ModelFolder:
-    if tokens > folder.manifest.max_length:
-        log.warning(
-            "max_length=%d: %s cuts pairs to %d", tokens, folder.path, folder.manifest.max_length
-        )
+    most = folder.manifest.max_length
+    if tokens > most:
+        log.warning("max_length=%d: %s cuts pairs to %d", tokens, folder.path, most)
         return folder
     if tokens < 1:
         raise BadInput(f"max_length is {tokens}; give at least 1, or leave it out")
@@ -290,9 +290,7 @@ def _cut_to(folder: ModelFolder, tokens: int) -> ModelFolder:
 
 
 def _pair(pair: Any) -> Any:
-    """A pair as scorers take it; what is none they refuse."""
-    return (
-        tuple(pair.tolist() if isinstance(pair, np.ndarray) else pair)
-        if not isinstance(pair, str)
-        else pair
-    )
+    """Return a pair as scorers take it. They refuse what is none."""
+    if isinstance(pair, str):
+        return pair
+    return tuple(pair.tolist() if isinstance(pair, np.ndarray) else pair)

@@ -1,4 +1,4 @@
-"""Tokenising pairs as the reference does, without transformers."""
+"""Tokenises pairs as the reference does, without transformers."""
 
 from __future__ import annotations
 
@@ -16,38 +16,35 @@ from xopt.runtime.folder import ModelFolder
 __all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs", "clean", "render", "windows"]
 
 Pair = tuple[str, str]
+Ids = NDArray[np.int64]
 
-# pairs tokenised at once: few at first, so that a device beside it starts early
-FIRST_WINDOW, LAST_WINDOW = 256, 2048
-# What makes an encoder's tokens, beside its tokenizer.
-MAKING = ("prompt", "template", "suffix", "split_special_tokens", "trailing_pad", "typed")
-# Of a text that is longer, so much is tokenised, in the hope that it fills the model: it does
-# unless tokens are of some hundred characters. A text of 300 MB would take 15 GB.
-MOST_CHARACTERS = 1 << 20
-# and no more text: the tokenizer holds some hundred bytes for each token, cut ones too
+# Pairs tokenised at once: few at first, so that a device starts early.
+FIRST_WINDOW = 256
+LAST_WINDOW = 2048
+# And no more text: the tokenizer takes some hundred bytes a token, also of those cut.
 WINDOW_CHARACTERS = 1 << 21
+# So much of a longer text is tokenised at first: a text of 300 MB would take 15 GB.
+# It fills the model, unless tokens have some hundred characters.
+MOST_CHARACTERS = 1 << 20
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised pairs: int64 ids and type ids, one array a pair; how many pairs were cut to the
-    model's length.
-    """
+    """Tokenised pairs, one array a pair, and how many of them were cut."""
 
-    ids: list[NDArray[np.int64]]
-    type_ids: list[NDArray[np.int64]]
-    lengths: NDArray[np.int64]
+    ids: list[Ids]
+    type_ids: list[Ids]
+    lengths: Ids
     truncated: int
 
     def taken(self, rows: NDArray[np.intp]) -> Tokens:
-        """Some of the pairs, none of which counts as cut."""
-        return Tokens(
-            [self.ids[i] for i in rows], [self.type_ids[i] for i in rows], self.lengths[rows], 0
-        )
+        """Return some of the pairs; none counts as cut."""
+        ids = [self.ids[row] for row in rows]
+        type_ids = [self.type_ids[row] for row in rows]
+        return Tokens(ids, type_ids, self.lengths[rows], 0)
 
     @staticmethod
     def joined(parts: Sequence[Tokens]) -> Tokens:
-        """Pairs of several parts, in turn."""
         return Tokens(
             [ids for part in parts for ids in part.ids],
             [type_ids for part in parts for type_ids in part.type_ids],
@@ -57,210 +54,218 @@ class Tokens:
 
 
 class Encoder:
-    """A model folder's tokenizer, set up once: truncation is never changed afterwards, so threads
-    may share it.
-    """
+    """A model folder's tokenizer. Threads may share it: nothing changes it."""
 
     def __init__(self, folder: ModelFolder) -> None:
         manifest = folder.manifest
+        self.prompt = manifest.prompt
+        self.template = manifest.template
+        self.suffix = np.array(manifest.suffix, np.int64)
+        self.pad_id = manifest.pad_id
+        self.trailing_pad = manifest.trailing_pad
+        self.left = manifest.padding_side == "left"
+        self.max_length = manifest.max_length
+        self.truncation = manifest.truncation
+        self.keeps_start = manifest.truncation_side == "right"
+        # Without them among its inputs the reference's model takes zeros.
+        self.typed = "token_type_ids" in manifest.inputs
         self.tokenizer = Tokenizer.from_file(str(folder.checked("tokenizer.json")))
         self.tokenizer.no_padding()
-        self.split_special_tokens = manifest.split_special_tokens
-        self.tokenizer.encode_special_tokens = self.split_special_tokens
+        self.tokenizer.encode_special_tokens = manifest.split_special_tokens
         self.tokenizer.enable_truncation(
-            manifest.max_length, strategy=manifest.truncation, direction=manifest.truncation_side
+            self.max_length, strategy=self.truncation, direction=manifest.truncation_side
         )
-        self.truncation, self.cut_right = manifest.truncation, manifest.truncation_side == "right"
-        self.prompt, self.pad_id, self.max_length = (
-            manifest.prompt,
-            manifest.pad_id,
-            manifest.max_length,
-        )
-        self.template, self.suffix = manifest.template, np.array(manifest.suffix, np.int64)
-        self.special = (
-            0 if self.template else self.tokenizer.num_special_tokens_to_add(is_pair=True)
-        )
-        self.trailing_pad, self.left = manifest.trailing_pad, manifest.padding_side == "left"
-        # else the reference gives the model none, and it takes zeros
-        self.typed = "token_type_ids" in manifest.inputs
+        self.special = 0
+        if not self.template:
+            self.special = self.tokenizer.num_special_tokens_to_add(is_pair=True)
 
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
-        """Tokenise (query, document) pairs, in windows: what is cut off is not held for all of
-        them at once.
+        """Tokenise pairs, in windows so that few cut tokens are held at once.
+
+        Raises BadInput where the tokenizer does not take them.
         """
-        return Tokens.joined(
-            [self.tokens(self.encodings(pairs[window])) for window in windows(pairs)]
-        )
+        parts = [self.tokens(self.encodings(pairs[window])) for window in windows(pairs)]
+        return Tokens.joined(parts)
 
     def encodings(self, pairs: Sequence[Pair]) -> list[Encoding]:
-        """The tokenizer's own part of `encode`, which runs on its own threads and leaves Python
-        free.
-        """
+        """Run the tokenizer, which has threads of its own and leaves Python free."""
         try:
-            try:
-                return self._encoded([(self.prompt + query, text) for query, text in pairs])
-            except TypeError:  # it takes no half of a surrogate pair
-                return self._encoded(
-                    [(clean(self.prompt + query), clean(text)) for query, text in pairs]
-                )
+            return self._encoded(
+                [(clean(self.prompt + query), clean(text)) for query, text in pairs]
+            )
         except Exception as error:  # tokenizers has no exceptions of its own
             raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
 
-    def _encoded(self, pairs: Sequence[Pair]) -> list[Encoding]:
-        shortened = [
-            (self._shortened(query, "only_second"), self._shortened(text, "only_first"))
-            for query, text in pairs
-        ]
-        made = self._all_encoded(shortened)
-        for i, (pair, short) in enumerate(zip(pairs, shortened, strict=True)):
-            sides = [side for side in (0, 1) if len(short[side]) < len(pair[side])]
-            if sides:
-                placed = self._placed(short)
-                if not all(self._filled(placed, side, len(short[side])) for side in sides):
-                    made[i] = self._all_encoded([pair])[0]
-        return made
-
-    def _filled(self, encoding: Encoding, side: int, characters: int) -> bool:
-        """Whether more of a text that was shortened would change nothing.
-
-        It has more than half of the tokens, so that none of the other text was cut, it was cut
-        itself, and what is kept lies in the half that is far from where it was shortened.
-        """
-        sides = [
-            0 if self.template and side is not None else side for side in encoding.sequence_ids
-        ]
-        side = 0 if self.template else side
-        kept = [span for span, of in zip(encoding.offsets, sides, strict=True) if of == side]
-        if not encoding.overflowing or 2 * len(kept) <= len(sides) - sides.count(None) + 1:
-            return False
-        return bool(
-            kept[-1][1] <= characters // 2 if self.cut_right else kept[0][0] >= characters // 2
-        )
-
-    def _all_encoded(self, pairs: Sequence[Pair]) -> list[Encoding]:
-        """Encodings without the places of their tokens."""
-        inputs = [render(self.template, pair) for pair in pairs] if self.template else pairs
-        made: list[Encoding] = self.tokenizer.encode_batch_fast(
-            inputs, add_special_tokens=not self.template
-        )
-        return made
-
-    def _placed(self, pair: Pair) -> Encoding:
-        """The encoding of a pair with the places of its tokens in the texts."""
-        parts = (render(self.template, pair), None) if self.template else pair
-        made: Encoding = self.tokenizer.encode(*parts, add_special_tokens=not self.template)
-        return made
-
-    def _shortened(self, text: str, unless: str) -> str:
-        """Of a very long text the side that is kept, cut at a blank; all, if truncation is to cut
-        the other text.
-        """
-        if len(text) <= MOST_CHARACTERS or self.truncation == unless:
-            return text
-        if self.cut_right:
-            blank = text.rfind(" ", 0, MOST_CHARACTERS)
-            return text[: blank if blank > 0 else MOST_CHARACTERS]
-        blank = text.find(" ", len(text) - MOST_CHARACTERS)
-        return text[blank if blank >= 0 else -MOST_CHARACTERS :]
-
     def tokens(self, encodings: Sequence[Encoding]) -> Tokens:
-        """The other part, which is Python's: arrays of what the tokenizer made."""
-        ids = [self._ended(np.array(e.ids, np.int64)) for e in encodings]
-        return Tokens(
-            ids,
-            [
-                np.array(e.type_ids[: len(row)] or [0], np.int64) * self.typed
-                for e, row in zip(encodings, ids, strict=True)
-            ],
-            np.array([len(row) for row in ids], np.int64),
-            sum(bool(e.overflowing) for e in encodings),
-        )
+        """Make arrays of encodings: the part of `encode` that is Python's."""
+        ids = [self._ended(np.array(encoding.ids, np.int64)) for encoding in encodings]
+        type_ids = []
+        for encoding, row in zip(encodings, ids, strict=True):
+            types = encoding.type_ids[: len(row)] or [0]
+            type_ids.append(np.array(types, np.int64) * self.typed)
+        lengths = np.array([len(row) for row in ids], np.int64)
+        truncated = sum(bool(encoding.overflowing) for encoding in encodings)
+        return Tokens(ids, type_ids, lengths, truncated)
 
-    def parts(
-        self, pairs: Sequence[Pair], ids: Sequence[NDArray[np.int64]]
-    ) -> tuple[NDArray[np.int64], list[Any]]:
-        """Of pairs with one query, and their ids: the ids of the query, and of each document as
-        far as it was kept.
-        """
-        none = np.empty(0, np.int64)
-        if self.template:
-            texts = [pairs[0][0], *(text for _, text in pairs)]
-            texts = [clean(self._shortened(text, "only_first")) for text in texts]
-            alone = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-            query, *documents = [np.array(each.ids, np.int64) for each in alone]
-            return query, documents
-        # and has a document
-        longest = min(range(len(ids)), key=lambda i: (not pairs[i][1].strip(), -len(ids[i])))
-        sides = np.array(self._sides(pairs[longest]))
-        query = ids[longest][: len(sides)][sides[: len(ids[longest])] == 0]
-        if not (sides == 1).any():
-            return query, [none] * len(ids)
-        start, after = int(np.argmax(sides == 1)), int(np.argmax(sides[::-1] == 1))
-        documents = []
-        for pair, row in zip(pairs, ids, strict=True):
-            if np.array_equal(row[:start], ids[longest][:start]):
-                documents.append(row[start : len(row) - after])
-            else:  # the query was cut too, elsewhere
-                documents.append(row[np.array(self._sides(pair))[: len(row)] == 1])
-        return query, documents
-
-    def _sides(self, pair: Pair) -> list[int]:
-        """For each token of a pair 0 where it is the query's, 1 where it is the document's, and
-        else -1.
-        """
-        return [-1 if side is None else side for side in self.encodings([pair])[0].sequence_ids]
-
-    def same_tokens(self, other: Encoder) -> bool:
-        """Whether the other one makes the same tokens of every pair."""
-        same = all(np.array_equal(vars(self)[name], vars(other)[name]) for name in MAKING)
-        # its truncation included
-        return same and bool(self.tokenizer.to_str() == other.tokenizer.to_str())
-
-    def _ended(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Ids whose last one is the one that a score is read from, where that is the last."""
+    def _ended(self, ids: Ids) -> Ids:
+        """Let ids end in the token that the reference reads a score from."""
         if len(self.suffix) and len(ids) >= self.max_length:
             ids[-len(self.suffix) :] = self.suffix[-len(ids) :]
         if self.trailing_pad is not None:
             others = np.flatnonzero(ids != self.trailing_pad)
             ids = ids[: others[-1] + 1 if len(others) else 1]
-        # a forward has to have a token
+        # A forward needs a token.
         return ids if len(ids) else np.array([self.pad_id], np.int64)
+
+    def _encoded(self, pairs: Sequence[Pair]) -> list[Encoding]:
+        """Encode pairs; of very long texts only a part, where that is enough."""
+        shortened = [
+            (self._shortened(query, "only_second"), self._shortened(text, "only_first"))
+            for query, text in pairs
+        ]
+        encodings = self._tokenized(shortened)
+        for row, (pair, short) in enumerate(zip(pairs, shortened, strict=True)):
+            if short != pair and not self._is_enough(pair, short):
+                encodings[row] = self._tokenized([pair])[0]
+        return encodings
+
+    def _shortened(self, text: str, spares: str) -> str:
+        """Return the side of a very long text that truncation keeps, cut at a blank.
+
+        The truncation `spares` cuts the other text only.
+        """
+        if len(text) <= MOST_CHARACTERS or self.truncation == spares:
+            return text
+        if self.keeps_start:
+            blank = text.rfind(" ", 0, MOST_CHARACTERS)
+            return text[: blank if blank > 0 else MOST_CHARACTERS]
+        blank = text.find(" ", len(text) - MOST_CHARACTERS)
+        return text[blank if blank >= 0 else -MOST_CHARACTERS :]
+
+    def _tokenized(self, pairs: Sequence[Pair]) -> list[Encoding]:
+        inputs = [render(self.template, pair) for pair in pairs] if self.template else pairs
+        encodings: list[Encoding] = self.tokenizer.encode_batch_fast(
+            inputs, add_special_tokens=not self.template
+        )
+        return encodings
+
+    def _is_enough(self, pair: Pair, short: Pair) -> bool:
+        """Return whether the whole pair would give the same tokens."""
+        parts = (render(self.template, short), None) if self.template else short
+        # In contrast to the fast one this encoding has offsets.
+        encoding = self.tokenizer.encode(*parts, add_special_tokens=not self.template)
+        for side, (whole, part) in enumerate(zip(pair, short, strict=True)):
+            if part != whole and not self._fills(encoding, side, len(part)):
+                return False
+        return True
+
+    def _fills(self, encoding: Encoding, side: int, characters: int) -> bool:
+        """Return whether more of a shortened text would change no token.
+
+        The tokenizer has to have cut it, and what it kept has to lie in the half of the text
+        that is far from where it was shortened. With more than half of the tokens, it was the
+        only one to be cut.
+        """
+        if not encoding.overflowing:
+            return False
+        sides = encoding.sequence_ids
+        if self.template:  # both texts are one
+            sides = [None if each is None else side for each in sides]
+        places = [place for place, each in enumerate(sides) if each == side]
+        if 2 * len(places) <= len(sides) - sides.count(None) + 1:
+            return False
+        if self.keeps_start:
+            _, end = encoding.offsets[places[-1]]
+            return bool(end <= characters // 2)
+        start, _ = encoding.offsets[places[0]]
+        return bool(start >= characters // 2)
+
+    def parts(self, pairs: Sequence[Pair], ids: Sequence[Ids]) -> tuple[Ids, list[Any]]:
+        """Split the ids of pairs with one query: the query's, and each document's.
+
+        Texts that were cut have the ids that were kept. With a template each is tokenised alone.
+        """
+        if self.template:
+            texts = [pairs[0][0], *(text for _, text in pairs)]
+            texts = [clean(self._shortened(text, "only_first")) for text in texts]
+            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            query, *documents = [np.array(encoding.ids, np.int64) for encoding in encodings]
+            return query, documents
+        # The longest pair with a document shows where documents begin and end.
+        rows = [row for row, (_, text) in enumerate(pairs) if text.strip()]
+        longest = max(rows or range(len(ids)), key=lambda row: len(ids[row]))
+        sides = self._sides(pairs[longest])
+        query = ids[longest][: len(sides)][sides[: len(ids[longest])] == 0]
+        if not (sides == 1).any():
+            return query, [np.empty(0, np.int64)] * len(ids)
+        start = int(np.argmax(sides == 1))
+        after = int(np.argmax(sides[::-1] == 1))
+        documents = []
+        for pair, row in zip(pairs, ids, strict=True):
+            if np.array_equal(row[:start], ids[longest][:start]):
+                documents.append(row[start : len(row) - after])
+            else:  # its query was cut too, elsewhere
+                documents.append(row[self._sides(pair)[: len(row)] == 1])
+        return query, documents
+
+    def _sides(self, pair: Pair) -> NDArray[np.intp]:
+        """Return for each token of a pair 0 (query), 1 (document) or -1 (neither)."""
+        sides = self.encodings([pair])[0].sequence_ids
+        return np.array([-1 if side is None else side for side in sides])
+
+    def same_tokens(self, other: Encoder) -> bool:
+        """Return whether the other one makes the same tokens of every pair."""
+        return self._settings() == other._settings()
+
+    def _settings(self) -> tuple[Any, ...]:
+        return (
+            self.tokenizer.to_str(),  # with its truncation
+            self.tokenizer.encode_special_tokens,
+            self.prompt,
+            self.template,
+            self.suffix.tolist(),
+            self.trailing_pad,
+            self.typed,
+        )
 
 
 def render(template: Sequence[str], pair: Pair) -> str:
-    """A pair as one text. Between the literal parts of a template stands which text comes there,
-    stripped or not.
+    """Render a pair as one text.
+
+    Between its literal parts a template names the texts, such as "query.strip".
     """
+    query, document = pair
     texts = {
-        "query": pair[0],
-        "document": pair[1],
-        "query.strip": pair[0].strip(),
-        "document.strip": pair[1].strip(),
+        "query": query,
+        "document": document,
+        "query.strip": query.strip(),
+        "document.strip": document.strip(),
     }
-    return "".join(texts[part] if number % 2 else part for number, part in enumerate(template))
+    parts = list(template)
+    parts[1::2] = [texts[name] for name in parts[1::2]]
+    return "".join(parts)
 
 
 def windows(pairs: Sequence[Pair]) -> Iterator[slice]:
-    """Slices of pairs, each twice as long as the one before it up to `LAST_WINDOW`, and of few
-    characters.
-    """
-    start, size = 0, FIRST_WINDOW
+    """Yield slices of pairs, each up to twice as long as the one before it."""
+    start = 0
+    size = FIRST_WINDOW
     while start < len(pairs):
-        stop, characters = start, 0
-        while stop < min(start + size, len(pairs)) and (
-            stop == start or characters < WINDOW_CHARACTERS
-        ):
+        stop = start
+        characters = 0
+        end = min(start + size, len(pairs))
+        while stop < end and (stop == start or characters < WINDOW_CHARACTERS):
             characters += len(pairs[stop][0]) + len(pairs[stop][1])
             stop += 1
         yield slice(start, stop)
-        start, size = stop, min(2 * size, LAST_WINDOW)
+        start = stop
+        size = min(2 * size, LAST_WINDOW)
 
 
 def clean(text: str) -> str:
-    """The same text with U+FFFD for each surrogate that has lost its other half, which no
-    encoding can hold.
+    """Replace lone surrogates, which no encoding can hold, by U+FFFD.
 
-    Text cut within an emoji has them, and text out of a PDF.
+    Texts cut within an emoji have them, and texts out of a PDF.
     """
     try:
         text.encode()
@@ -270,13 +275,10 @@ def clean(text: str) -> str:
 
 
 def check_pairs(pairs: Sequence[Pair]) -> None:
-    """Raises BadInput where one of `pairs` is not two texts."""
+    """Raise BadInput where one of `pairs` is not two texts."""
     for row, pair in enumerate(pairs):
-        if (
-            not isinstance(pair, (tuple, list))
-            or len(pair) != 2
-            or not all(isinstance(text, str) for text in pair)
-        ):
+        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
+        if not is_pair or not all(isinstance(text, str) for text in pair):
             raise BadInput(
                 f"pair {row}: expected a query and a document, two texts, got {pair!r:.80}"
             )

@@ -1,4 +1,4 @@
-"""Planning forwards: which pairs run together, padded to which width."""
+"""Plans forwards: which pairs run together, padded to which width."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from xopt.runtime.folder import Plan
 
 __all__ = ["ROWS_A_CALL", "WIDTH_STEP", "Forward", "default_plan", "plan_forwards"]
 
-# Pairs worth giving a scorer at once: many forwards long, since pairs are sorted by length within
-# a call. A GPU needs more of them to be kept busy.
+# Pairs worth giving a scorer at once: it sorts them by length, and they fill many forwards.
+# A GPU needs more of them to be kept busy.
 ROWS_A_CALL = {"cpu": 1024, "cuda": 16384}
-# widths are multiples of this: few distinct shapes, so that memory does not grow with each
+# Widths are multiples of this: memory grows with each new shape.
 WIDTH_STEP = 8
 
 
 @dataclass(frozen=True)
 class Forward:
-    """The rows that run together and the width, in tokens, that they are padded to."""
+    """The rows that run together, and the width in tokens that they are padded to."""
 
     rows: NDArray[np.intp]
     width: int
@@ -29,37 +29,41 @@ class Forward:
 def plan_forwards(
     lengths: NDArray[np.integer], tokens: int, max_width: int, step: int = 0
 ) -> list[Forward]:
-    """Cut pairs, sorted by length, into forwards of at most `tokens` padded tokens, longest first.
+    """Cut pairs, sorted by length, into forwards of at most `tokens` padded tokens.
 
-    `lengths` holds a pair's tokens each, at most `max_width`, the model's length. A pair longer
-    than `tokens` has a forward of its own. With a `step` only pairs run together whose lengths
-    have the same next multiple of it: with 1, those of one length, and nothing is padded; above
-    that, what is left over of a width runs pair by pair, so that there are two shapes a width and
-    no more. Small forwards stay in the processor's cache and near-equal lengths need little
-    padding: both count more on a CPU than the size of a batch. Longest first evens out concurrent
-    callers.
+    `lengths`, int[pairs], are at most `max_width`, the model's length.
+    A pair longer than `tokens` gets a forward of its own.
+    With a `step`, widths are multiples of it, and only pairs of the same width run together.
+    With 1 nothing is padded. With more, the rest of a width runs pair by pair: two shapes a width.
+
+    Small forwards stay in a CPU's cache and near-equal lengths need little padding.
+    Both count more there than the size of a batch.
+    The longest come first, which evens out concurrent callers.
     """
-    every = step or WIDTH_STEP
-    widths = np.minimum(-(-lengths // every) * every, max_width)
+    multiple = step or WIDTH_STEP
+    widths = np.minimum(-(-lengths // multiple) * multiple, max_width)
     order = np.argsort(-lengths, kind="stable")
-    falling = -widths[order]
-    forwards, start = [], 0
+    rising = -widths[order]  # as searchsorted needs it
+    forwards = []
+    start = 0
     while start < len(order):
-        width = -int(falling[start])
-        full = max(1, tokens // max(1, width))
-        stop = start + full
+        width = -int(rising[start])
+        stop = start + max(1, tokens // width)
         if step:
-            alike = int(np.searchsorted(falling, -width, side="right"))
-            stop = min(stop, alike) if step == 1 or stop <= alike else start + 1
+            end_of_width = int(np.searchsorted(rising, -width, side="right"))
+            if step == 1:
+                stop = min(stop, end_of_width)
+            elif stop > end_of_width:
+                stop = start + 1
         forwards.append(Forward(order[start:stop], width))
         start = stop
     return forwards
 
 
 def default_plan(backend: str, threads: int, device: str = "cpu") -> Plan:
-    """A plan for a machine that has not been tuned: measured to be near the best on small machines.
+    """Return a plan for a machine without a tuned one, near the best on small machines.
 
-    On a GPU `threads` of a plan are tokenising calls ahead of it.
+    On a GPU its threads tokenise ahead.
     """
     if device == "cuda":
         return Plan(callers=1, threads=2, tokens=65536)

@@ -1,6 +1,4 @@
-"""Where the time of a variant's forwards goes, by kind of operation, as the runtimes' own
-profilers tell.
-"""
+"""Profiles a variant's forwards by kind of operation, with the runtimes' own profilers."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ __all__ = ["Profile", "profile"]
 
 @dataclass(frozen=True)
 class Profile:
-    """Seconds of one caller's forwards by kind of operation, the most first; their padded tokens,
-    and its threads.
-    """
+    """Seconds of one caller by kind of operation, largest first."""
 
     seconds: dict[str, float]
     padded_tokens: int
@@ -26,25 +22,22 @@ class Profile:
 
     @property
     def shares(self) -> dict[str, float]:
-        """The kinds' shares of the time."""
         total = sum(self.seconds.values())
         return {kind: seconds / total for kind, seconds in self.seconds.items()}
 
 
 def profile(folder: ModelFolder, variant: str, plan: Plan, pairs: Sequence[Pair]) -> Profile | None:
-    """Profile one caller of a plan on `pairs`, alone; None of a runtime without a profiler.
+    """Profile one caller of a plan on `pairs`; None where the runtime has no profiler.
 
     Raises BadInput where the variant does not open; see `open_scorer`.
     """
     scorer = open_scorer(folder, variant, plan=replace(plan, callers=1))
     tokens = scorer.encoder.encode(list(pairs))
     forwards = scorer.planned(tokens.lengths)
-    seconds = scorer.backend.profiled(
-        [scorer.backend.load(tokens, forward) for forward in forwards]
-    )
-    padded = sum(len(forward.rows) * forward.width for forward in forwards)
-    return (
-        Profile(dict(sorted(seconds.items(), key=lambda item: -item[1])), padded, plan.threads)
-        if seconds
-        else None
-    )
+    batches = [scorer.backend.load(tokens, forward) for forward in forwards]
+    seconds = scorer.backend.profiled(batches)
+    if not seconds:
+        return None
+    largest_first = dict(sorted(seconds.items(), key=lambda item: -item[1]))
+    padded_tokens = sum(len(forward.rows) * forward.width for forward in forwards)
+    return Profile(largest_first, padded_tokens, plan.threads)

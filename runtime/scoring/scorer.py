@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
-import itertools
 import logging
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Scorer(ABC):
-    """Anything that scores pairs, and knows where its time went."""
+    """Scores pairs, and knows where its time went."""
 
     @property
     @abstractmethod
@@ -44,40 +42,40 @@ class Scorer(ABC):
 
     @abstractmethod
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """As `score`, where NaN and infinities are left for the caller to see."""
+        """Return the same as `score`, NaN and infinities included."""
 
     def score(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given: float32[n], or float32[n, labels]
-        of several labels.
+        """Return the logits of (query, document) pairs in the order given.
 
-        Identical pairs are scored once. Raises BadInput where a pair is not two texts, or one
-        alone does not fit into the device's memory, and NotFinite where a logit is NaN or
-        infinite. Pairs longer than the model are cut as the reference cuts them and counted in
-        `stages`.
+        They are float32[n], or float32[n, labels] with several labels.
+        Identical pairs are scored once.
+        Pairs longer than the model are cut as the reference cuts them, and counted in `stages`.
+        Raises BadInput where a pair is not two texts, or needs more memory than the device has.
+        Raises NotFinite where a logit is NaN or infinite.
         """
         pairs = list(pairs)  # an iterator can be read once
         return checked(pairs, self.logits(pairs))
 
 
 def checked(pairs: Sequence[Pair], logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The logits of pairs. Raises NotFinite, with the first pair, where one of them is NaN or
-    infinite.
-    """
-    sound = np.isfinite(logits) if logits.ndim == 1 else np.isfinite(logits).all(1)
-    if not sound.all():
-        first = int(np.argmin(sound))
+    """Return the logits of pairs. Raises NotFinite where one is NaN or infinite."""
+    finite = np.isfinite(logits) if logits.ndim == 1 else np.isfinite(logits).all(1)
+    if not finite.all():
+        first = int(np.argmin(finite))
         query, text = pairs[first]
         raise NotFinite(
-            f"{int((~sound).sum())} of {len(pairs)} scores are not finite, first that of pair {first} "
-            f"({query!r:.60}, {text!r:.60}): the weights are damaged, or half precision overflows; try onnx-fp32"
+            f"{int((~finite).sum())} of {len(pairs)} scores are not finite, first that of pair "
+            f"{first} ({query!r:.60}, {text!r:.60}): the weights are damaged, "
+            "or half precision overflows; try onnx-fp32"
         )
     return logits
 
 
 @dataclass(frozen=True)
 class _Started:
-    """A forward that a device has done or works at: its rows, its logits there, marks around load
-    and forward.
+    """A forward that a device has done or works at.
+
+    `marks` are times before loading, after it, and after the forward.
     """
 
     rows: NDArray[np.intp]
@@ -87,106 +85,79 @@ class _Started:
     text_tokens: int
 
 
-class _Alone:
-    """A second backend, with the threads of all callers in one, for a forward that is the only
-    one of its call.
+@dataclass(eq=False, repr=False)
+class PlannedScorer(Scorer):
+    """Scores pairs in three steps: encode, forward, finish.
 
-    It is opened when it is first asked for. Who comes while it is at work is better served by a
-    caller's own threads.
+    `_reopen` opens it again in another process, of a plan and a prompt.
+    `_open_wide` returns a second backend, whose one caller has all threads.
+    It runs forwards that are the only one of their call, and has one user at a time.
     """
 
-    def __init__(self, open_it: Callable[[], Backend]) -> None:
-        self._open, self._lock = open_it, threading.Lock()
-        self._backend: Backend | None = None
+    encoder: Encoder
+    backend: Backend
+    plan: Plan
+    labels: int
+    _reopen: Callable[[Plan, str], PlannedScorer]
+    _open_wide: Callable[[], Backend]
+    _wide_lock: threading.Lock = field(default_factory=threading.Lock)
 
-    @contextlib.contextmanager
-    def free(self) -> Iterator[Backend | None]:
-        """The backend, or None while it is at work."""
-        if not self._lock.acquire(blocking=False):
-            yield None
-            return
-        try:
-            self._backend = self._backend or self._open()
-            yield self._backend
-        finally:
-            self._lock.release()
-
-
-class PlannedScorer(Scorer):
-    """Scores pairs in three steps: encode, forward, finish."""
-
-    def __init__(
-        self,
-        encoder: Encoder,
-        backend: Backend,
-        plan: Plan,
-        labels: int,
-        reopen: Callable[..., PlannedScorer],
-        alone: _Alone,
-    ) -> None:
-        self.encoder, self.backend, self.plan, self.labels, self._reopen = (
-            encoder,
-            backend,
-            plan,
-            labels,
-            reopen,
-        )
-        self._alone = alone
-        self._watch = Stopwatch(plan.callers)
+    def __post_init__(self) -> None:
+        self._watch = Stopwatch(self.plan.callers)
 
     @property
     def stages(self) -> Stages:
-        """Where the time of all calls so far went."""
         return self._watch.stages
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """As `score`, NaN included. Where forwards do not fit into memory, `plan` halves its
-        tokens, with a warning.
+        """Return the same as `score`, NaN and infinities included.
+
+        Where forwards do not fit into memory, `plan` gets half the tokens, with a warning.
         """
         pairs = list(pairs)
         check_pairs(pairs)
-        place: dict[Pair, int] = {}
-        places = [place.setdefault((query, text), len(place)) for query, text in pairs]
+        distinct: dict[Pair, int] = {}
+        rows = [distinct.setdefault((query, text), len(distinct)) for query, text in pairs]
         started: list[_Started] = []
         first = 0
-        for tokens in self._encoded(list(place)):
+        for tokens in self._encoded(list(distinct)):
             started += self._start(tokens, first)
             first += len(tokens.ids)
-        return self._finish(started, len(place))[places]
+        return self._finish(started, len(distinct))[rows]
 
     def with_plan(self, plan: Plan) -> PlannedScorer:
-        """A scorer of the same open backend, whose threads stay as they are, with other callers
-        and tokens.
-        """
-        return PlannedScorer(
-            self.encoder, self.backend, plan, self.labels, self._reopen, self._alone
-        )
+        """Return a scorer of the same backend, and its threads, with another plan."""
+        return replace(self, plan=plan)
 
     def with_prompt(self, prompt: str) -> PlannedScorer:
-        """A scorer of the same open backend, with another prompt before each query."""
+        """Return a scorer of the same backend with another prompt."""
         encoder = copy.copy(self.encoder)
         encoder.prompt = prompt
-        reopen = functools.partial(_with_prompt, self._reopen, prompt)
-        return PlannedScorer(encoder, self.backend, self.plan, self.labels, reopen, self._alone)
+        return replace(self, encoder=encoder)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it is opened again: sessions and locks cannot be sent there."""
-        return functools.partial(self._reopen, plan=self.plan), ()
+        # Sessions and locks cannot be sent to another process.
+        return self._reopen, (self.plan, self.encoder.prompt)
 
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
-        """The tokens of pairs, for `score_tokens`; those that were cut are counted in `stages`."""
+        """Return the tokens of pairs, for `score_tokens`."""
         start = time.monotonic()
         tokens = self.encoder.encode(pairs)
         self._watch.encoded(time.monotonic() - start, tokens.truncated)
         return tokens
 
     def score_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
-        """Logits of pairs that are tokenised already; see `score`."""
+        """Return the logits of tokenised pairs; see `logits`."""
         return self._finish(self._start(tokens, 0), len(tokens.ids))
 
+    def planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
+        max_width = self.encoder.max_length
+        return plan_forwards(lengths, self.plan.tokens, max_width, self.backend.step)
+
     def _encoded(self, pairs: list[Pair]) -> Iterator[Tokens]:
-        """Tokens of all pairs, so that sorting sees them all; or, while a device works, of
-        windows ahead of it.
+        """Tokenise all pairs, so that they are sorted together, or windows of them.
+
+        Windows are tokenised ahead of a device that works by itself.
         """
         if not self.backend.streams:
             yield self.encode(pairs)
@@ -213,84 +184,79 @@ class PlannedScorer(Scorer):
         return tokens
 
     def _start(self, tokens: Tokens, first: int) -> list[_Started]:
-        """Plan the forwards of `tokens`, whose first pair is number `first`, and start each."""
+        """Plan and start forwards; `first` is the row of the first pair."""
         start = time.monotonic()
-        todo = deque(self.planned(tokens.lengths))
+        waiting = deque(self.planned(tokens.lengths))
         started: list[_Started] = []
-        while todo:
+        while waiting:
             try:
-                if self.plan.callers > 1 and len(todo) > 1:
+                if self.plan.callers > 1 and len(waiting) > 1:
+                    start_one = functools.partial(self._forward, self.backend, tokens, first)
                     with ThreadPoolExecutor(self.plan.callers) as callers:
-                        all_of_them = list(
-                            callers.map(lambda forward: self._forward(tokens, forward, first), todo)
-                        )
-                    started += all_of_them
-                    break
-                with (
-                    self._alone.free()
-                    if self.plan.callers > 1
-                    else contextlib.nullcontext() as other
-                ):
-                    started.append(self._forward(tokens, todo[0], first, other))
-                todo.popleft()
+                        together = list(callers.map(start_one, waiting))
+                    started += together
+                    waiting.clear()
+                else:
+                    started.append(self._start_single(tokens, first, waiting[0]))
+                    waiting.popleft()
             except OutOfMemory:
-                todo = self._halved(tokens, todo)
+                waiting = deque(self._planned_smaller(tokens, list(waiting)))
         self._watch.ran(time.monotonic() - start)
         return started
 
-    def _forward(
-        self, tokens: Tokens, forward: Forward, first: int, other: Backend | None = None
-    ) -> _Started:
-        backend = other or self.backend
-        mark = backend.clock.mark
-        before = mark()
-        batch = backend.load(tokens, forward)
-        loaded = mark()
-        output = backend.forward(batch)
-        text = int(tokens.lengths[forward.rows].sum())
-        return _Started(forward.rows + first, output, (before, loaded, mark()), forward.width, text)
+    def _start_single(self, tokens: Tokens, first: int, forward: Forward) -> _Started:
+        if self.plan.callers > 1 and self._wide_lock.acquire(blocking=False):
+            try:
+                return self._forward(self._open_wide(), tokens, first, forward)
+            finally:
+                self._wide_lock.release()
+        return self._forward(self.backend, tokens, first, forward)
 
-    def _halved(self, tokens: Tokens, todo: Iterable[Forward]) -> deque[Forward]:
-        """The forwards that are left, planned again with half the tokens."""
-        forwards = list(todo)
-        if len(forwards[0].rows) == 1:
+    def _forward(self, backend: Backend, tokens: Tokens, first: int, forward: Forward) -> _Started:
+        before = backend.mark()
+        batch = backend.load(tokens, forward)
+        loaded = backend.mark()
+        output = backend.forward(batch)
+        marks = (before, loaded, backend.mark())
+        text_tokens = int(tokens.lengths[forward.rows].sum())
+        return _Started(forward.rows + first, output, marks, forward.width, text_tokens)
+
+    def _planned_smaller(self, tokens: Tokens, waiting: list[Forward]) -> list[Forward]:
+        if len(waiting[0].rows) == 1:
             raise BadInput(
-                f"out of memory with a single pair of {forwards[0].width} tokens; use a variant of half precision, a "
-                "smaller model or a device with more memory"
+                f"out of memory with a single pair of {waiting[0].width} tokens; use a variant of "
+                "half precision, a smaller model or a device with more memory"
             )
         half = max(1, self.plan.tokens // 2)
         log.warning(
             "out of memory with %d tokens a forward: going on with %d", self.plan.tokens, half
         )
         self.plan = replace(self.plan, tokens=half)
-        rest = np.concatenate([forward.rows for forward in forwards])
-        return deque(Forward(rest[f.rows], f.width) for f in self.planned(tokens.lengths[rest]))
-
-    def planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
-        """The forwards that pairs of these lengths, int64[pairs], are run in."""
-        return plan_forwards(lengths, self.plan.tokens, self.encoder.max_length, self.backend.step)
+        rows = np.concatenate([forward.rows for forward in waiting])
+        return [
+            replace(forward, rows=rows[forward.rows])
+            for forward in self.planned(tokens.lengths[rows])
+        ]
 
     def _finish(self, started: Sequence[_Started], pairs: int) -> NDArray[np.float32]:
-        """Wait for all forwards, note their times and put their logits into the order of the
-        pairs.
-        """
+        """Wait for all forwards, and return their logits by pair."""
         start = time.monotonic()
         logits = np.empty((pairs, self.labels), np.float32)
         if started:
-            logits[np.concatenate([s.rows for s in started])] = self.backend.finish(
-                [s.output for s in started]
+            rows = np.concatenate([forward.rows for forward in started])
+            logits[rows] = self.backend.finish([forward.output for forward in started])
+        seconds = self.backend.seconds
+        for forward in started:
+            before, loaded, after = forward.marks
+            self._watch.forwarded(
+                seconds(loaded, after),
+                seconds(before, loaded),
+                len(forward.rows),
+                forward.width,
+                forward.text_tokens,
             )
-        for s in started:
-            copied, took = (
-                self.backend.clock.seconds(a, b) for a, b in itertools.pairwise(s.marks)
-            )
-            self._watch.forwarded(took, copied, len(s.rows), s.width, s.text_tokens)
         self._watch.ran(time.monotonic() - start)
         return logits[:, 0] if self.labels == 1 else logits
-
-
-def _with_prompt(reopen: Callable[..., PlannedScorer], prompt: str, *, plan: Plan) -> PlannedScorer:
-    return reopen(plan=plan).with_prompt(prompt)
 
 
 def open_scorer(
@@ -304,37 +270,53 @@ def open_scorer(
 ) -> PlannedScorer:
     """Open a variant of a model folder.
 
-    Without `plan`, the plan that `xopt tune` found for this machine is used, else a default for
-    `threads` (all usable cores unless given). The ONNX scorer imports neither torch nor
-    transformers. `trust_remote_code` lets torch variants run code that came with the model.
-    Raises BadInput where the folder, the variant or the device is not there, or a file is
-    damaged.
+    Without `plan` the scorer uses the one that `xopt tune` found for this machine,
+    or else a default one for `threads`, by default all usable cores.
+    `trust_remote_code` lets torch variants run code that came with the model.
+    ONNX variants import neither torch nor transformers.
+    Raises BadInput where folder, variant or device is not there, or a file is damaged.
     """
     if threads is not None and threads < 1:
         raise BadInput(f"threads is {threads}; give at least 1, or leave it out for all cores")
-    model = (
-        folder if isinstance(folder, ModelFolder) else ModelFolder.open(folder, trust_remote_code)
-    )
-    chosen = model.variant(variant)
-    check_variant(chosen, device)  # a plan is found for a device that is there
-    plan = plan or find_plan(model, chosen, threads, device)
-    open_it = functools.partial(BACKENDS[chosen.backend].open, model, chosen)
-    one = replace(plan, callers=1, threads=plan.callers * plan.threads)
-    alone = _Alone(lambda: open_it(one, device))
-    here = replace(model, path=model.path.resolve())  # another process may work in another folder
-    reopen = functools.partial(open_scorer, here, variant, device=device)
+    if not isinstance(folder, ModelFolder):
+        folder = ModelFolder.open(folder, trust_remote_code)
+    chosen = folder.variant(variant)
+    check_variant(chosen, device)  # before a plan is looked up for a device that is not there
+    plan = plan or find_plan(folder, chosen, threads, device)
+    open_backend = BACKENDS[chosen.backend].open
+    all_threads = replace(plan, callers=1, threads=plan.callers * plan.threads)
+    open_wide = functools.partial(open_backend, folder, chosen, all_threads, device)
+    # Another process may work in another directory.
+    absolute = replace(folder, path=folder.path.resolve())
     return PlannedScorer(
-        Encoder(model), open_it(plan, device), plan, model.manifest.labels, reopen, alone
+        Encoder(folder),
+        open_backend(folder, chosen, plan, device),
+        plan,
+        folder.manifest.labels,
+        functools.partial(_reopen, absolute, variant, device),
+        functools.cache(open_wide),
     )
+
+
+def _reopen(
+    folder: ModelFolder, variant: str, device: str, plan: Plan, prompt: str
+) -> PlannedScorer:
+    scorer = open_scorer(folder, variant, plan=plan, device=device)
+    scorer.encoder.prompt = prompt
+    return scorer
 
 
 def find_plan(
     model: ModelFolder, variant: Variant, threads: int | None = None, device: str = "cpu"
 ) -> Plan:
-    """The tuned plan for this machine, or the default one; on a CPU it serves only the threads it
-    was found for.
+    """Return the plan that was tuned for this machine, or the default one.
+
+    On a CPU a tuned plan is used only for as many threads as it was tuned for.
     """
-    tuned = model.manifest.plans.get(machine_name(device), {}).get(variant.name)
-    if tuned is not None and (device == "cuda" or threads in (None, tuned.callers * tuned.threads)):
-        return tuned
+    plans = model.manifest.plans.get(machine_name(device), {})
+    tuned = plans.get(variant.name)
+    if tuned is not None:
+        for_any_threads = device == "cuda" or threads is None
+        if for_any_threads or threads == tuned.callers * tuned.threads:
+            return tuned
     return default_plan(variant.backend, threads or cores(), device)

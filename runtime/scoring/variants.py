@@ -1,4 +1,4 @@
-"""All backends in one table, and which variants of a model folder run where.
+"""The table of all backends, and which variants of a model folder run where.
 
 A new backend is a file in `backends/` and a row here.
 """
@@ -32,16 +32,16 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-REFERENCE = "torch-fp32"  # the variant that every other is judged against
+REFERENCE = "torch-fp32"  # the variant that every other one is judged against
+CTRANSLATE2_FILE = "ctranslate2/model.bin"
 
 
-def _lazily(module: str, name: str) -> Callable[..., Any]:
-    """A function or class of a backend's module, which is imported when it is called."""
+def _lazy(module: str, name: str) -> Callable[..., Any]:
+    """Return a function that imports its module when it is called."""
 
     def call(*arguments: Any) -> Any:
-        return getattr(importlib.import_module(f"xopt.runtime.scoring.backends.{module}"), name)(
-            *arguments
-        )
+        imported = importlib.import_module(f"xopt.runtime.scoring.backends.{module}")
+        return getattr(imported, name)(*arguments)
 
     return call
 
@@ -56,138 +56,119 @@ def _never(*_: Any) -> bool:
 
 @dataclass(frozen=True)
 class BackendKind:
-    """A backend's row.
+    """What sets a backend apart."""
 
-    precisions: for each device that it can run on, the precisions that commands run there unless
-    told which. file, exported: the precisions that need nothing but that file, which export
-    writes; quantising makes others. open: makes the backend of a model folder, a variant, a plan
-    and a device. takes: whether it has a form of the model in a folder. gpu_ready: whether its
-    package can use the GPU. tried: whether it takes only some graphs, so that commands try to
-    open a variant before they run it on a CPU. compiles: whether it compiles for each shape that
-    it meets, which is no part of its speed. peer: whether it is only there to be compared with.
-    in_sentence_transformers: whether sentence-transformers, as it is installed, runs the variants
-    of a folder too.
-    """
-
-    name: str
+    # By device that it runs on: what commands run there by default.
     precisions: dict[str, tuple[str, ...]]
+    # What export writes, and the precisions that need nothing else.
     file: str
     exported: tuple[str, ...]
     open: Callable[[ModelFolder, Variant, Plan, str], Backend]
-    takes: Callable[[Path], bool] = _always
+    takes: Callable[[Path], bool] = _always  # the model in a folder
     gpu_ready: Callable[[], bool] = _always
-    tried: bool = False
-    compiles: bool = False
-    peer: bool = False
+    tried: bool = False  # some graphs fail: commands open a variant first
+    compiles: bool = False  # for each new shape, which does not count as its speed
+    peer: bool = False  # only there to be compared with
     in_sentence_transformers: Callable[[ModelFolder], bool] = _never
 
 
 def reads_as_others(folder: ModelFolder) -> bool:
-    """Whether the folder's graphs read pairs as other tools make them, to logits.
-
-    So they do where the model is one module, has no chat template, and is padded on the right.
-    """
-    own = folder.manifest
-    return own.padding_side == "right" and not own.template and len(modules_of(folder.path)) <= 1
+    """Return whether the folder's graphs take pairs as other tools make them."""
+    manifest = folder.manifest
+    plain = manifest.padding_side == "right" and not manifest.template
+    return plain and len(modules_of(folder.path)) <= 1
 
 
 def _optimum_runs(folder: ModelFolder) -> bool:
-    """Whether sentence-transformers runs the folder's graphs, which it does through optimum."""
     return has_module("optimum.onnxruntime") and reads_as_others(folder)
 
 
-CTRANSLATE2_FILE = "ctranslate2/model.bin"
-
 BACKENDS = {
-    kind.name: kind
-    for kind in (
-        BackendKind(
-            "torch",
-            {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")},  # a CPU emulates FP16
-            WEIGHTS,
-            ("fp32", "fp16", "bf16"),
-            _lazily("torch", "TorchBackend"),
-            in_sentence_transformers=_always,
-        ),
-        BackendKind(
-            "torch-varlen",
-            # on a CPU no faster than ONNX; flash attention has no FP32
-            {"cpu": (), "cuda": ("fp16", "bf16")},
-            WEIGHTS,
-            ("fp32", "fp16", "bf16"),
-            _lazily("torch", "TorchBackend"),
-            takes=_lazily("varlen", "has_packed_form"),
-            gpu_ready=_lazily("torch", "has_flash"),
-        ),
-        BackendKind(
-            "onnx",
-            # INT8 is far slower on a GPU than FP16
-            {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")},
-            ONNX_FILE,
-            ("fp32",),
-            _lazily("onnx", "OnnxBackend"),
-            gpu_ready=_lazily("onnx", "has_cuda"),
-            in_sentence_transformers=_optimum_runs,
-        ),
-        BackendKind(  # sentence-transformers' own needs optimum-intel, which bars optimum-onnx
-            "openvino",
-            {"cpu": ("fp32", "bf16", "int8")},
-            ONNX_FILE,
-            ("fp32", "bf16"),
-            _lazily("openvino", "OpenVinoBackend"),
-            tried=True,
-            compiles=True,
-        ),
-        BackendKind(
-            "ctranslate2",
-            {"cpu": ()},
-            CTRANSLATE2_FILE,
-            (),
-            _lazily("ctranslate2", "CTranslate2Backend"),
-            peer=True,
-        ),
-    )
+    "torch": BackendKind(
+        # A CPU emulates FP16.
+        {"cpu": ("fp32", "bf16"), "cuda": ("fp32", "fp16", "bf16")},
+        WEIGHTS,
+        ("fp32", "fp16", "bf16"),
+        _lazy("torch", "TorchBackend"),
+        in_sentence_transformers=_always,
+    ),
+    "torch-varlen": BackendKind(
+        # On a CPU it is no faster than ONNX, and flash attention has no FP32.
+        {"cpu": (), "cuda": ("fp16", "bf16")},
+        WEIGHTS,
+        ("fp32", "fp16", "bf16"),
+        _lazy("torch", "TorchBackend"),
+        takes=_lazy("varlen", "has_packed_form"),
+        gpu_ready=_lazy("torch", "has_flash"),
+    ),
+    "onnx": BackendKind(
+        # On a GPU INT8 is far slower than FP16.
+        {"cpu": ("fp32", "int8"), "cuda": ("fp32", "fp16")},
+        ONNX_FILE,
+        ("fp32",),
+        _lazy("onnx", "OnnxBackend"),
+        gpu_ready=_lazy("onnx", "has_cuda"),
+        in_sentence_transformers=_optimum_runs,
+    ),
+    # sentence-transformers needs optimum-intel for it, which bars optimum-onnx
+    "openvino": BackendKind(
+        {"cpu": ("fp32", "bf16", "int8")},
+        ONNX_FILE,
+        ("fp32", "bf16"),
+        _lazy("openvino", "OpenVinoBackend"),
+        tried=True,
+        compiles=True,
+    ),
+    "ctranslate2": BackendKind(
+        {"cpu": ()},
+        CTRANSLATE2_FILE,
+        (),
+        _lazy("ctranslate2", "CTranslate2Backend"),
+        peer=True,
+    ),
 }
 
 
 def exported_variants(folder: Path, recipe: dict[str, Any] | None) -> list[Variant]:
-    """The variants of what export has written into `folder`; `recipe` tells how the graph was
-    made, None of none.
-    """
-    made = {WEIGHTS: {}, **({} if recipe is None else {ONNX_FILE: recipe})}
-    return [
-        Variant(f"{kind.name}-{precision}", kind.name, precision, kind.file, made[kind.file])
-        for kind in BACKENDS.values()
-        if kind.file in made and kind.takes(folder)
-        for precision in kind.exported
-    ]
+    """Return the variants of what export wrote; `recipe` is that of the graph, if any."""
+    recipes: dict[str, dict[str, Any]] = {WEIGHTS: {}}
+    if recipe is not None:
+        recipes[ONNX_FILE] = recipe
+    variants = []
+    for backend, kind in BACKENDS.items():
+        if kind.file in recipes and kind.takes(folder):
+            kind_recipe = recipes[kind.file]
+            for precision in kind.exported:
+                name = f"{backend}-{precision}"
+                variants.append(Variant(name, backend, precision, kind.file, kind_recipe))
+    return variants
 
 
 def check_variant(variant: Variant, device: str) -> None:
-    """Raises BadInput where `device` is not there or cannot run `variant`, before that loads."""
+    """Raise BadInput where `device` is not there or cannot run `variant`."""
     check_name(device)
-    if variant.backend not in BACKENDS:
+    kind = BACKENDS.get(variant.backend)
+    if kind is None:
         raise BadInput(
             f"variant {variant.name!r}: unknown backend {variant.backend!r}; a newer xopt made it"
         )
-    if device not in BACKENDS[variant.backend].precisions:
-        raise BadInput(f"device {device!r}: {variant.name} runs on a CPU only; use --device cpu")
+    if device not in kind.precisions:
+        raise BadInput(f'device {device!r}: {variant.name} runs on a CPU only; use `device="cpu"`')
     check_device(device)
     if device == "cpu" and overflows(variant):
-        raise BadInput(f"{variant.name}: {_foreign(variant)}")
+        raise BadInput(f"{variant.name}: {_overflow(variant)}")
 
 
 def variants_on(folder: ModelFolder, device: str) -> list[str]:
-    """The variants that make sense on a device: what commands run unless told which. Warns of
-    what cannot run.
+    """Return the variants that commands run on a device by default.
 
-    To know that, variants of OpenVINO are opened and closed again. Raises BadInput where a file
-    of theirs is damaged.
+    Those that cannot run are left out with a warning; OpenVINO's are opened to find out.
+    Raises BadInput where a file of theirs is damaged.
     """
     able = []
     for variant in folder.manifest.variants.values():
-        if _fits(variant, device):
-            reason = _lacking(folder, variant, device)
+        if _is_default(variant, device):
+            reason = _why_not(folder, variant, device)
             if reason:
                 log.warning("%s is left out: %s", variant.name, reason)
             else:
@@ -196,38 +177,35 @@ def variants_on(folder: ModelFolder, device: str) -> list[str]:
 
 
 def overflows(variant: Variant) -> bool:
-    """Whether a variant's INT8 was made for another processor, and its sums overflow on this
-    one.
-    """
+    """Return whether INT8 made for another processor overflows on this one."""
     return variant.recipe.get("weight_bits") == 8 and saturates()
 
 
-def _fits(variant: Variant, device: str) -> bool:
+def _overflow(variant: Variant) -> str:
+    return (
+        f"made for {variant.recipe['target']}: its 8-bit sums overflow on this processor; "
+        "make it again here with `xopt quantize`"
+    )
+
+
+def _is_default(variant: Variant, device: str) -> bool:
     kind = BACKENDS.get(variant.backend)
     if kind is None or variant.precision not in kind.precisions.get(device, ()):
         return False
     return device == "cuda" or variant.precision != "bf16" or has_bf16()
 
 
-def _lacking(folder: ModelFolder, variant: Variant, device: str) -> str:
-    """Why a variant cannot run here; empty where it can."""
+def _why_not(folder: ModelFolder, variant: Variant, device: str) -> str:
+    """Return why a variant cannot run here; empty where it can."""
     kind = BACKENDS[variant.backend]
-    if device == "cpu":
-        if overflows(variant):
-            return _foreign(variant)
-        if not kind.tried:
-            return ""
-        folder.checked(variant.file)  # a damaged file is no reason to go on without it
+    if device == "cuda":
+        return "" if kind.gpu_ready() else "see docs/gpu.md for what it needs on a GPU"
+    if overflows(variant):
+        return _overflow(variant)
+    if kind.tried:
+        folder.checked(variant.file)  # damage is an error, and not only left out
         try:
             kind.open(folder, variant, Plan(callers=1, threads=1, tokens=1), device)
         except BadInput as error:
             return str(error)
-        return ""
-    return "" if kind.gpu_ready() else "see docs/gpu.md for what it needs on a GPU"
-
-
-def _foreign(variant: Variant) -> str:
-    return (
-        f"made for {variant.recipe['target']}: its 8-bit sums overflow on this processor; make it again here with "
-        "`xopt quantize`"
-    )
+    return ""

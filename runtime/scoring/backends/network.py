@@ -1,9 +1,8 @@
-"""A CrossEncoder as one network, from tokens to logits: what torch runs, and what is exported to
-ONNX.
+"""A CrossEncoder as one network, from tokens to logits: run by torch, and exported to ONNX.
 
-sentence-transformers' CrossEncoder is a list of modules: a transformer with its classification
-head; a transformer, a pooling and a head of their own; or a causal language model, whose score is
-the logit of one token less that of another.
+sentence-transformers' CrossEncoder is a list of modules, of one of three kinds. A transformer has
+its own classification head; or a pooling and a head follow it as modules; or it is a causal
+language model, whose score is the difference of two tokens' logits.
 """
 
 from __future__ import annotations
@@ -33,11 +32,12 @@ __all__ = [
     "its_own_code",
     "load_encoder",
     "load_own",
+    "pooling_of",
     "reads_last",
     "rope_type",
 ]
 
-# from_pretrained's name
+# The argument of from_pretrained.
 DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
 
@@ -47,30 +47,28 @@ def load_encoder(
     *,
     trusted: bool = False,
     pickles: bool = False,
-    **how: Any,
+    **model_kwargs: Any,
 ) -> Any:
-    """The CrossEncoder in a folder, on the CPU; `how` goes to transformers' from_pretrained.
-    Nothing is downloaded.
-    """
+    """Load the CrossEncoder in a folder; `model_kwargs` go to from_pretrained."""
+    use_safetensors = None if pickles else True
     return CrossEncoder(
         str(folder),
         device="cpu",
         local_files_only=True,
         trust_remote_code=trusted,
-        model_kwargs={DTYPE: dtype, "use_safetensors": None if pickles else True, **how},
+        model_kwargs={DTYPE: dtype, "use_safetensors": use_safetensors, **model_kwargs},
     ).eval()
 
 
 @contextlib.contextmanager
 def its_own_code(folder: ModelFolder) -> Iterator[None]:
-    """Raises BadInput where a model needs code that came with it and was not trusted, or was
-    changed since.
+    """Raise BadInput where a model has code of its own that is not trusted, or was changed.
 
-    Without it transformers may take its own code of that name, which is another model.
+    Without this check transformers may take its own code of that name: another model.
     """
     refusal = BadInput(
-        f"{folder.path}: runs code that came with the model; read it, then give --trust-remote-code "
-        "(trust_remote_code=True)"
+        f"{folder.path}: runs code that came with the model; "
+        "read it, then give `trust_remote_code=True`"
     )
     for file in folder.manifest.files:
         if file.endswith(".py"):
@@ -85,90 +83,78 @@ def its_own_code(folder: ModelFolder) -> Iterator[None]:
         raise refusal from error
 
 
-def load_own(folder: ModelFolder, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
-    """The CrossEncoder of a model folder, as `load_encoder`. Raises BadInput where its weights or
-    code were changed.
-    """
+def load_own(folder: ModelFolder, dtype: torch.dtype = torch.float32, **model_kwargs: Any) -> Any:
+    """Load a model folder's CrossEncoder. Raises BadInput where a file was changed."""
     folder.checked(WEIGHTS)
     with its_own_code(folder):
-        return load_encoder(folder.path, dtype, trusted=folder.trusted, **how)
+        return load_encoder(folder.path, dtype, trusted=folder.trusted, **model_kwargs)
 
 
 def reads_last(encoder: Any) -> bool:
-    """Whether a score is read from the last token: of a language model, or of one with a head on
-    that token.
-    """
-    pooling = _pooling(encoder)
-    return (
-        isinstance(encoder[-1], LogitScore)
-        or decodes(encoder)
-        or (
-            pooling is not None
-            and pooling.pooling_mode == "lasttoken"
-            and _causal_body(encoder.model)
-        )
-    )
+    """Return whether a score is read from the last token."""
+    if isinstance(encoder[-1], LogitScore) or decodes(encoder):
+        return True
+    pooling = pooling_of(encoder)
+    if pooling is None or pooling.pooling_mode != "lasttoken":
+        return False
+    return _is_causal(encoder.model)
 
 
-def _causal_body(model: Any) -> bool:
-    """Whether a token of this network sees none behind it."""
-    causal = any(getattr(module, "is_causal", False) is True for module in model.modules())
-    return causal and getattr(model.config, "is_causal", True) is not False
+def _is_causal(model: Any) -> bool:
+    """Return whether a token sees none after it."""
+    layers = any(getattr(module, "is_causal", False) is True for module in model.modules())
+    return layers and getattr(model.config, "is_causal", True) is not False
 
 
 def rope_type(config: dict[str, Any]) -> str:
-    """How positions turn, by config.json of transformers 4 or 5."""
+    """Return the kind of rotary positions, of transformers 4 or 5."""
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
     return str(rope.get("rope_type", rope.get("type", "default")))
 
 
 def decodes(encoder: Any) -> bool:
-    """Whether this is a decoder with a classification head, which transformers names `score` in
-    all of them.
-    """
+    """Return whether this is a decoder with a classification head."""
     return isinstance(getattr(encoder.model, "score", None), nn.Linear)
 
 
-def _pooling(encoder: Any) -> Pooling | None:
+def pooling_of(encoder: Any) -> Pooling | None:
     return next((module for module in encoder if isinstance(module, Pooling)), None)
 
 
 class Network(nn.Module):
-    """`network(input_ids, attention_mask[, token_type_ids])`, int64[pairs, width], gives logits,
-    [pairs, labels].
+    """Makes logits, [pairs, labels], of int64[pairs, width] tensors.
 
-    Where scores are read from the last token, pairs are padded on the left, and only that token's
-    row goes through the head; elsewhere on the right. Of a vocabulary only the tokens that are
-    compared get logits. It takes the encoder over, and may change it.
+    Where scores are read from the last token, pairs are padded on the left, else on the right.
+    The head sees one row a pair, and the output vocabulary is cut to the tokens compared.
+    The network owns the encoder, and changes it.
     """
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
+        config = encoder.model.config
         self.encoder = encoder
         self.last = reads_last(encoder)
         self.decodes = decodes(encoder)
-        self.kind = str(encoder.model.config.model_type)
-        self.classifies = len(encoder) == 1  # by a head of transformers' own
-        self.turns_by_length = rope_type(encoder.model.config.to_dict()) in ("dynamic", "longrope")
-        self.fixed: dict[str, Any] = {
-            "modality": "message" if "message" in encoder[0].modality_config else "text"
-        }
+        self.kind = str(config.model_type)
+        self.classifies = len(encoder) == 1  # with a head of transformers' own
+        self.turns_by_length = rope_type(config.to_dict()) in ("dynamic", "longrope")
+        has_messages = "message" in encoder[0].modality_config
+        self.constants: dict[str, Any] = {"modality": "message" if has_messages else "text"}
         parameters = inspect.signature(encoder.model.forward).parameters
         if "use_cache" in parameters:
-            self.fixed["use_cache"] = False
+            self.constants["use_cache"] = False
         if isinstance(encoder[-1], LogitScore):
-            self.fixed["logits_to_keep"] = 1
+            self.constants["logits_to_keep"] = 1
             compare_only(encoder.model, encoder[-1])
-        self.placed = self.last and "position_ids" in parameters
+        self.needs_positions = self.last and "position_ids" in parameters
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        """Logits, in the precision of the head."""
-        features = {"input_ids": input_ids, "attention_mask": attention_mask, **self.fixed}
+        features = {"input_ids": input_ids, "attention_mask": attention_mask, **self.constants}
         if token_type_ids is not None:
             features["token_type_ids"] = token_type_ids
-        if self.placed:
+        if self.needs_positions:
             features["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         modules = list(self.encoder)
         if self.decodes:
@@ -178,9 +164,8 @@ class Network(nn.Module):
             del modules[0]
         for module in modules:
             if isinstance(module, Pooling) and (self.last or module.pooling_mode == "cls"):
-                features["sentence_embedding"] = features["token_embeddings"][
-                    :, -1 if self.last else 0
-                ]
+                token = -1 if self.last else 0
+                features["sentence_embedding"] = features["token_embeddings"][:, token]
             else:
                 features = module(features)
         scores: Tensor = features["scores"]
@@ -188,14 +173,12 @@ class Network(nn.Module):
 
 
 def compare_only(model: Any, score: LogitScore) -> None:
-    """Leave of the vocabulary the tokens whose logits are compared."""
-    whole = model.get_output_embeddings()
+    """Cut the output vocabulary to the tokens whose logits are compared."""
+    output = model.get_output_embeddings()
     tokens = [token for token in (score.true_token_id, score.false_token_id) if token is not None]
-    kept = nn.Linear(
-        whole.in_features, len(tokens), whole.bias is not None, dtype=whole.weight.dtype
-    )
-    kept.weight = nn.Parameter(whole.weight.detach()[tokens].clone())
-    if whole.bias is not None:
-        kept.bias = nn.Parameter(whole.bias.detach()[tokens].clone())
-    model.set_output_embeddings(kept)
-    score.true_token_id, score.false_token_id = 0, 1 if len(tokens) > 1 else None
+    output.weight = nn.Parameter(output.weight.detach()[tokens].clone())
+    if output.bias is not None:
+        output.bias = nn.Parameter(output.bias.detach()[tokens].clone())
+    output.out_features = len(tokens)
+    score.true_token_id = 0
+    score.false_token_id = 1 if len(tokens) > 1 else None

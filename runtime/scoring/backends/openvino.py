@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import openvino
-from numpy.typing import NDArray
 from openvino import opset13 as opset
 
 from xopt.runtime.errors import BadInput
@@ -18,6 +17,8 @@ from xopt.runtime.scoring.backends.backend import (
     NARROW,
     NEAR,
     UNPADDED,
+    Arrays,
+    Logits,
     PaddedArrays,
     check_no_fork,
 )
@@ -25,34 +26,36 @@ from xopt.runtime.scoring.backends.kinds import Times, kind_of
 
 __all__ = ["OpenVinoBackend"]
 
-ELSE = 1  # the branch of an If for padded pairs
-HEADS, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels before them
-# Taken from all scores of a narrow softmax: rows' largest may be 40 below and 34 above zero,
+ELSE = 1  # an If's branch for padded pairs
+# Permutations of [pairs, tokens, heads, channels]
+HEADS_FIRST = [0, 2, 1, 3]
+KEYS_TURNED = [0, 2, 3, 1]
+# Subtracted from all scores of a narrow softmax: rows' maxima may lie 40 below zero and 34 above,
 # where calibration saw 20.
-BELOW = 2 * NEAR
-# Of what is not INT8; with INT8 products bfloat16 between them where the processor multiplies it.
+OFFSET = 2 * NEAR
+# Of all but INT8 products
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "f32"}
 
 
 class OpenVinoBackend(PaddedArrays):
-    """Runs an ONNX graph on padded arrays; safe to call from several threads at once."""
+    """Runs an ONNX graph on padded arrays; several threads may call it at once."""
 
-    # Its kernels take as long for 117 tokens as for 128, and a shape that they have not met costs
-    # them 10 ms.
+    # Its kernels take as long for 117 tokens as for 128, and 10 ms more for a new shape.
     step = 16
 
     def __init__(
         self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu"
     ) -> None:
         check_no_fork("OpenVINO")
-        file = folder.checked(variant.file)
-        self.file, self.device, self.precision = file, device.upper(), PRECISIONS[variant.precision]
+        super().__init__(folder)
+        self.file = folder.checked(variant.file)
+        self.device = device.upper()
+        self.precision = PRECISIONS[variant.precision]
         self.threads = plan.threads
         self.model = self._compiled(plan.callers)
-        self.pad_id, self.left = folder.manifest.pad_id, folder.manifest.padding_side == "left"
         self.inputs = {node.any_name for node in self.model.inputs}
-        # All requests are made here: made while another runs, one can wait for it for ever,
-        # holding Python's lock.
+        # All requests are made now. Making one while another runs can wait for ever, with
+        # Python's lock held.
         self.idle: SimpleQueue[Any] = SimpleQueue()
         for _ in range(plan.callers):
             self.idle.put(self.model.create_infer_request())
@@ -66,50 +69,45 @@ class OpenVinoBackend(PaddedArrays):
         }
         try:
             core = openvino.Core()
-            return core.compile_model(
-                _prepared(core.read_model(self.file)), self.device, properties
-            )
+            model = _prepared(core.read_model(self.file))
+            return core.compile_model(model, self.device, properties)
         except RuntimeError as error:
-            reason = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
-            raise BadInput(f"{self.file}: OpenVINO cannot open it ({' '.join(reason)})") from error
+            reason = str(error).strip().rpartition("\n")[2].strip()
+            raise BadInput(f"{self.file}: OpenVINO cannot open it ({reason})") from error
 
-    def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-        """Logits, float32[pairs, labels], of int64[pairs, width] arrays."""
+    def forward(self, batch: Arrays) -> Logits:
         check_no_fork("OpenVINO")
         request = self.idle.get()
         try:
-            request.infer({k: v for k, v in batch.items() if k in self.inputs}, share_inputs=True)
-            logits: NDArray[np.float32] = request.get_output_tensor(0).data.copy()
+            request.infer(batch, share_inputs=True)
+            logits: Logits = request.get_output_tensor(0).data.copy()
         finally:
             self.idle.put(request)
         return logits
 
-    def profiled(self, batches: Sequence[dict[str, NDArray[np.int64]]]) -> Times:
-        """Where the time of batches goes; see `Backend`."""
-        model, times = self._compiled(1, profiled=True), Times(float)
+    def profiled(self, batches: Sequence[Arrays]) -> Times:
+        model = self._compiled(1, profiled=True)
         request = model.create_infer_request()
-        joined = {
+        fused_layers = {
             node.friendly_name: str(node.get_rt_info()["originalLayersNames"].value)
             for node in model.get_runtime_model().get_ordered_ops()
         }
+        times = Times(float)
         for batch in batches:
             for _ in range(2):  # the first compiles
-                request.infer({k: v for k, v in batch.items() if k in self.inputs})
-            for each in request.get_profiling_info():
-                # What is compiled as one piece is known by what it was made of.
-                operator = (
-                    joined.get(each.node_name, "")
-                    if each.node_type == "Subgraph"
-                    else each.node_type
-                )
-                times[kind_of(operator, each.node_type != "MatMul")] += (
-                    each.real_time.total_seconds()
-                )
+                request.infer(batch)
+            for node in request.get_profiling_info():
+                operator = node.node_type
+                if operator == "Subgraph":  # several layers, compiled as one piece
+                    operator = fused_layers.get(node.node_name, "")
+                # OpenVINO calls products with weights FullyConnected
+                kind = kind_of(operator, weights=node.node_type != "MatMul")
+                times[kind] += node.real_time.total_seconds()
         return times
 
 
 def _prepared(model: Any) -> Any:
-    """The same function in the form that OpenVINO runs fastest."""
+    """Rewrite a model to the form that OpenVINO runs fastest; the order of steps matters."""
     for node in model.get_ordered_ops():
         if node.get_type_name() == "If" and node.friendly_name.startswith(UNPADDED):
             _take_padded(node)
@@ -123,72 +121,67 @@ def _prepared(model: Any) -> Any:
 
 
 def _take_padded(node: Any) -> None:
-    """Put an attention as it is for padded pairs in place of a choice between two.
+    """Replace the choice between two attentions by the one for padded pairs.
 
-    The graph has an If there for onnxruntime; see `xopt.optimize.graph.attention`. OpenVINO
-    2026.4 has no such operator to choose, and on models with few biases its If gives wrong
-    logits, NaN too, the first time that it meets a shape.
+    The graph has this If for onnxruntime; see `xopt.optimize.graph.attention`.
+    OpenVINO 2026.4 gains nothing by it. On models with few biases its If gives wrong logits,
+    NaN too, the first time that it meets a shape.
     """
     body = node.get_function(ELSE)
-    parameters, results = body.get_parameters(), body.get_results()
+    parameters = body.get_parameters()
+    results = body.get_results()
     for described in node.get_input_descriptions(ELSE):
-        parameters[described.body_parameter_index].output(0).replace(
-            node.input_value(described.input_index)
-        )
+        parameter = parameters[described.body_parameter_index]
+        parameter.output(0).replace(node.input_value(described.input_index))
     for described in node.get_output_descriptions(ELSE):
-        made = results[described.body_value_index].input_value(0)
-        node.output(described.output_index).replace(made)
+        result = results[described.body_value_index].input_value(0)
+        node.output(described.output_index).replace(result)
 
 
 def _turn_keys(product: Any) -> None:
-    """Let an attention's first product turn the keys: OpenVINO copies them where a Transpose does
-    it.
-    """
-    turned = product.input_value(1).get_node()
-    if turned.get_type_name() != "Transpose" or product.get_attributes()["transpose_b"]:
+    """Let an attention's first product turn the keys: OpenVINO's Transpose copies."""
+    keys = product.input_value(1).get_node()
+    attributes = product.get_attributes()
+    if keys.get_type_name() != "Transpose" or attributes["transpose_b"]:
         return
-    order = turned.input_value(1).get_node()
-    if order.get_type_name() == "Constant" and list(order.data) == KEYS:
-        heads = opset.transpose(turned.input_value(0), opset.constant(HEADS))
-        scores = opset.matmul(
-            product.input_value(0), heads, product.get_attributes()["transpose_a"], True
-        )
+    order = keys.input_value(1).get_node()
+    if order.get_type_name() == "Constant" and list(order.data) == KEYS_TURNED:
+        heads = opset.transpose(keys.input_value(0), opset.constant(HEADS_FIRST))
+        queries = product.input_value(0)
+        scores = opset.matmul(queries, heads, attributes["transpose_a"], transpose_b=True)
         scores.friendly_name = product.friendly_name
         product.output(0).replace(scores.output(0))
 
 
 def _leave_out_maximum(softmax: Any) -> None:
-    """Let an attention's first product end in the exponentials, and divide by their sum behind
-    the second.
+    """Make a softmax exponentials in the first product, and a division after the second.
 
-    OpenVINO joins a sigmoid to a product, but no exponential. The sigmoid of x is exp(x) / (1 +
-    exp(x)): below -6 it is exp(x) to 0.25 %, less than what bfloat16 rounds, and it underflows
-    below -87. What is taken from all scores of a row cancels. A mask that hides keys weighs their
-    values, and them in the sum.
+    OpenVINO fuses a sigmoid into a product, but no exponential.
+    The sigmoid of x is exp(x) / (1 + exp(x)): below -6 it is exp(x) to 0.25 %, less than
+    bfloat16 rounds, and it underflows below -87.
+    What is subtracted from all scores cancels. The mask weighs the values and the sum instead.
     """
     added = softmax.input_value(0).get_node()
     masks = [value for value in added.input_values() if _of_all_heads(value)]
-    others = [value for value in added.input_values() if not _of_all_heads(value)]
+    scores = [value for value in added.input_values() if not _of_all_heads(value)]
     if len(masks) != 1:  # OpenVINO knows less of its shape than onnx did
         return
-    (mask,), (scores,) = masks, others
     second = next(iter(softmax.output(0).get_target_inputs())).get_node()
-    values = second.input_value(1).get_node().input_value(0).get_node()  # cut into heads
-    shares = opset.sigmoid(opset.subtract(scores, opset.constant(np.float32(BELOW))))
-    first = opset.slice(mask, [0], [1], [1], [2])  # of the queries, which all have the same
-    weights = opset.exp(first)  # [pairs, 1, 1, width]
-    of_tokens = opset.multiply(
-        values.input_value(0), opset.reshape(weights, opset.constant([0, -1, 1]), True)
-    )
-    values.input(0).replace_source_output(of_tokens.output(0))
-    total = opset.matmul(
-        shares, opset.reshape(weights, opset.constant([0, 1, -1, 1]), True), False, False
-    )
-    taken = opset.matmul(shares, second.input_value(1), False, False)
-    second.output(0).replace(opset.divide(taken, total).output(0))
+    # The values before they are turned, as a node that splits them into heads
+    split_values = second.input_value(1).get_node().input_value(0).get_node()
+    shares = opset.sigmoid(opset.subtract(scores[0], opset.constant(np.float32(OFFSET))))
+    # All queries have the same mask: the first one's, [pairs, 1, 1, width], is enough.
+    weights = opset.exp(opset.slice(masks[0], [0], [1], [1], [2]))
+    of_tokens = opset.reshape(weights, opset.constant([0, -1, 1]), special_zero=True)
+    values = opset.multiply(split_values.input_value(0), of_tokens)
+    split_values.input(0).replace_source_output(values.output(0))
+    of_keys = opset.reshape(weights, opset.constant([0, 1, -1, 1]), special_zero=True)
+    total = opset.matmul(shares, of_keys, transpose_a=False, transpose_b=False)
+    weighted = opset.matmul(shares, second.input_value(1), transpose_a=False, transpose_b=False)
+    second.output(0).replace(opset.divide(weighted, total).output(0))
 
 
 def _of_all_heads(value: Any) -> bool:
-    """Whether a tensor is the same for all heads: [pairs, 1, queries, width]."""
+    """Return whether a tensor is the same for all heads: [pairs, 1, queries, width]."""
     shape = value.get_partial_shape()
     return bool(shape.rank.is_static and len(shape) == 4 and shape[1] == 1)

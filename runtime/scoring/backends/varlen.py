@@ -1,30 +1,31 @@
-"""A CrossEncoder run over pairs end to end: no padding anywhere, and the last layer for one row a
-pair.
+"""A CrossEncoder over pairs end to end: no padding, and the last layer for one row a pair.
 
-The weights are those of the transformers model; see `xopt.runtime.scoring.backends.varlen_layers`.
+Its layers use the weights of the transformers model; see
+`xopt.runtime.scoring.backends.varlen_layers`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from sentence_transformers.cross_encoder.modules import LogitScore
-from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor, nn
 
 from xopt.runtime.folder import modules_of
-from xopt.runtime.scoring.backends.network import compare_only, rope_type
+from xopt.runtime.scoring.backends.network import compare_only, pooling_of, rope_type
 from xopt.runtime.scoring.backends.packed import Packed
 from xopt.runtime.scoring.backends.varlen_layers import (
+    ALL,
+    CAUSAL,
     BertEmbedding,
     BertLayer,
     DecoderLayer,
     ModernLayer,
-    Window,
 )
 
 __all__ = ["VARLEN_TYPES", "VarlenNetwork", "has_packed_form"]
@@ -32,207 +33,197 @@ __all__ = ["VARLEN_TYPES", "VarlenNetwork", "has_packed_form"]
 BERT_LIKE = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 DECODERS = ("gemma", "llama", "mistral", "qwen2", "qwen3")
 VARLEN_TYPES = (*BERT_LIKE, "modernbert", *DECODERS)
-# what a pooling reads, by sentence-transformers' name
-ROWS = {"cls": "first", "lasttoken": "last", "mean": "mean"}
+# The rows that a pooling reads, by sentence-transformers' name for it.
+POOLED_ROWS = {"cls": "first", "lasttoken": "last", "mean": "mean"}
 
-Layer = BertLayer | ModernLayer | DecoderLayer
+Head = Callable[[Tensor], Tensor]  # of float32[pairs, hidden] to float32[pairs, labels]
 
 
 def has_packed_form(folder: Path) -> bool:
-    """Whether the model in a folder can run packed, by its configuration; not with code of its
-    own.
-    """
+    """Return whether the model in a folder can run packed."""
     if any(folder.glob("*.py")):
-        return False
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    poolings = [path for kind, path in modules_of(folder) if kind.endswith(".Pooling")]
-    if poolings and modules_of(folder)[1][1] != poolings[0]:
-        return False  # what stands before it sees every token
-    modes = [
-        json.loads((folder / path / "config.json").read_text(encoding="utf-8")) for path in poolings
-    ]
-    return _packs(config) and all(_reads(mode.get("pooling_mode")) for mode in modes)
-
-
-def _packs(config: dict[str, Any]) -> bool:
-    """Whether there are packed layers for this config.json."""
+        return False  # its own code
+    for place, (kind, path) in enumerate(modules_of(folder)):
+        if kind.endswith(".Pooling"):
+            mode = _read_json(folder / path / "config.json").get("pooling_mode")
+            # A module before the pooling would see every token.
+            if place != 1 or mode not in list(POOLED_ROWS):  # or a list of modes
+                return False
+    config = _read_json(folder / "config.json")
     kind = config["model_type"]
-    windows = {"sliding_attention", "chunked_attention"} & set(config.get("layer_types") or ())
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    sliding = bool(window) and window < config.get("max_position_embeddings", 0)
     if kind in DECODERS:
-        turns = rope_type(config) in ("default", "linear", "llama3")
-        return not windows and not sliding and turns and config.get("is_causal", True) is not False
-    encodes = config.get("position_embedding_type", "absolute") == "absolute" and not config.get(
-        "is_decoder"
-    )
-    return kind in VARLEN_TYPES and encodes
+        if config.get("is_causal", True) is False or _has_windows(config):
+            return False
+        return rope_type(config) in ("default", "linear", "llama3")
+    absolute = config.get("position_embedding_type", "absolute") == "absolute"
+    return kind in VARLEN_TYPES and absolute and not config.get("is_decoder")
 
 
-def _reads(mode: Any) -> str:
-    """Which rows of a pair a pooling reads; empty where it reads them in another way, or in
-    several.
-    """
-    return ROWS.get(mode, "") if isinstance(mode, str) else ""
+def _read_json(file: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return values
+
+
+def _has_windows(config: dict[str, Any]) -> bool:
+    if {"sliding_attention", "chunked_attention"} & set(config.get("layer_types") or ()):
+        return True
+    if not config.get("use_sliding_window", True):
+        return False
+    window = config.get("sliding_window")
+    return bool(window) and window < config.get("max_position_embeddings", 0)
+
+
+@dataclass(frozen=True)
+class _Body:
+    """A model up to its head."""
+
+    embed: Callable[[Packed], Tensor]
+    layers: list[Any]
+    norm: Callable[[Tensor], Tensor]
 
 
 class VarlenNetwork:
-    """Runs a CrossEncoder over packed pairs: `network(packed)` gives logits, float32[pairs,
-    labels].
+    """Makes logits, float32[pairs, labels], of packed pairs.
 
-    The body runs in `dtype`, the head in FP32: it sees a row a pair, and FP16 would tie
-    near-equal logits. It takes the encoder over, and changes it. Raises ValueError for a model
-    that has no packed form.
+    The body runs in `dtype`, and the head in FP32: FP16 would tie near-equal logits.
+    `typed` says that the tokenizer gives token types.
+    The network owns the encoder, and changes it.
     """
 
     def __init__(self, encoder: Any, dtype: torch.dtype, device: str, *, typed: bool) -> None:
         model = encoder.model
         kind = model.config.model_type
-        if not _packs(model.config.to_dict()):
-            raise ValueError(
-                f"{kind}: no packed form; it takes {', '.join(VARLEN_TYPES)} with absolute positions"
-            )
-        reach = max(model.config.max_position_embeddings, encoder.max_seq_length or 0)
-        # before the body's buffers lose precision
-        turns = _turns(model, reach) if kind == "modernbert" else {}
-        rotary = model.base_model.rotary_emb.to(device) if kind in DECODERS else None
-        body = model.base_model
-        for name, part in body.named_children():  # what turns by position stays in FP32
+        rotations: dict[bool, tuple[Tensor, Tensor]] = {}
+        if kind == "modernbert":  # before its buffers lose precision
+            rotations = _rotations(model, encoder.max_seq_length or 0, device)
+        for name, part in model.base_model.named_children():
             part.to(device=device, dtype=None if name == "rotary_emb" else dtype)
         self._reads, self._head = _head(encoder, kind, device)
-        self._embed: Callable[[Packed], Tensor]
-        self._layers: list[Layer]
-        self._norm: Callable[[Tensor], Tensor] = nn.Identity()
         if kind == "modernbert":
-            parts, heads = body.embeddings, model.config.num_attention_heads
-            self._embed = lambda packed: parts.norm(parts.tok_embeddings(packed.ids))
-            self._norm = body.final_norm.float()
-            windows = [
-                (model.config.local_attention // 2,) * 2 if local else None
-                for local in _local(model)
-            ]
-            self._layers = [
-                ModernLayer(
-                    layer, heads, [table.to(device) for table in turns[window is not None]], window
-                )
-                for layer, window in zip(body.layers, windows, strict=True)
-            ]
+            self._body = _modernbert(model, rotations)
         elif kind in DECODERS:
-            words, scale = body.embed_tokens, _embedding_scale(body, kind)
-            self._embed = lambda packed: words(packed.ids) * scale
-            self._norm = body.norm.float()
-            self._layers = [DecoderLayer(layer, rotary) for layer in body.layers]
+            self._body = _decoder(model.base_model, kind)
         else:
-            self._embed = BertEmbedding(body, kind, typed)
-            self._layers = [BertLayer(layer) for layer in body.encoder.layer]
+            self._body = _bert(model.base_model, kind, typed)
 
     def __call__(self, packed: Packed) -> Tensor:
-        """Logits of packed pairs."""
-        hidden = self._embed(packed)
-        *layers, last = self._layers
+        hidden = self._body.embed(packed)
+        *layers, last = self._body.layers
         for layer in layers:
-            hidden = layer(hidden, packed, None)
-        rows = {"first": packed.starts, "last": packed.ends}.get(self._reads)
-        # A window of flash attention lies at the end of the keys where queries are fewer: no one
-        # row through it.
-        narrow = _narrows(last.window, self._reads)
-        hidden = last(hidden, packed, rows if narrow else None)
-        if rows is not None:
-            return self._head(self._norm((hidden if narrow else hidden[rows]).float()))
-        sums = torch.zeros(packed.pairs, hidden.shape[1], device=hidden.device)
-        sums.index_add_(0, packed.rows, self._norm(hidden.float()))
-        return self._head(sums / (packed.bounds[1:] - packed.bounds[:-1])[:, None])
+            hidden = layer(hidden, packed, ALL)
+        if self._reads == "mean":
+            hidden = self._body.norm(last(hidden, packed, ALL).float())
+            sums = torch.zeros(packed.pairs, hidden.shape[1], device=hidden.device)
+            sums.index_add_(0, packed.rows, hidden)
+            return self._head(sums / packed.counts[:, None])
+        rows = packed.starts if self._reads == "first" else packed.ends
+        # The last layer runs for one row where that sees the whole pair. With a window it cannot:
+        # flash attention counts that from the last key.
+        if last.window is None or (last.window == CAUSAL and self._reads == "last"):
+            hidden = last(hidden, packed, rows)
+        else:
+            hidden = last(hidden, packed, ALL)[rows]
+        return self._head(self._body.norm(hidden.float()))
 
 
-def _narrows(window: Window, reads: str) -> bool:
-    """Whether the last layer can run for one row: it sees all, or all that lies before it and is
-    the last.
-    """
-    return reads != "mean" and (window is None or (reads == "last" and window[0] < 0))
+def _bert(body: Any, kind: str, typed: bool) -> _Body:
+    layers = [BertLayer(layer) for layer in body.encoder.layer]
+    return _Body(BertEmbedding(body, kind, typed), layers, nn.Identity())
 
 
-def _embedding_scale(body: Any, kind: str) -> float:
-    """What word embeddings are multiplied by outside of their own module: Gemma's, before
-    transformers 5.
-    """
-    outside = kind == "gemma" and not hasattr(body.embed_tokens, "embed_scale")
-    return float(body.config.hidden_size) ** 0.5 if outside else 1.0
+def _decoder(body: Any, kind: str) -> _Body:
+    scale = 1.0
+    # Before transformers 5 Gemma scales word embeddings outside of their module.
+    if kind == "gemma" and not hasattr(body.embed_tokens, "embed_scale"):
+        scale = float(body.config.hidden_size) ** 0.5
+    layers = [DecoderLayer(layer, body.rotary_emb) for layer in body.layers]
+    return _Body(lambda packed: body.embed_tokens(packed.ids) * scale, layers, body.norm.float())
 
 
-def _local(model: Any) -> list[bool]:
-    """Which layers of a ModernBERT see a window only."""
-    config = model.config
-    kinds = getattr(config, "layer_types", None)  # since transformers 5
-    if kinds:
+def _modernbert(model: Any, rotations: dict[bool, tuple[Tensor, Tensor]]) -> _Body:
+    body = model.base_model
+    words = body.embeddings
+    heads = model.config.num_attention_heads
+    reach = model.config.local_attention // 2
+    layers = []
+    for layer, local in zip(body.layers, _local_layers(model.config), strict=True):
+        window = (reach, reach) if local else None
+        layers.append(ModernLayer(layer, heads, rotations[local], window))
+    return _Body(
+        lambda packed: words.norm(words.tok_embeddings(packed.ids)),
+        layers,
+        body.final_norm.float(),
+    )
+
+
+def _local_layers(config: Any) -> list[bool]:
+    """Return which layers of a ModernBERT see a window only."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds:  # since transformers 5
         return [kind == "sliding_attention" for kind in kinds]
-    return [
-        number % config.global_attn_every_n_layers != 0
-        for number in range(config.num_hidden_layers)
-    ]
+    every = config.global_attn_every_n_layers
+    return [number % every != 0 for number in range(config.num_hidden_layers)]
 
 
-def _turns(model: Any, reach: int) -> dict[bool, tuple[Tensor, Tensor]]:
-    """Cosines and sines, FP32 [reach, 1, size], of layers that see all and of those that see a
-    window.
-    """
-    body, like = model.base_model, torch.zeros(1)
+def _rotations(model: Any, max_length: int, device: str) -> dict[bool, tuple[Tensor, Tensor]]:
+    """Return cosines and sines, FP32[positions, 1, size], of local layers and others."""
+    body = model.base_model
+    reach = max(model.config.max_position_embeddings, max_length)
     positions = torch.arange(reach)[None]
-    made = {}
-    for local, layer in dict(zip(_local(model), body.layers, strict=True)).items():
+    like = torch.zeros(1)
+    tables = {}
+    one_of_each = dict(zip(_local_layers(model.config), body.layers, strict=True))
+    for local, layer in one_of_each.items():
         if hasattr(body, "rotary_emb"):  # transformers 5
-            cos, sin = body.rotary_emb(
-                like, positions, "sliding_attention" if local else "full_attention"
-            )
+            kind = "sliding_attention" if local else "full_attention"
+            cos, sin = body.rotary_emb(like, positions, kind)
         else:
             cos, sin = layer.attn.rotary_emb(like, positions)
-        made[local] = cos[0][:, None], sin[0][:, None]
-    return made
+        tables[local] = (cos[0][:, None].to(device), sin[0][:, None].to(device))
+    return tables
 
 
-def _head(encoder: Any, kind: str, device: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """Which rows of a pair are read, and what makes of those, float32[pairs, hidden],
-    float32[pairs, labels].
-    """
-    model, pooling = (
-        encoder.model,
-        next((module for module in encoder if isinstance(module, Pooling)), None),
-    )
+def _head(encoder: Any, kind: str, device: str) -> tuple[str, Head]:
+    """Return the rows that the head reads, "first", "last" or "mean", and the head."""
+    model = encoder.model
+    pooling = pooling_of(encoder)
     if pooling is not None:
-        after = [
-            module.to(device).float()
-            for module in list(encoder)[list(encoder).index(pooling) + 1 :]
-        ]
-        return _reads(pooling.pooling_mode), lambda rows: _through(
-            after, {"sentence_embedding": rows}
-        )
+        behind = list(encoder)[list(encoder).index(pooling) + 1 :]
+        head = _through(behind, "sentence_embedding", device)
+        return POOLED_ROWS[str(pooling.pooling_mode)], head
     if isinstance(encoder[-1], LogitScore):
         compare_only(model, encoder[-1])
-        kept = model.get_output_embeddings().to(device).float()
-        score = encoder[-1]
-        return "last", lambda rows: _through(
-            [score], {score.module_input_name: kept(rows)[:, None]}
-        )
-    reads, head = _classifier(model, kind, device)
-    after = [module.to(device).float() for module in list(encoder)[1:]]
-    return reads, lambda rows: _through(after, {"scores": head(rows)})
+        words = model.get_output_embeddings().to(device).float()
+        score = _through([encoder[-1]], encoder[-1].module_input_name, device)
+        return "last", lambda rows: score(words(rows)[:, None])
+    reads, classify = _classifier(model, kind, device)
+    finish = _through(list(encoder)[1:], "scores", device)
+    return reads, lambda rows: finish(classify(rows))
 
 
-def _classifier(model: Any, kind: str, device: str) -> tuple[str, Callable[[Tensor], Tensor]]:
-    """The same for a classification head of transformers."""
+def _classifier(model: Any, kind: str, device: str) -> tuple[str, Head]:
+    """Return the same for a classification head of transformers."""
     if kind in DECODERS:
         return "last", model.score.to(device).float()
     classifier = model.classifier.to(device).float()
     if kind == "modernbert":
-        head = model.head.to(device).float()
+        dense = model.head.to(device).float()
         reads = "mean" if model.config.classifier_pooling == "mean" else "first"
-        return reads, lambda rows: classifier(head(rows))
+        return reads, lambda rows: classifier(dense(rows))
     if kind == "bert":
         pooler = model.base_model.pooler.float()
         return "first", lambda rows: classifier(pooler(rows[:, None]))
     return "first", lambda rows: classifier(rows[:, None])
 
 
-def _through(modules: list[nn.Module], features: dict[str, Tensor]) -> Tensor:
-    for module in modules:
-        features = module(features)
-    return features["scores"]
+def _through(modules: Iterable[nn.Module], name: str, device: str) -> Head:
+    """Join modules of sentence-transformers to one function of the feature `name`."""
+    placed = [module.to(device).float() for module in modules]
+
+    def head(values: Tensor) -> Tensor:
+        features = {name: values}
+        for module in placed:
+            features = module(features)
+        return features["scores"]
+
+    return head

@@ -150,7 +150,7 @@ def test_an_activation_that_is_code_needs_trust(tiny_copy: ModelFolder) -> None:
     )
     model = CrossEncoder(tiny_copy.path)
     with pytest.raises(
-        BadInput, match=r"its activation mine\.Activation is code of its own; give trust"
+        BadInput, match=r"its activation mine\.Activation is code of its own; give `trust"
     ):
         model.predict(PAIRS)
     assert model.predict(PAIRS, activation_fn=torch.nn.Identity()).shape == (len(PAIRS),)
@@ -203,17 +203,17 @@ def test_a_prompt_within_a_chat_template_stays(tmp_path: Path) -> None:
 
 def test_no_label_that_ranks_is_said(tmp_path: Path) -> None:
     made = export(str(make_tiny(tmp_path / "model", labels=3)), tmp_path / "out", rank_label="none")
-    with pytest.raises(
-        ValueError,
-        match=r"CrossEncoder\.rank\(\) only works for models with num_labels=1.*--rank-label",
-    ):
+    message = r"CrossEncoder\.rank\(\) only works for models with num_labels=1.*`rank_label=`"
+    with pytest.raises(ValueError, match=message):
         CrossEncoder(made.path).rank("data", ["index"])
 
 
 def test_neither_torch_nor_transformers_is_imported_where_none_is_needed(tiny: ModelFolder) -> None:
     code = (
         "import sys; from xopt.runtime import CrossEncoder\n"
-        f"model = CrossEncoder({str(tiny.path)!r}); model.predict([('a', 'b')]); model.rank('a', ['b', 'c'])\n"
+        f"model = CrossEncoder({str(tiny.path)!r})\n"
+        "model.predict([('a', 'b')])\n"
+        "model.rank('a', ['b', 'c'])\n"
         "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,9 +14,8 @@ from xopt.runtime.scoring.device import check_device
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(
-        BadInput, match="device 'cuda': torch sees no CUDA GPU here; use --device cpu"
-    ):
+    message = "device 'cuda': torch sees no CUDA GPU here; use `device=\"cpu\"`"
+    with pytest.raises(BadInput, match=message):
         check_device("cuda")
     with pytest.raises(BadInput, match="device 'gpu': unknown; use cpu or cuda"):
         check_device("gpu")

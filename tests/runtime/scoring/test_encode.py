@@ -19,7 +19,13 @@ from xopt.optimize.model.parity import TEXT
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import Manifest, ModelFolder
 from xopt.runtime.scoring import encode
-from xopt.runtime.scoring.encode import WINDOW_CHARACTERS, Encoder, clean, windows
+from xopt.runtime.scoring.encode import (
+    WINDOW_CHARACTERS,
+    Encoder,
+    Encoding,
+    clean,
+    windows,
+)
 
 DEMO = Path(__file__).parents[3] / "models" / "demo"
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
@@ -164,11 +170,15 @@ def test_of_a_very_long_text_only_the_side_that_is_kept_is_tokenised(
     encoder = Encoder(
         replace(made[1], manifest=replace(made[1].manifest, max_length=24, truncation_side=side))
     )
-    pair, seen = ("data", "search the index " * 1000), []
-    whole = encoder._all_encoded
-    monkeypatch.setattr(
-        encoder, "_all_encoded", lambda pairs: [seen.extend(pairs), whole(pairs)][1]
-    )
+    pair = ("data", "search the index " * 1000)
+    seen = []
+    whole = encoder._tokenized
+
+    def noted(pairs: list[tuple[str, str]]) -> list[Encoding]:
+        seen.extend(pairs)
+        return whole(pairs)
+
+    monkeypatch.setattr(encoder, "_tokenized", noted)
     assert encoder.encode([pair]).ids[0].tolist() == whole([pair])[0].ids
     assert max(len(text) for _, text in seen) <= 1000
 

@@ -18,7 +18,7 @@ from xopt.runtime.scoring.backends.varlen import VARLEN_TYPES, VarlenNetwork
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
-SAME = 1e-5
+TINY_ROUNDING = 1e-5  # moves the FP32 logits of a tiny model by less
 MODERN: list[dict[str, Any]] = [
     {"classifier_pooling": "mean"},
     {"global_attn_every_n_layers": 1},
@@ -71,8 +71,8 @@ def test_packed_forwards_give_what_transformers_gives(
     assert packed.shape == (len(rows), labels)
     # scores that do not spread would agree whatever is done to them
     assert expected.std(0).min() > 0.1
-    assert np.abs(packed - expected[rows]).max() < SAME
-    assert np.abs(logits(network, tokens, rows[:1]) - packed[:1]).max() < SAME
+    assert np.abs(packed - expected[rows]).max() < TINY_ROUNDING
+    assert np.abs(logits(network, tokens, rows[:1]) - packed[:1]).max() < TINY_ROUNDING
 
 
 def test_half_precision_is_close_and_keeps_the_head_in_fp32(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_half_precision_is_close_and_keeps_the_head_in_fp32(tmp_path: Path) -> N
     rows = np.arange(len(tokens.ids))
     network = VarlenNetwork(model, torch.float16, "cpu", typed=True)
     difference = np.abs(logits(network, tokens, rows) - expected).max()
-    assert SAME < difference < 0.02
+    assert TINY_ROUNDING < difference < 0.02
     assert model.model.classifier.weight.dtype == torch.float32
 
 
@@ -107,13 +107,7 @@ def test_a_padding_token_within_a_text_is_placed_as_transformers_places_it(tmp_p
         [tokens.ids[8], ids], [tokens.type_ids[8], tokens.type_ids[9]], tokens.lengths[8:10], 0
     )
     network = VarlenNetwork(model, torch.float32, "cpu", typed=False)
-    assert np.abs(logits(network, changed, np.array([0, 1]))[1] - expected).max() < SAME
-
-
-def test_what_has_no_packed_form_is_refused(tmp_path: Path) -> None:
-    model = load_encoder(make_tiny(tmp_path, "distilbert"))
-    with pytest.raises(ValueError, match="distilbert: no packed form; it takes bert"):
-        VarlenNetwork(model, torch.float32, "cpu", typed=False)
+    assert np.abs(logits(network, changed, np.array([0, 1]))[1] - expected).max() < TINY_ROUNDING
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.randoms())
