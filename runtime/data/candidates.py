@@ -41,9 +41,9 @@ DEMO_QUERIES, DEMO_DEPTH = 512, 25
 COLLECTION_DEPTH = 100
 PREPARING = 64  # queries at most that calibrating, tuning and steering may see, and no verdict
 SPLIT = "test"
-# Parts that some distributions leave out, and what is no documentation:
+# Parts of the standard library that some distributions leave out, and what is no documentation.
 NOT_EVERYWHERE = frozenset(
-    {
+    [
         "site-packages",
         "dist-packages",
         "test",
@@ -54,7 +54,7 @@ NOT_EVERYWHERE = frozenset(
         "lib2to3",
         "distutils",
         "ensurepip",
-    }
+    ]
 )
 GRADE = "relevance"  # the column of grades
 USUAL = Columns()  # the usual columns of a table
@@ -73,9 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs to score, a query's together and in first-stage order, with qrels where there are
-    any.
-    """
+    """Pairs to score, a query's together and in first-stage order, with qrels where there are any."""
 
     name: str
     rows: tuple[Row, ...]
@@ -93,7 +91,7 @@ class Candidates:
         return scores if scores and len(scores) == len(self.rows) else None
 
     def groups(self) -> dict[str, slice]:
-        """The rows of each query, by query id."""
+        """Give the rows of each query, by query id."""
         groups: dict[str, slice] = {}
         for i, row in enumerate(self.rows):
             start = groups[row.query_id].start if row.query_id in groups else i
@@ -101,75 +99,69 @@ class Candidates:
         return groups
 
     def head(self, pairs: int) -> Candidates:
-        """The first `pairs` rows, with the qrels of their queries."""
-        rows = self.rows[:pairs]
-        return self._only(rows)
+        """Keep the first `pairs` rows, with the qrels of their queries."""
+        return self._with(self.rows[:pairs])
 
     def whole(self, pairs: int) -> Candidates:
-        """The first queries, with all their candidates, that have `pairs` rows at most; at least
-        one.
-        """
+        """Keep the first queries that have `pairs` rows at most, at least one, with all rows."""
         stops = [rows.stop for rows in self.groups().values()]
-        return self._only(self.rows[: max(stop for stop in stops if stop <= max(pairs, stops[0]))])
+        most = max(pairs, stops[0])
+        return self._with(self.rows[: max(stop for stop in stops if stop <= most)])
 
     def cut(self, depth: int | None) -> Candidates:
-        """The first `depth` candidates of each query, or all."""
+        """Keep the first `depth` candidates of each query, or all."""
         groups = self.groups().values()
-        return self._only(tuple(row for rows in groups for row in self.rows[rows][:depth]))
+        return self._with(tuple(row for rows in groups for row in self.rows[rows][:depth]))
 
     def draw(self, queries: int | None) -> Candidates:
-        """So many queries, drawn at random and always the same, in the order given; or all."""
+        """Keep so many queries, drawn at random and always the same, in the order given."""
         groups = list(self.groups().values())
         if queries is None or queries >= len(groups):
             return self
         drawn = np.sort(np.random.default_rng(0).permutation(len(groups))[:queries])
-        return self._only(tuple(row for i in drawn for row in self.rows[groups[i]]))
+        return self._with(tuple(row for i in drawn for row in self.rows[groups[i]]))
 
     def shuffled(self) -> Candidates:
-        """The queries in a random order, always the same, each with its candidates as they were."""
+        """Put the queries in a random order, always the same, each with its candidates as they were."""
         groups = list(self.groups().values())
         order = np.random.default_rng(1).permutation(len(groups))
-        return self._only(tuple(row for i in order for row in self.rows[groups[i]]))
+        return self._with(tuple(row for i in order for row in self.rows[groups[i]]))
 
     def between(self, first: int, last: int | None) -> Candidates:
-        """The queries from number `first` up to, without, `last`, or to the end."""
+        """Keep the queries from number `first` up to, without, `last`, or to the end."""
         rows = list(self.groups().values())[first:last]
-        return self._only(self.rows[rows[0].start : rows[-1].stop] if rows else ())
+        return self._with(self.rows[rows[0].start : rows[-1].stop] if rows else ())
 
     def without(self, hashes: Collection[str]) -> Candidates:
-        """The queries whose `query_hash` is none of these."""
-        return (
-            self._only(tuple(row for row in self.rows if query_hash(row.query) not in hashes))
-            if hashes
-            else self
-        )
+        """Keep the queries whose `query_hash` is none of these."""
+        if not hashes:
+            return self
+        return self._with(tuple(row for row in self.rows if query_hash(row.query) not in hashes))
 
     def split(self) -> tuple[Candidates, Candidates]:
-        """A part to prepare with (calibrate, tune, steer) and the rest, to judge by: they share
-        no query.
+        """Split off a part to prepare with (calibrate, tune, steer); the rest is to judge by.
 
-        A fifth of the queries, `PREPARING` at most, chosen by their texts: ids of one text stay
-        together. A single query is judged by, and there is none to prepare with.
+        They share no query. A fifth of the queries, `PREPARING` at most, prepares, chosen by their
+        texts: ids of one text stay together. A single query is judged by, and none prepares.
         """
-        hashes = {q: query_hash(self.rows[rows.start].query) for q, rows in self.groups().items()}
+        hashes = {row.query_id: query_hash(row.query) for row in self.rows}
         texts = sorted(set(hashes.values()))
-        preparing_texts = texts[: min(PREPARING, max(1, len(texts) // 5)) if len(texts) > 1 else 0]
-        chosen = {q for q, hash_ in hashes.items() if hash_ in preparing_texts}
-        parts = [
-            tuple(r for r in self.rows if (r.query_id in chosen) is side) for side in (True, False)
-        ]
-        return self._only(parts[0]), self._only(parts[1])
+        count = min(PREPARING, max(1, len(texts) // 5)) if len(texts) > 1 else 0
+        prepares = set(texts[:count])
+        chosen = tuple(row for row in self.rows if hashes[row.query_id] in prepares)
+        others = tuple(row for row in self.rows if hashes[row.query_id] not in prepares)
+        return self._with(chosen), self._with(others)
 
-    def _only(self, rows: tuple[Row, ...]) -> Candidates:
+    def _with(self, rows: tuple[Row, ...]) -> Candidates:
         kept = {row.query_id for row in rows}
-        return Candidates(
-            self.name, rows, {q: judged for q, judged in self.qrels.items() if q in kept}
-        )
+        qrels = {q: judged for q, judged in self.qrels.items() if q in kept}
+        return Candidates(self.name, rows, qrels)
 
 
 def preparing(candidates: Candidates) -> Candidates:
-    """The part of candidates to prepare with: the demo data's, with a warning, where one query
-    leaves none.
+    """Give the part of candidates to prepare with.
+
+    Where one query leaves none, it is that of the demo data, with a warning.
     """
     part = candidates.split()[0]
     if part.rows:
@@ -181,9 +173,7 @@ def preparing(candidates: Candidates) -> Candidates:
 
 
 def query_hash(query: str) -> str:
-    """Twelve digits of a query's sha256, by which a manifest tells which queries calibrated a
-    variant.
-    """
+    """Give twelve digits of a query's sha256: by them a manifest tells which queries calibrated."""
     return hashlib.sha256(query.encode()).hexdigest()[:12]
 
 

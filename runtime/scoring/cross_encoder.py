@@ -17,9 +17,10 @@ from scipy.special import expit, softmax
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.machine import machine_name
+from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Pair
+from xopt.runtime.scoring.ranking import ranked
 from xopt.runtime.scoring.scorer import checked, open_scorer
 
 __all__ = ["CrossEncoder"]
@@ -62,8 +63,7 @@ class CrossEncoder:
         self.device = str(device or "cpu")  # sentence-transformers takes a torch.device, too
         check_device(self.device)
         folder = ModelFolder.open(model_name_or_path, trust_remote_code)
-        recommended = folder.manifest.recommended(machine_name(self.device))
-        self.variant = variant or recommended or "onnx-fp32"
+        self.variant = variant or default_variant(folder, self.device)
         self.folder = folder if max_length is None else _cut_to(folder, max_length)
         self.scorer = open_scorer(
             self.folder, self.variant, plan=plan, threads=threads, device=self.device
@@ -199,18 +199,17 @@ class CrossEncoder:
         pairs = [_pair((query, document)) for document in documents]
         logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
         ranking = self.folder.manifest.ranking
-        scores = ranking(self._activated(logits, activation_fn)).tolist()
+        scores = ranking(self._activated(logits, activation_fn))
         # Of several labels the logits rank, which validate judges: activations may reorder
         # differences.
-        keys = scores if self.num_labels == 1 else ranking(logits).tolist()
-        order = sorted(range(len(documents)), key=lambda row: -keys[row])
-        ranked = []
-        for row in order[:top_k]:
-            result = {"corpus_id": row, "score": scores[row]}
+        order, _ = ranked(scores if self.num_labels == 1 else ranking(logits))
+        results = []
+        for row in order[:top_k].tolist():
+            result: dict[str, Any] = {"corpus_id": row, "score": scores[row].item()}
             if return_documents:
                 result["text"] = documents[row]
-            ranked.append(result)
-        return ranked
+            results.append(result)
+        return results
 
     @staticmethod
     def is_singular_input(inputs: Any) -> bool:

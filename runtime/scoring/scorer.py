@@ -22,6 +22,7 @@ from xopt.runtime.errors import BadInput, NotFinite
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.scoring.backends.backend import Backend, OutOfMemory
+from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.encode import Encoder, Encoding, Pair, Tokens, check_pairs, windows
 from xopt.runtime.scoring.plan import Forward, default_plan, plan_forwards
 from xopt.runtime.scoring.stages import Stages, Stopwatch
@@ -261,7 +262,7 @@ class PlannedScorer(Scorer):
 
 def open_scorer(
     folder: str | Path | ModelFolder,
-    variant: str = "onnx-fp32",
+    variant: str | None = None,
     *,
     plan: Plan | None = None,
     threads: int | None = None,
@@ -269,6 +270,9 @@ def open_scorer(
     trust_remote_code: bool = False,
 ) -> PlannedScorer:
     """Open a variant of a model folder.
+
+    `variant` is by default the one that `xopt optimize` recommended for this machine,
+    or else onnx-fp32; the log says which.
 
     Without `plan` the scorer uses the one that `xopt tune` found for this machine,
     or else a default one for `threads`, by default all usable cores.
@@ -280,7 +284,7 @@ def open_scorer(
         raise BadInput(f"threads is {threads}; give at least 1, or leave it out for all cores")
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder, trust_remote_code)
-    chosen = folder.variant(variant)
+    chosen = folder.variant(variant or default_variant(folder, device))
     check_variant(chosen, device)  # before a plan is looked up for a device that is not there
     plan = plan or find_plan(folder, chosen, threads, device)
     open_backend = BACKENDS[chosen.backend].open
@@ -293,7 +297,7 @@ def open_scorer(
         open_backend(folder, chosen, plan, device),
         plan,
         folder.manifest.labels,
-        functools.partial(_reopen, absolute, variant, device),
+        functools.partial(_reopen, absolute, chosen.name, device),
         functools.cache(open_wide),
     )
 
