@@ -226,7 +226,8 @@ def test_what_needs_no_model_is_quick_and_imports_nothing_heavy(
     )
     code = (
         "import sys; from xopt.cli.main import cli; "
-        f"code = cli.main({arguments!r}, standalone_mode=False); print(sorted({HEAVY!r} & set(sys.modules)), code)"
+        f"code = cli.main({arguments!r}, standalone_mode=False); "
+        f"print(sorted({HEAVY!r} & set(sys.modules)), code)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -238,7 +239,8 @@ def test_what_needs_no_model_is_quick_and_imports_nothing_heavy(
 @pytest.mark.parametrize(("before", "ignored"), [("SIG_IGN", True), ("SIG_DFL", False)])
 def test_nohup_is_heeded(before: str, ignored: bool) -> None:
     code = (
-        f"import signal, sys; signal.signal(signal.SIGHUP, signal.{before}); sys.argv = ['xopt', '--version']\n"
+        f"import signal, sys; signal.signal(signal.SIGHUP, signal.{before})\n"
+        "sys.argv = ['xopt', '--version']\n"
         "from xopt.cli.main import main\ntry: main()\n"
         "except SystemExit: print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN)"
     )
