@@ -33,10 +33,16 @@ ROWS = [
 ]
 
 
+def captured_output(width: int) -> tuple[Output, io.StringIO]:
+    output = Output(None)
+    stream = io.StringIO()
+    output.console = Console(file=stream, width=width, highlight=False)
+    return output, stream
+
+
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
 def test_no_figure_is_cut_at_any_width(width: int) -> None:
-    output, stream = Output(None), io.StringIO()
-    output.console = Console(file=stream, width=width, highlight=False)
+    output, stream = captured_output(width)
     output.table("title", ROWS, wrapped=("document",))
     shown = stream.getvalue()
     assert "…" not in shown
@@ -48,16 +54,14 @@ def test_no_figure_is_cut_at_any_width(width: int) -> None:
 
 
 def test_a_row_may_lack_columns() -> None:
-    output, stream = Output(None), io.StringIO()
-    output.console = Console(file=stream, width=80, highlight=False)
+    output, stream = captured_output(width=80)
     output.table("title", [{"": "all", "pairs": "10"}, {"": "now", "pairs": "2", "seconds": "1.5"}])
     lines = [line.split() for line in stream.getvalue().splitlines()]
     assert lines[1:4] == [["pairs", "seconds"], ["all", "10"], ["now", "2", "1.5"]]
 
 
 def test_a_text_does_not_steer_the_terminal() -> None:
-    output, stream = Output(None), io.StringIO()
-    output.console = Console(file=stream, width=80, highlight=False)
+    output, stream = captured_output(width=80)
     output.line("a \x1b[31m b \x00 c\td")
     output.table("title", [{"a": "x\x1b[2J", "b": "y\x9b"}])
     assert not {"\x1b", "\x00", "\x9b"} & set(stream.getvalue())

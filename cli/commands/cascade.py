@@ -118,7 +118,7 @@ def cascade(
         print_checked(output, checked)
         click.get_current_context().exit(EXIT_CODES[checked.result.verdict])
     if in_expectation:
-        options.refuse(("confidence",), "has no meaning in expectation")
+        options.refuse(("confidence",), "has no meaning with --in-expectation")
     order, column = _order_and_column(first)
     certified = certify(
         model,
@@ -181,7 +181,7 @@ def _print_cascade(output: Output, certified: Certified, found: Cascade) -> None
         f"Scores {_percent(certified.share)} of the pairs, in {ORDER_TEXTS[found.order.kind]}, "
         f"{_rule_text(found)}; by {certified.variant}."
     )
-    output.line(f"Certificate: {_promise(certificate)}.")
+    output.line(f"Certificate: {_promise_text(certificate)}.")
     if certificate.first_stage == "demo":
         output.line(
             "Those are docstrings, the built-in data, and say nothing of your own queries; "
@@ -201,7 +201,7 @@ def print_checked(output: Output, checked: Checked) -> None:
         f"{VERDICT_TEXTS[result.verdict]} on {checked.data}: "
         f"a loss of {interval_text(result.interval, digits=4)} on {checked.queries} queries, "
         f"{_percent(checked.share)} of whose pairs were scored. "
-        f"Certified: {_promise(checked.certificate)}."
+        f"Certified: {_promise_text(checked.certificate)}."
     )
     if checked.seen:
         output.line(f"{checked.seen} queries made the cascade or what it runs, and are left out.")
@@ -217,7 +217,7 @@ def _percent(share: Interval) -> str:
     return f"{100 * share.mean:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
-def _promise(certificate: Certificate) -> str:
+def _promise_text(certificate: Certificate) -> str:
     top = certificate.top
     max_loss = certificate.max_loss
     if certificate.measure == "dcg":
@@ -229,12 +229,12 @@ def _promise(certificate: Certificate) -> str:
         lost = (
             f"the best {top} in FP32 are all scored, but for a share of {max_loss:g} of the queries"
         )
-    sureness = "in expectation"
+    confidence = "in expectation"
     if certificate.confidence is not None:
-        sureness = f"with a confidence of {certificate.confidence:g}"
+        confidence = f"with a confidence of {certificate.confidence:g}"
     return (
         f"on queries like those of {certificate.first_stage}, "
-        f"{certificate.depth:.0f} candidates each, {lost}, {sureness}"
+        f"{certificate.depth:.0f} candidates each, {lost}, {confidence}"
     )
 
 

@@ -11,7 +11,7 @@ from xopt.cli import options
 from xopt.cli.commands.bench import print_bench, print_cascaded
 from xopt.cli.commands.cascade import print_certified
 from xopt.cli.commands.tune import print_tuning
-from xopt.cli.commands.validate import MEASURES, measure_text, print_validation, reasons
+from xopt.cli.commands.validate import MEASURES, measure_text, print_validation, why_not_passed
 from xopt.cli.output import Output, json_option, plain
 
 if TYPE_CHECKING:
@@ -105,6 +105,6 @@ def print_recommendation(
     output.line("; ".join(parts))
     output.line(f"    from xopt.runtime import open_scorer; {recommendation.python}")
     for variant, ratio in recommendation.undecided.items():
-        why = "; ".join(reasons(judged[variant])) or "undecided"
-        output.line(f"{variant} is faster, {ratio:.1f} times. {why}")
+        reasons = "; ".join(why_not_passed(judged[variant])) or "undecided"
+        output.line(f"{variant} is faster, {ratio:.1f} times. {reasons}")
     output.line("")

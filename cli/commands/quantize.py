@@ -77,8 +77,8 @@ def quantize(
         from xopt.optimize.quantize import SCHEMES
 
         name = SCHEMES[scheme]
-        candidates = None if scheme == "stock" else _calibrating(read())
-        made, steered = _to_int8(model, scheme, target, candidates, bounds)
+        candidates = None if scheme == "stock" else _calibration_queries(read())
+        made, steered = _make_int8(model, scheme, target, candidates, bounds)
     output.json({"folder": made.path, "variant": made.variant(name), "steered": steered})
     if steered:
         print_steering(output, steered)
@@ -95,7 +95,9 @@ def _check_options(int8: bool, fp16: bool, scheme: str, bounds: dict[str, float]
             "goes with --int8, not with --fp16",
         )
     if scheme == "portable":
-        options.refuse(("target",), "goes with no portable scheme: it is for all of them")
+        options.refuse(
+            ("target",), "has no meaning with --scheme portable, which is for all processors"
+        )
     if scheme == "stock":
         options.refuse(options.DATA_OPTIONS, "calibrates, and --scheme stock takes no calibration")
         if bounds:
@@ -104,14 +106,14 @@ def _check_options(int8: bool, fp16: bool, scheme: str, bounds: dict[str, float]
             )
 
 
-def _calibrating(candidates: Candidates) -> Candidates:
+def _calibration_queries(candidates: Candidates) -> Candidates:
     """Return the queries to calibrate and steer by, which no verdict counts later."""
     part, _ = candidates.split()
     # a single query is not split: it calibrates, and judges nothing later
     return part if part.rows else candidates
 
 
-def _to_int8(
+def _make_int8(
     model: ModelFolder,
     scheme: str,
     target: str | None,

@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from xopt.runtime.data.candidates import Candidates
     from xopt.runtime.folder import ModelFolder
 
-__all__ = ["MEASURES", "gates_for", "measure_text", "print_validation", "reasons", "validate"]
+__all__ = [
+    "MEASURES",
+    "gates_for",
+    "measure_text",
+    "print_validation",
+    "validate",
+    "why_not_passed",
+]
 
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 # the measures that the table shows, with their columns; the JSON has all
@@ -182,7 +189,7 @@ def print_validation(output: Output, validation: Validation) -> None:
         rows.append(row | _measure_cells(validation.first_stage, shown))
     output.table(_title(validation), rows)
     for judged in validation.judged:
-        for reason in reasons(judged):
+        for reason in why_not_passed(judged):
             output.line(f"{judged.name}: {reason}")
     for judged in validation.judged:
         if judged.losses:
@@ -227,7 +234,7 @@ def measure_text(interval: Interval, separator: str = " ") -> str:
     return f"{interval.mean:.3f}"
 
 
-def reasons(judged: Judged) -> list[str]:
+def why_not_passed(judged: Judged) -> list[str]:
     """Return the reasons why a variant has not passed, a sentence for each."""
     found = []
     if judged.broken:
