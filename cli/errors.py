@@ -1,4 +1,4 @@
-"""The library's messages, in the words of the command line."""
+"""Messages of the library, in which Python arguments become command-line options."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ import re
 
 import click
 
-__all__ = ["OptionFormatter", "in_options"]
+__all__ = ["OptionFormatter", "with_option_names"]
 
-# The library writes an argument as Python does: `variant=`, `variant="onnx-int8"` or `force=True`.
+# the library writes arguments as Python does: `variant=`, `variant="onnx-int8"`, `force=True`
 ARGUMENT = re.compile(r"`(?P<name>[a-z_]+)=(?P<value>[^`]*)`")
 
 
-def in_options(message: str, commands: list[click.Command]) -> str:
+def with_option_names(message: str, commands: list[click.Command]) -> str:
     """Name the arguments in a message as options: `force=True` becomes --force.
 
-    The first of the commands that has a parameter of that name says how it is called there.
-    What none of them has stays as it is.
+    Each is named as the first of the commands names it that has such a parameter.
+    An argument that no command has stays as it is.
     """
-    params = {}
-    for command in reversed(commands):
-        params.update({param.name: param for param in command.params})
+    params: dict[str | None, click.Parameter] = {}
+    for command in commands:
+        for param in command.params:
+            params.setdefault(param.name, param)
 
-    def option(found: re.Match[str]) -> str:
-        param = params.get(found["name"])
+    def option_text(match: re.Match[str]) -> str:
+        param = params.get(match["name"])
         if param is None:
-            return found[0]
+            return match[0]
         if isinstance(param, click.Argument):
             return param.metavar or str(param.name).upper()
-        name = max(param.opts, key=len)
-        value = found["value"].strip("\"'")
+        option = max(param.opts, key=len)
+        value = match["value"].strip("\"'")
         is_flag = isinstance(param, click.Option) and param.is_flag
-        return name if is_flag or not value else f"{name} {value}"
+        return option if is_flag or not value else f"{option} {value}"
 
-    return ARGUMENT.sub(option, message)
+    return ARGUMENT.sub(option_text, message)
 
 
 class OptionFormatter(logging.Formatter):
@@ -45,4 +46,4 @@ class OptionFormatter(logging.Formatter):
         self.commands = commands
 
     def format(self, record: logging.LogRecord) -> str:
-        return in_options(super().format(record), self.commands)
+        return with_option_names(super().format(record), self.commands)

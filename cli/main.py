@@ -26,71 +26,12 @@ from xopt.cli.commands.rerank import rerank
 from xopt.cli.commands.shrink import shrink
 from xopt.cli.commands.tune import tune
 from xopt.cli.commands.validate import validate
-from xopt.cli.errors import OptionFormatter, in_options
+from xopt.cli.errors import OptionFormatter, with_option_names
 from xopt.runtime.errors import BadInput, GateFailed
 
-__all__ = ["cli", "main"]
+__all__ = ["all_commands", "cli", "main"]
 
-
-# What a place that cannot be written answers; of other errors of the operating system a traceback
-# says more.
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
-
-
-class _Group(click.Group):
-    """Turns the errors that a user can do something about into one line and an exit code."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (BadInput, GateFailed) as error:
-            message = in_options(
-                " ".join(str(error).split()), commands_from(ctx.invoked_subcommand)
-            )
-            click.echo(f"Error: {message}", err=True)
-            raise SystemExit(2 if isinstance(error, BadInput) else 1) from error
-        except KeyboardInterrupt:
-            click.echo("Interrupted: nothing half-written was left.", err=True)
-            raise SystemExit(128 + signal.SIGINT) from None
-        except OSError as error:
-            copying = isinstance(error, shutil.Error)  # of many files: it has no number
-            if (
-                not copying
-                and error.errno not in UNWRITABLE
-                and "temporary directory" not in str(error)
-            ):
-                raise
-            where = f"{error.filename}: " if error.filename else ""
-            click.echo(
-                f"Error: {where}{error.strerror or str(error)[:300]}; free some space or choose another place",
-                err=True,
-            )
-            raise SystemExit(2) from error
-
-
-@click.group(
-    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
-)
-@click.version_option(package_name="xopt-rerank", prog_name="xopt")
-@click.option("-q", "--quiet", is_flag=True, help="No progress on standard error.")
-@click.pass_context
-def cli(context: click.Context, quiet: bool) -> None:
-    """Make a CrossEncoder several times faster, and prove that it still ranks the same.
-
-    `xopt optimize MODEL` does it all; the other commands do one step each on the model folder that
-    the step before left on disk. MODEL is a hub id, a folder, or `demo`.
-
-    Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 a verdict is undecided.
-    """
-    logger = logging.getLogger("xopt")
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OptionFormatter(commands_from(context.invoked_subcommand)))
-    logger.handlers = [handler]
-    logger.propagate = False  # some libraries give the root logger a handler of its own
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
-
-
-for command in (
+COMMANDS = (
     optimize,
     export,
     quantize,
@@ -102,38 +43,100 @@ for command in (
     rerank,
     report,
     card,
-):
+)
+# a place that cannot be written; other errors of the operating system keep their traceback
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+class _Group(click.Group):
+    """Turns the errors that a user can do something about into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (BadInput, GateFailed) as error:
+            message = " ".join(str(error).split())
+            message = with_option_names(message, all_commands(first=ctx.invoked_subcommand))
+            click.echo(f"Error: {message}", err=True)
+            raise SystemExit(2 if isinstance(error, BadInput) else 1) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted: nothing half-written was left.", err=True)
+            raise SystemExit(128 + signal.SIGINT) from None
+        except OSError as error:
+            if not _is_unwritable(error):
+                raise
+            place = f"{error.filename}: " if error.filename else ""
+            reason = error.strerror or str(error)[:300]
+            click.echo(f"Error: {place}{reason}; free some space or choose another place", err=True)
+            raise SystemExit(2) from error
+
+
+def _is_unwritable(error: OSError) -> bool:
+    if isinstance(error, shutil.Error):  # it collects the errors of a copy, and has no number
+        return True
+    return error.errno in UNWRITABLE or "temporary directory" in str(error)
+
+
+@click.group(
+    cls=_Group,
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
+)
+@click.version_option(package_name="xopt-rerank", prog_name="xopt")
+@click.option("-q", "--quiet", is_flag=True, help="Print no progress on standard error.")
+@click.pass_context
+def cli(context: click.Context, quiet: bool) -> None:
+    """Make a CrossEncoder several times faster, and prove that it still ranks the same.
+
+    `xopt optimize MODEL` runs every step. The other commands run one step each, on the model
+    folder that the step before left on disk. MODEL is a hub id, a folder, or `demo`.
+
+    Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 a verdict is undecided.
+    """
+    logger = logging.getLogger("xopt")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OptionFormatter(all_commands(first=context.invoked_subcommand)))
+    logger.handlers = [handler]
+    logger.propagate = False  # some libraries give the root logger a handler of its own
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+
+for command in COMMANDS:
     cli.add_command(command)
 
 
-def commands_from(name: str | None) -> list[click.Command]:
-    """Every command, the one of this name first."""
-    return sorted(cli.commands.values(), key=lambda command: command.name != name)
+def all_commands(first: str | None) -> list[click.Command]:
+    """Return every command, the one of this name first."""
+    return sorted(cli.commands.values(), key=lambda command: command.name != first)
 
 
 def main() -> None:
-    """Run the command line; a termination request cleans up as Ctrl-C does."""
+    """Run the command line. A termination request cleans up as Ctrl-C does."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DO_NOT_TRACK", "1")
     os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has one of them
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+        number = getattr(signal, name, None)  # Windows lacks SIGHUP
+        # nohup has SIGHUP ignored
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminate)
-    _open_streams()
+    _make_streams_safe()
     try:
         cli()
     except SystemExit as end:
         if "daft" not in sys.modules:
             raise
-        # Daft may crash as Python ends, when it had worker processes: all is written by now, and
+        # Daft may crash as Python ends, if it had worker processes. By now all is written, and
         # the exit code counts.
-        _leave(end.code)
+        _exit_at_once(end.code)
 
 
-def _leave(code: object) -> None:
-    """End with an exit code and without Python's own end, but with what has to be closed."""
+def _exit_at_once(code: object) -> None:
+    """End the process without Python's own clean-up, but close what has to be closed."""
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()
     if isinstance(code, str):
@@ -144,10 +147,8 @@ def _leave(code: object) -> None:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _open_streams() -> None:
-    """Let nothing that is printed fail for its encoding, or for a stream that was closed: results
-    are worth more.
-    """
+def _make_streams_safe() -> None:
+    """Let no print fail for its encoding or a closed stream: a result is worth more."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:

@@ -1,11 +1,12 @@
-"""Options that several commands share."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 from click.core import ParameterSource
@@ -14,111 +15,165 @@ if TYPE_CHECKING:
     from xopt.runtime.data.candidates import Candidates
 
 __all__ = [
+    "AT_LEAST_1",
+    "COLUMN_OPTIONS",
+    "DATA_OPTIONS",
+    "GATES",
     "Number",
-    "BOUNDS",
-    "DATA_NAMES",
-    "data_options",
-    "device_anywhere_option",
-    "device_option",
-    "folder_argument",
-    "gate_options",
-    "minutes_option",
-    "rank_label_option",
+    "ReadCandidates",
+    "columns",
+    "data",
+    "device",
+    "gates",
+    "minutes",
+    "model",
+    "model_folder",
+    "model_out",
+    "rank_label",
     "refuse",
-    "threads_option",
-    "trust_option",
-    "variant_option",
+    "run",
+    "split",
+    "threads",
+    "trust",
+    "unchecked_device",
+    "variants",
 ]
 
-folder_argument = click.argument("folder", metavar="DIR", type=click.Path())
-threads_option = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    help="Threads that a scorer may use.  [default: all cores]",
-)
-variant_option = click.option(
-    "--variant",
-    "variants",
-    multiple=True,
-    help="A variant; repeat for more.  [default: all that fit the device]",
-)
+Function = Callable[..., Any]
+Decorator = Callable[[Function], Function]
+
+AT_LEAST_1 = click.IntRange(min=1)
+DATA_OPTIONS = ("data", "run", "split", "depth", "queries")
+COLUMN_OPTIONS = ("query", "text", "query_id", "doc_id")
+GATES = {  # each option's parameter, and the measure that it bounds
+    "min_tau": "tau",
+    "min_top10": "top10",
+    "max_dcg_loss": "dcg10_loss",
+    "max_ndcg_drop": "ndcg10_drop",
+    "min_labels": "labels",
+}
 
 
-def _there(_: click.Context, __: click.Parameter, device: str) -> str:
+class Number(click.FloatRange):
+    """A number in a range. NaN is refused, which click lets through."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
+class ReadCandidates(Protocol):
+    """Reads the candidates that --data and its options name; see `read_candidates`."""
+
+    def __call__(self, *, first: str | None = None, documents: bool = False) -> Candidates: ...
+
+
+def _check_device(_: click.Context, __: click.Parameter, device: str) -> str:
     from xopt.runtime.scoring.device import check_device
 
     check_device(device)  # before data is read
     return device
 
 
-def _device(check: Callable[..., str] | None) -> Callable[..., Any]:
+def _device_option(check: Callable[..., str] | None) -> Decorator:
     return click.option(
         "--device",
         type=click.Choice(["cpu", "cuda"]),
         default="cpu",
-        show_default=True,
         callback=check,
-        help="Where to run; a GPU that is missing is an error, never a run on the CPU.",
+        help="Where to run. A missing GPU is an error, never a run on the CPU.",
     )
 
 
-device_option = _device(_there)
-device_anywhere_option = _device(None)  # where another machine may be the one to have it
-
-
-class Number(click.FloatRange):
-    """A number within bounds, which NaN is not."""
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        number = super().convert(value, param, ctx)
-        if math.isnan(number):
-            self.fail(f"{value!r} is not a number", param, ctx)
-        return float(number)
-
-
-minutes_option = click.option(
+model = click.argument("model", type=click.Path())
+model_out = click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The model folder to write.  [default: models/NAME-xopt]",
+)
+device = _device_option(_check_device)
+# for `rerank`: on a cluster, another machine may be the one with the GPU
+unchecked_device = _device_option(None)
+minutes = click.option(
     "--minutes",
     type=Number(min=0, min_open=True),
     default=10,
-    show_default=True,
-    help="Draw no more queries for a verdict after so long; what is open then is undecided.",
+    help="Draw no more queries for a verdict after this time. What is open then is undecided.",
 )
-rank_label_option = click.option(
+rank_label = click.option(
     "--rank-label",
     metavar="LABEL",
-    help="Of several labels the one that ranks, by name or number; A-B for the difference of two; or none.",
+    help="For a model of several labels, the one that ranks: its name or number, A-B for the "
+    "difference of two, or none.",
 )
-trust_option = click.option(
+run = click.option(
+    "--run",
+    metavar="FILE",
+    type=click.Path(),
+    help="TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
+)
+split = click.option("--split", help="Split of a BEIR folder or an hf: dataset.  [default: test]")
+threads = click.option(
+    "--threads", type=AT_LEAST_1, help="Threads that a scorer may use.  [default: all cores]"
+)
+trust = click.option(
     "--trust-remote-code", is_flag=True, help="Run code that comes with the model."
 )
-DATA = (
+variants = click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    help="A variant of DIR. Repeat the option for more.  [default: all that fit the device]",
+)
+_data_options = (
     click.option(
         "--data",
         default="demo",
-        show_default=True,
         type=click.Path(),
-        help="Candidates: `demo`, a BEIR folder, irds:ID (ir_datasets), hf:ID[:CONFIG] (datasets), or a .jsonl, .csv, "
-        ".tsv or .parquet file, gzipped or not, with the columns query, text[, query_id, doc_id, relevance].",
+        help="Candidates: `demo`, a BEIR folder, irds:ID (ir_datasets), hf:ID[:CONFIG] (datasets), "
+        "or .jsonl, .csv, .tsv or .parquet files, a folder or a pattern of them, here or on a "
+        "store, with the columns query, text[, query_id, doc_id, relevance].",
     ),
-    click.option(
-        "--run",
-        metavar="FILE",
-        type=click.Path(),
-        help="A TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
-    ),
-    click.option("--split", help="The split of a BEIR folder or an hf: dataset.  [default: test]"),
+    run,
+    split,
     click.option(
         "--depth",
-        type=click.IntRange(min=1),
-        help="Candidates a query.  [default: 100 by --run or BM25]",
+        type=AT_LEAST_1,
+        help="Candidates per query.  [default: 100 by --run or BM25, else all]",
+    ),
+    click.option("--queries", type=AT_LEAST_1, help="Draw this many queries.  [default: all]"),
+)
+_column_options = (
+    click.option(
+        "--query",
+        metavar="COLUMN",
+        default="",
+        show_default=False,
+        help="The column of queries.  [default: query]",
     ),
     click.option(
-        "--queries", type=click.IntRange(min=1), help="Draw so many queries.  [default: all]"
+        "--text",
+        metavar="COLUMN",
+        help="The column of documents.  [default: text, below title if there is one]",
+    ),
+    click.option(
+        "--query-id",
+        metavar="COLUMN",
+        help="The column of query ids.  [default: query_id, or the query]",
+    ),
+    click.option(
+        "--doc-id",
+        metavar="COLUMN",
+        help="The column of document ids.  [default: doc_id, if there is one]",
     ),
 )
-GATES = (
+_gate_options = (
     click.option(
         "--min-tau", type=Number(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.93]"
     ),
@@ -130,77 +185,85 @@ GATES = (
     click.option(
         "--max-dcg-loss",
         type=Number(0, 1),
-        help="Gate: loss of DCG@10 at most, gains by the reference's scores.  [default: 0.01]",
+        help="Gate: loss of DCG@10 at most, with gains from the reference's scores.  "
+        "[default: 0.01]",
     ),
     click.option(
         "--max-ndcg-drop",
         type=float,
-        help="Gate: loss of nDCG@10 by qrels at most. Given, it has to be shown; else a shown loss over 0.005 fails.",
+        help="Gate: loss of nDCG@10 by qrels at most, which has to be shown. "
+        "If it is not given, only a shown loss over 0.005 fails.",
     ),
     click.option(
         "--min-labels",
         type=Number(0, 1),
-        help="Gate: same labels at least, of several.  [default: 0.98]",
+        help="Gate: for models of several labels, the share of pairs with the reference's label "
+        "at least.  [default: 0.98]",
     ),
 )
-DATA_NAMES = ("data", "run", "split", "depth", "queries")
-BOUNDS = {
-    "min_tau": "tau",
-    "min_top10": "top10",
-    "max_dcg_loss": "dcg10_loss",
-    "max_ndcg_drop": "ndcg10_drop",
-    "min_labels": "labels",
-}
 
 
 def refuse(options: Sequence[str], why: str) -> None:
-    """Raise click.UsageError where one of these options was given on the command line."""
-    source = click.get_current_context().get_parameter_source
-    given = [name for name in options if source(name) is ParameterSource.COMMANDLINE]
-    if given:
-        raise click.UsageError(f"--{given[0].replace('_', '-')} {why}")
+    """Raise click.UsageError if one of these options was given on the command line."""
+    source_of = click.get_current_context().get_parameter_source
+    for name in options:
+        if source_of(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} {why}")
 
 
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """--data and what goes with it; the command gets `read`, which reads the candidates."""
+def model_folder(command: Function) -> Function:
+    """Add the argument DIR; the command gets `model`: ModelFolder, opened."""
 
     @functools.wraps(command)
-    def with_data(
-        data: str,
-        run: str | None,
-        split: str | None,
-        depth: int | None,
-        queries: int | None,
-        **rest: Any,
-    ) -> Any:
-        def read(first: str | None = None, documents: bool = False) -> Candidates:
+    def with_model(folder: str, trust_remote_code: bool = False, **arguments: Any) -> Any:
+        from xopt.runtime.folder import ModelFolder
+
+        return command(model=ModelFolder.open(folder, trust_remote_code), **arguments)
+
+    return click.argument("folder", metavar="DIR", type=click.Path())(with_model)
+
+
+def data(command: Function) -> Function:
+    """Add --data and the options that go with it; the command gets `read`: ReadCandidates."""
+
+    @functools.wraps(command)
+    def with_read(**arguments: Any) -> Any:
+        source = {name: arguments.pop(name) for name in DATA_OPTIONS}
+        columns = {name: arguments.pop(name) for name in COLUMN_OPTIONS}
+
+        def read(*, first: str | None = None, documents: bool = False) -> Candidates:
             from xopt.runtime.data.candidates import read_candidates
             from xopt.runtime.data.columns import Columns
 
-            return read_candidates(
-                data,
-                run=run,
-                split=split,
-                depth=depth,
-                queries=queries,
-                columns=Columns(first=first),
-                documents=documents,
-            )
+            named = Columns(**columns, first=first)
+            return read_candidates(**source, columns=named, documents=documents)
 
-        return command(read=read, **rest)
+        return command(read=read, **arguments)
 
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(DATA), with_data)
+    return _with_options((*_data_options, *_column_options), with_read)
 
 
-def gate_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The gates' bounds; the command gets `bounds`, those that were given, by measure."""
+def columns(command: Function) -> Function:
+    """Add the options that name columns; the command gets them under their own names."""
+    return _with_options(_column_options, command)
+
+
+def gates(command: Function) -> Function:
+    """Add the gates; the command gets `bounds`, those that were given, by measure."""
 
     @functools.wraps(command)
-    def with_bounds(**given: Any) -> Any:
-        bounds = {measure: given.pop(option) for option, measure in BOUNDS.items()}
-        return command(
-            bounds={measure: bound for measure, bound in bounds.items() if bound is not None},
-            **given,
-        )
+    def with_bounds(**arguments: Any) -> Any:
+        bounds = {}
+        for name, measure in GATES.items():
+            bound = arguments.pop(name)
+            if bound is not None:
+                bounds[measure] = bound
+        return command(bounds=bounds, **arguments)
 
-    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(GATES), with_bounds)
+    return _with_options(_gate_options, with_bounds)
+
+
+def _with_options(options: Sequence[Decorator], command: Function) -> Function:
+    for option in reversed(options):  # as stacked decorators apply, from below
+        command = option(command)
+    return command

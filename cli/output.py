@@ -1,17 +1,16 @@
-"""What the commands print: tables on standard output, progress on standard error, JSON where
-asked.
-"""
+"""Where results go: tables and lines to a terminal, JSON to a file or to standard output."""
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.cells import cell_len
@@ -23,77 +22,91 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, write_text
 from xopt.runtime.folder import MANIFEST
 
-__all__ = ["Output", "json_option", "plain"]
+if TYPE_CHECKING:
+    from xopt.optimize.judge.statistics import Interval
 
-PIPED_WIDTH = 200  # columns, where standard output is no terminal
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-GAP = 2  # columns between those of a table
-TEXT_WIDTH = 24  # columns that a text is not wrapped below
+__all__ = ["Output", "interval_text", "json_option", "plain"]
 
-json_option = click.option(
-    "--json",
-    "json_file",
-    metavar="FILE|-",
-    type=click.Path(allow_dash=True),
-    help="Write the result as JSON to FILE, or to standard output (-).",
-)
+PIPED_WIDTH = 200  # characters per line where the output is no terminal
+COLUMN_GAP = 2
+WRAPPED_WIDTH = 24  # a column of text keeps at least this width
+CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --json; the command gets `output`: Output."""
+
+    @functools.wraps(command)
+    def with_output(json_file: str | None, **arguments: Any) -> Any:
+        return command(output=Output(json_file), **arguments)
+
+    option = click.option(
+        "--json",
+        "json_file",
+        metavar="FILE|-",
+        type=click.Path(allow_dash=True),
+        help="Write the result as JSON to FILE, or to standard output (-).",
+    )
+    return option(with_output)
 
 
 class Output:
-    """Where a command's result goes: JSON to a file or standard output, tables to the other."""
+    """Prints and writes a command's result.
+
+    Tables go to standard output, or to standard error if the JSON goes to standard output.
+    Raises BadInput, before any work is done, if the JSON file cannot be written.
+    """
 
     def __init__(self, json_file: str | None) -> None:
         self.json_file = json_file
         if json_file not in (None, "-"):
-            _check_place(Path(str(json_file)))  # before the work, not after it
+            _check_json_file(Path(str(json_file)))
         stream = sys.stderr if json_file == "-" else sys.stdout
-        self.console = Console(
-            file=stream, highlight=False, width=None if stream.isatty() else PIPED_WIDTH
-        )
+        width = None if stream.isatty() else PIPED_WIDTH
+        self.console = Console(file=stream, highlight=False, width=width)
 
     def table(
-        self,
-        title: str,
-        columns: Sequence[str],
-        rows: Sequence[Sequence[str]],
-        left: Sequence[str] = (),
+        self, title: str, rows: Sequence[dict[str, str]], wrapped: Sequence[str] = ()
     ) -> None:
-        """Print a table; the first column and those in `left` are left-aligned, the others,
-        figures, to the right.
+        """Print a table; each row has its cells by column.
 
-        Texts in `left` are wrapped. Figures never are: where the terminal is too narrow for them,
-        each row becomes a block with a line a column.
+        The first column and the `wrapped` ones, texts, are aligned to the left. The others hold
+        figures, which are never cut or wrapped: on a terminal that is too narrow for them, each
+        row becomes a block with a line per column.
         """
         self.line(title)
-        if _least_width(columns, rows, left) > self.console.width:
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        if _least_width(columns, rows, wrapped) > self.console.width:
             self._blocks(columns, rows)
             return
-        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
-        for i, column in enumerate(columns):
-            text = column in left
+        table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, COLUMN_GAP, 0, 0))
+        for column in columns:
+            is_text = column in wrapped
+            is_left = is_text or column == columns[0]
             table.add_column(
-                Text(column), justify="left" if text or not i else "right", no_wrap=not text
+                Text(column), justify="left" if is_left else "right", no_wrap=not is_text
             )
         for row in rows:
-            table.add_row(*(Text(_printable(cell)) for cell in row))
+            table.add_row(*(Text(_printable(row.get(column, ""))) for column in columns))
         self.console.print(table)
         self.console.print()
 
-    def _blocks(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        width = max(map(len, columns[1:]), default=0)
+    def _blocks(self, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
+        first, *others = columns
+        width = max(map(len, others), default=0)
         for row in rows:
-            self.line(row[0] or columns[0])
-            for column, cell in zip(columns[1:], row[1:], strict=True):
-                if cell:
-                    self.line(f"  {column:{width}}  {' '.join(cell.split())}")
+            self.line(row[first] or first)
+            for column in others:
+                if row.get(column):
+                    self.line(f"  {column:{width}}  {' '.join(row[column].split())}")
         self.line("")
 
     def line(self, text: str) -> None:
-        """Print a line of text as it is."""
+        """Print a line of text as it is, without wrapping."""
         self.console.print(Text(_printable(text)), soft_wrap=True)
 
     def json(self, value: Any) -> None:
-        """Write the JSON that was asked for, if any."""
+        """Write a result as JSON, if --json was given."""
         if self.json_file is None:
             return
         text = json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
@@ -103,52 +116,8 @@ class Output:
             write_text(Path(self.json_file), text)
 
 
-def _check_place(file: Path) -> None:
-    """Raises BadInput where JSON cannot be written there, or it would replace what no command
-    wrote as JSON.
-    """
-    if file.is_dir():
-        raise BadInput(f"--json {file}: is a folder; name a file in it")
-    context = click.get_current_context(silent=True)
-    others = [
-        value for name, value in (context.params if context else {}).items() if name != "json_file"
-    ]
-    paths = [each for value in others for each in (value if isinstance(value, tuple) else (value,))]
-    if any(
-        file.resolve() == Path(each).resolve()
-        for each in paths
-        if isinstance(each, (str, Path)) and each
-    ):
-        raise BadInput(f"--json {file}: is named for something else too; name another file")
-    check_writable(file)
-    if file.is_file() and file.stat().st_size:
-        with file.open("rb") as stream:
-            start = stream.readline(4).strip()
-        if file.name == MANIFEST or start not in (b"{", b"["):
-            raise BadInput(
-                f"--json {file}: is there already, and no result of a command; name another file"
-            )
-
-
-def _printable(text: str) -> str:
-    """The text without control characters, by which a document could recolour or clear a
-    terminal.
-    """
-    return CONTROL.sub("\ufffd", text)
-
-
-def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str]) -> int:
-    """The columns that a table needs to show all figures whole."""
-    total = -GAP
-    for i, column in enumerate(columns):
-        lines = [line for cell in (column, *(row[i] for row in rows)) for line in cell.split("\n")]
-        width = max(map(cell_len, lines), default=0)
-        total += GAP + (min(width, TEXT_WIDTH) if column in left else width)
-    return total
-
-
 def plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Convert a result to what JSON can hold: dataclasses to dicts, NaN and infinity to None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
@@ -156,5 +125,62 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN
+        return None
     return str(value) if isinstance(value, Path) else value
+
+
+def interval_text(interval: Interval, digits: int = 3, separator: str = " ") -> str:
+    """Format a mean and its interval: `0.972 [0.961, 0.980]`."""
+    limits = f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+    return f"{interval.mean:.{digits}f}{separator}{limits}"
+
+
+def _check_json_file(file: Path) -> None:
+    """Raise BadInput if the file cannot be written, or should not be replaced."""
+    if file.is_dir():
+        raise BadInput(f"--json {file}: is a folder; name a file in it")
+    if file.resolve() in _paths_of_other_arguments():
+        raise BadInput(f"--json {file}: is named for something else too; name another file")
+    check_writable(file)
+    if file.is_file() and not _may_be_a_result(file):
+        raise BadInput(
+            f"--json {file}: is there already, and no result of a command; name another file"
+        )
+
+
+def _paths_of_other_arguments() -> set[Path]:
+    context = click.get_current_context(silent=True)
+    paths = set()
+    for name, value in context.params.items() if context else ():
+        if name == "json_file":
+            continue
+        for each in value if isinstance(value, tuple) else [value]:
+            if isinstance(each, (str, Path)) and each:
+                paths.add(Path(each).resolve())
+    return paths
+
+
+def _may_be_a_result(file: Path) -> bool:
+    """Tell whether an existing file is empty or looks like JSON that a command wrote."""
+    if file.stat().st_size == 0:
+        return True
+    with file.open("rb") as stream:
+        first_line = stream.readline(4).strip()
+    return file.name != MANIFEST and first_line in (b"{", b"[")
+
+
+def _printable(text: str) -> str:
+    """Replace control characters, with which a document could recolour or clear a terminal."""
+    return CONTROL_CHARACTER.sub("\ufffd", text)
+
+
+def _least_width(
+    columns: Sequence[str], rows: Sequence[dict[str, str]], wrapped: Sequence[str]
+) -> int:
+    """Return the width that a table needs to show all figures whole."""
+    total = COLUMN_GAP * (len(columns) - 1)
+    for column in columns:
+        cells = [column, *(row.get(column, "") for row in rows)]
+        width = max(map(cell_len, "\n".join(cells).split("\n")))
+        total += min(width, WRAPPED_WIDTH) if column in wrapped else width
+    return total

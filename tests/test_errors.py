@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from xopt.cli.errors import in_options
-from xopt.cli.main import commands_from
+from xopt.cli.errors import with_option_names
+from xopt.cli.main import all_commands
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from xopt.cli.main import commands_from
     ],
 )
 def test_arguments_are_named_as_options(command: str, message: str, shown: str) -> None:
-    assert in_options(message, commands_from(command)) == shown
+    assert with_option_names(message, all_commands(first=command)) == shown

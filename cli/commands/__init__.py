@@ -1,1 +1,1 @@
-"""The commands, one a file: each parses, calls one function and prints."""
+"""The commands, one per file, each with what it prints."""

@@ -4,154 +4,339 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+import numpy as np
 
-from xopt.cli.cascade_tables import print_cascaded
-from xopt.cli.options import (
-    data_options,
-    device_option,
-    folder_argument,
-    threads_option,
-    trust_option,
-    variant_option,
-)
-from xopt.cli.output import Output, json_option
-from xopt.cli.tables import print_bench, print_explained, print_rival
+from xopt.cli import options
+from xopt.cli.output import Output, interval_text, json_option
 
 if TYPE_CHECKING:
+    from xopt.runtime.bench.bench import Bench, Case, Measured
+    from xopt.runtime.bench.ceilings import Ceilings
+    from xopt.runtime.bench.explain import Explained
+    from xopt.runtime.cascade.cascade import Cascade
     from xopt.runtime.data.candidates import Candidates
+    from xopt.runtime.folder import ModelFolder
 
-__all__ = ["bench"]
+__all__ = ["bench", "print_bench", "print_cascaded", "print_explained", "print_rival"]
 
 log = logging.getLogger(__name__)
 
+MIB = 1 << 20
+
 
 @click.command()
-@folder_argument
-@variant_option
+@options.model_folder
+@options.variants
 @click.option(
     "--strategy",
     "strategies",
     multiple=True,
-    help="row (a pair a call), default (sentence-transformers' defaults), batch (64), concurrent (batch 64, "
-    "max_concurrency 4), batch-8, batch-1, planned (xopt's plan) or cascade (the one in DIR); repeat for more.  "
-    "[default: all there are but batch-8 and batch-1]",
+    help="row (a pair per call), default (sentence-transformers' defaults), batch (64), "
+    "concurrent (batch 64, max_concurrency 4), batch-8, batch-1, planned (xopt's plan) or cascade "
+    "(the one in DIR). Repeat the option for more.  [default: all but batch-8 and batch-1]",
 )
-@device_option
-@data_options
+@options.device
+@options.data
 @click.option(
-    "--pairs",
-    type=click.IntRange(min=1),
-    default=500,
-    show_default=True,
-    help="Score the first so many pairs.",
+    "--pairs", type=options.AT_LEAST_1, default=500, help="Score the first pairs, this many."
 )
-@threads_option
-@click.option(
-    "--repeat", type=click.IntRange(min=1), default=3, show_default=True, help="Interleaved rounds."
-)
+@options.threads
+@click.option("--repeat", type=options.AT_LEAST_1, default=3, help="Interleaved rounds.")
 @click.option(
     "--peers",
     is_flag=True,
-    help="Also what you would run instead: sentence-transformers' ONNX export, its INT8, its bfloat16 where the "
-    "processor has it, OpenVINO's INT8 where nncf is installed, and CTranslate2's where that is; each with "
-    "batches of 32 and with the best of 32, 8 and 1.",
+    help="Also time what you would run instead: sentence-transformers' ONNX export, its INT8, its "
+    "bfloat16 if the processor has it, OpenVINO's INT8 if nncf is installed, and CTranslate2's if "
+    "ctranslate2 is.",
 )
 @click.option(
     "--explain",
     is_flag=True,
-    help="Also where the time went, what held each case back, and what to change.",
+    help="Also show where the time went, what held each case back, and what to change.",
 )
-@trust_option
+@options.trust
 @json_option
 def bench(
-    folder: str,
+    model: ModelFolder,
     variants: tuple[str, ...],
     strategies: tuple[str, ...],
     device: str,
-    read: Callable[..., Candidates],
+    read: options.ReadCandidates,
     pairs: int,
     threads: int | None,
     repeat: int,
     peers: bool,
     explain: bool,
-    trust_remote_code: bool,
-    json_file: str | None,
+    output: Output,
 ) -> None:
     """Time variants inside a Daft batch UDF.
 
-    Each variant under each strategy runs in fresh processes, interleaved round by round, beside
-    the baseline torch-fp32/default. Speed is the ratio to it. CPU is that of the whole process
-    tree; the column beside it shows what a monitor of the parent process alone would see.
+    Each variant under each strategy is a case. It runs in fresh processes, interleaved with the
+    others round by round. Speed is the ratio to the baseline, torch-fp32/default. CPU is that of
+    the whole process tree. The column beside it has what a monitor of the parent process sees.
     """
-    from xopt.runtime.bench.bench import Case
     from xopt.runtime.bench.bench import bench as run
-    from xopt.runtime.bench.rivals import fastest_rival, rivals
-    from xopt.runtime.bench.strategy import SMALL_BATCHES, STRATEGIES
-    from xopt.runtime.cascade.cascade import Cascade
-    from xopt.runtime.errors import BadInput
-    from xopt.runtime.folder import ModelFolder
+    from xopt.runtime.bench.rivals import fastest_rival
     from xopt.runtime.scoring.variants import variants_on
 
     if peers and device != "cpu":
         raise click.UsageError(
-            "--peers is for a CPU; on a GPU compare with the torch variants under the strategies default and batch"
+            "--peers is for a CPU; on a GPU compare with the torch variants "
+            "under the strategies default and batch"
         )
-    output = Output(json_file)
-    model = ModelFolder.open(folder, trust_remote_code)
-    asked, own = "cascade" in strategies, None
-    if asked or (model.manifest.cascade and not strategies):
-        try:
-            own = Cascade.of(model)
-        except BadInput as error:
-            if asked:
-                raise
-            log.warning("bench: without the cascade (%s)", error)
-    column = own.certificate.column if own else None
-    candidates = read(first=column if asked else None)
+    cascade = _cascade_to_time(model, strategies)
+    candidates = read(first=cascade.certificate.column if cascade else None)
     fitting = variants_on(model, device)
-    # A cascade that goes by a column of scores runs where it is asked for: other data need not
-    # have one.
-    usual = [
-        s
-        for s in STRATEGIES
-        if s not in SMALL_BATCHES and (s != "cascade" or (own and column is None))
-    ]
-    cases = [Case(v, s) for v, s in itertools.product(variants or fitting, strategies or usual)]
-    if not strategies or not variants:  # of what was not asked for, what there is
-        scores = str(model.manifest.cascade.get("variant", ""))
-        cases = [case for case in cases if case.strategy != "cascade" or case.variant == scores]
+    cases = _cases(variants, strategies, fitting, cascade)
     with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
-        made, theirs = None, []
+        peer_folder = None
+        peer_cases: list[Case] = []
         if peers:
-            from xopt.optimize.peers import make_peers
-            from xopt.optimize.quantize import detect_target
-
-            made = make_peers(model, candidates, detect_target(), Path(scratch) / "model")
-            torch = [variant for variant in fitting if model.variant(variant).backend == "torch"]
-            theirs = rivals(model, candidates, made, torch, threads)
-        part = candidates.head(pairs)
+            peer_folder, peer_cases = _peers(model, candidates, fitting, threads, Path(scratch))
+        timed = candidates.head(pairs)
         if any(case.strategy == "cascade" for case in cases):
-            part = candidates.whole(pairs)
+            timed = candidates.whole(pairs)
         result = run(
             model,
-            part,
-            [*cases, *theirs],
+            timed,
+            [*cases, *peer_cases],
             threads=threads,
             repeat=repeat,
             device=device,
-            peers=made,
+            peers=peer_folder,
             profiled=explain,
         )
     output.json(result)
     print_bench(output, result)
-    if theirs:
-        print_rival(output, *fastest_rival(result, theirs))
+    if peer_cases:
+        print_rival(output, *fastest_rival(result, peer_cases))
     print_cascaded(output, result)
     if explain:
         print_explained(output, result)
+
+
+def _cascade_to_time(model: ModelFolder, strategies: Sequence[str]) -> Cascade | None:
+    """Return the cascade of the model folder if it takes part."""
+    from xopt.runtime.cascade.cascade import Cascade
+    from xopt.runtime.errors import BadInput
+
+    if strategies:
+        return Cascade.of(model) if "cascade" in strategies else None
+    if not model.manifest.cascade:
+        return None
+    try:
+        cascade = Cascade.of(model)
+    except BadInput as error:
+        log.warning("bench: without the cascade (%s)", error)
+        return None
+    # one that needs a column of scores runs only on request: other data may lack the column
+    return cascade if cascade.certificate.column is None else None
+
+
+def _cases(
+    variants: Sequence[str],
+    strategies: Sequence[str],
+    fitting: Sequence[str],
+    cascade: Cascade | None,
+) -> list[Case]:
+    """Return the cases that the options ask for; all that fit for what they leave open."""
+    from xopt.runtime.bench.bench import Case
+    from xopt.runtime.bench.strategy import SMALL_BATCHES, STRATEGIES
+
+    all_named = bool(variants and strategies)
+    if not strategies:
+        strategies = [name for name in STRATEGIES if name not in SMALL_BATCHES]
+        if cascade is None:
+            strategies.remove("cascade")
+    cases = []
+    for variant, strategy in itertools.product(variants or fitting, strategies):
+        # a cascade runs with the variant that it was certified with
+        fits = strategy != "cascade" or (cascade is not None and variant == cascade.variant)
+        if fits or all_named:
+            cases.append(Case(variant, strategy))
+    return cases
+
+
+def _peers(
+    model: ModelFolder,
+    candidates: Candidates,
+    fitting: Sequence[str],
+    threads: int | None,
+    scratch: Path,
+) -> tuple[ModelFolder, list[Case]]:
+    """Make what a user would run instead; return its folder and its cases."""
+    from xopt.optimize.peers import make_peers
+    from xopt.optimize.quantize import detect_target
+    from xopt.runtime.bench.rivals import rivals
+
+    folder = make_peers(model, candidates, detect_target(), scratch / "model")
+    torch_variants = [name for name in fitting if model.variant(name).backend == "torch"]
+    return folder, rivals(model, candidates, folder, torch_variants, threads)
+
+
+def print_bench(output: Output, bench: Bench) -> None:
+    rounds = len(bench.measured[0].rounds)
+    title = (
+        f"Daft batch UDF on {bench.device}: {bench.pairs} pairs of {bench.data}, "
+        f"mean {bench.tokens / bench.pairs:.0f} tokens, {bench.threads} threads each, "
+        f"{rounds} interleaved rounds"
+    )
+    output.table(title, [_case_row(measured, bench.cores) for measured in bench.measured])
+    once = [str(measured.case) for measured in bench.measured if len(measured.rounds) < rounds]
+    if once:
+        output.line(f"In the first round alone, and not tuned: {', '.join(once)}")
+        output.line("")
+
+
+def _case_row(measured: Measured, cores: int) -> dict[str, str]:
+    mean_cpu = 100 * measured.mean_cores / cores
+    peak_cpu = 100 * measured.peak_cores / cores
+    agreement = measured.agreement
+    return {
+        "variant/strategy": str(measured.case),
+        "speed": f"{measured.ratio:.2f} x",
+        "pairs/s": f"{measured.pairs_per_s:.1f}",
+        "tokens/s": f"{measured.tokens_per_s:,.0f}",
+        "call p50 / p95 ms": f"{1000 * measured.p50_s:,.0f} / {1000 * measured.p95_s:,.0f}",
+        "load s": f"{measured.load_s:.1f}",
+        "peak MiB": f"{measured.peak_bytes / MIB:,.0f}",
+        "CPU mean / peak": f"{mean_cpu:.0f} / {peak_cpu:.0f} %",
+        "cores": f"{measured.mean_cores:.2f}",
+        "CPU seen in parent": f"{100 * measured.root_mean_cores / cores:.1f} %",
+        "tau-b": _share_text(agreement.tau) if agreement else "",
+        "top-10": _share_text(agreement.top10) if agreement else "",
+    }
+
+
+def _share_text(share: float) -> str:
+    return "" if math.isnan(share) else f"{share:.3f}"
+
+
+def print_rival(output: Output, rival: Measured, ours: Measured | None) -> None:
+    """Print the fastest peer, and how much faster the fastest case is that agrees no less."""
+    agreed = f" with tau-b {rival.agreement.tau:.3f}" if rival.agreement else ""
+    output.line(f"The fastest peer is {rival.case}, {rival.ratio:.2f} x{agreed}.")
+    if ours and ours.agreement:
+        times = ours.pairs_per_s / rival.pairs_per_s
+        output.line(
+            f"{ours.case} is {times:.2f} times as fast as it, with tau-b {ours.agreement.tau:.3f}."
+        )
+    output.line("")
+
+
+def print_cascaded(output: Output, bench: Bench) -> None:
+    """Print what each cascade scored and lost, and its speed against scoring everything."""
+    from xopt.optimize.judge.statistics import interval
+
+    planned = {}
+    for measured in bench.measured:
+        if measured.case.strategy == "planned":
+            planned[measured.case.variant] = measured.pairs_per_s
+    for measured in bench.measured:
+        cascaded = measured.cascaded
+        if cascaded is None:
+            continue
+        text = f"{measured.case}: {100 * cascaded.share:.0f} % of the pairs scored"
+        variant = measured.case.variant
+        if variant in planned:
+            text += f", {measured.pairs_per_s / planned[variant]:.2f} times {variant}/planned"
+        loss = interval(np.array(cascaded.losses))
+        text += f"; loss against FP32 {interval_text(loss, digits=4)} on {loss.queries} queries"
+        if cascaded.seen:
+            text += f", {cascaded.seen} of which made the cascade"
+        output.line(f"{text}.")
+
+
+def print_explained(output: Output, bench: Bench) -> None:
+    """Print where each case's time went, what held it back, and what to change."""
+    if bench.ceilings is None:
+        _print_gpu_time(output, bench)
+        return
+    explained = {
+        measured.case: measured.explained for measured in bench.measured if measured.explained
+    }
+    _print_time(output, bench.ceilings, explained)
+    _print_kinds(output, {case: each for case, each in explained.items() if each.kinds})
+    for case, each in explained.items():
+        text = f"{case}: {each.bottleneck.advice}"
+        if each.bottleneck.gain > 1:
+            text += f" Expected: up to {each.bottleneck.gain:.1f} times the speed."
+        others = [f"{finding.name} {finding.gain:.1f} x" for finding in each.findings[1:]]
+        if others:
+            text += f" Also: {', '.join(others)}."
+        output.line(text)
+
+
+def _print_time(output: Output, ceilings: Ceilings, explained: dict[Case, Explained]) -> None:
+    """Print the shares of each case's time, and its forwards beside the machine's ceilings."""
+    from xopt.runtime.bench.explain import STAGES
+
+    rows = []
+    for case, each in explained.items():
+        total_s = each.split.total_s
+        row = {"variant/strategy": str(case), "s": f"{total_s:.1f}"}
+        for stage, column in STAGES.items():
+            row[column] = f"{getattr(each.split, stage) / total_s:.0%}"
+        row["GFLOP/s"] = "" if each.gflops is None else f"{each.gflops:.0f}"
+        row["of ceiling"] = "" if each.of_ceiling is None else f"{each.of_ceiling:.0%}"
+        row["held back by"] = each.bottleneck.name
+        rows.append(row)
+    bf16 = f", BF16 {ceilings.bf16_gflops:.0f}" if ceilings.bf16_gflops else ""
+    title = (
+        f"where the time went; ceilings of {ceilings.threads} threads: "
+        f"FP32 {ceilings.fp32_gflops:.0f} GFLOP/s{bf16}, INT8 {ceilings.int8_gflops:.0f} GOP/s, "
+        f"memory {ceilings.memory_gbs:.0f} GB/s"
+    )
+    output.table(title, rows)
+
+
+def _print_kinds(output: Output, explained: dict[Case, Explained]) -> None:
+    """Print the shares of a forward's time by kind of operation."""
+    if not explained:
+        return
+    kinds = list(dict.fromkeys(kind for each in explained.values() for kind in each.kinds))
+    rows = []
+    for case, each in explained.items():
+        row = {"variant/strategy": str(case)}
+        for kind in kinds:
+            row[kind] = f"{each.kinds.get(kind, 0.0):.0%}"
+        reached = each.products_of_ceiling
+        row["products, of ceiling"] = "" if reached is None else f"{reached:.0%}"
+        rows.append(row)
+    output.table(
+        "a forward of one caller by kind of operation, as the runtimes' profilers tell; "
+        "what a runtime joins to a product counts as one",
+        rows,
+    )
+
+
+def _print_gpu_time(output: Output, bench: Bench) -> None:
+    rows = []
+    for measured in bench.measured:
+        if measured.case.strategy != "planned":
+            continue
+        by_time = sorted(measured.rounds, key=lambda round_: round_.wall_s)
+        median = by_time[len(by_time) // 2]
+        stages = median.stages
+        idle = max(0.0, 1 - (stages.copy_s + stages.forward_s) / median.wall_s)
+        row = {
+            "variant/strategy": str(measured.case),
+            "wall s": f"{median.wall_s:.2f}",
+            "tokenising s": f"{stages.encode_s:.2f}",
+            "copies s": f"{stages.copy_s:.2f}",
+            "forwards s": f"{stages.forward_s:.2f}",
+            "GPU idle": f"{idle:.0%}",
+        }
+        rows.append(row)
+    output.table(
+        "where the time went: tokenising runs on the host beside the GPU, copies and forwards by "
+        "the GPU's own clock",
+        rows,
+    )

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
-from xopt.cli.options import folder_argument
+from xopt.cli import options
 from xopt.cli.output import Output, json_option
+
+if TYPE_CHECKING:
+    from xopt.runtime.folder import ModelFolder
 
 __all__ = ["card"]
 
 
 @click.command()
-@folder_argument
+@options.model_folder
 @click.option(
     "--repo",
     metavar="ID",
-    help="The repository that DIR will be uploaded to, for its lines of code.  [default: DIR]",
+    help="The repository that DIR will be uploaded to, for the code in the card.  [default: DIR]",
 )
 @click.option(
     "--base-model",
     metavar="ID",
-    help="The hub id that DIR was made of, where its manifest has none.",
+    help="The hub id that DIR was made from, if its manifest has none.",
 )
 @click.option("--force", is_flag=True, help="Replace a README.md that xopt did not write.")
 @json_option
 def card(
-    folder: str, repo: str | None, base_model: str | None, force: bool, json_file: str | None
+    model: ModelFolder, repo: str | None, base_model: str | None, force: bool, output: Output
 ) -> None:
-    """Write DIR/README.md, the card of a model on a hub: metadata, what was measured, how to load
-    it.
+    """Write DIR/README.md, a model card for a hub.
 
-    What `xopt optimize` measured goes into it. Nothing is uploaded: `hf upload ID DIR` does that.
-    `xopt export --portable` and `xopt quantize --int8 --scheme portable` make graphs for runtimes
-    other than onnxruntime.
+    It has the metadata, what `xopt optimize` measured, and how to load the model. Nothing is
+    uploaded: `hf upload ID DIR` does that. `xopt export --portable` and `xopt quantize --int8
+    --scheme portable` make graphs for runtimes other than onnxruntime.
     """
     from xopt.optimize.card import write_card
-    from xopt.runtime.folder import ModelFolder
 
-    output, model = Output(json_file), ModelFolder.open(folder)
-    file = write_card(model, repo or model.path.resolve().name, base_model=base_model, force=force)
+    repo = repo or model.path.resolve().name
+    file = write_card(model, repo, base_model=base_model, force=force)
     output.json({"card": file})
     output.line(f"{file}: written")

@@ -2,112 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from xopt.cli.cascade_tables import print_cascaded, print_certified
-from xopt.cli.options import (
-    data_options,
-    device_option,
-    gate_options,
-    minutes_option,
-    rank_label_option,
-    trust_option,
-)
+from xopt.cli import options
+from xopt.cli.commands.bench import print_bench, print_cascaded
+from xopt.cli.commands.cascade import print_certified
+from xopt.cli.commands.tune import print_tuning
+from xopt.cli.commands.validate import MEASURES, measure_text, print_validation, why_not_passed
 from xopt.cli.output import Output, json_option, plain
-from xopt.cli.tables import print_advice, print_bench, print_tuning, print_validation
 
 if TYPE_CHECKING:
-    from xopt.runtime.data.candidates import Candidates
+    from xopt.optimize.pipeline import Outcome, Recommendation
+    from xopt.optimize.validate import Validation
 
-__all__ = ["optimize"]
+__all__ = ["optimize", "print_recommendation"]
+
+RECOMMENDED_BY = ("tau", "top10", "dcg10_loss", "labels")
 
 
 @click.command()
-@click.argument("model", type=click.Path())
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The model folder.  [default: models/NAME-xopt]",
-)
-@data_options
-@gate_options
-@click.option(
-    "--pairs",
-    type=click.IntRange(min=1),
-    default=160,
-    show_default=True,
-    help="Pairs in the bench.",
-)
-@click.option(
-    "--repeat",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Rounds of the bench.",
-)
-@minutes_option
-@click.option("-v", "--verbose", is_flag=True, help="Also the plans that tune tried.")
-@device_option
-@rank_label_option
-@trust_option
+@options.model
+@options.model_out
+@options.data
+@options.gates
+@click.option("--pairs", type=options.AT_LEAST_1, default=160, help="Pairs in the bench.")
+@click.option("--repeat", type=options.AT_LEAST_1, default=2, help="Rounds of the bench.")
+@options.minutes
+@click.option("-v", "--verbose", is_flag=True, help="Print the plans that tune tried, too.")
+@options.device
+@options.rank_label
+@options.trust
 @json_option
 def optimize(
     model: str,
     out: Path | None,
-    read: Callable[[], Candidates],
+    read: options.ReadCandidates,
     bounds: dict[str, float],
     pairs: int,
-    repeat: int,
-    minutes: float,
     verbose: bool,
-    device: str,
-    rank_label: str | None,
-    trust_remote_code: bool,
-    json_file: str | None,
+    output: Output,
+    **arguments: Any,
 ) -> None:
     """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
 
-    For a GPU half precision takes the place of INT8.
+    For a GPU, half precision takes the place of INT8.
 
     MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
-    part of the queries calibrates and tunes, the rest judges, fastest variant first. What fails a
-    gate, or what the queries or the minutes are too few for, is shown as such and not
-    recommended. DIR/report.html has it all.
+    part of the queries calibrates and tunes. The others judge, fastest variant first. A variant
+    is not recommended if it fails a gate, or if the queries or the minutes are too few to tell.
+    DIR/report.html has all results.
     """
     from xopt.optimize.model.source import default_out
     from xopt.optimize.pipeline import optimize as run
+
+    outcome = run(model, out or default_out(model), read(), bounds, pairs, **arguments)
+    output.json(outcome)
+    page = _write_report(outcome)
+    print_outcome(output, outcome, verbose)
+    output.line(f"Report: {page}")
+
+
+def _write_report(outcome: Outcome) -> Path:
     from xopt.optimize.report.page import gather, render
     from xopt.runtime.files import write_text
 
-    output, candidates = Output(json_file), read()
-    result = run(
-        model,
-        out or default_out(model),
-        candidates,
-        bounds,
-        pairs,
-        repeat,
-        device,
-        trust_remote_code,
-        minutes,
-        rank_label,
-    )
-    output.json(result)
-    page = Path(result.folder) / "report.html"
-    write_text(page, render(gather([plain(result)]), None, markdown=False))
-    print_advice(output, result.recommendation, result.validation)
-    if result.cascade:
-        print_certified(output, result.cascade.certified)
-        if result.cascade.bench:
-            print_cascaded(output, result.cascade.bench)
-    print_validation(output, result.validation)
-    print_bench(output, result.bench)
-    for tuning in result.tunings if verbose else ():
-        print_tuning(output, tuning)
-    output.line(f"Report: {page}")
+    page = Path(outcome.folder) / "report.html"
+    write_text(page, render(gather([plain(outcome)]), None, markdown=False))
+    return page
+
+
+def print_outcome(output: Output, outcome: Outcome, verbose: bool) -> None:
+    print_recommendation(output, outcome.recommendation, outcome.validation)
+    if outcome.cascade:
+        print_certified(output, outcome.cascade.certified)
+        if outcome.cascade.bench:
+            print_cascaded(output, outcome.cascade.bench)
+    print_validation(output, outcome.validation)
+    print_bench(output, outcome.bench)
+    if verbose:
+        for tuning in outcome.tunings:
+            print_tuning(output, tuning)
+
+
+def print_recommendation(
+    output: Output, recommendation: Recommendation, validation: Validation
+) -> None:
+    """Print what to run, its speed and ranking, and the faster variants that are undecided."""
+    judged = {each.name: each for each in validation.judged}
+    chosen = judged[recommendation.variant]
+    parts = [
+        f"Recommended: {chosen.name}, {recommendation.ratio:.1f} times torch-fp32/default",
+        ", ".join(
+            f"{MEASURES[name]} {measure_text(chosen.measures[name])}"
+            for name in RECOMMENDED_BY
+            if name in chosen.measures
+        ),
+        f"{chosen.queries} queries.",
+    ]
+    output.line("; ".join(parts))
+    output.line(f"    from xopt.runtime import open_scorer; {recommendation.python}")
+    for variant, ratio in recommendation.undecided.items():
+        reasons = "; ".join(why_not_passed(judged[variant])) or "undecided"
+        output.line(f"{variant} is faster, {ratio:.1f} times. {reasons}")
+    output.line("")

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import posixpath
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import BOUNDS, DATA_NAMES, data_options, folder_argument, gate_options, refuse
+from xopt.cli import options
+from xopt.cli.commands.validate import gates_for, measure_text
 from xopt.cli.output import Output, json_option
-from xopt.cli.tables import print_steering
 
 if TYPE_CHECKING:
     from xopt.optimize.steer import Steered
     from xopt.runtime.data.candidates import Candidates
     from xopt.runtime.folder import ModelFolder
 
-__all__ = ["quantize"]
+__all__ = ["print_steering", "quantize"]
 
 
 @click.command()
-@folder_argument
+@options.model_folder
 @click.option("--int8", is_flag=True, help="INT8 matrix products, for a CPU.")
 @click.option(
     "--fp16",
@@ -31,101 +32,170 @@ __all__ = ["quantize"]
     "--scheme",
     type=click.Choice(["per-token", "static", "portable", "stock"]),
     default="per-token",
-    show_default=True,
-    help="per-token: the variant onnx-int8, a scale for every token, scores that depend on the pair alone. "
-    "static: the variant openvino-int8, calibrated scales, for OpenVINO. "
-    "portable: the variant onnx-int8-portable, the same for any runtime and processor, to publish. "
-    "stock: the variant onnx-int8-stock, onnxruntime's own, a scale for a whole batch; for comparison.",
+    help="per-token makes onnx-int8: a scale for every token, so that a score depends on its pair "
+    "alone. static makes openvino-int8: calibrated scales, for OpenVINO. portable makes "
+    "onnx-int8-portable: the same for any runtime and processor, to publish. stock makes "
+    "onnx-int8-stock: onnxruntime's own, a scale for a whole batch, for comparison.",
 )
 @click.option(
     "--target",
     metavar="NAME",
-    help="Instruction set: avx512_vnni, avx_vnni, avx512, avx2 or arm64.  [default: this processor's]",
+    help="Instruction set: avx512_vnni, avx_vnni, avx512, avx2 or arm64.  "
+    "[default: this processor's]",
 )
-@data_options
-@gate_options
+@options.data
+@options.gates
 @json_option
 def quantize(
-    folder: str,
+    model: ModelFolder,
     int8: bool,
     fp16: bool,
     scheme: str,
     target: str | None,
-    read: Callable[[], Candidates],
+    read: options.ReadCandidates,
     bounds: dict[str, float],
-    json_file: str | None,
+    output: Output,
 ) -> None:
     """Quantise the model folder DIR to INT8, or halve its precision.
 
-    Adds a variant to DIR, or replaces it. DATA calibrates all schemes but stock; any text of the
-    kind that you rank will do. `xopt validate DIR` then tells whether the variant still ranks the
-    same.
+    Adds a variant to DIR, or replaces it. DATA calibrates every scheme but stock: any text of the
+    kind that you rank will do. `xopt validate DIR` then tells whether the variant ranks the same.
 
-    With a gate, the variant is steered by agreement on DATA: the products that move the ranking
-    most stay in float until the gate holds, and the fastest variant that passes is kept. Exits
-    with 1, and changes nothing, where none does.
+    With a gate, agreement on DATA steers the variant. The products that move the ranking most
+    stay in float until the gate holds, and the fastest variant that passes is kept. If none
+    passes, the command exits with 1 and changes nothing.
     """
-    from xopt.optimize.int8.calibrate import calibration_pairs
-    from xopt.optimize.judge.verdict import gates_with
-    from xopt.optimize.quantize import ANY, SCHEMES, detect_target, prepare, recipe_for
-    from xopt.optimize.quantize import quantize as run
-    from xopt.optimize.steer import steer
-    from xopt.runtime.folder import ModelFolder
+    _check_options(int8, fp16, scheme, bounds)
+    model.check_writable()  # before the work, not after it
+    steered = None
+    if fp16:
+        from xopt.optimize.half import FP16, halve
 
+        name = FP16
+        made = halve(model)
+    else:
+        from xopt.optimize.quantize import SCHEMES
+
+        name = SCHEMES[scheme]
+        candidates = None if scheme == "stock" else _calibration_queries(read())
+        made, steered = _make_int8(model, scheme, target, candidates, bounds)
+    output.json({"folder": made.path, "variant": made.variant(name), "steered": steered})
+    if steered:
+        print_steering(output, steered)
+    print_variant(output, made, name)
+
+
+def _check_options(int8: bool, fp16: bool, scheme: str, bounds: dict[str, float]) -> None:
+    """Raise click.UsageError if options do not go together."""
     if int8 == fp16:
         raise click.UsageError("give --int8, for a CPU, or --fp16, for a GPU")
     if fp16:
-        refuse(("scheme", "target", *DATA_NAMES, *BOUNDS), "goes with --int8, not with --fp16")
-        from xopt.optimize.half import FP16, halve
-
-        output, model = Output(json_file), ModelFolder.open(folder)
-        model.check_writable()  # before the work, not after it
-        _report(output, halve(model), FP16, None)
-        return
-    if scheme == "portable":
-        refuse(("target",), "goes with no portable scheme: it is for all of them")
-    if scheme == "stock":
-        refuse(DATA_NAMES, "calibrates, and --scheme stock takes no calibration")
-    if bounds and scheme == "stock":
-        raise click.UsageError(
-            "--scheme stock has nothing to steer; leave the gates to `xopt validate`"
+        options.refuse(
+            ("scheme", "target", *options.DATA_OPTIONS, *options.GATES),
+            "goes with --int8, not with --fp16",
         )
-    model = ModelFolder.open(folder)
-    recipe = recipe_for(target or (ANY if scheme == "portable" else detect_target()), scheme)
-    output = Output(json_file)
-    model.check_writable()  # before the data are read
-    candidates = None
-    if scheme != "stock":
-        whole = read()
-        part, _ = whole.split()
-        candidates = part if part.rows else whole  # one query calibrates, and judges nothing later
-    steered = prepared = None
-    if candidates and bounds:
-        gates = [
-            gate
-            for gate in gates_with(
-                bounds, bool(candidates.qrels), 1 if model.manifest.ranks else model.manifest.labels
+    if scheme == "portable":
+        options.refuse(
+            ("target",), "has no meaning with --scheme portable, which is for all processors"
+        )
+    if scheme == "stock":
+        options.refuse(options.DATA_OPTIONS, "calibrates, and --scheme stock takes no calibration")
+        if bounds:
+            raise click.UsageError(
+                "--scheme stock has nothing to steer; leave the gates to `xopt validate`"
             )
-            if gate.measure in bounds
-        ]
-        prepared = prepare(model, recipe, calibration_pairs(candidates))
-        steered = steer(model, prepared, recipe, candidates, gates)
-        recipe = steered.recipe
-    _report(output, run(model, recipe, candidates, prepared), SCHEMES[scheme], steered)
 
 
-def _report(output: Output, made: ModelFolder, name: str, steered: Steered | None) -> None:
-    variant = made.variant(name)
-    size = f"{made.size_bytes(name) / 1e6:.1f}"
-    how = ", ".join(
-        f"{k} {len(v) if isinstance(v, list) else v}" for k, v in variant.recipe.items()
-    )
-    output.json({"folder": made.path, "variant": variant, "steered": steered})
-    if steered:
-        print_steering(output, steered)
+def _calibration_queries(candidates: Candidates) -> Candidates:
+    """Return the queries to calibrate and steer by, which no verdict counts later."""
+    part, _ = candidates.split()
+    # a single query is not split: it calibrates, and judges nothing later
+    return part if part.rows else candidates
+
+
+def _make_int8(
+    model: ModelFolder,
+    scheme: str,
+    target: str | None,
+    candidates: Candidates | None,
+    bounds: dict[str, float],
+) -> tuple[ModelFolder, Steered | None]:
+    """Add the scheme's variant to the model folder, steered if there are bounds."""
+    from xopt.optimize.int8.calibrate import calibration_pairs
+    from xopt.optimize.quantize import ANY, detect_target, prepare, quantize, recipe_for
+    from xopt.optimize.steer import steer
+
+    recipe = recipe_for(target or (ANY if scheme == "portable" else detect_target()), scheme)
+    if candidates is None or not bounds:
+        return quantize(model, recipe, candidates), None
+    gates = gates_for(model, candidates, bounds)
+    given = [gate for gate in gates if gate.measure in bounds]
+    prepared = prepare(model, recipe, calibration_pairs(candidates))
+    steered = steer(model, prepared, recipe, candidates, given)
+    return quantize(model, steered.recipe, candidates, prepared), steered
+
+
+def print_variant(output: Output, folder: ModelFolder, name: str) -> None:
+    variant = folder.variant(name)
+    megabytes = folder.size_bytes(name) / 1e6
+    recipe = []
+    for key, value in variant.recipe.items():
+        recipe.append(f"{key} {len(value) if isinstance(value, list) else value}")
+    row = {
+        "variant": variant.name,
+        "file": variant.file,
+        "MB": f"{megabytes:.1f}",
+        "recipe": ", ".join(recipe),
+    }
+    output.table(str(folder.path), [row], wrapped=("recipe",))
+
+
+def print_steering(output: Output, steered: Steered) -> None:
+    """Print the speed and agreement of each recipe tried, and each product's effect alone."""
+    rows = []
+    for step in steered.steps:
+        row = {
+            "smoothing": f"{step.recipe.smoothing:g}",
+            "in float": str(len(step.recipe.floats)),
+        }
+        for result in step.judged.gates:
+            row[result.gate.measure] = measure_text(result.interval)
+        row["of onnx-fp32"] = f"{step.speed:.2f} x"
+        row["verdict"] = step.judged.verdict
+        row[""] = "chosen" if step.recipe == steered.recipe else ""
+        rows.append(row)
+    output.table("INT8 steered by agreement", rows)
+    if not steered.harms:
+        return
+    names = _without_shared_path([harm.products for harm in steered.harms])
+    rows = [
+        {
+            "products that read the same tensor": name,
+            "spread": f"{harm.spread:.4f}",
+            "work": f"{100 * harm.work:.1f} %",
+        }
+        for name, harm in zip(names, steered.harms, strict=True)
+    ]
     output.table(
-        str(made.path),
-        ["variant", "file", "MB", "recipe"],
-        [[variant.name, variant.file, size, how]],
-        left=("recipe",),
+        "each product alone in INT8, the first to stay in float first; "
+        "spread: standard deviation of the change",
+        rows,
     )
+
+
+def _without_shared_path(groups: Sequence[tuple[str, ...]]) -> list[str]:
+    """Name groups of graph nodes without the path that all of them share.
+
+    Each loses its operator, too, and only the first of a group keeps its path:
+    `layer.0/attention/self/query, key, value`.
+    """
+    shared = posixpath.commonpath([name.strip("/") for group in groups for name in group])
+    texts = []
+    for group in groups:
+        paths = []
+        for name in group:
+            path = name.strip("/").removeprefix(shared).strip("/")
+            paths.append(posixpath.dirname(path) or path)
+        names = [posixpath.basename(path) for path in paths[1:]]
+        texts.append(", ".join([paths[0], *names]))
+    return texts

@@ -17,31 +17,31 @@ __all__ = ["report"]
     "-o",
     "--out",
     default="report.html",
-    show_default=True,
     metavar="FILE",
-    help="The page: .html, self-contained, or .md, for a pull request.",
+    help="The page to write: self-contained .html, or .md for a pull request.",
 )
 @click.option(
     "--baseline",
     metavar="OLD.json",
-    help="An earlier result: what has changed, and what is within the noise.",
+    help="An earlier result. The page shows what has changed, and what is within the noise.",
 )
 @json_option
-def report(results: tuple[str, ...], out: str, baseline: str | None, json_file: str | None) -> None:
-    """Write results as a page that people can look at.
+def report(results: tuple[str, ...], out: str, baseline: str | None, output: Output) -> None:
+    """Write results as a page for people to read.
 
-    RESULTS.json is what `xopt optimize`, `bench` or `validate` wrote with --json; several make
-    one page.
+    RESULTS.json is what `xopt optimize`, `bench` or `validate` wrote with --json. Several results
+    make one page.
     """
     from xopt.optimize.report.page import compare, read_results, render
     from xopt.runtime.errors import BadInput
     from xopt.runtime.files import write_text
 
-    output, page = Output(json_file), Path(out)
+    page = Path(out)
     if page.suffix not in {".html", ".md"}:
         raise BadInput(f"{out}: unknown kind {page.suffix!r}; give a .html or a .md file")
-    found = read_results([Path(file) for file in results])
+    after = read_results([Path(file) for file in results])
     before = read_results([Path(baseline)]) if baseline else None
-    write_text(page, render(found, before, markdown=page.suffix == ".md"))
-    output.json({"report": page, "changes": compare(before, found) if before else []})
+    write_text(page, render(after, before, markdown=page.suffix == ".md"))
+    changes = compare(before, after) if before else []
+    output.json({"report": page, "changes": changes})
     output.line(f"{page}: written")

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from xopt.cli.job_tables import print_preview, print_reranked
-from xopt.cli.options import device_anywhere_option, folder_argument, threads_option, trust_option
+from xopt.cli import options
 from xopt.cli.output import Output, json_option
 
-__all__ = ["rerank"]
+if TYPE_CHECKING:
+    from xopt.runtime.folder import ModelFolder
+    from xopt.runtime.jobs.rerank_files import Preview, Reranked
+    from xopt.runtime.jobs.score import Counts
 
-COLUMNS = ("query", "text", "query_id", "doc_id", "first")
+__all__ = ["print_preview", "print_reranked", "rerank"]
 
 
 @click.command()
-@folder_argument
+@options.model_folder
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
     "-o",
@@ -32,77 +34,53 @@ COLUMNS = ("query", "text", "query_id", "doc_id", "first")
 @click.option(
     "--cascade",
     is_flag=True,
-    help="Rank by DIR's cascade; rows that it leaves out have a null score.",
+    help="Rank by DIR's cascade. Rows that it does not score have a null score.",
 )
 @click.option(
-    "--top-k", type=click.IntRange(min=1), help="Each query's best only.  [default: every row]"
+    "--top-k",
+    type=options.AT_LEAST_1,
+    help="Write only the best of each query, this many.  [default: every row]",
 )
 @click.option("--ids-only", is_flag=True, help="Write ids, score and rank, and no other columns.")
+@options.columns
 @click.option(
-    "--query", metavar="COLUMN", default="", help="The queries' column.  [default: query]"
-)
-@click.option(
-    "--text",
+    "--first",
     metavar="COLUMN",
-    help="The documents' column.  [default: text, below title if there is one]",
+    help="The column of first-stage scores, for a cascade made with them.",
 )
-@click.option(
-    "--query-id", metavar="COLUMN", help="The queries' ids.  [default: query_id, or the query]"
-)
-@click.option("--doc-id", metavar="COLUMN", help="The documents' ids.  [default: doc_id, if there]")
-@click.option(
-    "--first", metavar="COLUMN", help="The first stage's scores, for a cascade made with them."
-)
-@click.option(
-    "--score",
-    metavar="NAME",
-    default="score",
-    show_default=True,
-    help="The column of scores to write.",
-)
-@click.option(
-    "--rank",
-    metavar="NAME",
-    default="rank",
-    show_default=True,
-    help="The column of ranks to write.",
-)
-@click.option(
-    "--run",
-    metavar="FILE",
-    type=click.Path(),
-    help="A TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
-)
-@click.option("--split", help="The split of a BEIR folder or an hf: dataset.  [default: test]")
+@click.option("--score", metavar="NAME", default="score", help="The column of scores to write.")
+@click.option("--rank", metavar="NAME", default="rank", help="The column of ranks to write.")
+@options.run
+@options.split
 @click.option(
     "--depth",
-    type=click.IntRange(min=1),
-    help="Candidates a query of a BEIR folder or an irds: dataset.  [default: 100]",
+    type=options.AT_LEAST_1,
+    help="Candidates per query of a BEIR folder or an irds: dataset.  [default: 100]",
 )
-@device_anywhere_option
+@options.unchecked_device
 @click.option(
     "--workers",
-    type=click.IntRange(min=1),
-    help="So many processes, on Ray actors, with a GPU each on cuda.  [default: one instance; on Ray one a node]",
+    type=options.AT_LEAST_1,
+    help="Score in this many processes, on Ray in actors; with cuda each has a GPU.  "
+    "[default: in this process; on Ray one actor per node]",
 )
-@threads_option
+@options.threads
 @click.option(
     "--where",
     metavar="native|ray|ADDRESS",
     default="native",
-    show_default=True,
-    help="This machine, Ray's cluster here, or the Ray cluster at an address.",
+    help="This machine, the Ray cluster that it belongs to, or the one at an address.",
 )
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Say what would be done, and by a sample how long it would take.",
+    help="Say what would be done, and estimate from a sample how long it would take.",
 )
 @click.option("--force", is_flag=True, help="Begin again, and replace OUT.")
-@trust_option
+@options.trust
 @json_option
 def rerank(
-    folder: str,
+    model: ModelFolder,
     inputs: tuple[str, ...],
     out: str,
     device: str,
@@ -111,30 +89,83 @@ def rerank(
     where: str,
     dry_run: bool,
     force: bool,
-    trust_remote_code: bool,
-    json_file: str | None,
-    **asked: Any,
+    output: Output,
+    **arguments: Any,
 ) -> None:
-    """Rank files of candidates, millions of pairs if need be, and go on after any fault.
+    """Rank files of candidates, millions of pairs if need be, and resume after any fault.
 
     INPUTs are Parquet, .jsonl, .csv or .tsv files, folders or patterns of them, on this machine
     or a store (s3://, gs://, https://, ...), or collections: BEIR folders, irds:ID, hf:ID. Each
-    row comes out once, with its score, a logit, and its rank. What was done stands in OUT.job:
-    the same command goes on where it was, and where all is done it scores nothing.
+    row comes out once, with its score, a logit, and its rank. OUT.job keeps what was done: the
+    same command resumes from there, and scores nothing once all is done.
     """
     from xopt.runtime.data.columns import Columns
-    from xopt.runtime.folder import ModelFolder
     from xopt.runtime.jobs.request import Resources, Settings
     from xopt.runtime.jobs.rerank_files import preview, run_job
 
-    output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
-    columns = Columns(title=None, **{name: asked.pop(name) for name in COLUMNS})
-    job, how = Settings(columns=columns, **asked), Resources(device, threads, workers, where)
+    names = (*options.COLUMN_OPTIONS, "first")
+    columns = Columns(**{name: arguments.pop(name) for name in names})
+    settings = Settings(columns=columns, **arguments)
+    resources = Resources(device, threads, workers, where)
     if dry_run:
-        seen = preview(model, list(inputs), out, job, how, force)
-        output.json(seen)
-        print_preview(output, seen)
-        return
-    made = run_job(model, list(inputs), out, job, how, force)
-    output.json(made)
-    print_reranked(output, made)
+        planned = preview(model, list(inputs), out, settings, resources, force)
+        output.json(planned)
+        print_preview(output, planned)
+    else:
+        reranked = run_job(model, list(inputs), out, settings, resources, force)
+        output.json(reranked)
+        print_reranked(output, reranked)
+
+
+def print_preview(output: Output, preview: Preview) -> None:
+    from xopt.runtime.jobs.progress import clock
+
+    output.line(
+        f"{_count(preview.rows, 'pair')} of {_count(len(preview.inputs), 'input')}, "
+        f"by {preview.variant}, to {preview.out}"
+    )
+    output.line(f"in {_count(preview.parts, 'part')}, each of which is written whole or not at all")
+    if preview.gathered:
+        output.line(
+            f"{preview.gathered:,} rows are of queries whose candidates lie apart: "
+            "they are written together first"
+        )
+    done = preview.rows - preview.rows_left
+    if done:
+        output.line(f"{done:,} pairs are done")
+    output.line(
+        f"{preview.pairs_s:,.0f} pairs a second in a sample, with one instance: "
+        f"{clock(preview.seconds)} to go"
+    )
+
+
+def print_reranked(output: Output, reranked: Reranked) -> None:
+    """Print what a job did: all of it and, if it was resumed, the part done now."""
+    counts = reranked.counts
+    output.line(
+        f"{reranked.out}: {counts.written:,} rows of {counts.rows:,} pairs, by {reranked.variant}"
+    )
+    now = reranked.now
+    rows = [_count_row("all", counts)]
+    if reranked.parts_now < reranked.parts:
+        rows.append(_count_row("now", now))
+    rows[-1]["seconds"] = f"{reranked.seconds:,.1f}"
+    rows[-1]["pairs/s"] = f"{now.rows / reranked.seconds:,.0f}" if now.rows else ""
+    output.table("", rows)
+
+
+def _count_row(name: str, counts: Counts) -> dict[str, str]:
+    return {
+        "": name,
+        "pairs": f"{counts.rows:,}",
+        "scored": f"{counts.scored:,}",
+        "null text": f"{counts.null:,}",
+        "not finite": f"{counts.not_finite:,}",
+        "left out": f"{counts.skipped:,}",
+        "cut": f"{counts.cut:,}",
+        "tokens": f"{counts.tokens:,}",
+    }
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from xopt.cli.cascade_tables import print_shrunk
-from xopt.cli.options import (
-    Number,
-    data_options,
-    device_option,
-    folder_argument,
-    threads_option,
-    trust_option,
-)
-from xopt.cli.output import Output, json_option
+from xopt.cli import options
+from xopt.cli.output import Output, interval_text, json_option
 
 if TYPE_CHECKING:
-    from xopt.runtime.data.candidates import Candidates
+    from xopt.optimize.shrink.shrink import Shrunk
+    from xopt.runtime.folder import ModelFolder
 
-__all__ = ["shrink"]
+__all__ = ["print_shrunk", "shrink"]
+
+COLUMNS = {
+    "tau": "tau-b",
+    "top10": "top-10",
+    "dcg10_loss": "DCG loss",
+    "ndcg10": "nDCG@10",
+    "full_ndcg10": "of DIR",
+}
 
 
 @click.command()
-@folder_argument
+@options.model_folder
 @click.option(
     "-o",
     "--out",
@@ -35,56 +35,61 @@ __all__ = ["shrink"]
     required=True,
     help="The new model folder.",
 )
-@click.option(
-    "--layers", type=click.IntRange(min=1), required=True, help="How many layers to keep."
-)
-@data_options
+@click.option("--layers", type=options.AT_LEAST_1, required=True, help="How many layers to keep.")
+@options.data
 @click.option(
     "--minutes",
-    type=Number(min=0, min_open=True),
+    type=options.Number(min=0, min_open=True),
     default=30,
-    show_default=True,
-    help="How long to train. Scoring the lists before and the held-out queries after takes minutes more.",
+    help="How long to train. Scoring before and after the training takes minutes more.",
 )
 @click.option("--force", is_flag=True, help="Replace SMALL once the new one is complete.")
-@threads_option
-@device_option
-@trust_option
+@options.threads
+@options.device
+@options.trust
 @json_option
 def shrink(
-    folder: str,
+    model: ModelFolder,
     out: Path,
     layers: int,
-    read: Callable[..., Candidates],
-    minutes: float,
-    force: bool,
-    threads: int | None,
-    device: str,
-    trust_remote_code: bool,
-    json_file: str | None,
+    read: options.ReadCandidates,
+    output: Output,
+    **arguments: Any,
 ) -> None:
     """Make a smaller model of DIR: fewer layers, distilled from DIR's own scores.
 
-    Which layers stay is found by their agreement before the training. It learns, without labels,
-    from the queries and documents of --data and from queries drawn from the documents; a fifth of
-    the queries, 64 at most, shows what was reached. DATA may be documents alone, without a column
-    query, or have one for each query: BM25 then finds others. SMALL is a model folder like any
-    other: quantise it, validate it, or let it order for DIR with `xopt cascade DIR --first
-    SMALL`.
+    The layers that stay are those that agree best before the training. The model learns, without
+    labels, from the queries and documents of --data and from queries drawn from the documents. A
+    fifth of the queries, 64 at most, is kept apart to show how well it ranks.
+
+    DATA may be documents alone, without a column `query`, or may have one document per query:
+    BM25 then finds the others. SMALL is a model folder like any other: quantise it, validate it,
+    or let it order candidates for DIR with `xopt cascade DIR --first SMALL`.
     """
     from xopt.optimize.shrink.shrink import shrink as run
-    from xopt.runtime.folder import ModelFolder
 
-    output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
-    result = run(
-        model,
-        out,
-        layers,
-        read(documents=True),
-        minutes=minutes,
-        device=device,
-        threads=threads,
-        force=force,
-    )
+    result = run(model, out, layers, read(documents=True), **arguments)
     output.json(result)
     print_shrunk(output, result)
+
+
+def print_shrunk(output: Output, shrunk: Shrunk) -> None:
+    """Print the layers kept, the training, and how well the model ranks as the larger one does."""
+    row = {
+        "layers": ", ".join(str(layer + 1) for layer in shrunk.kept),
+        "pairs": f"{shrunk.distilled.pairs:,}",
+        "minutes": f"{shrunk.distilled.seconds / 60:.1f}",
+        "tau-b untrained": f"{shrunk.untrained:.3f}",
+    }
+    for name, interval in shrunk.measures.items():
+        row[COLUMNS[name]] = interval_text(interval, separator="\n")
+    title = (
+        f"{shrunk.folder}: {len(shrunk.kept)} of {shrunk.layers} layers of {shrunk.source}, "
+        f"on {shrunk.queries} queries that it has not learned from"
+    )
+    output.table(title, [row], wrapped=("layers",))
+    output.line(
+        f"Next: xopt quantize {shrunk.folder} --int8. Then validate it as any model, or use it "
+        "in a cascade, on queries that it has not learned from: "
+        f"xopt cascade {shrunk.source} --first {shrunk.folder} --data DATA"
+    )

@@ -2,58 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
-from xopt.cli.options import (
-    data_options,
-    device_option,
-    folder_argument,
-    threads_option,
-    trust_option,
-    variant_option,
-)
+from xopt.cli import options
 from xopt.cli.output import Output, json_option
-from xopt.cli.tables import print_tuning
 
 if TYPE_CHECKING:
-    from xopt.runtime.data.candidates import Candidates
+    from xopt.optimize.tune import Tuning
+    from xopt.runtime.folder import ModelFolder
 
-__all__ = ["tune"]
+__all__ = ["print_tuning", "tune"]
 
 
 @click.command()
-@folder_argument
-@variant_option
-@data_options
-@threads_option
-@device_option
-@trust_option
+@options.model_folder
+@options.variants
+@options.data
+@options.threads
+@options.device
+@options.trust
 @json_option
 def tune(
-    folder: str,
+    model: ModelFolder,
     variants: tuple[str, ...],
-    read: Callable[[], Candidates],
+    read: options.ReadCandidates,
     threads: int | None,
     device: str,
-    trust_remote_code: bool,
-    json_file: str | None,
+    output: Output,
 ) -> None:
-    """Find the fastest plan for this machine: callers x threads x tokens a forward.
+    """Find the fastest plan for this machine: callers x threads x tokens per forward.
 
-    On a GPU the threads are calls of the tokenizer ahead of it.
+    On a GPU, the threads are tokenizer calls that run ahead of it.
 
-    Writes it into the manifest of the model folder DIR, where every scorer on this machine finds
-    it.
+    The plan goes into the manifest of DIR, where every scorer on this machine finds it.
     """
     from xopt.optimize.tune import tune as run
-    from xopt.runtime.folder import ModelFolder
     from xopt.runtime.scoring.variants import variants_on
 
-    output, model = Output(json_file), ModelFolder.open(folder, trust_remote_code)
-    _, tunings = run(model, variants or variants_on(model, device), read(), threads, device)
+    chosen = variants or variants_on(model, device)
+    _, tunings = run(model, chosen, read(), threads, device)
     output.json(tunings)
     for tuning in tunings:
         print_tuning(output, tuning)
+
+
+def print_tuning(output: Output, tuning: Tuning) -> None:
+    rows = [
+        {
+            "callers x threads": f"{trial.plan.callers} x {trial.plan.threads}",
+            "tokens a forward": str(trial.plan.tokens),
+            "pairs/s": f"{trial.pairs_per_s[-1]:.1f}",
+            "rungs": str(len(trial.pairs_per_s)),
+        }
+        for trial in tuning.trials
+    ]
+    output.table(
+        f"{tuning.variant} on {tuning.machine}: {len(rows)} plans by successive halving, "
+        "best first",
+        rows,
+    )

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from xopt.cli.commands.bench import print_explained
 from xopt.cli.output import Output
-from xopt.cli.tables import print_explained
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
 from xopt.runtime.bench.strategy import STRATEGIES
 from xopt.runtime.data.candidates import Candidates
