@@ -43,8 +43,8 @@ Function = Callable[..., Any]
 Decorator = Callable[[Function], Function]
 
 AT_LEAST_1 = click.IntRange(min=1)
-DATA_OPTIONS = ("data", "run", "split", "depth", "queries")
 COLUMN_OPTIONS = ("query", "text", "query_id", "doc_id")
+DATA_OPTIONS = ("data", "run", "split", "depth", "queries", *COLUMN_OPTIONS)
 GATES = {  # each option's parameter, and the measure that it bounds
     "min_tau": "tau",
     "min_top10": "top10",
@@ -228,8 +228,8 @@ def data(command: Function) -> Function:
 
     @functools.wraps(command)
     def with_read(**arguments: Any) -> Any:
-        source = {name: arguments.pop(name) for name in DATA_OPTIONS}
         columns = {name: arguments.pop(name) for name in COLUMN_OPTIONS}
+        source = {name: arguments.pop(name) for name in DATA_OPTIONS if name in arguments}
 
         def read(*, first: str | None = None, documents: bool = False) -> Candidates:
             from xopt.runtime.data.candidates import read_candidates
