@@ -17,7 +17,6 @@ from xopt.optimize.graph.shapes import Dim, tensor_shapes
 from xopt.optimize.graph.structure import read_graph, write_graph
 from xopt.optimize.int8.calibrate import Activations, calibrate, calibration_pairs
 from xopt.optimize.int8.matmul import Rounded, quantize_matmuls
-from xopt.optimize.int8.narrow import mark_narrow
 from xopt.optimize.int8.outliers import find_blocks, split_outliers
 from xopt.runtime.data.candidates import Candidates, demo_candidates, preparing, query_hash
 from xopt.runtime.errors import BadInput
@@ -225,8 +224,6 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
     read = list(dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products))
     seen = calibrate(folder, model, read, pairs)
     queries = frozenset(query_hash(query) for query, _ in pairs)
-    if recipe.scheme == "static":
-        model, _ = mark_narrow(folder, model, pairs)
     return Prepared(model if recipe.static else fuse_attention(model)[0], products, seen, queries)
 
 

@@ -16,8 +16,6 @@ from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.plan import Forward
 
 __all__ = [
-    "NARROW",
-    "NEAR",
     "UNPADDED",
     "Backend",
     "Clock",
@@ -30,9 +28,6 @@ __all__ = [
 
 
 UNPADDED = "/unpadded"  # names in a graph what runs where no pair of a forward is padded
-# names an attention's softmax whose rows' largest scores were all within `NEAR` of zero
-NARROW = "/narrow"
-NEAR = 20.0
 
 
 _began: dict[str, int] = {}  # the process that first ran a runtime's threads

@@ -14,22 +14,13 @@ from openvino import opset13 as opset
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import has_bf16
-from xopt.runtime.scoring.backends.backend import (
-    NARROW,
-    NEAR,
-    UNPADDED,
-    PaddedArrays,
-    check_no_fork,
-)
+from xopt.runtime.scoring.backends.backend import UNPADDED, PaddedArrays, check_no_fork
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
 
 __all__ = ["OpenVinoBackend"]
 
 ELSE = 1  # the branch of an If for padded pairs
 HEADS, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels before them
-# Taken from all scores of a narrow softmax: rows' largest may be 40 below and 34 above zero,
-# where calibration saw 20.
-BELOW = 2 * NEAR
 # Of what is not INT8; with INT8 products bfloat16 between them where the processor multiplies it.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "f32"}
 
@@ -116,9 +107,6 @@ def _prepared(model: Any) -> Any:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul":
             _turn_keys(node)
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "Softmax" and node.friendly_name.startswith(NARROW):
-            _leave_out_maximum(node)
     return openvino.Model(model.get_results(), model.get_parameters(), model.friendly_name)
 
 
@@ -155,40 +143,3 @@ def _turn_keys(product: Any) -> None:
         )
         scores.friendly_name = product.friendly_name
         product.output(0).replace(scores.output(0))
-
-
-def _leave_out_maximum(softmax: Any) -> None:
-    """Let an attention's first product end in the exponentials, and divide by their sum behind
-    the second.
-
-    OpenVINO joins a sigmoid to a product, but no exponential. The sigmoid of x is exp(x) / (1 +
-    exp(x)): below -6 it is exp(x) to 0.25 %, less than what bfloat16 rounds, and it underflows
-    below -87. What is taken from all scores of a row cancels. A mask that hides keys weighs their
-    values, and them in the sum.
-    """
-    added = softmax.input_value(0).get_node()
-    masks = [value for value in added.input_values() if _of_all_heads(value)]
-    others = [value for value in added.input_values() if not _of_all_heads(value)]
-    if len(masks) != 1:  # OpenVINO knows less of its shape than onnx did
-        return
-    (mask,), (scores,) = masks, others
-    second = next(iter(softmax.output(0).get_target_inputs())).get_node()
-    values = second.input_value(1).get_node().input_value(0).get_node()  # cut into heads
-    shares = opset.sigmoid(opset.subtract(scores, opset.constant(np.float32(BELOW))))
-    first = opset.slice(mask, [0], [1], [1], [2])  # of the queries, which all have the same
-    weights = opset.exp(first)  # [pairs, 1, 1, width]
-    of_tokens = opset.multiply(
-        values.input_value(0), opset.reshape(weights, opset.constant([0, -1, 1]), True)
-    )
-    values.input(0).replace_source_output(of_tokens.output(0))
-    total = opset.matmul(
-        shares, opset.reshape(weights, opset.constant([0, 1, -1, 1]), True), False, False
-    )
-    taken = opset.matmul(shares, second.input_value(1), False, False)
-    second.output(0).replace(opset.divide(taken, total).output(0))
-
-
-def _of_all_heads(value: Any) -> bool:
-    """Whether a tensor is the same for all heads: [pairs, 1, queries, width]."""
-    shape = value.get_partial_shape()
-    return bool(shape.rank.is_static and len(shape) == 4 and shape[1] == 1)
