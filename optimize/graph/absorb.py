@@ -1,135 +1,125 @@
-"""An exact rewrite: where one token asks, keys and values are never made.
+"""An exact rewrite: where one token of a pair is the query, keys and values are never made.
 
-Of the last layer one row is read, so its queries are one a pair, and its keys and values are made
-of all tokens, x, for them alone: q (x Wk)^T = (q Wk^T) x^T, and p (x Wv) = (p x) Wv. In that
-order the products by weights see a row a pair instead of a row a token. What a key's bias adds is
-the same for all tokens, so that softmax leaves nothing of it; p adds up to one, so that a value's
-bias is added whole.
+Of the last layer one row is read, so attention there has one query a pair. Its keys and values
+are made of all tokens, x, for this query alone. Products can be taken in another order:
+q (x Wk)^T = (q Wk^T) x^T, and p (x Wv) = (p x) Wv. Then the products by weights see a row a pair
+instead of a row a token. A key's bias adds the same to all tokens, which softmax cancels. The
+shares p add up to one, so that a value's bias is added whole.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from dataclasses import dataclass
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from xopt.optimize.graph.heads import Attention, find_attentions
-from xopt.optimize.graph.structure import all_reads, makers, needed_for, readers, rebuilt
+from xopt.optimize.graph.structure import GraphIndex, GraphWriter, copied, needed_for, rebuilt
 
 __all__ = ["absorb_keys"]
 
-# x, W [channels, heads x size] and bias of x W + bias
-Made = tuple[str, NDArray[np.float32], NDArray[np.float32]]
+
+@dataclass(frozen=True)
+class _Projection:
+    """A tensor that is x W + bias: `weight` is [channels, heads x head size]."""
+
+    x: str
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
 
 
-def absorb_keys(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The same function with less work, and in how many attentions. Outputs are equal but for the
-    order of sums.
+def absorb_keys(model: ModelProto) -> tuple[ModelProto, int]:
+    """Leave out the keys and values of attentions with one query, and count these.
+
+    Outputs are equal but for the order of floating-point sums.
     """
-    graph = _Graph(model)
-    replaced: dict[str, list[onnx.NodeProto]] = {}
-    gone: set[str] = set()
-    made: dict[str, NDArray[np.float32]] = {}
+    index = GraphIndex(model)
+    absorbed: dict[str, tuple[Attention, _Projection, _Projection]] = {}
+    replaced: set[str] = set()
     for attention in find_attentions(model):
-        key, value = (graph.product(name) for name in attention.inputs[1:])
-        if attention.rows == 1 and key and value:
-            replaced[attention.output] = _absorbed(attention, key, value, made)
-            gone |= {node.output[0] for node in attention.nodes}
-    if not replaced:
+        if attention.query_rows != 1:
+            continue
+        _, key, value = attention.inputs
+        with contextlib.suppress(LookupError):
+            projections = _projection(index, key), _projection(index, value)
+            absorbed[attention.output] = (attention, *projections)
+            replaced.update(node.output[0] for node in attention.nodes)
+    if not absorbed:
         return model, 0
-    nodes: list[onnx.NodeProto] = []
+    write = GraphWriter()
     for node in model.graph.node:
-        nodes += replaced.get(node.output[0], [] if node.output[0] in gone else [node])
-    nodes = needed_for(nodes, (output.name for output in model.graph.output))
-    read = all_reads(nodes)
-    constants = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    new = [numpy_helper.from_array(array, name) for name, array in made.items()]
-    return rebuilt(model, nodes, [*constants, *new]), len(replaced)
+        name = node.output[0]
+        if name in absorbed:
+            _write_absorbed(write, *absorbed[name])
+        elif name not in replaced:
+            write.nodes.append(node)
+    nodes = needed_for(write.nodes, [output.name for output in model.graph.output])
+    return rebuilt(model, nodes, constants=write.constants), len(absorbed)
 
 
-class _Graph:
-    """Who makes a tensor and who reads it, and constants."""
+def _projection(index: GraphIndex, name: str) -> _Projection:
+    """Read a tensor that nothing else reads as a projection. Raises LookupError if it is none.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.maker, self.readers = makers(model), readers(model)
-        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
-
-    def constant(self, name: str, rank: int) -> NDArray[np.float32] | None:
-        """A constant of that rank, which may have another name; None where a tensor is none."""
-        while name in self.maker and self.maker[name].op_type == "Identity":
-            name = self.maker[name].input[0]
-        known = name in self.weights and len(self.weights[name].dims) == rank
-        return numpy_helper.to_array(self.weights[name]) if known else None
-
-    def product(self, name: str) -> Made | None:
-        """What a tensor is the product of, where nobody else reads it; None where it is not made
-        so.
-
-        MobileBERT, which normalises nothing between its layers, would lose a digit: x has to be
-        of one size.
-        """
-        node, bias = self.maker.get(name), None
-        if node is not None and node.op_type == "Add" and len(self.readers[name]) == 1:
-            for other, each in (tuple(node.input), tuple(reversed(node.input))):
-                if (bias := self.constant(each, 1)) is not None:
-                    node = self.maker.get(other)
-                    break
-        if node is None or node.op_type != "MatMul" or len(self.readers[node.output[0]]) != 1:
-            return None
-        weight, x = self.constant(node.input[1], 2), self.maker.get(node.input[0])
-        if weight is None or x is None or x.op_type != "LayerNormalization":
-            return None
-        whole = np.broadcast_to(
-            np.zeros(1, weight.dtype) if bias is None else bias, weight.shape[1:]
-        )
-        return node.input[0], weight, whole
+    x has to be a LayerNormalization's result. MobileBERT, which normalises nothing between its
+    layers, would lose a digit.
+    """
+    bias = np.zeros(1, np.float32)
+    if index.producers[name].op_type == "Add":
+        name, bias_name = _read_once(index, name, "Add").input
+        if index.is_constant(name):
+            name, bias_name = bias_name, name
+        bias = _constant(index, bias_name, rank=1)
+    x, weight_name = _read_once(index, name, "MatMul").input
+    weight = _constant(index, weight_name, rank=2)
+    index.producer(x, "LayerNormalization")
+    return _Projection(x, weight, np.broadcast_to(bias, weight.shape[1:]))
 
 
-def _absorbed(
-    attention: Attention, key: Made, value: Made, made: dict[str, NDArray[np.float32]]
-) -> list[onnx.NodeProto]:
-    """The nodes in place of an attention's; their constants go into `made`."""
-    *_, turned, joined = attention.nodes
-    start = f"{attention.output}/absorbed"
+def _read_once(index: GraphIndex, name: str, operator: str) -> NodeProto:
+    if len(index.consumers[name]) != 1:
+        raise LookupError(name)
+    return index.producer(name, operator)
 
-    def constant(name: str, array: NDArray[np.generic]) -> str:
-        made[f"{start}/{name}"] = np.ascontiguousarray(array)
-        return f"{start}/{name}"
 
-    def node(operator: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        out.append(
-            helper.make_node(operator, inputs, [f"{start}/{name}"], f"{start}/{name}", **attributes)
-        )
-        return f"{start}/{name}"
+def _constant(index: GraphIndex, name: str, rank: int) -> NDArray[np.float32]:
+    value = index.constant(name)
+    if value.ndim != rank:
+        raise LookupError(name)
+    return value
 
-    per_head = (-1, attention.heads, attention.size)
-    by_key = key[1].reshape(per_head).transpose(1, 2, 0) * key[1].dtype.type(attention.scale)
-    by_value = value[1].reshape(per_head).transpose(1, 0, 2)
-    row = constant("row", np.array([2], np.int64))
 
-    out = list(attention.queries)
+def _write_absorbed(
+    write: GraphWriter, attention: Attention, key: _Projection, value: _Projection
+) -> None:
+    prefix = f"{attention.output}/absorbed"
+    query_axis = write.constant(f"{prefix}/row", np.array([2], np.int64))
+    per_head = (-1, attention.heads, attention.head_size)
+
+    write.nodes += attention.split_query
+    key_weight = key.weight * key.weight.dtype.type(attention.scale)
+    by_key = write.constant(f"{prefix}/by_key", key_weight.reshape(per_head).transpose(1, 2, 0))
+    query = attention.split_query[-1].output[0]
     # [pairs, heads, 1, channels]
-    asked = node("MatMul", [out[-1].output[0], constant("by_key", by_key)], "asked")
-    flat = node("Squeeze", [asked, row], "flat")
-    across = node("Transpose", [key[0]], "across", perm=[0, 2, 1])
-    scores = node("Unsqueeze", [node("MatMul", [flat, across], "scores"), row], "scores_row")
-    masked = onnx.NodeProto()
-    masked.CopyFrom(attention.added)
-    masked.input[:] = [
-        scores if name == attention.scores else name for name in attention.added.input
-    ]
-    out += [masked, attention.softmax]
-    taken = node(
-        "MatMul", [node("Squeeze", [attention.softmax.output[0], row], "shares"), value[0]], "taken"
+    query_by_key = write.node("MatMul", [query, by_key], f"{prefix}/query")
+    query_rows = write.node("Squeeze", [query_by_key, query_axis], f"{prefix}/query_rows")
+    x_transposed = write.node("Transpose", [key.x], f"{prefix}/x_transposed", perm=[0, 2, 1])
+    scores = write.node("MatMul", [query_rows, x_transposed], f"{prefix}/scores")
+    scores_row = write.node("Unsqueeze", [scores, query_axis], f"{prefix}/scores_row")
+
+    add_mask = attention.add_mask
+    inputs = [scores_row if name == attention.scores else name for name in add_mask.input]
+    write.nodes += [copied(add_mask, inputs), attention.softmax]
+
+    by_value = write.constant(
+        f"{prefix}/by_value", value.weight.reshape(per_head).transpose(1, 0, 2)
     )
-    heads = node(
-        "MatMul",
-        [node("Unsqueeze", [taken, row], "taken_row"), constant("by_value", by_value)],
-        "heads",
-    )
-    bias = constant("bias", value[2].reshape(attention.heads, 1, attention.size))
-    out.append(helper.make_node("Add", [heads, bias], [turned.input[0]], f"{start}/biased"))
-    return [*out, turned, joined]
+    bias = write.constant(f"{prefix}/bias", value.bias.reshape(per_head).transpose(1, 0, 2))
+    shares = write.node("Squeeze", [attention.softmax.output[0], query_axis], f"{prefix}/shares")
+    mean = write.node("MatMul", [shares, value.x], f"{prefix}/mean")
+    mean_row = write.node("Unsqueeze", [mean, query_axis], f"{prefix}/mean_row")
+    heads = write.node("MatMul", [mean_row, by_value], f"{prefix}/heads")
+    write.node("Add", [heads, bias], attention.join_heads[0].input[0])
+    write.nodes += attention.join_heads

@@ -1,10 +1,9 @@
 """An exact rewrite: attention over pairs without padding in one operator.
 
 onnxruntime's MultiHeadAttention is fastest without a mask: its flash kernel never writes out the
-scores of all tokens with all others. A mask is there for padding alone, so each attention becomes
-an If: where no pair of a forward is padded, the operator; else the nodes that were there. xopt's
-planner runs pairs of equal length together, which takes the first branch always; other programs
-load the file as it is.
+scores of all tokens with all others. A mask is there for padding only. So each attention becomes an
+If: the operator where no pair of a forward is padded, else the nodes that were there. xopt's
+planner runs pairs of equal length together, which always takes the first branch.
 """
 
 from __future__ import annotations
@@ -12,75 +11,88 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from xopt.optimize.graph.heads import LENGTHS, MASK, Attention, find_attentions, run_masks
-from xopt.optimize.graph.structure import import_microsoft, rebuilt
+from xopt.optimize.graph.heads import Attention, find_attentions
+from xopt.optimize.graph.structure import (
+    GraphIndex,
+    GraphWriter,
+    copied,
+    import_microsoft,
+    needed_for,
+    open_session,
+    rebuilt,
+)
 from xopt.runtime.scoring.backends.backend import UNPADDED
 
 __all__ = ["fuse_attention", "unfused"]
 
+MASK = "attention_mask"
+# Tokens of the pairs that masks are tried with: fewer and more than a window of local attention.
+LENGTHS = (2, 300)
 
-def fuse_attention(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """The same function, with a branch for forwards without padding in each attention, and how
-    many there are.
+
+def fuse_attention(model: ModelProto) -> tuple[ModelProto, int]:
+    """Give each attention a branch for forwards without padding, and count them.
 
     Outputs are equal but for the order of floating-point sums. Attention with windows, biases of
     its own or another shape than BERT's stays as it is.
     """
-    found = _only_padding(model, find_attentions(model))
-    if not found:
+    attentions = _with_padding_mask(model)
+    if not attentions:
         return model, 0
-    by_last = {attention.output: attention for attention in found}
-    inside = {node.output[0] for attention in found for node in attention.nodes}
-    nodes, shapes = _condition(), []
+    by_output = {attention.output: attention for attention in attentions}
+    replaced = {node.output[0] for attention in attentions for node in attention.nodes}
+    write = GraphWriter()
+    least = write.node("ReduceMin", [MASK], f"{UNPADDED}/least", keepdims=0)
+    write.node("Cast", [least], UNPADDED, to=TensorProto.BOOL)
+    shapes = []
     for node in model.graph.node:
         name = node.output[0]
-        if name in by_last:
-            nodes.append(_branches(by_last[name]))
-            shape = [None, None, by_last[name].heads * by_last[name].size]
+        if name in by_output:
+            attention = by_output[name]
+            write.nodes.append(_branches(attention))
+            shape = [None, None, attention.heads * attention.head_size]
             shapes.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-        elif name not in inside:
-            nodes.append(node)
-    made = rebuilt(model, nodes, model.graph.initializer, [*model.graph.value_info, *shapes])
-    return import_microsoft(made), len(found)
+        elif name not in replaced:
+            write.nodes.append(node)
+    fused = rebuilt(model, write.nodes, value_info=[*model.graph.value_info, *shapes])
+    return import_microsoft(fused), len(attentions)
 
 
-def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph as it was before `fuse_attention`."""
-    nodes: list[onnx.NodeProto] = []
+def unfused(model: ModelProto) -> ModelProto:
+    """Build the graph as it was before `fuse_attention`."""
+    nodes: list[NodeProto] = []
     for node in model.graph.node:
         if node.op_type == "If" and node.name.startswith(UNPADDED):
-            (padded,) = (
-                attribute.g for attribute in node.attribute if attribute.name == "else_branch"
-            )
-            nodes.extend(_renamed(padded.node, node.output[0]))
+            for attribute in node.attribute:
+                if attribute.name == "else_branch":
+                    nodes += _ending_in(attribute.g.node, node.output[0])
         elif not node.name.startswith(UNPADDED):
             nodes.append(node)
-    return rebuilt(model, nodes, model.graph.initializer)
+    return rebuilt(model, nodes)
 
 
-def _only_padding(model: onnx.ModelProto, found: Sequence[Attention]) -> list[Attention]:
-    """The attentions whose mask adds nothing where no pair is padded, by running the mask's part
-    of the graph.
+def _with_padding_mask(model: ModelProto) -> list[Attention]:
+    """The attentions whose mask adds nothing where no pair is padded.
+
+    The part of the graph that makes the masks is run to see it.
     """
-    asked = list(run_masks(model, found, (np.ones((2, length), np.int64) for length in LENGTHS)))
-    return [
-        each for each in found if asked and not any(values[each.mask].any() for values in asked)
-    ]
+    attentions = find_attentions(model)
+    masks = sorted({attention.mask for attention in attentions})
+    mask_graph = rebuilt(model, needed_for(model.graph.node, masks), outputs=masks)
+    if not masks or MASK not in GraphIndex(mask_graph).consumers:
+        return []
+    session = open_session(mask_graph)
+    others: set[str] = set()
+    for length in LENGTHS:
+        unpadded = np.ones((2, length), np.int64)
+        added = session.run(masks, {value.name: unpadded for value in mask_graph.graph.input})
+        others.update(name for name, value in zip(masks, added, strict=True) if value.any())
+    return [attention for attention in attentions if attention.mask not in others]
 
 
-def _condition() -> list[onnx.NodeProto]:
-    """Whether no pair of a forward is padded."""
-    least = f"{UNPADDED}/least"
-    return [
-        helper.make_node("ReduceMin", [MASK], [least], least, keepdims=0),
-        helper.make_node("Cast", [least], [UNPADDED], UNPADDED, to=TensorProto.BOOL),
-    ]
-
-
-def _branches(attention: Attention) -> onnx.NodeProto:
+def _branches(attention: Attention) -> NodeProto:
     output = attention.output
     fused = helper.make_node(
         "MultiHeadAttention",
@@ -91,22 +103,23 @@ def _branches(attention: Attention) -> onnx.NodeProto:
         num_heads=attention.heads,
         scale=attention.scale,
     )
-    padded = _renamed(attention.nodes, f"{output}/padded")
-    branches = {
-        name: helper.make_graph(
-            nodes,
-            name,
-            [],
-            [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
-        )
-        for name, nodes in (("then_branch", [fused]), ("else_branch", padded))
-    }
-    return helper.make_node("If", [UNPADDED], [output], f"{UNPADDED}{output}", **branches)
+    return helper.make_node(
+        "If",
+        [UNPADDED],
+        [output],
+        f"{UNPADDED}{output}",
+        then_branch=_branch("then_branch", [fused]),
+        else_branch=_branch("else_branch", _ending_in(attention.nodes, f"{output}/padded")),
+    )
 
 
-def _renamed(nodes: Sequence[onnx.NodeProto], output: str) -> list[onnx.NodeProto]:
-    """The nodes, the last of which makes the tensor `output`."""
-    last = onnx.NodeProto()
-    last.CopyFrom(nodes[-1])
+def _branch(name: str, nodes: Sequence[NodeProto]) -> GraphProto:
+    result = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, name, [], [result])
+
+
+def _ending_in(nodes: Sequence[NodeProto], output: str) -> list[NodeProto]:
+    """Nodes of which the last one makes the tensor `output`."""
+    last = copied(nodes[-1], nodes[-1].input)
     last.output[0] = output
     return [*nodes[:-1], last]

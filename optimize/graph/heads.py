@@ -1,212 +1,144 @@
-"""Finding attention in a graph, where it has BERT's shape."""
+"""Finding attention of BERT's shape in a graph."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
-from xopt.optimize.graph.structure import (
-    all_reads,
-    makers,
-    needed_for,
-    open_session,
-    readers,
-    rebuilt,
-)
+from xopt.optimize.graph.structure import GraphIndex
 
-__all__ = ["LENGTHS", "MASK", "Attention", "find_attentions", "run_masks"]
+__all__ = ["Attention", "find_attentions"]
 
-MASK = "attention_mask"
-# tokens of the pairs that a mask is asked about: fewer and more than a window of local attention
-LENGTHS = (2, 300)
-TURNED, KEYS = [0, 2, 1, 3], [0, 2, 3, 1]  # heads before tokens; and channels before them
+# Orders of a Transpose that brings the heads before the tokens, and the keys' channels too.
+HEADS_FIRST = [0, 2, 1, 3]
+HEADS_AND_CHANNELS_FIRST = [0, 2, 3, 1]
+
+Reshaped = tuple[NodeProto, NodeProto]  # a Reshape and a Transpose, in either order
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Nodes that make of query, key and value, [pairs, width, channels], the heads' results side
-    by side.
+    """The nodes from query, key and value to the heads' results side by side.
 
-    `size`: a head's channels. `rows`: the query's width where it is known. `added` adds `mask` to
-    `scores`, [pairs, heads, rows, width]; `softmax` follows, and `second` is the product of what
-    comes of it with the values.
+    `inputs`: query, key and value, each [pairs, tokens, channels].
+    `query_rows`: the query's tokens, where their number is known.
+    `scores`: [pairs, heads, query rows, tokens], to which `add_mask` adds `mask`.
+    `nodes`: all nodes, in the graph's order.
     """
 
     inputs: tuple[str, str, str]
-    rows: Dim
-    mask: str
+    query_rows: Dim
     heads: int
-    size: int
+    head_size: int
     scale: float
     scores: str
-    # the Reshape and the Transpose that make heads of them
-    queries: tuple[onnx.NodeProto, onnx.NodeProto]
-    added: onnx.NodeProto
-    softmax: onnx.NodeProto
-    second: onnx.NodeProto
-    nodes: tuple[onnx.NodeProto, ...]  # in the graph's order
+    mask: str
+    split_query: Reshaped
+    add_mask: NodeProto
+    softmax: NodeProto
+    join_heads: Reshaped
+    nodes: tuple[NodeProto, ...]
 
     @property
     def output(self) -> str:
-        """The heads' results, [pairs, rows, channels]."""
+        """The heads' results, [pairs, query rows, channels]."""
         return str(self.nodes[-1].output[0])
 
 
-def find_attentions(model: onnx.ModelProto) -> list[Attention]:
-    """All of them, in the graph's order. Attention with biases of its own or turned queries is
-    not among them.
-    """
-    graph = _Graph(model)
-    return [
-        match
-        for node in model.graph.node
-        if node.op_type == "Softmax" and (match := _match(graph, node))
-    ]
+def find_attentions(model: ModelProto) -> list[Attention]:
+    """Find all attentions of BERT's shape: without biases of their own or rotated queries."""
+    index = _AttentionIndex(model)
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "Softmax":
+            # A node, a constant or a shape is missing, or another than BERT's.
+            with contextlib.suppress(LookupError, ValueError):
+                found.append(_attention_around(index, node))
+    return found
 
 
-def run_masks(
-    model: onnx.ModelProto, found: Sequence[Attention], masks: Iterable[NDArray[np.int64]]
-) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """What attentions add to their scores, by name of the mask, for each attention mask,
-    int64[pairs, width].
-
-    Only the part of the graph is run that makes it; nothing comes of one that does not read the
-    attention mask.
-    """
-    names = sorted({attention.mask for attention in found})
-    nodes = needed_for(model.graph.node, names)
-    read = all_reads(nodes).union(names)
-    if MASK not in read:
-        return
-    asked = rebuilt(
-        model, nodes, [tensor for tensor in model.graph.initializer if tensor.name in read]
-    )
-    del asked.graph.output[:]
-    asked.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
-    session = open_session(asked)
-    for mask in masks:
-        held = {
-            node.name: mask if node.name == MASK else np.ones_like(mask)
-            for node in asked.graph.input
-        }
-        yield dict(zip(names, session.run(names, held), strict=True))
-
-
-class _Graph:
-    """Who makes a tensor, who reads it, its shape, and constants. What is not as asked for raises
-    LookupError.
-    """
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.maker, self.readers = makers(model), readers(model)
-        self.place = {node.output[0]: i for i, node in enumerate(model.graph.node)}
-        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+class _AttentionIndex(GraphIndex):
+    def __init__(self, model: ModelProto) -> None:
+        super().__init__(model)
+        self.position = {node.output[0]: i for i, node in enumerate(model.graph.node)}
         self.shapes: dict[str, list[Dim]] = tensor_shapes(model)
 
-    def made(self, name: str, *operators: str) -> onnx.NodeProto:
-        """The node that makes a tensor, one of `operators`."""
-        node: onnx.NodeProto = self.maker[name]
-        if node.op_type not in operators:
-            raise LookupError(name)
-        return node
+    def split_heads(self, name: str, order: list[int]) -> Reshaped:
+        """The Reshape of [pairs, tokens, channels] into heads, and the Transpose behind it."""
+        transpose = self.producer(name, "Transpose")
+        _check_order(transpose, order)
+        return self.producer(transpose.input[0], "Reshape"), transpose
 
-    def reader(self, node: onnx.NodeProto, operator: str) -> onnx.NodeProto:
-        """The node of type `operator` that alone reads the output of `node`."""
-        found = self.readers[node.output[0]]
-        if len(found) != 1 or found[0].op_type != operator:
-            raise LookupError(node.output[0])
-        return found[0]
+    def score_nodes(self, add_mask: NodeProto) -> tuple[NodeProto, NodeProto, str]:
+        """The product of query and key, the node that scales it or the product again, the mask."""
+        for scores, mask in itertools.permutations(add_mask.input):
+            scaled = self.producers.get(scores)
+            if scaled is None:
+                continue
+            product = scaled
+            if scaled.op_type in ("Div", "Mul"):
+                product = self.producers.get(scaled.input[0], scaled)
+            if product.op_type == "MatMul":
+                return product, scaled, mask
+        raise LookupError(add_mask.output[0])
 
-    def scalar(self, name: str) -> float:
-        """A constant of one entry."""
-        tensor = (
-            self.weights[name]
-            if name in self.weights
-            else self.made(name, "Constant").attribute[0].t
-        )
-        if math.prod(tensor.dims) != 1:
-            raise LookupError(name)
-        return float(numpy_helper.to_array(tensor).reshape(()))
-
-    def heads(self, name: str, order: list[int]) -> tuple[onnx.NodeProto, onnx.NodeProto]:
-        """The Reshape that cuts [pairs, width, channels] into heads, and the Transpose to `order`
-        behind it.
-        """
-        turned = self.made(name, "Transpose")
-        if list(turned.attribute[0].ints) != order:
-            raise LookupError(name)
-        return self.made(turned.input[0], "Reshape"), turned
+    def without_other_consumers(self, nodes: Iterable[NodeProto]) -> tuple[NodeProto, ...]:
+        """Nodes in the graph's order, of which others read nothing but the last one's output."""
+        by_output = {node.output[0]: node for node in nodes}
+        ordered = sorted(by_output, key=self.position.__getitem__)
+        for name in ordered[:-1]:
+            for consumer in self.consumers[name]:
+                if consumer.output[0] not in by_output:
+                    raise LookupError(name)
+        return tuple(by_output[name] for name in ordered)
 
 
-def _match(graph: _Graph, softmax: onnx.NodeProto) -> Attention | None:
-    """The attention around a softmax, if it is BERT's."""
-    try:
-        added = graph.made(softmax.input[0], "Add")
-        product, scaled, mask = _scores(graph, added)
-        scale = 1.0 if scaled is product else graph.scalar(scaled.input[1])
-        second = graph.reader(softmax, "MatMul")
-        turned = graph.reader(second, "Transpose")
-        joined = graph.reader(turned, "Reshape")
-        left, right, values = product.input[0], product.input[1], second.input[1]
-        parts = [graph.heads(left, TURNED), graph.heads(right, KEYS), graph.heads(values, TURNED)]
-        _, heads, rows, size = graph.shapes[left]
-        (channels,) = graph.shapes[joined.output[0]][2:]
-    except (LookupError, ValueError):
-        return None
-    if not isinstance(heads, int) or not isinstance(size, int) or heads * size != channels:
-        return None
-    if list(turned.attribute[0].ints) != TURNED or second.input[0] != softmax.output[0]:
-        return None
-    nodes = {
-        n.output[0]: n
-        for n in (*itertools.chain(*parts), product, scaled, added, softmax, second, turned, joined)
-    }
-    ordered = tuple(nodes[name] for name in sorted(nodes, key=graph.place.__getitem__))
-    if any(
-        reader.output[0] not in nodes
-        for node in ordered[:-1]
-        for reader in graph.readers[node.output[0]]
-    ):
-        return None
-    query, key, value = (str(reshape.input[0]) for reshape, _ in parts)
-    scale = 1 / scale if scaled.op_type == "Div" else scale
+def _attention_around(index: _AttentionIndex, softmax: NodeProto) -> Attention:
+    """Read the attention around a softmax. Raises LookupError or ValueError for another shape."""
+    add_mask = index.producer(softmax.input[0], "Add")
+    product, scaled, mask = index.score_nodes(add_mask)
+    weighted = index.only_consumer(softmax, "MatMul")
+    transpose = index.only_consumer(weighted, "Transpose")
+    reshape = index.only_consumer(transpose, "Reshape")
+    query = index.split_heads(product.input[0], HEADS_FIRST)
+    key = index.split_heads(product.input[1], HEADS_AND_CHANNELS_FIRST)
+    value = index.split_heads(weighted.input[1], HEADS_FIRST)
+    _, heads, query_rows, head_size = index.shapes[product.input[0]]
+    _, _, channels = index.shapes[reshape.output[0]]
+    if not isinstance(heads, int) or not isinstance(head_size, int):
+        raise LookupError(product.input[0])
+    if heads * head_size != channels or weighted.input[0] != softmax.output[0]:
+        raise LookupError(softmax.output[0])
+    _check_order(transpose, HEADS_FIRST)
+    middle = (product, scaled, add_mask, softmax, weighted, transpose, reshape)
     return Attention(
-        inputs=(query, key, value),
-        rows=rows,
-        mask=mask,
+        inputs=(query[0].input[0], key[0].input[0], value[0].input[0]),
+        query_rows=query_rows,
         heads=heads,
-        size=size,
-        scale=scale,
+        head_size=head_size,
+        scale=_scale(index, product, scaled),
         scores=scaled.output[0],
-        queries=parts[0],
-        added=added,
+        mask=mask,
+        split_query=query,
+        add_mask=add_mask,
         softmax=softmax,
-        second=second,
-        nodes=ordered,
+        join_heads=(transpose, reshape),
+        nodes=index.without_other_consumers((*query, *key, *value, *middle)),
     )
 
 
-def _scores(graph: _Graph, added: onnx.NodeProto) -> tuple[onnx.NodeProto, onnx.NodeProto, str]:
-    """The product of query and key, the node that scales it or the product again, and the mask
-    that is added.
-    """
-    for scores, mask in (tuple(added.input), tuple(reversed(added.input))):
-        scaled = graph.maker.get(scores)
-        product = (
-            graph.maker.get(scaled.input[0])
-            if scaled and scaled.op_type in ("Div", "Mul")
-            else scaled
-        )
-        if scaled and product and product.op_type == "MatMul":
-            return product, scaled, mask
-    raise LookupError(added.output[0])
+def _scale(index: _AttentionIndex, product: NodeProto, scaled: NodeProto) -> float:
+    if scaled is product:
+        return 1.0
+    factor = float(index.constant(scaled.input[1]).item())  # ValueError where it is no scalar
+    return 1 / factor if scaled.op_type == "Div" else factor
+
+
+def _check_order(transpose: NodeProto, order: list[int]) -> None:
+    if list(transpose.attribute[0].ints) != order:
+        raise LookupError(transpose.name)

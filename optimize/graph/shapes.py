@@ -1,9 +1,8 @@
-"""Shapes of a graph's tensors, as far as they can be known before it runs."""
+"""Shapes of a graph's tensors, as far as they are known before it runs."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -12,81 +11,68 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import ModelProto, NodeProto, helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-from xopt.optimize.graph.structure import SMALL, rebuilt
+from xopt.optimize.graph.structure import SMALL, GraphWriter, errors_only, rebuilt, with_graph
 
 __all__ = ["Dim", "shapes_from_inputs", "tensor_shapes", "with_types"]
 
 Dim = int | str | None  # a number, a name for one that is the same wherever it stands, or unknown
 
 
-def tensor_shapes(model: onnx.ModelProto) -> dict[str, list[Dim]]:
-    """The shape of each tensor whose rank is known, by name."""
-    inferred = _infer(_without_weights(model)).graph
-    shapes: dict[str, list[Dim]] = {
-        tensor.name: list(tensor.dims) for tensor in model.graph.initializer
-    }
+def tensor_shapes(model: ModelProto) -> dict[str, list[Dim]]:
+    """Infer the shape of each tensor whose rank is known, by name."""
+    inferred = _infer_symbolic(_without_weights(model)).graph
+    shapes: dict[str, list[Dim]] = {}
+    for tensor in model.graph.initializer:
+        shapes[tensor.name] = list(tensor.dims)
     for value in [*inferred.value_info, *inferred.input, *inferred.output]:
         if value.type.tensor_type.HasField("shape"):
-            dims = value.type.tensor_type.shape.dim
-            shapes[value.name] = [
-                d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims
-            ]
+            shapes[value.name] = [_dim(dim) for dim in value.type.tensor_type.shape.dim]
     return shapes
 
 
-def with_types(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with the types of its tensors written in, and their shapes as far as onnx
-    infers them.
-    """
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return dim.dim_param or None
+
+
+def with_types(model: ModelProto) -> ModelProto:
+    """Write the types of its tensors into a graph, and the shapes that onnx itself infers."""
     known = onnx.shape_inference.infer_shapes(_without_weights(model)).graph.value_info
-    return rebuilt(model, model.graph.node, model.graph.initializer, known)
+    return rebuilt(model, model.graph.node, value_info=known)
 
 
-def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, to which weights are inputs: their values tell no shape, and may be more
-    than it can hold.
-    """
-    weights = [tensor for tensor in model.graph.initializer if math.prod(tensor.dims) > SMALL]
-    made = rebuilt(
-        model, model.graph.node, (t for t in model.graph.initializer if math.prod(t.dims) <= SMALL)
-    )
-    made.graph.input.extend(
-        helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights
-    )
-    return made
+def _without_weights(model: ModelProto) -> ModelProto:
+    """Turn weights into inputs: they tell no shape, and may be more than a message holds."""
+    graph = model.graph
+    small = []
+    inputs = list(graph.input)
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            small.append(tensor)
+        else:
+            inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    light = helper.make_graph(graph.node, graph.name, inputs, graph.output, small)
+    return with_graph(model, light)
 
 
-def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+def _infer_symbolic(model: ModelProto) -> ModelProto:
+    quiet = errors_only(SymbolicShapeInference.__module__)  # of sizes that it cannot compare
     try:
-        with (
-            TemporaryDirectory() as scratch,
-            _chdir(scratch),
-            _quiet(),
-        ):  # where it fails it leaves a file in the working directory
-            inferred: onnx.ModelProto = SymbolicShapeInference.infer_shapes(model, auto_merge=True)
+        # Where it fails, it leaves a file in the working directory.
+        with TemporaryDirectory() as scratch, _working_in(scratch), quiet:
+            inferred: ModelProto = SymbolicShapeInference.infer_shapes(model, auto_merge=True)
         return inferred
-    # it raises nothing more special; what depends on a shape that is not known is left alone
+    # It raises nothing more special. What depends on an unknown shape is left alone.
     except Exception:
         return model
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep off the terminal which sizes it cannot compare."""
-    logger = logging.getLogger(SymbolicShapeInference.__module__)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _chdir(folder: str) -> Iterator[None]:
+def _working_in(folder: str) -> Iterator[None]:
     """contextlib.chdir, which Python 3.10 lacks."""
     before = Path.cwd()
     os.chdir(folder)
@@ -96,43 +82,47 @@ def _chdir(folder: str) -> Iterator[None]:
         os.chdir(before)
 
 
-def shapes_from_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, where the shape of a tensor is put together from the inputs' shapes as far
-    as it is known.
+def shapes_from_inputs(model: ModelProto) -> ModelProto:
+    """Take shapes that the graph reads from its inputs, where they are known.
 
-    A tensor whose shape was read could not be narrowed without changing what is read.
+    A tensor whose own shape is read could not be narrowed without changing what is read.
     """
     shapes = tensor_shapes(model)
-    inputs = [value.name for value in model.graph.input]
-    origin = {
-        dim: (name, axis)
-        for name in inputs
-        for axis, dim in enumerate(shapes[name])
-        if isinstance(dim, str)
-    }
-    rest: list[onnx.NodeProto] = []
-    sizes: dict[str, onnx.NodeProto] = {}
-    numbers: set[int] = set()
+    origins = _input_axes(model, shapes)
+    sizes = GraphWriter()
+    nodes: list[NodeProto] = []
     for node in model.graph.node:
-        dims = (
-            shapes.get(node.input[0], [None])
-            if node.op_type == "Shape" and not node.attribute
-            else [None]
-        )
-        if len(dims) < 3 or not all(isinstance(dim, int) or dim in origin for dim in dims):
-            rest.append(node)
+        dims = _read_shape(node, shapes)
+        if len(dims) < 3 or not all(isinstance(dim, int) or dim in origins for dim in dims):
+            nodes.append(node)
             continue
-        numbers |= {dim for dim in dims if isinstance(dim, int)}
-        for dim in {dim for dim in dims if isinstance(dim, str)} - set(sizes):
-            name, axis = origin[dim]
-            sizes[dim] = helper.make_node(
-                "Shape", [name], [f"size_{dim}"], f"size_{dim}", start=axis, end=axis + 1
-            )
-        rest.append(
-            helper.make_node("Concat", [f"size_{d}" for d in dims], node.output, node.name, axis=0)
-        )
-    known = [
-        numpy_helper.from_array(np.array([number], np.int64), f"size_{number}")
-        for number in sorted(numbers)
-    ]
-    return rebuilt(model, [*sizes.values(), *rest], [*model.graph.initializer, *known])
+        names = [_write_size(sizes, dim, origins) for dim in dims]
+        nodes.append(helper.make_node("Concat", names, node.output, node.name, axis=0))
+    return rebuilt(model, [*sizes.nodes, *nodes], constants=sizes.constants)
+
+
+def _write_size(sizes: GraphWriter, dim: Dim, origins: dict[Dim, tuple[str, int]]) -> str:
+    name = f"size_{dim}"
+    if isinstance(dim, int):
+        return sizes.constant(name, np.array([dim], np.int64))
+    if name not in {node.name for node in sizes.nodes}:
+        source, axis = origins[dim]
+        sizes.node("Shape", [source], name, start=axis, end=axis + 1)
+    return name
+
+
+def _input_axes(model: ModelProto, shapes: dict[str, list[Dim]]) -> dict[Dim, tuple[str, int]]:
+    """By the name of a size, an input and its axis of that size."""
+    axes: dict[Dim, tuple[str, int]] = {}
+    for value in model.graph.input:
+        for axis, dim in enumerate(shapes[value.name]):
+            if isinstance(dim, str):
+                axes[dim] = (value.name, axis)
+    return axes
+
+
+def _read_shape(node: NodeProto, shapes: dict[str, list[Dim]]) -> list[Dim]:
+    """The shape that a Shape node reads; empty where it is none or its rank is unknown."""
+    if node.op_type != "Shape" or node.attribute:
+        return []
+    return shapes.get(node.input[0], [])

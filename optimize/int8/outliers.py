@@ -1,38 +1,38 @@
 """An exact rewrite: the outlier neurons of a feed-forward block get products of their own.
 
-A few neurons reach values many times those of the rest, and a scale that covers them leaves few
-steps for the others. Neurons may stand in any order, so the block is cut into two: each part has
-its own columns of the first weight matrix, its own activation and its own rows of the second, and
-the two products are added. In floating point that is the same sum; in INT8 each part has a scale.
+A few neurons reach values many times those of the rest; a scale that covers them leaves few steps
+for the others. Neurons may stand in any order, so the block is cut into two parts whose results are
+added. Each part has its columns of the first weight matrix and its rows of the second. In floating
+point that is the same sum; in INT8 each part has a scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
 from xopt.optimize.graph.one_row import ELEMENTWISE
-from xopt.optimize.graph.structure import all_reads, makers, readers, rebuilt
+from xopt.optimize.graph.structure import GraphIndex, GraphWriter, copied, rebuilt
 
-__all__ = ["Split", "find_blocks", "split_outliers"]
+__all__ = ["FeedForward", "find_blocks", "split_outliers", "whole_name"]
 
 STEP = 16  # the hot part is a multiple of this: the width of a vector register
+HOT = "/hot"  # behind the names of a part's nodes and tensors
+COLD = "/cold"
 
 
 @dataclass(frozen=True)
-class Split:
-    """A feed-forward block: the nodes from its first product to the activation, and its second
-    product.
-    """
+class FeedForward:
+    """The nodes from a block's first product to the activation, and its second product."""
 
-    first: tuple[onnx.NodeProto, ...]
-    second: onnx.NodeProto
+    first: tuple[NodeProto, ...]
+    second: NodeProto
 
     @property
     def activation(self) -> str:
@@ -40,119 +40,104 @@ class Split:
         return str(self.second.input[0])
 
 
-def find_blocks(model: onnx.ModelProto, products: Sequence[str]) -> list[Split]:
-    """The blocks of two named products, with nothing between them but elementwise operators on
-    the first's result.
-    """
-    maker, read_by = makers(model), readers(model)
-    constants = _constants(model)
+def whole_name(name: str) -> str:
+    """The name that a node or tensor of a part had before the split."""
+    return name.removesuffix(HOT).removesuffix(COLD)
+
+
+def find_blocks(model: ModelProto, products: Collection[str]) -> list[FeedForward]:
+    """Find the blocks of two of the named products with only elementwise operators between."""
+    index = GraphIndex(model)
     blocks = []
-    for node in model.graph.node:
-        if node.name in products:
-            chain = _chain(node.input[0], maker, constants, set(products))
-            inside = {member.name for member in chain} | {node.name}
-            if chain and all(
-                reader.name in inside for member in chain for reader in read_by[member.output[0]]
-            ):
-                order = [
-                    member for member in model.graph.node if member.name in inside - {node.name}
-                ]
-                blocks.append(Split(tuple(order), node))
+    for second in model.graph.node:
+        if second.name not in products:
+            continue
+        names = _names_before(index, second, products)
+        first = tuple(node for node in model.graph.node if node.name in names)
+        consumers = itertools.chain(*(index.consumers[node.output[0]] for node in first))
+        if first and all(node.name in names | {second.name} for node in consumers):
+            blocks.append(FeedForward(first, second))
     return blocks
 
 
-def _constants(model: onnx.ModelProto) -> set[str]:
-    made = (node.output[0] for node in model.graph.node if node.op_type == "Constant")
-    return {*made, *(tensor.name for tensor in model.graph.initializer)}
+def _names_before(index: GraphIndex, second: NodeProto, products: Collection[str]) -> set[str]:
+    """The nodes from the product before `second` to it, by name.
 
-
-def _chain(
-    tensor: str, maker: dict[str, onnx.NodeProto], constants: set[str], products: set[str]
-) -> list[onnx.NodeProto]:
-    """The nodes from one product to `tensor`; empty where there is anything else between them."""
-    chain: dict[str, onnx.NodeProto] = {}
-    todo, first = [tensor], set()
-    while todo:
-        node = maker.get(todo.pop())
+    Empty where there are several products, or other operators than elementwise ones.
+    """
+    names: set[str] = set()
+    tensors = [second.input[0]]
+    while tensors:
+        tensor = tensors.pop()
+        node = index.producers.get(tensor)
+        if tensor in index.initializers or (node is not None and node.op_type == "Constant"):
+            continue
         if node is None:
-            return []
-        chain[node.name] = node
-        if node.name in products:
-            first.add(node.name)
-        elif node.op_type in ELEMENTWISE.split():
-            todo += [name for name in node.input if name not in constants]
-        else:
-            return []
-    return list(chain.values()) if len(first) == 1 else []
+            return set()
+        names.add(node.name)
+        if node.op_type in ELEMENTWISE.split():
+            tensors += node.input
+        elif node.name not in products:
+            return set()
+    return names if len(names.intersection(products)) == 1 else set()
 
 
 def split_outliers(
-    model: onnx.ModelProto,
-    blocks: Sequence[Split],
+    model: ModelProto,
+    blocks: Sequence[FeedForward],
     peaks: dict[str, NDArray[np.float64]],
     share: float,
-) -> onnx.ModelProto:
-    """Cut each block into the `share` of its neurons with the largest of `peaks`, by activation
-    tensor, and the rest.
+) -> ModelProto:
+    """Cut each block into the `share` of its neurons with the largest peaks, and the rest.
 
-    The new tensors are named after the old ones, with /hot and /cold behind.
+    `peaks`: float64[neurons], by activation tensor.
     """
+    by_second = {block.second.name: block for block in blocks}
+    replaced = {node.name for block in blocks for node in block.first}
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    replaced: dict[str, list[onnx.NodeProto]] = {}
-    gone: set[str] = set()
-    made: dict[str, NDArray[Any]] = {}
-    for block in blocks:
-        peak = peaks[block.activation]
-        order = np.argsort(-peak, kind="stable")
-        hot = min(-(-int(len(peak) * share) // STEP) * STEP, len(peak) // 2)
-        nodes: list[onnx.NodeProto] = []
-        for part, channels in (("hot", np.sort(order[:hot])), ("cold", np.sort(order[hot:]))):
-            nodes += _part(block, part, channels, len(peak), weights, made)
-        outputs = [f"{block.second.output[0]}/{part}" for part in ("hot", "cold")]
-        nodes.append(
-            helper.make_node("Add", outputs, block.second.output, f"{block.second.name}/parts")
-        )
-        replaced[block.second.name] = nodes
-        gone |= {node.name for node in block.first}
-    kept = [
-        new
-        for node in model.graph.node
-        if node.name not in gone
-        for new in replaced.get(node.name, [node])
-    ]
-    read = all_reads(kept)
-    constants = [tensor for tensor in weights.values() if tensor.name in read]
-    return rebuilt(
-        model,
-        kept,
-        constants + [numpy_helper.from_array(value, name) for name, value in made.items()],
-    )
+    write = GraphWriter()
+    for node in model.graph.node:
+        if node.name in by_second:
+            block = by_second[node.name]
+            hot, cold = _hottest(peaks[block.activation], share)
+            _write_part(write, weights, block, HOT, hot)
+            _write_part(write, weights, block, COLD, cold)
+            (output,) = node.output
+            write.node("Add", [output + HOT, output + COLD], output)
+        elif node.name not in replaced:
+            write.nodes.append(node)
+    return rebuilt(model, write.nodes, constants=write.constants)
 
 
-def _part(
-    block: Split,
+def _hottest(peaks: NDArray[np.float64], share: float) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    order = np.argsort(-peaks, kind="stable")
+    steps = math.ceil(int(len(peaks) * share) / STEP)
+    count = min(steps * STEP, len(peaks) // 2)
+    return np.sort(order[:count]), np.sort(order[count:])
+
+
+def _write_part(
+    write: GraphWriter,
+    weights: dict[str, TensorProto],
+    block: FeedForward,
     part: str,
-    channels: NDArray[np.intp],
-    neurons: int,
-    weights: dict[str, onnx.TensorProto],
-    made: dict[str, NDArray[Any]],
-) -> list[onnx.NodeProto]:
-    """The block's nodes for some of its neurons; the weights that they read go into `made`."""
-    inner = {output for node in block.first for output in node.output}
-    nodes = []
+    neurons: NDArray[np.intp],
+) -> None:
+    inner = {name for node in block.first for name in node.output}
+    all_neurons = weights[block.second.input[1]].dims[0]
     for node in (*block.first, block.second):
-        new = onnx.NodeProto()
-        new.CopyFrom(node)
-        new.name = f"{node.name}/{part}"
-        new.output[0] = f"{node.output[0]}/{part}"
-        for i, name in enumerate(node.input):
-            axis = 0 if node is block.second else -1
+        axis = 0 if node is block.second else -1
+        inputs = []
+        for name in node.input:
+            tensor = weights.get(name)
             if name in inner:
-                new.input[i] = f"{name}/{part}"
-            elif name in weights and weights[name].dims and weights[name].dims[axis] == neurons:
-                new.input[i] = f"{name}/{part}"
-                made[new.input[i]] = np.ascontiguousarray(
-                    np.take(numpy_helper.to_array(weights[name]), channels, axis)
-                )
-        nodes.append(new)
-    return nodes
+                inputs.append(name + part)
+            elif tensor is not None and tensor.dims and tensor.dims[axis] == all_neurons:
+                values = np.take(numpy_helper.to_array(tensor), neurons, axis)
+                inputs.append(write.constant(name + part, values))
+            else:
+                inputs.append(name)
+        new = copied(node, inputs)
+        new.name += part
+        new.output[0] += part
+        write.nodes.append(new)

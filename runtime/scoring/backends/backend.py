@@ -19,8 +19,6 @@ from xopt.runtime.scoring.plan import Forward
 __all__ = [
     "Arrays",
     "Logits",
-    "NARROW",
-    "NEAR",
     "UNPADDED",
     "Backend",
     "OutOfMemory",
@@ -32,10 +30,8 @@ __all__ = [
 Arrays = dict[str, NDArray[np.int64]]  # a model's inputs, each [pairs, width]
 Logits = NDArray[np.float32]  # [pairs, labels]
 
-# How names begin in our ONNX graphs:
-UNPADDED = "/unpadded"  # an If with an attention for forwards that are not padded
-NARROW = "/narrow"  # a softmax whose rows' maxima were all within `NEAR` of zero
-NEAR = 20.0
+# How names begin in our ONNX graphs that run where no pair of a forward is padded.
+UNPADDED = "/unpadded"
 
 _process_of: dict[str, int] = {}  # the process that first ran a runtime's threads
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import openvino
 from openvino import opset13 as opset
 
@@ -14,8 +13,6 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import has_bf16
 from xopt.runtime.scoring.backends.backend import (
-    NARROW,
-    NEAR,
     UNPADDED,
     Arrays,
     Logits,
@@ -30,10 +27,7 @@ ELSE = 1  # an If's branch for padded pairs
 # Permutations of [pairs, tokens, heads, channels]
 HEADS_FIRST = [0, 2, 1, 3]
 KEYS_TURNED = [0, 2, 3, 1]
-# Subtracted from all scores of a narrow softmax: rows' maxima may lie 40 below zero and 34 above,
-# where calibration saw 20.
-OFFSET = 2 * NEAR
-# Of all but INT8 products
+# Of what is not INT8; with INT8 products bfloat16 between them where the processor multiplies it.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "f32"}
 
 
@@ -114,9 +108,6 @@ def _prepared(model: Any) -> Any:
     for node in model.get_ordered_ops():
         if node.get_type_name() == "MatMul":
             _turn_keys(node)
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "Softmax" and node.friendly_name.startswith(NARROW):
-            _leave_out_maximum(node)
     return openvino.Model(model.get_results(), model.get_parameters(), model.friendly_name)
 
 
@@ -151,37 +142,3 @@ def _turn_keys(product: Any) -> None:
         scores = opset.matmul(queries, heads, attributes["transpose_a"], transpose_b=True)
         scores.friendly_name = product.friendly_name
         product.output(0).replace(scores.output(0))
-
-
-def _leave_out_maximum(softmax: Any) -> None:
-    """Make a softmax exponentials in the first product, and a division after the second.
-
-    OpenVINO fuses a sigmoid into a product, but no exponential.
-    The sigmoid of x is exp(x) / (1 + exp(x)): below -6 it is exp(x) to 0.25 %, less than
-    bfloat16 rounds, and it underflows below -87.
-    What is subtracted from all scores cancels. The mask weighs the values and the sum instead.
-    """
-    added = softmax.input_value(0).get_node()
-    masks = [value for value in added.input_values() if _of_all_heads(value)]
-    scores = [value for value in added.input_values() if not _of_all_heads(value)]
-    if len(masks) != 1:  # OpenVINO knows less of its shape than onnx did
-        return
-    second = next(iter(softmax.output(0).get_target_inputs())).get_node()
-    # The values before they are turned, as a node that splits them into heads
-    split_values = second.input_value(1).get_node().input_value(0).get_node()
-    shares = opset.sigmoid(opset.subtract(scores[0], opset.constant(np.float32(OFFSET))))
-    # All queries have the same mask: the first one's, [pairs, 1, 1, width], is enough.
-    weights = opset.exp(opset.slice(masks[0], [0], [1], [1], [2]))
-    of_tokens = opset.reshape(weights, opset.constant([0, -1, 1]), special_zero=True)
-    values = opset.multiply(split_values.input_value(0), of_tokens)
-    split_values.input(0).replace_source_output(values.output(0))
-    of_keys = opset.reshape(weights, opset.constant([0, 1, -1, 1]), special_zero=True)
-    total = opset.matmul(shares, of_keys, transpose_a=False, transpose_b=False)
-    weighted = opset.matmul(shares, second.input_value(1), transpose_a=False, transpose_b=False)
-    second.output(0).replace(opset.divide(weighted, total).output(0))
-
-
-def _of_all_heads(value: Any) -> bool:
-    """Return whether a tensor is the same for all heads: [pairs, 1, queries, width]."""
-    shape = value.get_partial_shape()
-    return bool(shape.rank.is_static and len(shape) == 4 and shape[1] == 1)

@@ -10,7 +10,7 @@ from xopt.optimize.graph.absorb import absorb_keys
 from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.heads import find_attentions
 from xopt.optimize.graph.one_row import keep_one_row
-from xopt.optimize.graph.structure import makers
+from xopt.optimize.graph.structure import GraphIndex
 from xopt.optimize.quantize import token_matmuls
 
 
@@ -37,8 +37,8 @@ def test_the_last_layer_makes_no_keys_and_values_and_no_score_changes(
 
 def keys_and_values(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that add biases to the last layer's keys and values."""
-    made = makers(model)
-    return [made[name] for name in find_attentions(model)[-1].inputs[1:]]
+    producers = GraphIndex(model).producers
+    return [producers[name] for name in find_attentions(model)[-1].inputs[1:]]
 
 
 def test_biases_count_as_they_did_and_need_not_be_there() -> None:

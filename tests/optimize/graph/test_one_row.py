@@ -5,13 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from helpers.graphs import EXACT, GRAPHS, exported, graph_of, logits, session_of
 from helpers.tiny import make_logit_score, make_modular, make_tiny
 
 from xopt.optimize.graph.one_row import keep_one_row
-from xopt.optimize.graph.structure import read_structure
 
 
 def make_decoder(folder: Path) -> Path:
@@ -61,18 +59,3 @@ def test_a_head_that_reads_all_rows_keeps_them(tmp_path: Path) -> None:
     same, products = keep_one_row(model)
     assert products == 0
     assert same is model
-
-
-def test_weights_may_stay_in_a_file_of_their_own(tmp_path: Path) -> None:
-    model, file = graph_of(make_tiny(tmp_path / "bert", "bert")), tmp_path / "model.onnx"
-    whole, products = keep_one_row(model)
-    onnx.save(model, file, save_as_external_data=True, size_threshold=0, convert_attribute=True)
-    narrow, same = keep_one_row(read_structure(file))
-    assert same == products > 0
-    assert list(narrow.graph.node) == list(whole.graph.node)
-    onnx.save(narrow, file)
-    ids = np.full((2, 8), 5, np.int64)
-    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    assert np.array_equal(
-        logits(session, ids, np.ones_like(ids)), logits(session_of(whole), ids, np.ones_like(ids))
-    )

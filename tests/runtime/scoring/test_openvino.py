@@ -4,23 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import openvino
 import pytest
 from helpers.tiny import make_tiny
 
 from xopt.optimize.export import export
-from xopt.optimize.graph.attention import unfused
-from xopt.optimize.graph.structure import read_graph
-from xopt.optimize.int8.narrow import mark_narrow
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime import open_scorer
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ONNX_FILE, ModelFolder, Plan
+from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import has_module
-from xopt.runtime.scoring.backends.backend import NARROW
-from xopt.runtime.scoring.backends.openvino import _prepared
 from xopt.runtime.scoring.variants import variants_on
 
 
@@ -54,45 +48,6 @@ def test_openvino_int8_is_close_to_float_and_depends_on_the_pair_alone(
     together = open_scorer(static.path, "openvino-int8", plan=Plan(3, 1, 512)).score(docs.pairs)
     assert np.abs(alone - together).max() < 1e-4
     assert 0 < np.abs(alone - expected).mean() < 0.1 * max(1.0, float(expected.std()))
-
-
-def test_a_softmax_that_calibration_found_narrow_needs_no_maximum(
-    tiny: ModelFolder, docs: Candidates
-) -> None:
-    plain = unfused(read_graph(tiny.path / ONNX_FILE))
-    marked, count = mark_narrow(tiny, plain, docs.pairs)
-    assert count == 1  # the last layer has one row a pair
-    core = openvino.Core()
-    kinds, logits = [], []
-    ids = np.random.default_rng(0).integers(5, 40, (3, 20))
-    mask = (np.arange(20) < [[20], [7], [1]]).astype(np.int64)
-    for model in (plain, marked):
-        made = _prepared(core.read_model(model.SerializeToString()))
-        kinds.append(sorted(node.get_type_name() for node in made.get_ops()))
-        compiled = core.compile_model(made, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        held = {"input_ids": ids, "attention_mask": mask, "token_type_ids": 0 * ids}
-        logits.append(compiled({node.any_name: held[node.any_name] for node in compiled.inputs})[0])
-    assert [each.count("Softmax") for each in kinds] == [2, 1]
-    assert np.abs(logits[0] - logits[1]).max() < 1e-5
-
-
-def test_a_softmax_of_large_scores_keeps_its_maximum(tmp_path: Path, docs: Candidates) -> None:
-    made = export(str(make_tiny(tmp_path / "model")), tmp_path / "out")
-    model = read_graph(made.path / ONNX_FILE)
-    product = next(
-        node
-        for node in model.graph.node
-        if node.name.endswith("layer.0/attention/self/query/MatMul")
-    )
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == product.input[1])
-    for factor, narrow in ((1, 1), (1e5, 0)):
-        weight.CopyFrom(
-            onnx.numpy_helper.from_array(
-                np.float32(factor) * onnx.numpy_helper.to_array(weight), weight.name
-            )
-        )
-        marked, count = mark_narrow(made, unfused(model), docs.pairs)
-        assert count == narrow == sum(node.name.startswith(NARROW) for node in marked.graph.node)
 
 
 def test_other_strategies_batch_as_sentence_transformers_does(
