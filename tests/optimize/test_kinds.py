@@ -121,7 +121,7 @@ def test_optimum_exports_what_torch_cannot(
         export(modular, tmp_path / "out", exporter="optimum")
     if has_module("optimum.exporters.onnx"):
         monkeypatch.undo()
-        monkeypatch.setattr(exporters, "_by_torch", unable)
+        monkeypatch.setattr(exporters, "_export_with_torch", unable)
         made = export(str(tmp_path / "model"), tmp_path / "out")
         assert made.variant("onnx-fp32").recipe["exporter"] == "optimum"
         assert "optimum does it" in caplog.text
