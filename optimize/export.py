@@ -137,7 +137,7 @@ def _save(encoder: Any, folder: Path) -> None:
         (folder / WEIGHTS_INDEX).unlink(missing_ok=True)
     positions = getattr(encoder.config, "max_position_embeddings", None) or 0
     if 0 < positions < encoder.max_seq_length:
-        # sentence-transformers would else take the positions for the length.
+        # Else sentence-transformers cuts at the positions when it opens the folder.
         file = next(folder.rglob("sentence_bert_config.json"))
         write_json(file, {**read_json(file), "max_seq_length": encoder.max_seq_length})
     add_legacy_config(folder)

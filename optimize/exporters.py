@@ -51,7 +51,7 @@ def export_graph(
         return _export_with_torch(network, inputs), "torch"
     except Exception as error:  # each architecture fails in its own way
         reason = _root_cause(error)
-        # optimum keeps one branch of positions that turn by the length of the batch.
+        # Of rotary positions that depend on the length, optimum's trace keeps one branch.
         optimum_can = (
             network.classifies
             and not network.turns_by_length

@@ -27,6 +27,7 @@ __all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of"]
 log = logging.getLogger(__name__)
 
 UNLIMITED = 1 << 20  # tokens; tokenizers without a limit say more
+# Texts to find again in what a template makes of them.
 PLACEHOLDERS = {"\ue000query\ue001": "query", "\ue000document\ue001": "document"}
 TEMPLATE_TESTS = (
     ("a query", "a document"),
@@ -38,7 +39,7 @@ TEMPLATE_TESTS = (
     ("日本語", "Ünïcödé " * 200),
     ("QUERY: http://x.y/z", "1. first\n2. second\n\n# third"),
 )
-CLOCKS = ("strftime_now", "now()")
+CLOCKS = ("strftime_now", "now()")  # they make another text each day
 TRUNCATIONS = (True, "longest_first", "only_first", "only_second")
 # These change no score.
 UNUSED_SETTINGS = ("padding", "pad_to_multiple_of", "return_tensors", "logits_to_keep")
@@ -113,8 +114,8 @@ def rank_label_of(names: list[str], asked: str | None, source: Path, model: str)
     """Return the number of the label that ranks, or two whose difference ranks.
 
     `asked` is the name or number of a label, A-B for a difference, or "none", for which
-    the list is empty. Without it a model folder `source` has the answer. Raises BadInput
-    where the answer is not clear.
+    the list is empty. Without it the answer is that of `source`, if that is a model
+    folder. Raises BadInput where the answer is not clear.
     """
     if len(names) == 1:
         if asked is not None:
@@ -141,6 +142,7 @@ def rank_label_of(names: list[str], asked: str | None, source: Path, model: str)
 
 
 def _meanings(asked: str | None, names: list[str]) -> list[list[int]]:
+    """Return the labels, and the pairs of labels, that `asked` can name."""
     meanings = []
     spellings = [(name, str(number)) for number, name in enumerate(names)]
     for number, spelled in enumerate(spellings):
@@ -260,7 +262,7 @@ def _suffix(tokenizer: Any, template: list[str]) -> list[int]:
 
 
 def _max_length(encoder: Any, model: str) -> int:
-    """Return the tokens at which pairs are cut, and set them in `encoder`.
+    """Return the length at which pairs are cut, in tokens, and set it in `encoder`.
 
     A table of positions has an end. Relative and rotary positions have none.
     """

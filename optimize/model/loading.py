@@ -21,18 +21,18 @@ log = logging.getLogger(__name__)
 TRUST = "read it, then give `trust_remote_code=True`"
 
 
-def load_checked(folder: Path, model: str, trust_remote_code: bool, allow_pickle: bool) -> Any:
+def load_checked(folder: Path, model: str, trusted: bool, pickles: bool) -> Any:
     """Return the CrossEncoder in `folder`; `model` is the name that the user gave.
 
     Raises BadInput where files are missing or damaged, where there is no CrossEncoder,
     or where it needs code or pickles that are not allowed.
     """
     _check_config_files(folder, model)
-    _check_kind(folder, model, trust_remote_code)
-    _check_weight_files(folder, model, allow_pickle)
+    _check_kind(folder, model, trusted)
+    _check_weight_files(folder, model, pickles)
     try:
-        encoder = load_encoder(folder, trusted=trust_remote_code, pickles=allow_pickle)
-        missing = _missing_weights(encoder, folder, allow_pickle)
+        encoder = load_encoder(folder, trusted=trusted, pickles=pickles)
+        missing = _missing_weights(encoder, folder, pickles)
     except Exception as error:  # each architecture fails in its own way
         raise BadInput(f"{model}: cannot be loaded ({first_line(error)})") from error
     if missing:
@@ -60,16 +60,16 @@ def _check_objects(file: Path) -> None:
         raise BadInput(f"{file}: damaged, not made of JSON objects; get it again")
 
 
-def _check_kind(folder: Path, model: str, trust_remote_code: bool) -> None:
+def _check_kind(folder: Path, model: str, trusted: bool) -> None:
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted)
     except Exception as error:  # each architecture checks its own
         if "trust_remote_code" in str(error):
             raise BadInput(f"{model}: runs code from its repository; {TRUST}") from error
         raise BadInput(f"{model}: its config.json cannot be read ({first_line(error)})") from error
     modules = modules_of(folder)
     for name, _ in modules:
-        if not name.startswith("sentence_transformers.") and not trust_remote_code:
+        if not name.startswith("sentence_transformers.") and not trusted:
             raise BadInput(f"{model}: its module {name} is code of its own; {TRUST}")
     if len(modules) > 1:
         if not any(_gives_scores(folder / path, name) for name, path in modules):
@@ -89,26 +89,22 @@ def _check_architecture(architecture: str, model: str) -> None:
             model,
         )
     elif not architecture.endswith("ForSequenceClassification"):
-        is_causal = architecture.endswith("LMHeadModel")
-        guess = "a language model" if is_causal else "a bi-encoder"
-        raise BadInput(
-            f"{model}: {architecture} has no classification head ({guess}?); give a CrossEncoder"
-        )
+        raise BadInput(f"{model}: {architecture} has no classification head; give a CrossEncoder")
 
 
 def _gives_scores(folder: Path, module: str) -> bool:
-    """Whether a module gives scores; custom code may."""
+    """Return whether a module gives scores; custom code may."""
     if not module.startswith("sentence_transformers.") or module.endswith(".LogitScore"):
         return True
     settings = read_json(folder / "config.json")
     return bool(settings.get("module_output_name") == "scores")
 
 
-def _check_weight_files(folder: Path, model: str, allow_pickle: bool) -> None:
+def _check_weight_files(folder: Path, model: str, pickles: bool) -> None:
     for place in module_folders(folder):
         files = list(place.glob("*.safetensors"))
         has_weights = place == folder or (place / "pytorch_model.bin").is_file()
-        if has_weights and not files and not allow_pickle:
+        if has_weights and not files and not pickles:
             raise BadInput(
                 f"{model}: no safetensors weights in {place}; get it again, "
                 "or read pickles, which can run code, with `allow_pickle=True`"
@@ -121,10 +117,10 @@ def _check_weight_files(folder: Path, model: str, allow_pickle: bool) -> None:
                 raise BadInput(f"{file}: damaged ({error}); get it again") from error
 
 
-def _missing_weights(encoder: Any, folder: Path, allow_pickle: bool) -> list[str]:
+def _missing_weights(encoder: Any, folder: Path, pickles: bool) -> list[str]:
     network = encoder.model
     _, info = type(network).from_pretrained(
-        folder, output_loading_info=True, use_safetensors=None if allow_pickle else True
+        folder, output_loading_info=True, use_safetensors=None if pickles else True
     )
     missing = sorted(info["missing_keys"])
     if network is network.base_model:  # without a head; no module reads its pooler

@@ -86,9 +86,9 @@ def default_out(model: str) -> Path:
 
 
 def same_model(model: str, recorded: dict[str, str]) -> bool:
-    """Whether a folder was made of `model`; `recorded` is its manifest's `source`.
+    """Return whether a folder was made of `model`; `recorded` is its manifest's `source`.
 
-    A path has many spellings, so that the same files are the same model, too.
+    A path can be spelled in many ways, so the same files count as the same model, too.
     """
     if model == recorded["model"]:
         return True
@@ -164,7 +164,7 @@ def _snapshot(model: str, allow_pickle: bool) -> Path:
 
 
 def module_folders(folder: Path) -> list[Path]:
-    """Return a model's folder, and those of its modules in it."""
+    """Return a model's folder and those of its modules."""
     return sorted({folder, *(folder / path for _, path in modules_of(folder))})
 
 
@@ -182,7 +182,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def changed_since(model: str, recorded: dict[str, str]) -> bool:
-    """Whether `model` changed since a folder was made of it, see `same_model`."""
+    """Return whether `model` changed since a folder was made of it, see `same_model`."""
     folder = local_folder(model)
     if folder is None:
         revision = recorded.get("revision")
