@@ -1,7 +1,7 @@
-"""The ONNX graph of a network, by torch's exporter or by optimum's.
+"""Exporters: make the ONNX graph of a network with torch or optimum.
 
-torch's (`torch.onnx.export(dynamo=True)`) takes every kind of CrossEncoder, on transformers 4 and
-5. optimum's takes a transformer with its classification head, and transformers before 4.58.
+torch takes every kind of CrossEncoder, on transformers 4 and 5. optimum takes transformers with a
+classification head, on transformers before 4.58.
 """
 
 from __future__ import annotations
@@ -31,66 +31,59 @@ log = logging.getLogger(__name__)
 
 OPSET = 18
 EXPORTERS = ("torch", "optimum")
-NOISY = (
-    "torch.onnx",
-    "torch.export",
-    "torch.fx",
-    "torch._dynamo",
-    "torch.fx.experimental.symbolic_shapes",
-)
-COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-SCOPES = "pkg.torch.onnx.name_scopes"  # torch's note of the modules that a node comes from
-# what stands around a model: the network, and sentence-transformers
-OUTER = re.compile(r"^encoder\.(0\.model\.)?")
+ANSI_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+MODULES_NOTE = "pkg.torch.onnx.name_scopes"  # torch's key for the modules of a node
+# What `Network` and sentence-transformers add to the names of a model's modules.
+WRAPPERS = re.compile(r"^encoder\.(0\.model\.)?")
 
 
 def export_graph(
     network: Network, inputs: Sequence[str], exporter: str | None
 ) -> tuple[onnx.ModelProto, str]:
-    """The graph of `network` over int64[batch, width] `inputs`, and which of `EXPORTERS` made it.
+    """Return the graph of `network` over `inputs`, int64[batch, width], and its exporter.
 
-    Unless named, that is torch's; and optimum's where torch's fails and optimum is installed.
-    Raises BadInput where the architecture cannot be exported.
+    That is torch unless given, and optimum where torch fails. Raises BadInput where the
+    architecture cannot be exported.
     """
     if exporter == "optimum":
-        return _by_optimum(network), exporter
+        return _export_with_optimum(network), "optimum"
     try:
-        return _by_torch(network, inputs), "torch"
+        return _export_with_torch(network, inputs), "torch"
     except Exception as error:  # each architecture fails in its own way
-        reason = _cause(error)
-        # Tracing keeps one branch of positions that turn by the length of their batch, and is
-        # right on that side only.
-        able = (
+        reason = _root_cause(error)
+        # Of rotary positions that depend on the length, optimum's trace keeps one branch.
+        optimum_can = (
             network.classifies
             and not network.turns_by_length
             and has_module("optimum.exporters.onnx")
         )
-        if exporter or not able:
-            raise _unable(network, "torch", reason) from error
+        if exporter == "torch" or not optimum_can:
+            raise _not_exportable(network, "torch", reason) from error
         log.warning("export: torch cannot export %s (%s); optimum does it", network.kind, reason)
-    return _by_optimum(network), "optimum"
+    return _export_with_optimum(network), "optimum"
 
 
-def _unable(network: Network, exporter: str, reason: str) -> BadInput:
+def _not_exportable(network: Network, exporter: str, reason: str) -> BadInput:
     return BadInput(
-        f"{network.kind}: {exporter} cannot export this architecture ({reason}); --torch-only leaves ONNX out"
+        f"{network.kind}: {exporter} cannot export this architecture ({reason}); "
+        "`torch_only=True` leaves ONNX out"
     )
 
 
-def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom of an exporter's error, in a line without colours."""
+def _root_cause(error: BaseException) -> str:
+    """Return what went wrong first, in a line without terminal colours."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return COLOURS.sub("", first_line(error))
+    return ANSI_COLOURS.sub("", first_line(error))
 
 
-def _by_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
-    # A dimension of 1 would be taken for a constant, one tensor given twice for one input.
-    tokens = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in inputs)
-    with _quiet():
+def _export_with_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
+    # A dimension of 1 would become a constant, one tensor given twice one input.
+    examples = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in inputs)
+    with _silenced():
         program = torch.onnx.export(
             network,
-            tokens,
+            examples,
             dynamo=True,
             dynamic_shapes=({0: "batch", 1: "width"},) * len(inputs),
             opset_version=OPSET,
@@ -101,21 +94,23 @@ def _by_torch(network: Network, inputs: Sequence[str]) -> onnx.ModelProto:
         )
     if program is None:
         raise RuntimeError("torch.onnx.export gave nothing")
-    return _named(program.model_proto)
+    model = program.model_proto
+    _name_by_module(model.graph)
+    return model
 
 
-def _by_optimum(network: Network) -> onnx.ModelProto:
+def _export_with_optimum(network: Network) -> onnx.ModelProto:
     try:
         from optimum.exporters.onnx import onnx_export_from_model
     except ImportError as error:
         raise BadInput(
-            "--exporter optimum needs optimum: pip install 'xopt-rerank[optimum]'"
+            "`exporter=\"optimum\"` needs optimum: pip install 'xopt-rerank[optimum]'"
         ) from error
     if not network.classifies:
         raise BadInput(
-            f"{network.kind}: optimum exports classification heads only; use --exporter torch"
+            f'{network.kind}: optimum exports classification heads only; use `exporter="torch"`'
         )
-    with TemporaryDirectory(prefix="xopt-optimum-") as scratch, _quiet():
+    with TemporaryDirectory(prefix="xopt-optimum-") as scratch, _silenced():
         try:
             onnx_export_from_model(
                 network.encoder.model,
@@ -125,55 +120,52 @@ def _by_optimum(network: Network) -> onnx.ModelProto:
                 do_validation=False,
             )
         except Exception as error:  # each architecture fails in its own way
-            raise _unable(network, "optimum", _cause(error)) from error
+            raise _not_exportable(network, "optimum", _root_cause(error)) from error
         return read_graph(Path(scratch) / "model.onnx")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep an exporter's advice to its own authors off the terminal; the parity check judges the
-    result.
-    """
-    loggers = [logging.getLogger(name) for name in NOISY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+def _silenced() -> Iterator[None]:
+    """Hide what exporters log and print."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
 
 
-def _named(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Nodes, tensors and weights named by the modules that they come from, as tracing names them.
-
-    Messages and recipes name them. torch's notes of source lines go.
-    """
-    graph, kept = model.graph, {value.name for value in (*model.graph.input, *model.graph.output)}
-    weights = {tensor.name: OUTER.sub("", tensor.name) for tensor in graph.initializer}
-    renamed = weights if len(set(weights.values())) == len(weights) else {}
-    names: Counter[str] = Counter()
+def _name_by_module(graph: onnx.GraphProto) -> None:
+    """Name nodes, tensors and weights by their modules, for messages and recipes."""
+    new_names = {weight.name: WRAPPERS.sub("", weight.name) for weight in graph.initializer}
+    outputs = {output.name for output in graph.output}
+    counts: Counter[str] = Counter()
     for node in graph.node:
-        scopes = next((note.value for note in node.metadata_props if note.key == SCOPES), "['']")
-        module = next((path for path in reversed(ast.literal_eval(scopes)[:-1]) if path), "")
-        path = re.sub(r"\.(?!\d)", "/", OUTER.sub("", module))
-        name = "/".join(["", *([path] if path else []), node.op_type])
-        node.name = f"{name}_{names[name]}" if names[name] else name
-        names[name] += 1
-        renamed |= {
-            output: f"{node.name}_output_{i}"
-            for i, output in enumerate(node.output)
-            if output not in kept
-        }
+        module = _module_of(node)
+        name = f"/{module}/{node.op_type}" if module else f"/{node.op_type}"
+        node.name = f"{name}_{counts[name]}" if counts[name] else name
+        counts[name] += 1
+        for number, output in enumerate(node.output):
+            if output not in outputs:
+                new_names[output] = f"{node.name}_output_{number}"
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-    for tensor in graph.initializer:
-        tensor.name = renamed.get(tensor.name, tensor.name)
+        node.input[:] = [new_names.get(name, name) for name in node.input]
+        node.output[:] = [new_names.get(name, name) for name in node.output]
+    for weight in graph.initializer:
+        weight.name = new_names[weight.name]
     graph.ClearField("value_info")
-    return model
+
+
+def _module_of(node: onnx.NodeProto) -> str:
+    """Return the path of a node's module, such as `bert/encoder/layer.0`."""
+    for note in node.metadata_props:
+        if note.key == MODULES_NOTE:
+            modules = ast.literal_eval(note.value)[:-1]  # the last one is the node itself
+            inner = [module for module in modules if module]
+            if inner:
+                return re.sub(r"\.(?!\d)", "/", WRAPPERS.sub("", inner[-1]))
+    return ""

@@ -18,17 +18,14 @@ FP16_FILE = "onnx/model_fp16.onnx"
 
 
 def halve(folder: ModelFolder) -> ModelFolder:
-    """Add the variant onnx-fp16, made from `onnx/model.onnx`, or make it again; its logits stay
-    FP32.
+    """Add the variant onnx-fp16, made from `onnx/model.onnx`, or replace it.
 
-    Raises BadInput where the FP32 graph is missing or damaged.
+    Its logits stay FP32. Raises BadInput where the FP32 graph is missing or damaged.
     """
-    model = unfused(read_graph(folder.checked(ONNX_FILE)))
+    model = with_types(unfused(read_graph(folder.checked(ONNX_FILE))))
     with warnings.catch_warnings():
-        # it tells of each constant that FP16 rounds to 0 or cuts: the gates judge that
+        # The converter warns of each constant that FP16 rounds to 0 or clips; the gates judge that.
         warnings.simplefilter("ignore")
-        half = convert_float_to_float16(
-            with_types(model), keep_io_types=True, disable_shape_infer=True
-        )
+        half = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)
     variant = Variant(FP16, "onnx", "fp16", FP16_FILE, {"converter": "onnxruntime.transformers"})
     return folder.with_variant(variant, lambda file: write_graph(half, file))

@@ -1,1 +1,1 @@
-"""The model as it was given: where it comes from, what it is, and what its logits are."""
+"""The model that a user gives: where it comes from, what it is, and what its logits are."""

