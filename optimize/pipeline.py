@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The fastest variant that passed its gates.
+    """The fastest variant that passed its gates, and the code that scores with it.
 
-    `ratio` is its speed over the baseline's. `undecided` has that of faster variants.
+    `ratio` is its speed over the baseline's. `undecided` has the ratios of faster variants.
     """
 
     variant: str
@@ -198,7 +198,9 @@ def recommend(folder: ModelFolder, validation: Validation, measured: Bench) -> R
     """
     verdicts = {judged.name: judged.verdict for judged in validation.judged}
     undecided: dict[str, float] = {}
-    for each in sorted(_planned(measured).values(), key=lambda each: -each.pairs_per_s):
+    fastest_first = list(_planned(measured).values())
+    fastest_first.sort(key=lambda each: -each.pairs_per_s)
+    for each in fastest_first:
         variant = each.case.variant
         if verdicts[variant] == PASSED:
             python = _python(folder, variant, measured.device)

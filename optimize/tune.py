@@ -27,7 +27,7 @@ TOKENS = {
     "cuda": (8192, 16384, 32768, 65536, 131072, 262144),
 }
 TOKENIZER_CALLS = (1, 2, 4)  # ahead of a GPU
-FIRST_PAIRS = {"cpu": 24, "cuda": 4096}  # in the first rung; each further one has twice as many
+FIRST_PAIRS = {"cpu": 24, "cuda": 4096}  # in the first rung; each further one doubles them
 FINALISTS = 4  # plans of the last rung: the fastest of them changes from run to run
 # Share of the fastest variant's speed before tuning, which gains up to 1.6 times more for one
 # variant than for another.

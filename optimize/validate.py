@@ -13,13 +13,13 @@ import numpy as np
 from xopt.optimize.judge.looks import look_sizes, one_sided_levels
 from xopt.optimize.judge.statistics import (
     ALPHA,
-    FAILED,
     PASSED,
     UNDECIDED,
     Gate,
     Interval,
     Scores,
     interval,
+    worst,
 )
 from xopt.optimize.judge.verdict import GATES, Judged, judge, not_repeatable, rounding_of
 from xopt.runtime.data.agreement import first_stage_scores
@@ -98,18 +98,19 @@ class Reference:
         self.candidates = candidates
         self.threads = threads
         self.device = device
+        self.ranking = folder.manifest.ranking
         pairs = candidates.pairs[:CHECKED_PAIRS]
         variant = folder.variant(REFERENCE)
         scorer = ReferenceScorer(folder, variant, threads, REFERENCE_BATCH, device)
-        expected = folder.manifest.ranking(scorer.score(pairs))
+        expected = self.ranking(scorer.score(pairs))
         tolerance = rounding_of(expected)
         names = [REFERENCE]
-        if exact is not None and exact in folder.manifest.variants and device == "cpu":
-            names.insert(0, exact)
+        if exact and exact in folder.manifest.variants and device == "cpu":
+            names = [exact, REFERENCE]
         for name in names:
-            scores = folder.manifest.ranking(self.scorer(name).logits(pairs))
             self.name = name
-            self.difference = _largest_difference(expected, scores)
+            logits = self.scorer(name).logits(pairs)
+            self.difference = _largest_difference(expected, self.ranking(logits))
             if self.difference <= min(EXACT_LOGITS, tolerance):
                 break
         if not self.difference <= tolerance:  # NaN included
@@ -134,8 +135,8 @@ class Reference:
         if queries > self.queries:
             pairs = self.candidates.between(self.queries, queries).pairs
             log.info("validate: the reference scores %d pairs, to %d queries", len(pairs), queries)
-            scores = self.folder.manifest.ranking(self.scorer(self.name).score(pairs))
-            self.scores = np.concatenate([self.scores, scores])
+            scores = self.scorer(self.name).score(pairs)
+            self.scores = np.concatenate([self.scores, self.ranking(scores)])
             self.queries = queries
         return self.scores[: len(self.candidates.between(0, queries).rows)]
 
@@ -182,7 +183,7 @@ class _Evaluation:
 
     def _score(self, seen: Candidates, expected: Scores) -> None:
         log.info("validate: %s, %d queries", self.variant, len(seen.groups()))
-        ranking = self.reference.folder.manifest.ranking
+        ranking = self.reference.ranking
         scorer = self.reference.scorer(self.variant)
         scores = ranking(scorer.logits(seen.pairs[len(self.scores) :]))
         if self.looks:
@@ -232,7 +233,7 @@ def validate(
     judged = tuple(evaluation.judged for evaluation in evaluations if evaluation.judged)
     seen = judging.between(0, max(each.queries for each in judged))
     first_stage = quality_by_query(seen, first_stage_scores(seen))
-    verdict = _worst(judged)
+    verdict = worst([each.verdict for each in judged])
     return Validation(
         data=candidates.name,
         queries=len(seen.groups()),
@@ -293,13 +294,6 @@ def _next(evaluations: Sequence[_Evaluation], looks: int, first: bool) -> _Evalu
     return None
 
 
-def _worst(judged: Sequence[Judged]) -> str:
-    verdicts = [each.verdict for each in judged]
-    if FAILED in verdicts:
-        return FAILED
-    return UNDECIDED if UNDECIDED in verdicts else PASSED
-
-
 def validate_runs(
     reference: Path, scores: Path, qrels: Path | None, gates: Sequence[Gate] = GATES
 ) -> Validation:
@@ -338,7 +332,7 @@ def validate_runs(
         judge(candidates, first, second, gates, name=scores.name, logits=False),
     )
     common = int(np.isfinite(second).sum())
-    verdict = _worst(judged)
+    verdict = worst([each.verdict for each in judged])
     return Validation(
         data=candidates.name,
         queries=len(expected),

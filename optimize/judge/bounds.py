@@ -24,7 +24,7 @@ __all__ = ["least_mean", "queries_needed", "rounded_up", "upper_bound"]
 
 
 def upper_bound(losses: NDArray[np.float64], error: float | None, binary: bool = False) -> float:
-    """Return the smallest limit that losses, float64[queries], show; `binary` ones are 0 or 1."""
+    """Return the smallest limit that float64[queries] losses show. `binary` ones are 0 or 1."""
     count = len(losses)
     if error is None:
         return (float(losses.sum()) + 1) / (count + 1)

@@ -18,7 +18,7 @@ from scipy import optimize, stats
 
 __all__ = ["FIRST_LOOK", "look_sizes", "one_sided_levels"]
 
-FIRST_LOOK = 32  # queries: enough for clear cases, and for a mean that is nearly normal
+FIRST_LOOK = 32  # queries: enough for clear cases, and a nearly normal mean
 GRID_POINTS = 1000  # twice as many change no level by 1e-5
 GRID_REACH = 8.0  # standard deviations
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float64]
 
 
 def look_sizes(queries: int) -> list[int]:
-    """Return how many queries each look sees: twice as many each time, at last all."""
+    """Return how many queries each look sees: twice as many each time, then all."""
     sizes = []
     size = FIRST_LOOK
     while size < 0.75 * queries:  # a last look at hardly more queries would only cost error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +32,13 @@ __all__ = [
     "Values",
     "hold",
     "interval",
+    "worst",
 ]
 
 # The level of a one-sided bound. At most one gate in twenty then passes wrongly, with all looks and
 # for the most skewed measures too.
 ALPHA = 0.035
-FEWEST_QUERIES = 10  # fewer say nothing about the spread, so that no gate passes
+FEWEST_QUERIES = 10  # no gate passes with fewer: they show no spread
 MOST_QUERIES = 1_000_000
 NO_SKEW = 1e-3  # below it the transformation changes nothing
 ROUNDING = 1e-9  # by so much tau-b of a ranking with itself can miss 1
@@ -87,6 +89,14 @@ class GateResult:
     interval: Interval
     verdict: str
     queries_needed: int | None = None
+
+
+def worst(verdicts: Collection[str]) -> str:
+    """Return the worst of these verdicts: a failed one, or else an undecided one."""
+    for verdict in (FAILED, UNDECIDED):
+        if verdict in verdicts:
+            return verdict
+    return PASSED
 
 
 def interval(values: Values, unseen: float = 0.0, level: float = ALPHA) -> Interval:

@@ -21,6 +21,7 @@ from xopt.optimize.judge.statistics import (
     Values,
     hold,
     interval,
+    worst,
 )
 from xopt.optimize.judge.worst_queries import WorstQuery, worst_queries
 from xopt.runtime.data.agreement import agreement_by_query, broken, differences
@@ -50,9 +51,10 @@ NOT_MEASURED = np.array([np.nan])
 class Judged:
     """A variant or a run, compared with the reference on the first `queries`.
 
-    `measures` are those of `Agreement` and, with qrels, of `quality_by_query` and ndcg10_drop; of
-    several labels only labels. `noise` is the largest difference of logits in other batches.
-    `broken` says why scores give no ranking. `losses` are the queries that lost most.
+    `measures` has those of `Agreement`, and with qrels those of `quality_by_query` and
+    ndcg10_drop. Models of several labels have only labels. `noise` is the largest difference of
+    logits in other batches. `broken` says why scores give no ranking. `losses` are the queries
+    that lost most.
     """
 
     name: str
@@ -70,8 +72,8 @@ class Judged:
 def gates_with(bounds: dict[str, float], graded: bool, labels: int | None = 1) -> tuple[Gate, ...]:
     """Return the default gates with other bounds for some measures, which then have to pass.
 
-    Raises BadInput for a measure that takes qrels (`graded`), or more or fewer labels; `labels`
-    is None while they are unknown.
+    Raises BadInput where a measure takes qrels (`graded`), or more or fewer `labels`, which are
+    None while unknown.
     """
     gates = {gate.measure: gate for gate in GATES}
     for measure, bound in bounds.items():
@@ -105,7 +107,7 @@ def judge(
     earlier: Sequence[GateResult] = (),
     logits: bool = True,
 ) -> Judged:
-    """Compare scores with the expected ones, float32[pairs] or [pairs, labels], and check gates.
+    """Compare scores, float32[pairs] or [pairs, labels], with expected ones, and check gates.
 
     `instability` comes from `not_repeatable`. A repeated look has its own `level`, and keeps what
     `earlier` ones decided. Without `logits` there is no dcg10_loss.
@@ -166,9 +168,9 @@ def _measured(
 
 
 def _with_steps(gates: Sequence[Gate], depth: float) -> list[Gate]:
-    """Set `unseen` to what one pair, or a swap of two documents, moves a query by at least.
+    """Set `unseen` to the least that one pair, or a swap of two, can move a query's value.
 
-    With one or two candidates a query (`depth`) that is as much as the measure itself.
+    With one or two candidates a query (`depth`) this is as much as the measure itself.
     """
     swap = 4 / (depth * (depth - 1)) if depth >= 2 else 2.0
     steps = {"labels": 1 / depth, "tau": swap}
@@ -180,12 +182,13 @@ def _with_steps(gates: Sequence[Gate], depth: float) -> list[Gate]:
 
 
 def _verdict(results: Sequence[GateResult], same: bool, reason: str) -> str:
-    if reason or any(result.verdict == FAILED for result in results):
+    if reason:
         return FAILED
-    required = [result.verdict for result in results if not result.gate.veto]
-    if not required:
+    # an undecided veto does not count
+    verdicts = [each.verdict for each in results if not each.gate.veto or each.verdict == FAILED]
+    if not verdicts:
         return PASSED if same else UNDECIDED
-    return UNDECIDED if UNDECIDED in required else PASSED
+    return worst(verdicts)
 
 
 def rounding_of(logits: Scores) -> float:

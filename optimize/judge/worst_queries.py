@@ -14,7 +14,7 @@ from xopt.runtime.data.candidates import Candidates, Row
 __all__ = ["RankedDocument", "WorstQuery", "worst_queries"]
 
 QUERIES = 5
-TOP = 10  # documents shown are in the top of either ranking
+TOP = 10  # of either ranking
 SAME_RBO = 1 - 1e-9  # rank-biased overlap of equal rankings, whose weights are rounded
 
 
@@ -33,7 +33,7 @@ class RankedDocument:
 
 @dataclass(frozen=True)
 class WorstQuery:
-    """A query with the top documents of both rankings. `ndcg10_drop` takes qrels."""
+    """A query with the top documents of both rankings. `ndcg10_drop` is None without qrels."""
 
     query_id: str
     query: str
