@@ -269,13 +269,15 @@ def _evaluate(
 ) -> bool:
     """Look at variants until all are decided. Return whether the time ended before."""
     levels = one_sided_levels(sizes, ALPHA)
-    while evaluation := _next(evaluations, len(sizes), first):
+    while True:
+        evaluation = _next(evaluations, len(sizes), first)
+        if evaluation is None:
+            return False
         took_s = time.monotonic() - start_s
         # a look takes as long as all before it: half of it may be over time
         if evaluation.looks and minutes is not None and 1.5 * took_s > 60 * minutes:
             return True
         evaluation.look(sizes[evaluation.looks], levels[evaluation.looks])
-    return False
 
 
 def _next(evaluations: Sequence[_Evaluation], looks: int, first: bool) -> _Evaluation | None:
