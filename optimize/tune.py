@@ -1,16 +1,14 @@
-"""Tune: find the plan (callers x threads x tokens a forward) that this machine runs a variant
-fastest with.
-"""
+"""Tune: find the plan that runs a variant fastest on this machine."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import Manifest, ModelFolder, Plan
@@ -23,21 +21,22 @@ __all__ = ["Trial", "Tuning", "contenders", "plans_for", "tune"]
 
 log = logging.getLogger(__name__)
 
-TOKENS = {"cpu": (256, 512, 1024, 2048, 4096), "cuda": tuple(1 << power for power in range(13, 19))}
-AHEAD = (1, 2, 4)  # calls of the tokenizer ahead of a GPU
-# Pairs of the first rung, on a GPU enough for its forwards; each further rung has half the plans
-# and twice the pairs.
-FIRST_PAIRS = {"cpu": 24, "cuda": 4096}
-# Plans that are left at the last rung: which of them is the fastest changes from run to run.
-FINALISTS = 4
-# Of the fastest variant's speed before tuning, which has given one variant up to 1.6 times more
-# than another.
+# Token budgets of a forward.
+TOKENS = {
+    "cpu": (256, 512, 1024, 2048, 4096),
+    "cuda": (8192, 16384, 32768, 65536, 131072, 262144),
+}
+TOKENIZER_CALLS = (1, 2, 4)  # ahead of a GPU
+FIRST_PAIRS = {"cpu": 24, "cuda": 4096}  # in the first rung; each further one doubles them
+FINALISTS = 4  # plans of the last rung: the fastest of them changes from run to run
+# Share of the fastest variant's speed before tuning, which gains up to 1.6 times more for one
+# variant than for another.
 CONTENDS = 0.6
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One plan, measured: pairs a second in each rung that it reached."""
+    """A plan and its speed in each rung that it reached."""
 
     plan: Plan
     pairs_per_s: tuple[float, ...]
@@ -53,42 +52,45 @@ class Tuning:
     trials: tuple[Trial, ...]
 
 
-def plans_for(threads: int, device: str = "cpu") -> list[Plan]:
-    """All plans that use `threads` threads: each way to share them out among callers, with each
-    token budget.
+@dataclass(frozen=True)
+class _Sample:
+    """Pairs to measure speed with, as texts and as tokens."""
 
-    On a GPU, each number of tokenising calls ahead of it with each token budget.
+    pairs: list[Pair]
+    tokens: Tokens
+
+
+def plans_for(threads: int, device: str = "cpu") -> list[Plan]:
+    """Return each way to share threads among callers, with each token budget.
+
+    On a GPU `threads` has no effect: a plan's threads are calls of the tokenizer.
     """
-    shares = [
-        (callers, threads // callers) for callers in range(1, threads + 1) if threads % callers == 0
-    ]
     if device == "cuda":
-        shares = [(1, ahead) for ahead in AHEAD]
+        shares = [(1, calls) for calls in TOKENIZER_CALLS]
+    else:
+        divisors = [count for count in range(1, threads + 1) if threads % count == 0]
+        shares = [(callers, threads // callers) for callers in divisors]
     return [Plan(callers, each, tokens) for callers, each in shares for tokens in TOKENS[device]]
 
 
 def contenders(
     folder: ModelFolder, variants: Sequence[str], candidates: Candidates, device: str = "cpu"
 ) -> list[str]:
-    """Of `variants`, in their order, those that may turn out the fastest, and the fastest of the
-    exact ones.
+    """Return the variants that may be the fastest when tuned, and the fastest FP32 one.
 
-    Each is measured on the pairs of tuning's first rung, by its plan or the default one. An exact
-    variant passes every gate, so that one is what is left where the faster ones fail. Raises
-    BadInput where a variant cannot run.
+    The FP32 one is for gates that no other passes. Raises BadInput where a variant cannot run.
     """
     tokens = Encoder(folder).encode(candidates.pairs)
-    rows = _evenly(tokens, FIRST_PAIRS[device])
-    rates = {}
+    sample = _sample(candidates.pairs, tokens, FIRST_PAIRS[device])
+    speeds = {}
     for variant in variants:
         scorer = open_scorer(folder, variant, device=device)
-        compiles = BACKENDS[folder.variant(variant).backend].compiles
-        rates[variant] = _rate(scorer, tokens, rows, candidates.pairs, compiles)
-        log.info("tune: %s scores %.0f pairs/s before it is tuned", variant, rates[variant])
+        speeds[variant] = _pairs_per_s(scorer, sample, _compiles(folder, variant))
+        log.info("tune: %s scores %.0f pairs/s before it is tuned", variant, speeds[variant])
     exact = [variant for variant in variants if folder.variant(variant).precision == "fp32"]
-    safe = max(exact, key=lambda variant: rates[variant], default=None)
-    near = CONTENDS * max(rates.values())
-    return [variant for variant in variants if rates[variant] >= near or variant == safe]
+    fastest_exact = max(exact, key=lambda variant: speeds[variant], default=None)
+    least = CONTENDS * max(speeds.values())
+    return [name for name in variants if speeds[name] >= least or name == fastest_exact]
 
 
 def tune(
@@ -98,24 +100,23 @@ def tune(
     threads: int | None = None,
     device: str = "cpu",
 ) -> tuple[ModelFolder, list[Tuning]]:
-    """Find a plan for each variant and write them into the manifest, under this machine's name.
+    """Find a plan for each variant, and write the plans into the manifest for this machine.
 
-    Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans on few pairs,
-    the faster half on twice as many, until at most `FINALISTS` are left, of which the fastest is
-    taken. Pairs are drawn evenly over the lengths. A plan for a GPU is measured with its
-    tokenising, which the forwards overlap.
+    Uses successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans score few
+    pairs, then the faster half twice as many, until at most `FINALISTS` are left. On a GPU the
+    time includes tokenising, which overlaps with forwards.
     """
     folder.check_writable()  # before the work, not after it
     for variant in variants:
         check_variant(folder.variant(variant), device)
-    tunings = [
-        _tune_variant(folder, variant, candidates, threads or cores(), device)
-        for variant in variants
-    ]
-    machine, found = machine_name(device), {tuning.variant: tuning.best for tuning in tunings}
+    threads = threads or cores()
+    tunings = [_tune_variant(folder, name, candidates, threads, device) for name in variants]
+    machine = machine_name(device)
+    found = {tuning.variant: tuning.best for tuning in tunings}
 
-    def add(to: Manifest) -> Manifest:
-        return replace(to, plans={**to.plans, machine: {**to.plans.get(machine, {}), **found}})
+    def add(manifest: Manifest) -> Manifest:
+        plans = {**manifest.plans.get(machine, {}), **found}
+        return replace(manifest, plans={**manifest.plans, machine: plans})
 
     return folder.write(add), tunings
 
@@ -124,74 +125,72 @@ def _tune_variant(
     folder: ModelFolder, variant: str, candidates: Candidates, threads: int, device: str
 ) -> Tuning:
     plans = plans_for(threads, device)
-    tokens = Encoder(folder).encode(candidates.pairs)
-    rates: dict[Plan, list[float]] = {plan: [] for plan in plans}
-    compiles = BACKENDS[folder.variant(variant).backend].compiles
-    opened: dict[int, PlannedScorer] = {}
-
-    def share(plan: Plan) -> int:
-        """The threads that a scorer is opened with; on a GPU one has all plans."""
-        return plan.threads if device == "cpu" else 0
-
-    alive, pairs = plans, FIRST_PAIRS[device]
+    pairs = candidates.pairs
+    tokens = Encoder(folder).encode(pairs)
+    compiles = _compiles(folder, variant)
+    speeds: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    scorer: PlannedScorer | None = None
+    open_threads = 0
+    count = FIRST_PAIRS[device]
     while True:
-        rows = _evenly(tokens, pairs)
-        for plan in sorted(alive, key=lambda plan: (share(plan) not in opened, share(plan))):
-            if share(plan) not in opened:
-                opened.clear()  # one at a time: of many cores all shares' would fill memory
-                opened[share(plan)] = open_scorer(folder, variant, plan=plan, device=device)
-            rates[plan].append(
-                _rate(opened[share(plan)].with_plan(plan), tokens, rows, candidates.pairs, compiles)
-            )
-        alive = sorted(alive, key=lambda plan: -rates[plan][-1])
+        sample = _sample(pairs, tokens, count)
+        plans.sort(key=lambda plan: plan.threads)
+        plans.sort(key=lambda plan: plan.threads != open_threads)  # the open scorer's come first
+        for plan in plans:
+            if scorer is None or (plan.threads != open_threads and device == "cpu"):
+                scorer = None  # frees its memory before the next is opened
+                scorer = open_scorer(folder, variant, plan=plan, device=device)
+                open_threads = plan.threads
+            speeds[plan].append(_pairs_per_s(scorer.with_plan(plan), sample, compiles))
+        plans.sort(key=lambda plan: -speeds[plan][-1])
         log.info(
             "tune %s: %d plans on %d pairs, best %s: %.1f pairs/s",
             variant,
-            len(alive),
-            len(rows),
-            alive[0],
-            rates[alive[0]][-1],
+            len(plans),
+            len(sample.pairs),
+            plans[0],
+            speeds[plans[0]][-1],
         )
-        if len(alive) <= FINALISTS:
+        if len(plans) <= FINALISTS:
             break
-        alive, pairs = alive[: (len(alive) + 1) // 2], pairs * 2
-    trials = sorted(
-        (Trial(p, tuple(r)) for p, r in rates.items()),
-        key=lambda t: (-len(t.pairs_per_s), -t.pairs_per_s[-1]),
-    )
-    return Tuning(variant, machine_name(device), alive[0], tuple(trials))
+        plans = plans[: math.ceil(len(plans) / 2)]
+        count *= 2
+    trials = [Trial(plan, tuple(rungs)) for plan, rungs in speeds.items()]
+    trials.sort(key=lambda trial: (-len(trial.pairs_per_s), -trial.pairs_per_s[-1]))
+    return Tuning(variant, machine_name(device), plans[0], tuple(trials))
 
 
-def _evenly(tokens: Tokens, pairs: int) -> NDArray[np.intp]:
-    """Rows of `pairs` of the pairs, evenly over the lengths, in a fixed random order; all where
-    there are fewer.
-    """
+def _sample(pairs: Sequence[Pair], tokens: Tokens, count: int) -> _Sample:
+    """Draw up to `count` pairs, evenly over their lengths, in a fixed random order."""
     by_length = np.argsort(tokens.lengths, kind="stable")
-    rows = by_length[np.linspace(0, len(by_length) - 1, min(pairs, len(by_length))).astype(int)]
-    return np.random.default_rng(0).permutation(rows)
+    places = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).astype(int)
+    rows = np.random.default_rng(0).permutation(by_length[places])
+    return _Sample([pairs[row] for row in rows], tokens.taken(rows))
 
 
-def _rate(
-    scorer: PlannedScorer,
-    tokens: Tokens,
-    rows: NDArray[np.intp],
-    pairs: Sequence[Pair],
-    compiles: bool,
-) -> float:
-    """Pairs a second, after a warm-up; 0 where the plan does not fit into memory.
+def _compiles(folder: ModelFolder, variant: str) -> bool:
+    return BACKENDS[folder.variant(variant).backend].compiles
 
-    A device, and a backend that `compiles`, are warmed up for every shape: the latter twice, for
-    each of its callers.
+
+def _pairs_per_s(scorer: PlannedScorer, sample: _Sample, compiles: bool) -> float:
+    """Measure speed after a warm-up; 0 where the scorer's plan does not fit into memory.
+
+    A device allocates memory for each shape, so all shapes are warmed up. A backend that
+    `compiles` scores them twice, so that each of its callers has compiled them.
     """
-    plan, sample, texts = scorer.plan, tokens.taken(rows), [pairs[row] for row in rows]
-    few = (
-        rows if scorer.backend.streams or compiles else rows[:: -(-len(rows) // (2 * plan.callers))]
-    )
-    for _ in range(1 + compiles):  # the first forward of a shape allocates
-        scorer.score_tokens(tokens.taken(few))
+    plan = scorer.plan
+    count = len(sample.pairs)
+    step = 1
+    if not (scorer.backend.streams or compiles):
+        step = math.ceil(count / (2 * plan.callers))  # two pairs a caller
+    warm_up = sample.tokens.taken(np.arange(0, count, step))
+    for _ in range(2 if compiles else 1):
+        scorer.score_tokens(warm_up)
     start = time.perf_counter()
     if scorer.backend.streams:
-        scorer.logits(texts)
+        scorer.logits(sample.pairs)
     else:
-        scorer.score_tokens(sample)
-    return len(rows) / (time.perf_counter() - start) if scorer.plan == plan else 0.0
+        scorer.score_tokens(sample.tokens)
+    if scorer.plan != plan:  # it halved its tokens to fit
+        return 0.0
+    return count / (time.perf_counter() - start)

@@ -1,28 +1,27 @@
-"""Validate: do scores still rank as the reference's do? Agreement, quality, noise and gates."""
+"""Validate: do variants, or runs, still rank as the reference does?"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xopt.optimize.judge.looks import look_sizes, one_sided_levels
 from xopt.optimize.judge.statistics import (
     ALPHA,
-    FAILED,
     PASSED,
     UNDECIDED,
     Gate,
     Interval,
+    Scores,
     interval,
+    worst,
 )
-from xopt.optimize.judge.verdict import FLOAT_NOISE, GATES, SAME, Judged, judge, not_repeatable
+from xopt.optimize.judge.verdict import GATES, Judged, judge, not_repeatable, rounding_of
 from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.data.quality import quality_by_query
@@ -31,53 +30,59 @@ from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Encoder, Pair
-from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.scoring.variants import REFERENCE, check_variant
 
-__all__ = ["Reference", "Validation", "validate", "validate_runs"]
+__all__ = [
+    "EXACT_VARIANT",
+    "Reference",
+    "Validation",
+    "calibration_queries",
+    "validate",
+    "validate_runs",
+]
 
 log = logging.getLogger(__name__)
 
 EXACT_VARIANT = "onnx-fp32"
-EXACT = 1e-4  # of logits: what scores so near to sentence-transformers' own stands for it
-NOISE_PAIRS = 128  # the noise floor is taken on the first ones
-REFERENCE_BATCH = 8  # scores do not depend on it, and 8 is the fastest on small machines
-
-Scores = NDArray[np.floating[Any]]
+EXACT_LOGITS = 1e-4  # the largest difference with which a variant scores for the reference
+CHECKED_PAIRS = 128  # the first ones, which show the difference and each variant's noise
+REFERENCE_BATCH = 8  # the fastest on small machines; scores do not depend on it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Validation:
-    """All variants, or the run, on the same candidates. `first_stage` is empty where there are no
-    qrels.
+    """Variants, or a run, compared with the reference on the same candidates.
 
-    queries and pairs: what was scored, of `all_queries`; `prepared_with` more calibrated a
-    variant, or tuned, and were left out. reference: what scored for the reference, and
-    `reference_difference` the largest difference of its logits to sentence-transformers' on the
-    first pairs. out_of_time: the minutes ended before all was decided. `missing` and `extra`
-    count documents of the reference that a run lacks, and a run's that the reference lacks.
+    `queries` of `all_queries` were scored; `prepared_with` others calibrated or tuned a variant.
+    `missing` documents are only in the reference run, `extra` ones only in the other.
     """
 
     data: str
     queries: int
     all_queries: int
-    prepared_with: int
+    prepared_with: int = 0
     pairs: int
-    truncated: int
-    empty: int
-    missing: int
-    extra: int
+    truncated: int = 0
+    empty: int = 0
+    missing: int = 0
+    extra: int = 0
     reference: str
-    reference_difference: float
-    out_of_time: bool
-    first_stage: dict[str, Interval]
+    reference_difference: float = 0.0
+    out_of_time: bool = False
+    first_stage: dict[str, Interval] = field(default_factory=dict)
     judged: tuple[Judged, ...]
     verdict: str
     passed: bool
 
 
 class Reference:
-    """The reference's scores of the first queries, as far as they were asked for."""
+    """The reference's scores, computed as far as they are needed.
+
+    The variant `exact` stands for sentence-transformers where its logits are the same on the
+    first pairs, or else torch-fp32. `difference` is the largest one found there. Raises GateFailed
+    where torch-fp32 differs too.
+    """
 
     def __init__(
         self,
@@ -89,75 +94,79 @@ class Reference:
     ) -> None:
         from xopt.runtime.bench.reference import ReferenceScorer
 
-        self.folder, self.candidates, self.threads, self.device = (
-            folder,
-            candidates,
-            threads,
-            device,
-        )
-        few, rank = candidates.pairs[:NOISE_PAIRS], folder.manifest.ranking
-        itself = rank(
-            ReferenceScorer(
-                folder, folder.variant(REFERENCE), threads, REFERENCE_BATCH, device
-            ).score(few)
-        )
-        tolerance = max(SAME * float(np.std(itself)), FLOAT_NOISE)
-        able = exact is not None and device == "cpu" and exact in folder.manifest.variants
-        for name in (exact, REFERENCE) if exact and able else (REFERENCE,):
-            scores = rank(open_scorer(folder, name, threads=threads, device=device).logits(few))
-            self.name, self.difference = name, _largest_difference(itself, scores)
-            if self.difference <= min(EXACT, tolerance):
+        self.folder = folder
+        self.candidates = candidates
+        self.threads = threads
+        self.device = device
+        self.ranking = folder.manifest.ranking
+        pairs = candidates.pairs[:CHECKED_PAIRS]
+        variant = folder.variant(REFERENCE)
+        scorer = ReferenceScorer(folder, variant, threads, REFERENCE_BATCH, device)
+        expected = self.ranking(scorer.score(pairs))
+        tolerance = rounding_of(expected)
+        names = [REFERENCE]
+        if exact and exact in folder.manifest.variants and device == "cpu":
+            names = [exact, REFERENCE]
+        for name in names:
+            self.name = name
+            logits = self.scorer(name).logits(pairs)
+            self.difference = _largest_difference(expected, self.ranking(logits))
+            if self.difference <= min(EXACT_LOGITS, tolerance):
                 break
-        if not self.difference <= tolerance:
+        if not self.difference <= tolerance:  # NaN included
             raise GateFailed(
-                f"{folder.path}: torch and sentence-transformers differ by {self.difference:.2g}; no reference to trust"
+                f"{folder.path}: torch and sentence-transformers differ by {self.difference:.2g}, "
+                "so there is no reference to trust"
             )
-        self.queries, self.scores = 0, itself[:0]
+        self.queries = 0
+        self.scores = expected[:0]
         log.info(
             "validate: %s is the reference, %.1g from sentence-transformers",
             self.name,
             self.difference,
         )
 
+    def scorer(self, variant: str) -> PlannedScorer:
+        """Open a variant with the reference's threads and device."""
+        return open_scorer(self.folder, variant, threads=self.threads, device=self.device)
+
     def of(self, queries: int) -> Scores:
-        """The logits of the first `queries` queries' candidates."""
+        """Return the logits of the first `queries` queries' candidates."""
         if queries > self.queries:
             pairs = self.candidates.between(self.queries, queries).pairs
             log.info("validate: the reference scores %d pairs, to %d queries", len(pairs), queries)
-            scorer = open_scorer(self.folder, self.name, threads=self.threads, device=self.device)
-            self.scores = np.concatenate(
-                [self.scores, self.folder.manifest.ranking(scorer.score(pairs))]
-            )
+            scores = self.scorer(self.name).score(pairs)
+            self.scores = np.concatenate([self.scores, self.ranking(scores)])
             self.queries = queries
         return self.scores[: len(self.candidates.between(0, queries).rows)]
 
 
-class _Course:
-    """A variant on its way to a verdict: its scores so far, and what the last look said."""
+@dataclass(eq=False)
+class _Evaluation:
+    """One variant's scores so far, and its result at the last look."""
 
-    def __init__(self, reference: Reference, variant: str, gates: Sequence[Gate]) -> None:
-        self.reference, self.variant, self.gates = reference, variant, gates
-        self.looks, self.scores = 0, np.empty(0, np.float32)
-        self.noise, self.unsteady = 0.0, ""
-        self.judged: Judged | None = None
+    reference: Reference
+    variant: str
+    gates: Sequence[Gate]
+    looks: int = 0
+    scores: Scores = field(default_factory=lambda: np.empty(0, np.float32))
+    noise: float = 0.0
+    instability: str = ""
+    judged: Judged | None = None
+
+    @property
+    def verdict(self) -> str | None:
+        return self.judged.verdict if self.judged else None
 
     def look(self, queries: int, level: float) -> None:
-        """Score up to so many queries and judge by all of them."""
-        r = self.reference
-        seen, expected = r.candidates.between(0, queries), r.of(queries)
-        if self.variant in (r.name, REFERENCE):  # shown to be the same
-            self.scores, self.noise = expected, r.difference
+        """Score as many queries in all, and judge by them."""
+        seen = self.reference.candidates.between(0, queries)
+        expected = self.reference.of(queries)
+        if self.variant in (self.reference.name, REFERENCE):  # shown to be the same
+            self.scores = expected
+            self.noise = self.reference.difference
         else:
-            log.info("validate: %s, %d queries", self.variant, queries)
-            scorer = open_scorer(r.folder, self.variant, threads=r.threads, device=r.device)
-            rank = r.folder.manifest.ranking
-            fresh = rank(scorer.logits(seen.pairs[len(self.scores) :]))
-            if not self.looks:
-                other = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
-                again = rank(_again(other.logits, seen.pairs))
-                self.noise = _largest_difference(fresh, again)
-                self.unsteady = not_repeatable(seen, expected, fresh, again, self.gates)
-            self.scores = np.concatenate([self.scores, fresh]) if self.looks else fresh
+            self._score(seen, expected)
         self.looks += 1
         self.judged = judge(
             seen,
@@ -166,11 +175,24 @@ class _Course:
             self.gates,
             name=self.variant,
             noise=self.noise,
-            floor=r.difference,
-            unsteady=self.unsteady,
+            reference_noise=self.reference.difference,
+            instability=self.instability,
             level=level,
-            settled=[g for g in self.judged.gates if g.verdict != UNDECIDED] if self.judged else (),
+            earlier=self.judged.gates if self.judged else (),
         )
+
+    def _score(self, seen: Candidates, expected: Scores) -> None:
+        log.info("validate: %s, %d queries", self.variant, len(seen.groups()))
+        ranking = self.reference.ranking
+        scorer = self.reference.scorer(self.variant)
+        scores = ranking(scorer.logits(seen.pairs[len(self.scores) :]))
+        if self.looks:
+            self.scores = np.concatenate([self.scores, scores])
+            return
+        self.scores = scores
+        again = ranking(_logits_in_other_batches(scorer, seen.pairs[:CHECKED_PAIRS]))
+        self.noise = _largest_difference(scores, again)
+        self.instability = not_repeatable(seen, expected, scores, again, self.gates)
 
 
 def validate(
@@ -185,155 +207,157 @@ def validate(
     minutes: float | None = None,
     first: bool = False,
 ) -> Validation:
-    """Score candidates with the reference and each variant, compare, and hold the gates against it.
+    """Compare each variant's scores with the reference's, and check the gates.
 
-    Queries are drawn in growing groups until each variant is decided, the data or the `minutes`
-    end; the levels of the looks are those of `xopt.optimize.judge.looks`. Queries that calibrated
-    one of the variants are left out. The reference is the FP32 model as sentence-transformers
-    runs it; where `exact` gives its logits within `EXACT` on the first pairs, that variant scores
-    the rest of the reference on a CPU. With `first`, `variants` stand by speed, fastest first,
-    and once one has passed the slower ones are not followed any further. Models of several labels
-    are judged by what ranks, and where nothing does by the label with the largest logit. Raises
-    BadInput where a variant is missing or no query is left, GateFailed where the reference is not
-    to be trusted.
+    Queries that calibrated a variant are left out. The others are drawn in growing groups, until
+    all verdicts are decided or the `minutes` end; see `xopt.optimize.judge.looks`. With `first`,
+    `variants` stand fastest first, and those after one that passed may stay undecided.
+
+    Raises BadInput for a missing variant and where no query is left, and GateFailed where there
+    is no reference to trust.
     """
     for variant in (REFERENCE, *variants):
         check_variant(folder.variant(variant), device)
-    start, threads = time.monotonic(), threads or cores()
-    used = {
-        hash_ for v in variants for hash_ in folder.variant(v).recipe.get("calibrated_with", ())
-    }
-    whole = candidates.shuffled()
-    left = whole.without(used)
-    if not left.rows:
+    start_s = time.monotonic()
+    shuffled = candidates.shuffled()
+    judging = shuffled.without(calibration_queries(folder, variants))
+    all_queries = len(judging.groups())
+    if not all_queries:
         raise BadInput(
             f"{candidates.name}: all its queries calibrated a variant; give other data to judge by"
         )
-    reference = Reference(folder, left, exact, threads, device)
-    sizes = look_sizes(len(left.groups()))
-    levels = one_sided_levels(sizes, ALPHA)
-    courses = [
-        _Course(reference, variant, gates) for variant in dict.fromkeys([REFERENCE, *variants])
-    ]
-    out_of_time = False
-    while True:
-        course = _next(courses, len(sizes), first)
-        if course is None:
-            break
-        took = time.monotonic() - start
-        # a look takes as long as all before it
-        if course.looks and minutes is not None and took * 1.5 > 60 * minutes:
-            out_of_time = True
-            break
-        course.look(sizes[course.looks], levels[course.looks])
-    judged = tuple(course.judged for course in courses if course.judged)
-    seen = left.between(0, max(each.queries for each in judged))
+    reference = Reference(folder, judging, exact, threads or cores(), device)
+    names = dict.fromkeys([REFERENCE, *variants])
+    evaluations = [_Evaluation(reference, name, gates) for name in names]
+    out_of_time = _evaluate(evaluations, look_sizes(all_queries), first, start_s, minutes)
+    judged = tuple(evaluation.judged for evaluation in evaluations if evaluation.judged)
+    seen = judging.between(0, max(each.queries for each in judged))
+    first_stage = quality_by_query(seen, first_stage_scores(seen))
+    verdict = worst([each.verdict for each in judged])
     return Validation(
         data=candidates.name,
         queries=len(seen.groups()),
-        all_queries=len(left.groups()),
-        prepared_with=len(whole.groups()) - len(left.groups()),
+        all_queries=all_queries,
+        prepared_with=len(shuffled.groups()) - all_queries,
         pairs=len(seen.rows),
         truncated=Encoder(folder).encode(seen.pairs).truncated,
-        empty=sum(not text.strip() for _, text in seen.pairs),
-        missing=0,
-        extra=0,
+        empty=sum(not row.text.strip() for row in seen.rows),
         reference=reference.name,
         reference_difference=reference.difference,
         out_of_time=out_of_time,
-        first_stage=_quality(seen, first_stage_scores(seen)),
+        first_stage={measure: interval(values) for measure, values in first_stage.items()},
         judged=judged,
-        verdict=_worst(judged),
-        passed=_worst(judged) == PASSED,
+        verdict=verdict,
+        passed=verdict == PASSED,
     )
 
 
-def _next(courses: Sequence[_Course], looks: int, first: bool) -> _Course | None:
-    """The variant to follow next; None where each is decided, at its last look, or slower than
-    one that passed.
-    """
-    new = next((course for course in courses if not course.looks), None)
-    if new:
-        return new
-    if first:
-        passed = [
-            i
-            for i, c in enumerate(courses)
-            if c.judged and c.judged.verdict == PASSED and c.variant != REFERENCE
-        ]
-        courses = courses[: passed[0]] if passed else courses
-    open_ = [c for c in courses if c.judged and c.judged.verdict == UNDECIDED and c.looks < looks]
-    return (open_[0] if first else min(open_, key=lambda course: course.looks)) if open_ else None
+def calibration_queries(folder: ModelFolder, variants: Iterable[str]) -> set[str]:
+    """Return the hashes of the queries that calibrated any of the variants."""
+    hashes: set[str] = set()
+    for variant in variants:
+        hashes.update(folder.variant(variant).recipe.get("calibrated_with", ()))
+    return hashes
 
 
-def _worst(judged: Sequence[Judged]) -> str:
-    verdicts = {each.verdict for each in judged}
-    return next(verdict for verdict in (FAILED, UNDECIDED, PASSED) if verdict in verdicts)
+def _evaluate(
+    evaluations: Sequence[_Evaluation],
+    sizes: Sequence[int],
+    first: bool,
+    start_s: float,
+    minutes: float | None,
+) -> bool:
+    """Look at variants until all are decided. Return whether the time ended before."""
+    levels = one_sided_levels(sizes, ALPHA)
+    while True:
+        evaluation = _next(evaluations, len(sizes), first)
+        if evaluation is None:
+            return False
+        took_s = time.monotonic() - start_s
+        # a look takes as long as all before it: half of it may be over time
+        if evaluation.looks and minutes is not None and 1.5 * took_s > 60 * minutes:
+            return True
+        evaluation.look(sizes[evaluation.looks], levels[evaluation.looks])
+
+
+def _next(evaluations: Sequence[_Evaluation], looks: int, first: bool) -> _Evaluation | None:
+    """Return the evaluation that needs a look next, if any."""
+    for evaluation in evaluations:
+        if not evaluation.looks:
+            return evaluation
+    undecided = [e for e in evaluations if e.verdict == UNDECIDED and e.looks < looks]
+    if not first:
+        return min(undecided, key=lambda evaluation: evaluation.looks, default=None)
+    for evaluation in evaluations:
+        if evaluation in undecided:
+            return evaluation
+        if evaluation.verdict == PASSED and evaluation.variant != REFERENCE:
+            return None
+    return None
 
 
 def validate_runs(
     reference: Path, scores: Path, qrels: Path | None, gates: Sequence[Gate] = GATES
 ) -> Validation:
-    """Hold a TREC run, of any engine, against another one. Raises BadInput where a file is none.
+    """Compare a TREC run of any engine with a reference run, and check the gates.
 
-    The documents are the reference's. A document that the run lacks comes last in it, tied with
-    the others.
+    Documents of the reference that the run lacks come last in it, tied. Raises BadInput for files
+    that are no runs, or no qrels of their queries, and for a gate that takes logits.
     """
     if any(gate.asked and gate.measure == "dcg10_loss" for gate in gates):
         raise BadInput(
-            "--max-dcg-loss: takes logits, and the scores of a run may be anything; --max-ndcg-drop with --qrels"
+            "the gate on dcg10_loss: takes logits, which the scores of a run need not be; "
+            "give one on ndcg10_drop and `qrels=`"
         )
-    expected, got = read_run(reference), read_run(scores)
-    rows = tuple(
-        Row(query_id, "", doc_id, "")
-        for query_id, ranking in expected.items()
-        for doc_id in ranking
-    )
-    judgements = {q: j for q, j in read_qrels(qrels).items() if q in expected} if qrels else {}
-    if qrels and not judgements:
-        raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
-    candidates = Candidates(reference.name, rows, judgements)
-    first = np.array([expected[row.query_id][row.doc_id] for row in rows])
-    second = np.array([got.get(row.query_id, {}).get(row.doc_id, -np.inf) for row in rows])
+    expected = read_run(reference)
+    run = read_run(scores)
+    judgements = {}
+    if qrels:
+        known = read_qrels(qrels)
+        judgements = {query: known[query] for query in expected if query in known}
+        if not judgements:
+            raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
+    rows = []
+    expected_scores = []
+    found_scores = []
+    for query_id, documents in expected.items():
+        found = run.get(query_id, {})
+        for doc_id, score in documents.items():
+            rows.append(Row(query_id, "", doc_id, ""))
+            expected_scores.append(score)
+            found_scores.append(found.get(doc_id, -np.inf))
+    candidates = Candidates(reference.name, tuple(rows), judgements)
+    first = np.array(expected_scores)
+    second = np.array(found_scores)
     judged = (
         judge(candidates, first, first, gates, name=reference.name, logits=False),
         judge(candidates, first, second, gates, name=scores.name, logits=False),
     )
-    common = sum(row.doc_id in got.get(row.query_id, {}) for row in rows)
+    common = int(np.isfinite(second).sum())
+    verdict = worst([each.verdict for each in judged])
     return Validation(
         data=candidates.name,
         queries=len(expected),
         all_queries=len(expected),
-        prepared_with=0,
         pairs=len(rows),
-        truncated=0,
-        empty=0,
         missing=len(rows) - common,
-        extra=sum(map(len, got.values())) - common,
+        extra=sum(len(documents) for documents in run.values()) - common,
         reference=reference.name,
-        reference_difference=0.0,
-        out_of_time=False,
-        first_stage={},
         judged=judged,
-        verdict=_worst(judged),
-        passed=_worst(judged) == PASSED,
+        verdict=verdict,
+        passed=verdict == PASSED,
     )
 
 
-def _quality(candidates: Candidates, scores: Scores) -> dict[str, Interval]:
-    return {name: interval(values) for name, values in quality_by_query(candidates, scores).items()}
-
-
-def _again(score: Callable[[Sequence[Pair]], Scores], pairs: Sequence[Pair]) -> Scores:
-    """The scores of the first pairs again, in other batches and another order."""
-    few = pairs[:NOISE_PAIRS]
-    parts = [
-        (part, score(few[part])) for part in (slice(0, None, 2), slice(1, None, 2)) if few[part]
-    ]
-    again = np.empty((len(few), *parts[0][1].shape[1:]), np.float32)
-    for part, scores in parts:
-        again[part] = scores
-    return again
+def _logits_in_other_batches(scorer: PlannedScorer, pairs: Sequence[Pair]) -> Scores:
+    """Score pairs again in larger batches, even ones and odd ones apart."""
+    larger = scorer.with_plan(replace(scorer.plan, tokens=2 * scorer.plan.tokens))
+    even = larger.logits(pairs[::2])
+    logits = np.empty((len(pairs), *even.shape[1:]), np.float32)
+    logits[::2] = even
+    if len(pairs) > 1:
+        logits[1::2] = larger.logits(pairs[1::2])
+    return logits
 
 
 def _largest_difference(scores: Scores, again: Scores) -> float:

@@ -1,19 +1,15 @@
-"""Bounds on a mean loss that hold for any distribution and any number of queries.
+"""Upper bounds on a mean loss, for any distribution and any number of queries.
 
-A certificate promises a mean over queries that nobody has seen, so that it may assume nothing but
-that losses lie between 0 and 1 and that queries are exchangeable. Two promises can be made.
+They assume only that losses lie between 0 and 1 and that queries are exchangeable.
 
-With a confidence: but for an `error` the mean is at most the limit. For a loss of shares that is
-a bet against the limit (Waudby-Smith and Ramdas 2024, "Estimating means of bounded random
-variables by betting", JRSS B 86): where the mean is `limit` or more, the product of (1 - loss) /
-(1 - limit) over queries has an expectation of at most 1, and exceeds 1 / error with a probability
-of at most `error` (Markov). For a loss of 0 or 1 it is the binomial test (Clopper and Pearson
-1934). Without any loss both are the same, (1 - limit)^queries.
+With a confidence of 1 - `error`, the mean loss is at most the limit. For losses of 0 or 1 this is
+the binomial bound (Clopper and Pearson 1934), for others a bet against the limit (Waudby-Smith
+and Ramdas 2024, JRSS B 86). Where the mean is `limit` or more, the product of (1 - loss) / (1 -
+limit) over queries exceeds 1 / error with a probability of at most `error` (Markov).
 
-In expectation, where `error` is None: the expected loss of the next query, over the queries that
-were drawn for the certificate too, is at most the limit (conformal risk control, Angelopoulos et
-al. 2022, arXiv:2208.02814). It takes a third of the queries and promises less: of many
-certificates some lose more.
+Where `error` is None, the next query's expected loss is at most the limit (conformal risk
+control, Angelopoulos et al. 2022, arXiv:2208.02814). This takes a third of the queries, but
+some certificates lose more.
 """
 
 from __future__ import annotations
@@ -24,36 +20,38 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-__all__ = ["least_mean", "queries_needed", "upper_bound"]
-
-Losses = NDArray[np.float64]
+__all__ = ["least_mean", "queries_needed", "rounded_up", "upper_bound"]
 
 
-def upper_bound(losses: Losses, error: float | None, binary: bool = False) -> float:
-    """The least limit that these losses show."""
+def upper_bound(losses: NDArray[np.float64], error: float | None, binary: bool = False) -> float:
+    """Return the smallest limit that float64[queries] losses show. `binary` ones are 0 or 1."""
     count = len(losses)
     if error is None:
         return (float(losses.sum()) + 1) / (count + 1)
     if binary:
-        missed = int(losses.sum())
-        return float(stats.beta.isf(error, missed + 1, count - missed)) if missed < count else 1.0
+        lost = int(losses.sum())
+        if lost == count:
+            return 1.0
+        return float(stats.beta.isf(error, lost + 1, count - lost))
     if (losses >= 1).any():
         return 1.0
-    return -math.expm1((math.log(error) + float(np.log1p(-losses).sum())) / count)
+    # the limit for which the product equals 1 / error
+    log_kept = float(np.log1p(-losses).sum())
+    return -math.expm1((math.log(error) + log_kept) / count)
 
 
 def queries_needed(limit: float, error: float | None) -> int:
-    """How many queries it takes to show `limit` where none of them loses anything."""
+    """Return how many queries without any loss it takes to show `limit`."""
     queries = 1 / limit - 1 if error is None else math.log(error) / math.log1p(-limit)
-    return math.ceil(queries - 1e-9)  # what comes out whole is not one more
+    return math.ceil(queries - 1e-9)  # rounding errors add no query
 
 
 def rounded_up(limit: float) -> float:
-    """The limit to two digits, none of them less."""
+    """Round a limit up to two digits."""
     unit = 10.0 ** (math.floor(math.log10(limit)) - 1)
     return round(math.ceil(limit / unit) * unit, 12)
 
 
 def least_mean(queries: int, error: float | None) -> float:
-    """The least limit that so many queries can show, where none of them loses anything."""
+    """Return the smallest limit that so many queries without any loss can show."""
     return upper_bound(np.zeros(max(1, queries)), error)

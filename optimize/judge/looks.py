@@ -1,11 +1,10 @@
-"""How often one may look: the levels of a test that is repeated as queries come in.
+"""Levels for a test that is repeated as queries come in.
 
-Who looks again and again at a 95 % bound, and stops as soon as it holds, is wrong far more often
-than in 5 % of cases. In a group-sequential test each look has a level of its own, so that all
-together err no more. Here the error is spent in proportion to the queries seen (Lan and DeMets
-1983, "Discrete sequential boundaries for clinical trials", Biometrika 70; the spending function
-is Kim and DeMets's of 1987 with exponent 1), and the levels follow from the means' joint
-distribution, which is that of a Brownian motion (Armitage, McPherson and Rowe 1969).
+Stopping at the first look where a 95 % bound holds is wrong in far more than 5 % of cases. In a
+group-sequential test each look has its own level, and together they keep the error. It is spent
+in proportion to the queries seen (Lan and DeMets 1983, Biometrika 70; Kim and DeMets 1987,
+Biometrika 74). The means at the looks move as a Brownian motion does (Armitage, McPherson and
+Rowe 1969, JRSS A 132), which gives the levels.
 """
 
 from __future__ import annotations
@@ -19,17 +18,15 @@ from scipy import optimize, stats
 
 __all__ = ["FIRST_LOOK", "look_sizes", "one_sided_levels"]
 
-FIRST_LOOK = 32  # queries: enough for what is clear, and for a mean of theirs to be near normal
-GRID = 1000  # points of the Brownian motion's density; twice as many move no level by 1e-5
-REACH = 8.0  # standard deviations that the grid covers
+FIRST_LOOK = 32  # queries: enough for clear cases, and a nearly normal mean
+GRID_POINTS = 1000  # twice as many change no level by 1e-5
+GRID_REACH = 8.0  # standard deviations
 
 Floats = NDArray[np.float64]
 
 
 def look_sizes(queries: int) -> list[int]:
-    """How many queries to have seen at each look: twice as many as at the one before, and all of
-    them at the last.
-    """
+    """Return how many queries each look sees: twice as many each time, then all."""
     sizes = []
     size = FIRST_LOOK
     while size < 0.75 * queries:  # a last look at hardly more queries would only cost error
@@ -39,34 +36,37 @@ def look_sizes(queries: int) -> list[int]:
 
 
 def one_sided_levels(sizes: Sequence[int], alpha: float) -> list[float]:
-    """The level of a one-sided test at each look, so that a true null hypothesis is rejected with
-    probability `alpha`.
+    """Return a level for each look, so that together they err with probability `alpha`.
 
-    `sizes` are the queries seen at each look, rising; the last one is the most that there can be.
-    A single look has the level `alpha`.
+    `sizes` are the numbers of queries seen, of which the last is the largest possible.
     """
     levels: list[float] = []
-    # of the motion that has crossed no bound yet; weights sum up to its share
-    at, density = np.zeros(1), np.ones(1)
-    before = 0.0
-    for now in (size / sizes[-1] for size in sizes):
-        spread, reach = math.sqrt(now - before), REACH * math.sqrt(now)
-        bound = _bound(at, density, spread, reach, alpha * (now - before))
-        levels.append(float(stats.norm.sf(bound / math.sqrt(now))))
-        grid = np.linspace(-reach, bound, GRID)
-        weights = np.full(GRID, grid[1] - grid[0])
+    # Where the motion is, if it has crossed no bound so far, and with which probability.
+    places = np.zeros(1)
+    mass = np.ones(1)
+    time_before = 0.0
+    for size in sizes:
+        time = size / sizes[-1]
+        step_std = math.sqrt(time - time_before)
+        std = math.sqrt(time)
+        reach = GRID_REACH * std
+        bound = _bound(places, mass, step_std, reach, alpha * (time - time_before))
+        levels.append(float(stats.norm.sf(bound / std)))
+        grid = np.linspace(-reach, bound, GRID_POINTS)
+        weights = np.full(GRID_POINTS, grid[1] - grid[0])
         weights[[0, -1]] /= 2  # the trapezoid rule
-        density = weights * (stats.norm.pdf((grid[:, None] - at) / spread) @ density) / spread
-        at, before = grid, now
+        steps = (grid[:, None] - places) / step_std
+        mass = weights * (stats.norm.pdf(steps) @ mass) / step_std
+        places = grid
+        time_before = time
     return levels
 
 
-def _bound(at: Floats, density: Floats, spread: float, reach: float, error: float) -> float:
-    """What the motion, after a step of this standard deviation, lies beyond with probability
-    `error`.
-    """
+def _bound(places: Floats, mass: Floats, step_std: float, reach: float, error: float) -> float:
+    """Find the bound that a step crosses with probability `error`."""
 
     def excess(bound: float) -> float:
-        return float(density @ stats.norm.sf((bound - at) / spread)) - error
+        crossing = stats.norm.sf((bound - places) / step_std)
+        return float(mass @ crossing) - error
 
     return float(optimize.brentq(excess, -reach, reach))

@@ -1,19 +1,18 @@
-"""Means over queries with intervals, and gates that know when the queries are too few.
+"""Means over queries with intervals, and gates on them.
 
-Intervals are Student's t over queries, paired where two rankings are compared, because a value is
-a query's difference: of the tests in use for retrieval the one that keeps its error best (Urbano,
-Lima and Hanjalic 2019, "Statistical significance testing in information retrieval", SIGIR).
-Measures of agreement are skewed, most queries near the best value and a few far below, which t
-alone takes for better than it is; Hall's transformation corrects for that (Hall 1992, "On the
-removal of skewness by transformation", JRSS B 54). A gate passes where the whole interval is on
-the right side of its bound, so that each end is a one-sided bound: for a loss with a margin that
-is the non-inferiority test (Schuirmann 1987).
+Intervals are those of the paired t-test, which suits retrieval best (Urbano, Lima and Hanjalic
+2019, SIGIR). Hall's transformation corrects the skew of agreement measures (Hall 1992, JRSS B 54).
+A gate passes where its whole interval is on the right side of the bound. For a loss this is the
+non-inferiority test (Schuirmann 1987, J. Pharmacokinetics and Biopharmaceutics 15).
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,26 +28,31 @@ __all__ = [
     "Gate",
     "GateResult",
     "Interval",
+    "Scores",
+    "Values",
     "hold",
     "interval",
+    "worst",
 ]
 
-# Of each one-sided bound: 93 % intervals. 0.035, so that with all looks, of the most skewed
-# measures too, at most one gate in twenty passes wrongly at its edge; see
-# tests/optimize/judge/test_looks.py.
+# The level of a one-sided bound. At most one gate in twenty then passes wrongly, with all looks and
+# for the most skewed measures too.
 ALPHA = 0.035
-FEWEST_QUERIES = 10  # fewer say nothing about the spread, so that no gate passes
+FEWEST_QUERIES = 10  # no gate passes with fewer: they show no spread
 MOST_QUERIES = 1_000_000
-NO_SKEW = 1e-3  # where the transformation is the identity
-ROUNDING = 1e-9  # the tau-b of a ranking with itself can miss 1 by so much
-PASSED, FAILED, UNDECIDED = "pass", "fail", "undecided"
+NO_SKEW = 1e-3  # below it the transformation changes nothing
+ROUNDING = 1e-9  # by so much tau-b of a ranking with itself can miss 1
+PASSED = "pass"
+FAILED = "fail"
+UNDECIDED = "undecided"
+
+Scores = NDArray[np.floating[Any]]
+Values = NDArray[np.float64]  # one a query; NaN where it has none
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over queries and its interval: 93 %, or wider where there are several looks; see
-    `looks`.
-    """
+    """A mean over queries with its 93 % interval, which is wider at early looks."""
 
     mean: float
     low: float
@@ -58,16 +62,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Gate:
-    """A bound on a measure's mean: at least `bound`, or at most `bound` where `at_most`.
+    """A bound on a measure's mean: the least, or with `at_most` the largest.
 
-    `unseen` is what one query more could move the measure by where it moves at all. A few
-    queries, none of which happened to move, have no spread, as if none ever did. Two queries are
-    added to them therefore, one that gains and one that loses so much, as Agresti and Coull 1998
-    add two of each outcome.
-
-    `veto`: the gate counts where it fails, and holds nothing up where it is undecided. `asked`:
-    its bound was given, so that a measure that the data do not have leaves it undecided; other
-    gates are left out there.
+    `unseen` is how far one more query could move the measure. Since a few equal values show no
+    spread, two queries are added, that far above and below the mean (Agresti and Coull 1998). A
+    `veto` counts only where it fails. Gates that were not `asked` for are left out where their
+    measure is missing.
     """
 
     measure: str
@@ -80,11 +80,9 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateResult:
-    """A gate, the interval that it was held against, and how many queries would decide it where
-    these do not.
+    """A gate's verdict and the interval behind it.
 
-    `queries_needed` is None where it is decided, or where a million would not do. It takes the
-    mean and the spread to stay as they are, and no look before the last.
+    `queries_needed` estimates how many queries would decide an undecided gate, at a single look.
     """
 
     gate: Gate
@@ -93,63 +91,78 @@ class GateResult:
     queries_needed: int | None = None
 
 
-def interval(values: NDArray[np.float64], unseen: float = 0.0, level: float = ALPHA) -> Interval:
-    """The mean of a value a query without NaN, and its interval, each end a bound at `level`;
-    `unseen` as in `Gate`.
-    """
+def worst(verdicts: Collection[str]) -> str:
+    """Return the worst of these verdicts: a failed one, or else an undecided one."""
+    for verdict in (FAILED, UNDECIDED):
+        if verdict in verdicts:
+            return verdict
+    return PASSED
+
+
+def interval(values: Values, unseen: float = 0.0, level: float = ALPHA) -> Interval:
+    """Return the mean of the finite values, with a one-sided bound at `level` to each side."""
     values = values[np.isfinite(values)]
     if not len(values):
         return Interval(math.nan, math.nan, math.nan, 0)
     mean = float(values.mean())
-    seen = np.concatenate([values, [mean - unseen, mean + unseen]]) if unseen else values
-    if np.ptp(seen) <= ROUNDING:
+    sample = values
+    if unseen:
+        sample = np.append(values, [mean - unseen, mean + unseen])
+    if np.ptp(sample) <= ROUNDING:
         return Interval(mean, mean, mean, len(values))
-    n, spread = len(seen), float(seen.std(ddof=1))
-    quantile = float(stats.t.isf(level, n - 1)) / math.sqrt(n)
-    skew = float(np.mean((seen - seen.mean()) ** 3) / seen.std() ** 3)
-    ends = (mean - spread * _hall(quantile, skew, n), mean - spread * _hall(-quantile, skew, n))
-    low, high = (max(-1.0, min(1.0, end)) for end in ends)  # no measure lies beyond
-    return Interval(mean, min(low, mean), max(high, mean), len(values))
+    count = len(sample)
+    std = float(sample.std(ddof=1))
+    quantile = float(stats.t.isf(level, count - 1)) / math.sqrt(count)
+    skew = float(np.mean((sample - sample.mean()) ** 3) / sample.std() ** 3)
+    low = mean - std * _skewed(quantile, skew, count)
+    high = mean - std * _skewed(-quantile, skew, count)
+    # all measures lie between -1 and 1
+    low = min(mean, max(-1.0, low))
+    high = max(mean, min(1.0, high))
+    return Interval(mean, low, high, len(values))
 
 
-def _hall(quantile: float, skew: float, n: int) -> float:
-    """A quantile of the mean's error in standard deviations, from that of a symmetric one: Hall's
-    g inverted.
-    """
+def _skewed(quantile: float, skew: float, count: int) -> float:
+    """Correct a quantile of the mean's error for skew: the inverse of Hall's g."""
     if abs(skew) < NO_SKEW:
         return quantile
-    return 3 / skew * (float(np.cbrt(1 + skew * (quantile - skew / (6 * n)))) - 1)
+    root = float(np.cbrt(1 + skew * (quantile - skew / (6 * count))))
+    return 3 / skew * (root - 1)
 
 
-def hold(gate: Gate, values: NDArray[np.float64], same: bool, level: float = ALPHA) -> GateResult:
-    """Hold a gate against a value a query. `same`: the scores are the reference's, so that few
-    queries are enough.
+def hold(gate: Gate, values: Values, same: bool, level: float = ALPHA) -> GateResult:
+    """Check a gate on float64[queries] values, NaN for queries without one.
+
+    With `same`, scores equal the reference's, and any number of queries is enough.
     """
     found = interval(values, 0.0 if same else gate.unseen, level)
     if not found.queries:
         return GateResult(gate, found, PASSED if same else UNDECIDED)
+    # Distances to the bound, positive on its right side.
     sign = -1 if gate.at_most else 1
-    room = sign * (found.mean - gate.bound)  # how far within the bound the mean is
-    worst, best = sorted((sign * (found.low - gate.bound), sign * (found.high - gate.bound)))
-    if best < -ROUNDING:
+    room = sign * (found.mean - gate.bound)
+    ends = [sign * (found.low - gate.bound), sign * (found.high - gate.bound)]
+    if max(ends) < -ROUNDING:
         return GateResult(gate, found, FAILED)
-    if worst >= -ROUNDING and (same or found.queries >= FEWEST_QUERIES):
+    enough = same or found.queries >= FEWEST_QUERIES
+    if min(ends) >= -ROUNDING and enough:
         return GateResult(gate, found, PASSED)
-    needed = _queries_needed(values, room, gate.unseen)
-    return GateResult(gate, found, UNDECIDED, needed and max(needed, found.queries + 1))
+    needed = _queries_needed(values, abs(room), gate.unseen)
+    if needed is not None:
+        needed = max(needed, found.queries + 1)
+    return GateResult(gate, found, UNDECIDED, needed)
 
 
-def _queries_needed(values: NDArray[np.float64], room: float, unseen: float) -> int | None:
-    """How many such queries have an interval within `room` of their mean; None where even very
-    many have not.
-    """
-    added, z2 = 2 if unseen else 0, float(stats.norm.isf(ALPHA)) ** 2
-    # z sqrt(n variance + added unseen^2) / (n + added) <= room, squared and solved for n
-    a, variance = room**2, float(np.nanvar(values))
-    b = 2 * added * a - z2 * variance
-    c = added**2 * a - z2 * added * unseen**2
-    inner = b * b - 4 * a * c
-    if a == 0:
-        return None
-    queries = math.ceil((-b + math.sqrt(inner)) / (2 * a)) if inner >= 0 else 0
-    return max(FEWEST_QUERIES, queries) if queries < MOST_QUERIES else None
+def _queries_needed(values: Values, room: float, unseen: float) -> int | None:
+    """Estimate how many such queries have an interval of `room` to each side."""
+    variance = float(np.nanvar(values))
+    quantile = float(stats.norm.isf(ALPHA))
+    added = 2 if unseen else 0
+
+    def is_enough(queries: int) -> bool:
+        std = math.sqrt(queries * variance + added * unseen**2)
+        return quantile * std / (queries + added) <= room
+
+    counts = range(FEWEST_QUERIES, MOST_QUERIES)
+    index = bisect.bisect_left(counts, True, key=is_enough)
+    return counts[index] if index < len(counts) else None

@@ -1,14 +1,12 @@
-"""Verdicts: scores against the reference's scores, by the gates that were asked for."""
+"""Verdicts on scores: do they pass their gates against the reference's scores?"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from xopt.optimize.judge.statistics import (
     ALPHA,
@@ -19,8 +17,11 @@ from xopt.optimize.judge.statistics import (
     Gate,
     GateResult,
     Interval,
+    Scores,
+    Values,
     hold,
     interval,
+    worst,
 )
 from xopt.optimize.judge.worst_queries import WorstQuery, worst_queries
 from xopt.runtime.data.agreement import agreement_by_query, broken, differences
@@ -28,23 +29,18 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.errors import BadInput
 
-__all__ = ["GATES", "SAME", "Judged", "gates_with", "judge", "not_repeatable"]
+__all__ = ["GATES", "Judged", "gates_with", "judge", "not_repeatable", "rounding_of"]
 
-# of logits; what data with a single pair, whose logits have no spread, is held to
-FLOAT_NOISE = 1e-5
-# scores that differ by so little of the reference's standard deviation differ by rounding alone
-SAME = 1e-4
-# of nDCG: what the only relevant document loses between the first rank and the second
-SWAP = 1 - 1 / np.log2(3)
-
-Scores = NDArray[np.floating[Any]]
+# Scores are the same where they differ by no more than this share of their standard deviation.
+ROUNDING_SHARE = 1e-4
+ROUNDING_LOGITS = 1e-5  # for a single pair, whose logits have no standard deviation
+SWAP = 1 - 1 / np.log2(3)  # nDCG lost where the only relevant document moves from rank 1 to 2
 
 GATES = (
-    Gate("tau", 0.93),  # INT8 that works has 0.95 and more, onnxruntime's own 0.84 to 0.89
+    Gate("tau", 0.93),  # good INT8 has 0.95 and more, onnxruntime's dynamic INT8 0.84 to 0.89
     Gate("top10", 0.90),
     Gate("dcg10_loss", 0.01, at_most=True),
-    # Labels are few and noisy: to show so small a loss takes thousands of queries. See
-    # docs/validation.md.
+    # Labels are few and noisy: it takes thousands of queries to show so small a loss.
     Gate("ndcg10_drop", 0.005, at_most=True, unseen=SWAP, veto=True),
     Gate("labels", 0.98),
 )
@@ -53,13 +49,12 @@ NOT_MEASURED = np.array([np.nan])
 
 @dataclass(frozen=True)
 class Judged:
-    """One variant, or run, against the reference.
+    """A variant or a run, compared with the reference on the first `queries`.
 
-    `measures` by name, with intervals: tau, spearman, rbo, top1 to top10, inversions and
-    dcg10_loss; ndcg10, mrr10, recall10 and ndcg10_drop where there are qrels; labels alone for
-    several labels. `noise` is the largest difference of logits of the variant to itself in other
-    batches and another order, None for runs. `broken` says why the scores rank nothing, if they
-    do not; `queries` how many the verdict took.
+    `measures` has those of `Agreement`, and with qrels those of `quality_by_query` and
+    ndcg10_drop. Models of several labels have only labels. `noise` is the largest difference of
+    logits in other batches. `broken` says why scores give no ranking. `losses` are the queries
+    that lost most.
     """
 
     name: str
@@ -75,30 +70,27 @@ class Judged:
 
 
 def gates_with(bounds: dict[str, float], graded: bool, labels: int | None = 1) -> tuple[Gate, ...]:
-    """The default gates, with other bounds for some measures; a gate whose bound is given has to
-    pass.
+    """Return the default gates with other bounds for some measures, which then have to pass.
 
-    Raises BadInput where a bound is given for what cannot be measured: there are no qrels
-    (`graded`), or the model has one label or several; `labels` is None where that is not known
-    yet.
+    Raises BadInput where a measure takes qrels (`graded`), or more or fewer `labels`, which are
+    None while unknown.
     """
+    gates = {gate.measure: gate for gate in GATES}
     for measure, bound in bounds.items():
         if math.isnan(bound):
-            raise BadInput(f"the gate on {measure}: its bound is NaN, which nothing meets")
+            raise BadInput(f"the gate on {measure}: its bound is NaN; give a number")
         if measure == "ndcg10_drop" and not graded:
             raise BadInput(
-                "--max-ndcg-drop: there are no qrels, so no nDCG; give data with relevance, or --qrels"
+                f"the gate on {measure}: there are no qrels, so no nDCG; "
+                "give data with relevance, or `qrels=`"
             )
         if labels is not None and (measure == "labels") != (labels > 1):
+            plural = "s" if labels > 1 else ""
             raise BadInput(
-                f"the gate on {measure}: a model with {labels} label{'s' * (labels > 1)} has no such measure"
+                f"the gate on {measure}: a model with {labels} label{plural} has no such measure"
             )
-    return tuple(
-        replace(gate, bound=bounds[gate.measure], veto=False, asked=True)
-        if gate.measure in bounds
-        else gate
-        for gate in GATES
-    )
+        gates[measure] = replace(gates[measure], bound=bound, veto=False, asked=True)
+    return tuple(gates.values())
 
 
 def judge(
@@ -109,110 +101,136 @@ def judge(
     *,
     name: str,
     noise: float | None = None,
-    floor: float = 0.0,
-    unsteady: str = "",
+    reference_noise: float = 0.0,
+    instability: str = "",
     level: float = ALPHA,
-    settled: Sequence[GateResult] = (),
+    earlier: Sequence[GateResult] = (),
     logits: bool = True,
 ) -> Judged:
-    """Hold scores against the expected ones.
+    """Compare scores, float32[pairs] or [pairs, labels], with expected ones, and check gates.
 
-    `floor` is the noise of the latter, `unsteady` why scores depend on their batch (see
-    `not_repeatable`). Where this is one of several looks, `level` is its own and `settled` the
-    gates that an earlier one has decided. Without `logits`, for runs of any engine, scores say
-    nothing of relevance, and the loss of DCG by them is left out.
+    `instability` comes from `not_repeatable`. A repeated look has its own `level`, and keeps what
+    `earlier` ones decided. Without `logits` there is no dcg10_loss.
     """
     if expected.ndim > 1:
-        values = {"labels": _same_labels(candidates, expected, scores)}
-        why = "" if np.isfinite(scores).all() else "not finite"
+        values = {"labels": _label_agreement(candidates, expected, scores)}
+        reason = "" if np.isfinite(scores).all() else "not finite"
     else:
-        values = agreement_by_query(candidates, expected, scores, noise=2 * floor)
-        if not logits:
-            del values["dcg10_loss"]
-        measured = quality_by_query(candidates, scores)
-        values |= measured
-        if measured:
-            values["ndcg10_drop"] = (
-                quality_by_query(candidates, expected)["ndcg10"] - measured["ndcg10"]
-            )
-        why = broken(candidates, expected, scores)
-    why = why or unsteady
+        values = _measured(candidates, expected, scores, reference_noise, logits)
+        reason = broken(candidates, expected, scores)
+    reason = reason or instability
     difference = differences(expected, scores)
-    whole = bool(np.isfinite(scores).all())  # a run may lack documents
-    same = whole and difference["max_difference"] <= SAME * float(np.std(expected)) and not why
-    before = {result.gate.measure: result for result in settled}
-    results = tuple(
-        before.get(gate.measure) or hold(gate, values.get(gate.measure, NOT_MEASURED), same, level)
-        for gate in _with_steps(gates, len(candidates.rows) / len(candidates.groups()))
-        if gate.asked or np.isfinite(values.get(gate.measure, NOT_MEASURED)).any()
-    )
-    intervals = {result.gate.measure: result.interval for result in results}
+    all_scored = bool(np.isfinite(scores).all())  # a run may lack documents
+    rounding = ROUNDING_SHARE * float(np.std(expected))
+    same = all_scored and not reason and difference["max_difference"] <= rounding
+
+    depth = len(candidates.rows) / len(candidates.groups())
+    decided = {each.gate.measure: each for each in earlier if each.verdict != UNDECIDED}
+    results = []
+    for gate in _with_steps(gates, depth):
+        by_query = values.get(gate.measure, NOT_MEASURED)
+        if gate.measure in decided:
+            results.append(decided[gate.measure])
+        elif gate.asked or np.isfinite(by_query).any():
+            results.append(hold(gate, by_query, same, level))
+    measures = {name: interval(by_query, level=level) for name, by_query in values.items()}
+    for result in results:
+        if result.gate.measure in measures:
+            measures[result.gate.measure] = result.interval
+    losses: tuple[WorstQuery, ...] = ()
+    if not same and expected.ndim == 1:
+        losses = worst_queries(candidates, expected, scores, values)
     return Judged(
         name=name,
-        verdict=_verdict(results, same, why),
+        verdict=_verdict(results, same, reason),
         queries=len(candidates.groups()),
-        measures={
-            measure: intervals.get(measure) or interval(by_query, level=level)
-            for measure, by_query in values.items()
-        },
+        measures=measures,
         **difference,
         noise=noise,
-        broken=why,
-        gates=results,
-        losses=()
-        if same or expected.ndim > 1
-        else worst_queries(candidates, expected, scores, values),
+        broken=reason,
+        gates=tuple(results),
+        losses=losses,
     )
+
+
+def _measured(
+    candidates: Candidates, expected: Scores, scores: Scores, noise: float, logits: bool
+) -> dict[str, Values]:
+    values = agreement_by_query(candidates, expected, scores, noise=2 * noise)
+    if not logits:
+        del values["dcg10_loss"]
+    quality = quality_by_query(candidates, scores)
+    if quality:
+        values |= quality
+        reference = quality_by_query(candidates, expected)
+        values["ndcg10_drop"] = reference["ndcg10"] - quality["ndcg10"]
+    return values
+
+
+def _with_steps(gates: Sequence[Gate], depth: float) -> list[Gate]:
+    """Set `unseen` to the least that one pair, or a swap of two, can move a query's value.
+
+    With one or two candidates a query (`depth`) this is as much as the measure itself.
+    """
+    swap = 4 / (depth * (depth - 1)) if depth >= 2 else 2.0
+    steps = {"labels": 1 / depth, "tau": swap}
+    changed = []
+    for gate in gates:
+        step = steps.get(gate.measure, 0.0)
+        changed.append(replace(gate, unseen=max(gate.unseen, step)))
+    return changed
+
+
+def _verdict(results: Sequence[GateResult], same: bool, reason: str) -> str:
+    if reason:
+        return FAILED
+    # an undecided veto does not count
+    verdicts = [each.verdict for each in results if not each.gate.veto or each.verdict == FAILED]
+    if not verdicts:
+        return PASSED if same else UNDECIDED
+    return worst(verdicts)
+
+
+def rounding_of(logits: Scores) -> float:
+    """Return the largest difference from these logits that is a rounding error."""
+    return max(ROUNDING_SHARE * float(np.std(logits)), ROUNDING_LOGITS)
 
 
 def not_repeatable(
     candidates: Candidates, expected: Scores, scores: Scores, again: Scores, gates: Sequence[Gate]
 ) -> str:
-    """Why scores depend on the batch that a pair is in; empty where they do not, by the first
-    pairs scored `again`.
+    """Return why scores depend on a pair's batch, or an empty text where they do not.
 
-    These must be finite, no further apart than the reference's logits are spread, and agree with
-    each other as well as the gate asks them to agree with the reference: what disagrees with
-    itself cannot do that.
+    `again` has the first pairs' scores in other batches. They may differ by the reference's
+    standard deviation, and must agree with `scores` as the gates ask them to agree with it.
     """
     first = scores[: len(again)]
     if not np.isfinite(again).all():
         return "not finite in other batches"
-    noise, spread = float(np.abs(first - again).max()), float(np.std(expected))
-    if noise > max(spread, FLOAT_NOISE):
-        return f"not repeatable: in other batches they differ by up to {noise:.2g} (all logits spread by {spread:.2g})"
-    several = expected.ndim > 1
-    measure = "labels" if several else "tau"
-    few = candidates.head(len(again))
-    itself = (
-        _same_labels(few, first, again) if several else agreement_by_query(few, first, again)["tau"]
-    )
-    bound = next((gate.bound for gate in gates if gate.measure == measure), -np.inf)
-    if np.isfinite(itself).any() and np.nanmean(itself) < bound - ROUNDING:
-        return f"not repeatable: in other batches {measure} with themselves is {np.nanmean(itself):.3f}, under {bound:g}"
+    noise = float(np.abs(first - again).max())
+    spread = float(np.std(expected))
+    if noise > max(spread, ROUNDING_LOGITS):
+        difference = f"they differ by up to {noise:.2g} (all logits spread by {spread:.2g})"
+        return f"not repeatable: in other batches {difference}"
+    part = candidates.head(len(again))
+    if expected.ndim > 1:
+        measure = "labels"
+        values = _label_agreement(part, first, again)
+    else:
+        measure = "tau"
+        values = agreement_by_query(part, first, again)["tau"]
+    if not np.isfinite(values).any():
+        return ""
+    mean = np.nanmean(values)
+    for gate in gates:
+        if gate.measure == measure and mean < gate.bound - ROUNDING:
+            agreement = f"{measure} with themselves is {mean:.3f}, under {gate.bound:g}"
+            return f"not repeatable: in other batches {agreement}"
     return ""
 
 
-def _with_steps(gates: Sequence[Gate], depth: float) -> list[Gate]:
-    """Gates whose values move by steps of one pair, or of two documents that change places: that
-    is what is unseen.
-
-    Of lists of one or two these are as large as the measure itself, and of ten or more next to
-    nothing.
-    """
-    steps = {"labels": 1 / depth, "tau": 4 / (depth * (depth - 1)) if depth >= 2 else 2.0}
-    return [replace(gate, unseen=max(gate.unseen, steps.get(gate.measure, 0.0))) for gate in gates]
-
-
-def _verdict(results: Sequence[GateResult], same: bool, why: str) -> str:
-    if why or any(result.verdict == FAILED for result in results):
-        return FAILED
-    required = [result.verdict for result in results if not result.gate.veto] or [
-        PASSED if same else UNDECIDED
-    ]
-    return UNDECIDED if UNDECIDED in required else PASSED
-
-
-def _same_labels(candidates: Candidates, expected: Scores, scores: Scores) -> NDArray[np.float64]:
-    same = expected.argmax(1) == np.where(np.isnan(scores), -np.inf, scores).argmax(1)
+def _label_agreement(candidates: Candidates, expected: Scores, scores: Scores) -> Values:
+    """Return each query's share of pairs with the same label."""
+    finite = np.where(np.isnan(scores), -np.inf, scores)
+    same = expected.argmax(axis=1) == finite.argmax(axis=1)
     return np.array([same[rows].mean() for rows in candidates.groups().values()])

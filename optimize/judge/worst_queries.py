@@ -1,29 +1,26 @@
-"""The queries on which a ranking differs most from the reference's, with both rankings and the
-texts.
-"""
+"""The queries on which a ranking differs most from the reference's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.data.candidates import Candidates
+from xopt.optimize.judge.statistics import Scores, Values
+from xopt.runtime.data.candidates import Candidates, Row
 
-__all__ = ["Placed", "WorstQuery", "worst_queries"]
+__all__ = ["RankedDocument", "WorstQuery", "worst_queries"]
 
-QUERIES = 5  # of a variant
-SAME = 1 - 1e-9  # of rank-biased overlap, whose weights are rounded
-RANKS = 10  # documents that either ranking has among so many are shown
-
-Scores = NDArray[np.floating[Any]]
+QUERIES = 5
+TOP = 10  # of either ranking
+SAME_RBO = 1 - 1e-9  # rank-biased overlap of equal rankings, whose weights are rounded
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A document in both rankings: ranks from 1, scores, and its grade where it is judged."""
+class RankedDocument:
+    """A document with its ranks, from 1. `grade` is None where it is not judged."""
 
     doc_id: str
     text: str
@@ -36,56 +33,63 @@ class Placed:
 
 @dataclass(frozen=True)
 class WorstQuery:
-    """A query, what it lost (nDCG@10, where it is judged and moved; rank-biased overlap), and
-    both rankings' best.
-    """
+    """A query with the top documents of both rankings. `ndcg10_drop` is None without qrels."""
 
     query_id: str
     query: str
     ndcg10_drop: float | None
     rbo: float
-    documents: tuple[Placed, ...]
+    documents: tuple[RankedDocument, ...]
 
 
 def worst_queries(
-    candidates: Candidates, expected: Scores, scores: Scores, values: dict[str, NDArray[np.float64]]
+    candidates: Candidates, expected: Scores, scores: Scores, values: dict[str, Values]
 ) -> tuple[WorstQuery, ...]:
-    """The queries that lost most, by nDCG@10 first and by rank-biased overlap then; see
-    `agreement_by_query`.
-    """
+    """Return the queries that lost most nDCG@10 and, among equals, have the least overlap."""
     groups = list(candidates.groups().items())
     drops = np.nan_to_num(values.get("ndcg10_drop", np.zeros(len(groups))))
-    order = np.lexsort((values["rbo"], -np.round(drops, 6)))[:QUERIES]
+    overlaps = values["rbo"]
+    worst_first = np.lexsort((overlaps, -np.round(drops, 6)))
     worst = []
-    for i in order:
-        query_id, rows = groups[i]
-        if values["rbo"][i] < SAME:
-            placed = _placed(candidates, rows, expected[rows], scores[rows])
-            drop = float(drops[i]) if query_id in candidates.qrels else None
-            worst.append(
-                WorstQuery(
-                    query_id,
-                    candidates.rows[rows.start].query,
-                    drop,
-                    float(values["rbo"][i]),
-                    placed,
-                )
+    for number in worst_first[:QUERIES]:
+        if overlaps[number] < SAME_RBO:
+            query_id, rows = groups[number]
+            grades = candidates.qrels.get(query_id)
+            documents = candidates.rows[rows]
+            query = WorstQuery(
+                query_id,
+                documents[0].query,
+                None if grades is None else float(drops[number]),
+                float(overlaps[number]),
+                _top_documents(documents, grades or {}, expected[rows], scores[rows]),
             )
+            worst.append(query)
     return tuple(worst)
 
 
-def _placed(
-    candidates: Candidates, rows: slice, expected: Scores, scores: Scores
-) -> tuple[Placed, ...]:
-    first, second = (
-        np.argsort(np.argsort(-s, kind="stable"), kind="stable") + 1 for s in (expected, scores)
-    )
-    judged = candidates.qrels.get(candidates.rows[rows.start].query_id, {})
-    placed = [
-        Placed(row.doc_id, row.text, judged.get(row.doc_id), int(a), int(b), float(s), float(t))
-        for row, a, b, s, t in zip(
-            candidates.rows[rows], first, second, expected, scores, strict=True
-        )
-        if min(a, b) <= RANKS
-    ]
-    return tuple(sorted(placed, key=lambda document: document.reference_rank))
+def _top_documents(
+    rows: Sequence[Row], grades: dict[str, int], expected: Scores, scores: Scores
+) -> tuple[RankedDocument, ...]:
+    """Return the documents at the top of either ranking, in the reference's order."""
+    ranks = _ranks(scores)
+    reference_ranks = _ranks(expected)
+    documents = []
+    for i in np.argsort(reference_ranks):
+        if min(reference_ranks[i], ranks[i]) <= TOP:
+            document = RankedDocument(
+                rows[i].doc_id,
+                rows[i].text,
+                grades.get(rows[i].doc_id),
+                int(reference_ranks[i]),
+                int(ranks[i]),
+                float(expected[i]),
+                float(scores[i]),
+            )
+            documents.append(document)
+    return tuple(documents)
+
+
+def _ranks(scores: Scores) -> NDArray[np.intp]:
+    """Return each document's rank, from 1. Ties keep their order, and NaN comes last."""
+    best_first = np.argsort(-scores, kind="stable")
+    return np.argsort(best_first) + 1

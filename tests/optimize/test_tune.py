@@ -53,8 +53,8 @@ def test_an_unknown_variant_is_refused_before_anything_is_measured(
 def test_contenders_are_what_may_be_fastest_and_the_fastest_exact_one(
     tiny: ModelFolder, docs: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rates = iter([10.0, 20.0, 59.0, 61.0, 100.0])
+    speeds = iter([10.0, 20.0, 59.0, 61.0, 100.0])
     # speeds are a machine's, and none is like another
-    monkeypatch.setattr(module, "_rate", lambda *_: next(rates))
+    monkeypatch.setattr(module, "_pairs_per_s", lambda *_: next(speeds))
     variants = ["torch-fp32", "onnx-fp32", "torch-bf16", "onnx-int8", "torch-fp16"]
     assert contenders(tiny, variants, docs) == ["onnx-fp32", "onnx-int8", "torch-fp16"]

@@ -214,7 +214,7 @@ def test_runs_of_any_engine_are_judged(tmp_path: Path) -> None:
     assert agreed.passed
     assert (agreed.queries, agreed.pairs, agreed.missing, agreed.extra) == (40, 1200, 0, 0)
     assert validate_runs(reference, far, None).judged[1].verdict == FAILED
-    with pytest.raises(BadInput, match="--max-dcg-loss: takes logits"):
+    with pytest.raises(BadInput, match="the gate on dcg10_loss: takes logits"):
         validate_runs(reference, close, None, gates_with({"dcg10_loss": 0.001}, graded=False))
     judged = validate_runs(reference, far, qrels).judged[1]
     assert judged.measures["ndcg10_drop"].mean > 0.5
@@ -248,7 +248,7 @@ def test_qrels_of_other_queries_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bound_on_what_cannot_be_measured_is_refused() -> None:
-    with pytest.raises(BadInput, match="--max-ndcg-drop: there are no qrels"):
+    with pytest.raises(BadInput, match="the gate on ndcg10_drop: there are no qrels"):
         gates_with({"ndcg10_drop": 0.01}, graded=False)
     with pytest.raises(BadInput, match="the gate on labels: a model with 1 label has"):
         gates_with({"labels": 0.9}, graded=False)
@@ -341,7 +341,7 @@ def test_scores_that_depend_on_their_company_fail(labels: int) -> None:
         candidates, scores, scores, shaken, GATES
     )
     assert (
-        judge(candidates, scores, scores, GATES, name="it", unsteady="not repeatable").verdict
+        judge(candidates, scores, scores, GATES, name="it", instability="not repeatable").verdict
         == FAILED
     )
 
