@@ -108,7 +108,7 @@ def test_a_card_is_written_again_and_no_one_elses_is_replaced(tiny_copy: ModelFo
     assert "base_model" not in ModelCard(text).data.to_dict()
     assert "onnxruntime's own too (" in text
     file.write_text(text.replace(OURS, "Mine"), encoding="utf-8")
-    with pytest.raises(BadInput, match="is there, and not written by xopt; --force replaces it"):
+    with pytest.raises(BadInput, match="was not written by xopt; `force=True` replaces it"):
         write_card(folder, "you/bert")
     assert "Mine" in file.read_text(encoding="utf-8")
     assert OURS in write_card(folder, "you/bert", force=True).read_text(encoding="utf-8")
