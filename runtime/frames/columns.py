@@ -1,0 +1,74 @@
+"""The columns that `rerank` reads and makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from xopt.runtime.errors import BadInput
+
+__all__ = ["PREFIX", "Columns"]
+
+PREFIX = "_xopt_"  # of columns that are made and removed again
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of columns; `first` is that of the first stage's scores, or None."""
+
+    query: str
+    text: str
+    score: str
+    query_id: str
+    rank: str
+    first: str | None
+
+    def check(self, types: Mapping[str, Any], ranks: bool, overwrite: bool) -> None:
+        """Raise BadInput where columns of these types do not fit.
+
+        `ranks` says whether rows are also ranked within a query.
+        """
+        made = ["score", "rank"] if ranks else ["score"]
+        for argument in ("query", "text", *made):
+            name = getattr(self, argument)
+            if not isinstance(name, str) or name.strip() in ("", "*"):
+                raise BadInput(f"`{argument}={name!r}`: name a column by a text other than '*'")
+        for name in types:
+            if name.startswith(PREFIX):
+                raise BadInput(
+                    f"column {name!r}: names that start with {PREFIX!r} are xopt's own; rename it"
+                )
+        for argument in ("query", "text"):
+            dtype = self.type_of(argument, types)
+            if not dtype.is_string() and not dtype.is_null():
+                name = getattr(self, argument)
+                raise BadInput(f"column {name!r} is of {dtype}, not of strings; cast it first")
+        for argument in made:
+            self._check_made(argument, types, overwrite)
+        if ranks:
+            if len({self.score, self.rank, self.query_id}) < 3:
+                raise BadInput(
+                    f"`score={self.score!r}`, `rank={self.rank!r}`, `query_id={self.query_id!r}`: "
+                    "name three columns"
+                )
+            self.type_of("query_id", types)
+
+    def type_of(self, argument: str, types: Mapping[str, Any]) -> Any:
+        """Return the type of a column. Raises BadInput where it is missing."""
+        name = getattr(self, argument)
+        if name not in types:
+            raise BadInput(
+                f"no column {name!r} among {', '.join(types)}; name it with `{argument}=`"
+            )
+        return types[name]
+
+    def _check_made(self, argument: str, types: Mapping[str, Any], overwrite: bool) -> None:
+        name = getattr(self, argument)
+        if name in (self.query, self.text):
+            raise BadInput(f"`{argument}={name!r}`: is the column of a text; name another")
+        if name in types and not overwrite:
+            raise BadInput(
+                f"there is a column {name!r} already; name another with `{argument}=`, or replace "
+                "it with `overwrite=True`"
+            )
