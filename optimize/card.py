@@ -92,7 +92,8 @@ def _tags(folder: ModelFolder, has_graphs: bool, bare: bool) -> list[str]:
         tags.append("onnx")
     if has_graphs and bare:
         tags.append("transformers.js")
-    if any(variant.backend == "openvino" for variant in folder.manifest.variants.values()):
+    variants = folder.manifest.variants.values()
+    if any(variant.backend == "openvino" for variant in variants):
         tags.append("openvino")
     return [*tags, "xopt"]
 
@@ -101,7 +102,9 @@ def _operators(graph: Path) -> str:
     """Whose operators a graph has: ONNX's alone, or onnxruntime's too."""
     nodes = _nodes(onnx.load(graph, load_external_data=False).graph)
     own = sorted({node.op_type for node in nodes if node.domain == "com.microsoft"})
-    return f"onnxruntime's own too ({', '.join(own)})" if own else "ONNX's own, for any runtime"
+    if own:
+        return f"onnxruntime's own too ({', '.join(own)})"
+    return "ONNX's own, for any runtime"
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

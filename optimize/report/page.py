@@ -1,4 +1,4 @@
-"""Pages from the results of `xopt bench`, `validate` and `optimize`, in HTML or Markdown."""
+"""Pages of the results of commands, in HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -67,7 +67,12 @@ def gather(results: Sequence[Json]) -> Json:
     Returns lists of `benches` and `validations`, and the `recommendation` and `cascade`
     of `xopt optimize`, or None.
     """
-    found: Json = {"benches": [], "validations": [], "recommendation": None, "cascade": None}
+    found: Json = {
+        "benches": [],
+        "validations": [],
+        "recommendation": None,
+        "cascade": None,
+    }
     for result in results:
         if "measured" in result:
             found["benches"].append(result)
@@ -85,18 +90,17 @@ def gather(results: Sequence[Json]) -> Json:
 
 def compare(before: Json, after: Json) -> list[Change]:
     """Compare the speeds of the cases that both results have."""
-    old = {_name(case): case for case in _measured(before)}
-    new = {_name(case): case for case in _measured(after)}
+    old = _cases_by_name(before)
     changes = []
-    for name, case in new.items():
+    for name, case in _cases_by_name(after).items():
         if name in old:
             noise = max(LEAST_NOISE, _scatter(old[name]) + _scatter(case))
             changes.append(Change(name, old[name]["ratio"], case["ratio"], noise))
     return changes
 
 
-def _measured(results: Json) -> list[Json]:
-    return [case for bench in results["benches"] for case in bench["measured"]]
+def _cases_by_name(results: Json) -> dict[str, Json]:
+    return {_name(case): case for bench in results["benches"] for case in bench["measured"]}
 
 
 def _judged(results: Json) -> list[Json]:
@@ -114,7 +118,10 @@ def _name(measured: Json) -> str:
 
 
 def template_named(name: str) -> jinja2.Template:
-    """Load a template, with the filters that they share. HTML escapes all values."""
+    """Load a template, with the filters that they share. HTML escapes all values.
+
+    A line that ends in an empty comment, `{# -#}`, goes on in the next one.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("xopt.optimize.report", "templates"),
         autoescape=name.endswith(".html"),
@@ -129,7 +136,9 @@ def template_named(name: str) -> jinja2.Template:
 
 def render(results: Json, baseline: Json | None, markdown: bool) -> str:
     """Render gathered results, compared with a baseline where there is one."""
-    cases = [_case(bench, case) for bench in results["benches"] for case in bench["measured"]]
+    cases = []
+    for bench in results["benches"]:
+        cases += [_case(bench, measured) for measured in bench["measured"]]
     points = [
         Point(case["name"], case["ratio"], case["agreement"]["top10"])
         for case in cases
@@ -155,19 +164,21 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
 def _case(bench: Json, measured: Json) -> Json:
     """What the page shows of a measured case; CPU as a share of all cores."""
     usage = measured["rounds"][-1]["usage"]
+    timeline = usage["timeline"]
     cores = bench["cores"]
     explained = measured["explained"] or {"split": {}, "findings": []}
-    total_s = sum(explained["split"].values())
+    split = explained["split"]
+    total_s = sum(split.values())
     return {
         **measured,
         "name": _name(measured),
         "cpu": measured["mean_cores"] / cores,
         "parent_cpu": measured["root_mean_cores"] / cores,
-        "shares": {stage: seconds / total_s for stage, seconds in explained["split"].items()},
+        "shares": {stage: seconds / total_s for stage, seconds in split.items()},
         "findings": explained["findings"],
         "timelines": {
-            "tree": sparkline([moment["cores"] / cores for moment in usage["timeline"]]),
-            "parent": sparkline([moment["root_cores"] / cores for moment in usage["timeline"]]),
+            "tree": sparkline([moment["cores"] / cores for moment in timeline]),
+            "parent": sparkline([moment["root_cores"] / cores for moment in timeline]),
         },
         "usage": usage,
     }
@@ -200,17 +211,18 @@ def _headline(results: Json, cases: Sequence[Json]) -> Json:
     and faster still. `fastest` is for results without a verdict.
     """
     verdicts = _verdicts(results)
-    by_verdict: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    variants: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     for variant, verdict in verdicts.items():
-        by_verdict[verdict].append(variant)
+        variants[verdict].append(variant)
+    # A cascade has a certificate and no verdict.
+    cases = [case for case in cases if not case["cascaded"]]
+    passed = [case for case in cases if case["case"]["variant"] in variants["pass"]]
+    undecided = [case for case in cases if case["case"]["variant"] in variants["undecided"]]
     advice = results["recommendation"] or {"variant": None, "python": None}
-    cases = [case for case in cases if not case["cascaded"]]  # these have no verdict
-    passed = [case for case in cases if case["case"]["variant"] in by_verdict["pass"]]
-    recommended = [case for case in passed if case["name"] == f"{advice['variant']}/planned"]
+    name = f"{advice['variant']}/planned"
+    recommended = [case for case in passed if case["name"] == name]
     best = _fastest(recommended or passed)
-    faster = _fastest(
-        [case for case in cases if case["case"]["variant"] in by_verdict["undecided"]]
-    )
+    faster = _fastest(undecided)
     if best and faster and faster["ratio"] <= best["ratio"]:
         faster = None
     measures = [
@@ -224,7 +236,7 @@ def _headline(results: Json, cases: Sequence[Json]) -> Json:
         "faster": faster,
         "fastest": None if verdicts else _fastest(cases),
         "python": advice["python"],
-        **by_verdict,
+        **variants,
     }
 
 

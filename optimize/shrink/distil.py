@@ -72,9 +72,11 @@ def distil(
         pairs += sum(sizes)
         if now - logged > LOG_EVERY_S:
             logged = now
-            loss = np.mean(losses[-50:])
             log.info(
-                "shrink: %.0f %% of the time, %d pairs, loss %.3f", 100 * progress, pairs, loss
+                "shrink: %.0f %% of the time, %d pairs, loss %.3f",
+                100 * progress,
+                pairs,
+                np.mean(losses[-50:]),
             )
         now = time.monotonic()
     few = max(1, len(losses) // 20)
@@ -105,7 +107,8 @@ class _Trainer:
         self.student = _WithOutputs(student, layers_of(student), device)
         student.eval()  # without dropout; gradients flow all the same
         # A language model's output embeddings are only those of the compared tokens.
-        for part in (student.model.get_input_embeddings(), student.model.get_output_embeddings()):
+        model = student.model
+        for part in (model.get_input_embeddings(), model.get_output_embeddings()):
             if part is not None:
                 part.requires_grad_(False)
         self.weights = [each for each in student.parameters() if each.requires_grad]
@@ -116,11 +119,12 @@ class _Trainer:
 
     def step(self, inputs: dict[str, Tensor], sizes: Sequence[int], progress: float) -> float:
         """Learn from lists of these sizes. Returns the loss."""
+        text = inputs["attention_mask"].bool()
         with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
             with torch.no_grad():
                 expected, expected_outputs = self.teacher(inputs)
             found, outputs = self.student(inputs)
-            hidden_loss = _hidden_loss(outputs, expected_outputs, inputs["attention_mask"])
+            hidden_loss = _hidden_loss(outputs, expected_outputs, text)
         self.variance = 0.95 * self.variance + 0.05 * max(float(expected.var()), 1e-3)
         loss = _list_loss(found, expected, sizes) / self.variance + hidden_loss
         for group in self.optimizer.param_groups:
@@ -167,13 +171,13 @@ def _list_loss(found: Tensor, expected: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack(losses).mean()
 
 
-def _hidden_loss(found: Sequence[Tensor], expected: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Squared errors of outputs at tokens of text, in units of their variance."""
-    text = mask.bool()
+def _hidden_loss(found: list[Tensor], expected: list[Tensor], text: Tensor) -> Tensor:
+    """Squared errors of outputs where there is text, in units of their variance."""
     losses = []
     for own, other in zip(found, expected, strict=True):
         target = other[text].float()
-        losses.append((own[text].float() - target).square().mean() / target.var())
+        error = own[text].float() - target
+        losses.append(error.square().mean() / target.var())
     return torch.stack(losses).mean()
 
 

@@ -33,8 +33,8 @@ def find_layers(encoder: Any) -> tuple[nn.Module, str]:
             if isinstance(child, nn.ModuleList) and len(child) == count:
                 return module, name
     raise BadInput(
-        f"{network.name_or_path}: {network.config.model_type} has no list of {count} layers to "
-        "leave some out of; choose a model of another architecture"
+        f"{network.name_or_path}: {network.config.model_type} has no list of {count} layers "
+        "to leave some out of; choose another model"
     )
 
 

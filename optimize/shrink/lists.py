@@ -48,7 +48,9 @@ def rankable(candidates: Candidates) -> Candidates:
         candidates = candidates.draw(MOST_QUERIES)
         return _with_bm25(candidates, candidates.rows)
     log.warning(
-        "shrink: %d of %d queries have one document, and are left out", left_out, len(groups)
+        "shrink: %d of %d queries have one document, and are left out",
+        left_out,
+        len(groups),
     )
     rows = tuple(row for row in candidates.rows if row.query_id in several)
     return replace(candidates, rows=rows)
@@ -56,7 +58,8 @@ def rankable(candidates: Candidates) -> Candidates:
 
 def _drawn_queries(candidates: Candidates) -> list[Row]:
     """Sentences as queries, each with its document."""
-    sentences = _sentences(list(_documents(candidates)), DRAWN_QUERIES, np.random.default_rng(1))
+    texts = list(_documents(candidates))
+    sentences = _sentences(texts, DRAWN_QUERIES, np.random.default_rng(1))
     return [
         Row(f"drawn {number}", sentence, "", text)
         for number, (sentence, text) in enumerate(sentences)
@@ -115,21 +118,22 @@ def draw_lists(
     rng: np.random.Generator,
     excluded: Collection[str] = (),
 ) -> list[TrainingList]:
-    """Draw at most `count` sentences as queries, and for each some of BM25's best documents.
+    """Draw at most `count` sentences as queries, with some of BM25's best documents.
 
     The sentence's own document comes first. No query is one of the `excluded`.
     """
     texts = list(dict.fromkeys(row.text for row in candidates.rows))
     texts = [texts[i] for i in rng.permutation(len(texts))[:MOST_DOCUMENTS]]
-    sentences = [each for each in _sentences(texts, count, rng) if each[0] not in excluded]
+    drawn = _sentences(texts, count, rng)
+    sentences = [each for each in drawn if each[0] not in excluded]
     if not sentences or len(texts) <= DOCUMENTS:
         return []
     rankings = bm25_ranking(texts, [sentence for sentence, _ in sentences], POOL)
     lists = []
     for (sentence, text), ranking in zip(sentences, rankings, strict=True):
         others = [texts[i] for i in ranking if texts[i] != text]
-        drawn = rng.permutation(len(others))[: DOCUMENTS - 1]
-        lists.append((sentence, [text, *(others[i] for i in drawn)]))
+        chosen = rng.permutation(len(others))[: DOCUMENTS - 1]
+        lists.append((sentence, [text, *(others[i] for i in chosen)]))
     return lists
 
 
@@ -150,19 +154,24 @@ def _repeated(lists: list[TrainingList], rng: np.random.Generator) -> Iterator[T
             yield lists[i]
 
 
-def _sentences(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+def _sentences(
+    texts: Sequence[str],
+    count: int,
+    rng: np.random.Generator,
+) -> list[tuple[str, str]]:
     """Draw sentences that could be queries, each with its text."""
     most = 1 + count // max(1, len(texts))
     drawn = []
     for text in texts:
-        sentences = SENTENCE_END.split(text)
-        fitting = [each for each in sentences if FEWEST_WORDS <= _words(each) <= MOST_WORDS]
-        drawn += [(sentence, text) for sentence in rng.permutation(fitting)[:most].tolist()]
+        fitting = [each for each in SENTENCE_END.split(text) if _could_be_query(each)]
+        chosen = rng.permutation(fitting)[:most].tolist()
+        drawn += [(sentence, text) for sentence in chosen]
     return [drawn[i] for i in rng.permutation(len(drawn))[:count]]
 
 
-def _words(text: str) -> int:
-    """Count words. Where they are not set apart, two characters are one."""
-    spaced = UNSPACED.sub(" ", text).split()
-    unspaced = "".join(UNSPACED.findall(text))
-    return len(spaced) + len(unspaced) // 2
+def _could_be_query(sentence: str) -> bool:
+    """Whether it is neither too short nor too long."""
+    spaced = UNSPACED.sub(" ", sentence).split()
+    unspaced = "".join(UNSPACED.findall(sentence))
+    words = len(spaced) + len(unspaced) // 2  # of Chinese and Japanese, two characters each
+    return FEWEST_WORDS <= words <= MOST_WORDS

@@ -27,7 +27,13 @@ from xopt.optimize.shrink.layers import (
     search_layers,
     sets_tried,
 )
-from xopt.optimize.shrink.lists import TrainingList, draw_lists, in_turn, own_lists, rankable
+from xopt.optimize.shrink.lists import (
+    TrainingList,
+    draw_lists,
+    in_turn,
+    own_lists,
+    rankable,
+)
 from xopt.optimize.validate import EXACT_VARIANT
 from xopt.runtime.data.agreement import agreement_by_query
 from xopt.runtime.data.candidates import Candidates, query_hash
@@ -90,7 +96,7 @@ def shrink(
     threads: int | None = None,
     force: bool = False,
 ) -> Shrunk:
-    """Make the model folder `out` of some `layers` of a model, trained for so many minutes.
+    """Make the model folder `out` of some layers of a model, trained for some minutes.
 
     The layers that agree best with the whole model stay. They learn from the queries of
     `candidates`, and from sentences of the documents. A part of the queries is held out
@@ -142,16 +148,17 @@ def shrink(
 
 
 def _check(folder: ModelFolder, out: Path, layers: int, count: int) -> None:
-    if out.resolve() == folder.path.resolve():
-        raise BadInput(f"{out}: is the model that is to be shrunk; give another folder as `out=`")
+    given = folder.path
+    if out.resolve() == given.resolve():
+        raise BadInput(f"{out}: is the model that is to be shrunk; choose another `out=`")
     if not folder.manifest.ranks:
         raise BadInput(
-            f"{folder.path}: has {folder.manifest.labels} labels, and none that ranks; export it "
-            "again with `rank_label=`"
+            f"{given}: has {folder.manifest.labels} labels, and none that ranks; "
+            "export it again with `rank_label=`"
         )
     if not 0 < layers < count:
         raise BadInput(
-            f"`layers={layers}`: {folder.path} has {count}; keep at least one of them, and not all"
+            f"`layers={layers}`: {given} has {count}; keep at least one of them, and not all"
         )
 
 
@@ -193,8 +200,8 @@ def _choose_layers(
 def _check_reloads(folder: ModelFolder, kept: Kept, pairs: Sequence[Pair]) -> None:
     if not _reloads(folder, kept, pairs):
         raise BadInput(
-            f"{folder.path}: its layers are of different kinds by their place, and cannot be left "
-            "out one by one; choose another model"
+            f"{folder.path}: its layers are of different kinds by their place, "
+            "and cannot be left out one by one; choose another model"
         )
 
 
@@ -235,8 +242,8 @@ def _search(
     minutes = (time.monotonic() - start) / 60
     sets = sets_tried(len(whole), layers, fixed)
     log.info(
-        "shrink: trying %d sets of layers on %d pairs, %d minutes at most; %d to score %d pairs "
-        "with both at the end",
+        "shrink: trying %d sets of layers on %d pairs, %d minutes at most; "
+        "%d to score %d pairs with both at the end",
         sets,
         len(few.rows),
         math.ceil(sets * minutes),
@@ -268,8 +275,8 @@ def _logits(
     parts = []
     with torch.inference_mode():
         for first in range(0, len(pairs), BATCH_PAIRS):
-            lists = [(query, [text]) for query, text in pairs[first : first + BATCH_PAIRS]]
-            inputs, _ = batch(lists, encoder, device)
+            part = pairs[first : first + BATCH_PAIRS]
+            inputs, _ = batch([(query, [text]) for query, text in part], encoder, device)
             parts.append(network(**inputs).float().cpu().numpy())
     logits = np.concatenate(parts)
     return logits[:, 0] if logits.shape[1] == 1 else logits
@@ -294,7 +301,13 @@ def _saved(encoder: Any) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _export(folder: ModelFolder, out: Path, kept: Kept, student: Any, force: bool) -> ModelFolder:
+def _export(
+    folder: ModelFolder,
+    out: Path,
+    kept: Kept,
+    student: Any,
+    force: bool,
+) -> ModelFolder:
     """Export the student, by the settings of the larger model."""
     smaller = _with_layers(folder, kept)
     own = smaller.state_dict()
@@ -358,6 +371,8 @@ def _measures(
     agreement = agreement_by_query(candidates, expected, found)
     measures = {name: interval(agreement[name]) for name in MEASURES}
     if candidates.qrels:
-        measures["ndcg10"] = interval(quality_by_query(candidates, found)["ndcg10"])
-        measures["full_ndcg10"] = interval(quality_by_query(candidates, expected)["ndcg10"])
+        quality = quality_by_query(candidates, found)
+        full_quality = quality_by_query(candidates, expected)
+        measures["ndcg10"] = interval(quality["ndcg10"])
+        measures["full_ndcg10"] = interval(full_quality["ndcg10"])
     return measures

@@ -57,8 +57,9 @@ class CascadeUDF:
     def rank(self, *columns: daft.Series) -> pa.Array:
         """Rank queries: a list of scores and one of ranks each; see `ranked`."""
         scores, ranks = self.ranked(*columns)
-        lists = [pa.array(scores, pa.list_(pa.float32())), pa.array(ranks, pa.list_(pa.int64()))]
-        return pa.StructArray.from_arrays(lists, ["score", "rank"])
+        score_lists = pa.array(scores, pa.list_(pa.float32()))
+        rank_lists = pa.array(ranks, pa.list_(pa.int64()))
+        return pa.StructArray.from_arrays([score_lists, rank_lists], ["score", "rank"])
 
     def ranked(
         self, *columns: daft.Series
@@ -100,7 +101,7 @@ class CascadeUDF:
 
 
 class _Group:
-    """A query's rows; `places` are those that can be ranked, in the first stage's order."""
+    """A query's rows; `places` are those to rank, in the first stage's order."""
 
     def __init__(
         self,
@@ -119,8 +120,8 @@ class _Group:
         self.query = named.pop() if named and query_id is not None else None
         self.places: list[int] = []
         if self.query is not None:
-            in_order = np.argsort(rows).tolist()
-            self.places = [i for i in in_order if queries[i] is not None and texts[i] is not None]
+            order = np.argsort(rows).tolist()
+            self.places = [i for i in order if None not in (queries[i], texts[i])]
         self.documents = [texts[i] for i in self.places]
         scores = [first[i] for i in self.places]
         if None in scores:
@@ -159,21 +160,21 @@ def check_cascade(
     for name, value in others.items():
         if value is not None and not (name == "variant" and value == cascade.variant):
             raise BadInput(
-                f"{name}={value!r}: a cascade was certified as it is, with {cascade.variant}; "
-                f"leave `{name}=` out"
+                f"{name}={value!r}: a cascade was certified as it is, "
+                f"with {cascade.variant}; leave `{name}=` out"
             )
-    if columns.first is None:
-        if cascade.order.with_score:
-            raise BadInput(
-                f"{model.path}: its cascade goes by a column of scores, as "
-                f"{cascade.certificate.column!r} was; name it with `first=`"
-            )
-        return
-    if not cascade.order.with_score:
-        raise BadInput(f"first={columns.first!r}: its cascade goes without; leave `first=` out")
-    dtype = columns.type_of("first", types_of(candidates))
-    if not dtype.is_numeric():
-        raise BadInput(f"column {columns.first!r} is of {dtype}, not of numbers; cast it first")
+    first = columns.first
+    if first is None and cascade.order.with_score:
+        raise BadInput(
+            f"{model.path}: its cascade goes by a column of scores, as "
+            f"{cascade.certificate.column!r} was; name it with `first=`"
+        )
+    if first is not None and not cascade.order.with_score:
+        raise BadInput(f"first={first!r}: its cascade goes without; leave `first=` out")
+    if first is not None:
+        dtype = columns.type_of("first", types_of(candidates))
+        if not dtype.is_numeric():
+            raise BadInput(f"column {first!r} is of {dtype}, not of numbers; cast it")
 
 
 def types_of(candidates: daft.DataFrame) -> dict[str, DataType]:

@@ -33,7 +33,7 @@ class Columns:
         for argument in ("query", "text", *made):
             name = getattr(self, argument)
             if not isinstance(name, str) or name.strip() in ("", "*"):
-                raise BadInput(f"`{argument}={name!r}`: name a column by a text other than '*'")
+                raise BadInput(f"`{argument}={name!r}`: give a text other than '*'")
         for name in types:
             if name.startswith(PREFIX):
                 raise BadInput(
@@ -49,8 +49,8 @@ class Columns:
         if ranks:
             if len({self.score, self.rank, self.query_id}) < 3:
                 raise BadInput(
-                    f"`score={self.score!r}`, `rank={self.rank!r}`, `query_id={self.query_id!r}`: "
-                    "name three columns"
+                    f"`score={self.score!r}`, `rank={self.rank!r}`, "
+                    f"`query_id={self.query_id!r}`: name three columns"
                 )
             self.type_of("query_id", types)
 
@@ -69,6 +69,6 @@ class Columns:
             raise BadInput(f"`{argument}={name!r}`: is the column of a text; name another")
         if name in types and not overwrite:
             raise BadInput(
-                f"there is a column {name!r} already; name another with `{argument}=`, or replace "
-                "it with `overwrite=True`"
+                f"there is a column {name!r} already; name another with `{argument}=`, "
+                "or replace it with `overwrite=True`"
             )

@@ -40,10 +40,19 @@ class NullScores:
         after = before + rows
         self.counts[reason] = after
         if after and (not before or len(str(after)) > len(str(before))):
-            log.warning("rerank: %d rows of this worker %s; their scores are null", after, reason)
+            log.warning(
+                "rerank: %d rows of this worker %s; their scores are null",
+                after,
+                reason,
+            )
 
 
-def instances(kind: type[Any], workers: int | None, threads: int | None, device: str) -> Any:
+def instances(
+    kind: type[Any],
+    workers: int | None,
+    threads: int | None,
+    device: str,
+) -> Any:
     """Make a UDF class for Daft: one instance, or one in each of `workers` processes.
 
     A worker reserves `threads` CPUs, and an instance on "cuda" a GPU.

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from xopt.runtime.cascade.cascade import open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.frames.cascade import ROW, CascadeUDF, check_cascade, rank_by_cascade, types_of
+from xopt.runtime.frames.cascade import (
+    ROW,
+    CascadeUDF,
+    check_cascade,
+    rank_by_cascade,
+    types_of,
+)
 from xopt.runtime.frames.columns import PREFIX, Columns
 from xopt.runtime.frames.instances import NullScores, instances, opened
 from xopt.runtime.scoring.device import check_name
@@ -69,8 +75,8 @@ class RerankUDF:
             if self.nulls == "raise":
                 first = next(pair for pair in pairs if None in pair)
                 raise BadInput(
-                    f"a row has a null text: query {first[0]!r:.80}, text {first[1]!r:.80}; "
-                    "or give `nulls='null'`"
+                    f"a row has a null text: query {first[0]!r:.80}, "
+                    f"text {first[1]!r:.80}; or give `nulls='null'`"
                 )
             self.null_scores.add(len(pairs) - len(rows), "have a null text")
         found = self.scorer.logits([pairs[row] for row in rows])
@@ -182,12 +188,10 @@ def _check_arguments(nulls: str, device: str, **numbers: int | None) -> None:
     check_name(device)  # whether it is there, only a worker can tell
     for name, value in numbers.items():
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise BadInput(
-                f"`{name}={value}`: give a whole number, at least 1, or leave `{name}=` out"
-            )
+            raise BadInput(f"`{name}={value}`: give a whole number, at least 1, or leave it out")
     if nulls not in ("null", "raise"):
         raise BadInput(
-            f"`nulls={nulls!r}`: 'null' gives a null text a null score, 'raise' refuses it"
+            f"`nulls={nulls!r}`: 'null' gives null scores to null texts, 'raise' refuses them"
         )
 
 
@@ -204,8 +208,8 @@ def _check_columns(
     columns.check(types_of(candidates), ranks, overwrite)
     if columns.first is not None and not cascade:
         raise BadInput(
-            f"`first={columns.first!r}`: the first stage's scores serve a cascade; give "
-            "`cascade=True` too"
+            f"`first={columns.first!r}`: the first stage's scores serve a cascade; "
+            "give `cascade=True` too"
         )
     for argument in ("rank", "query_id"):
         name = getattr(columns, argument)
@@ -249,23 +253,23 @@ def _label_of(model: ModelFolder, label: Label, top_k: int | None) -> Label:
     labels = model.manifest.labels
     if labels == 1:
         if label is not None:
-            raise BadInput(f"`label={label!r}`: the model has one label; leave `label=` out")
+            raise BadInput(f"`label={label!r}`: the model has one label; leave it out")
         return None
     if label is None and model.manifest.rank_label:
         own = model.manifest.rank_label
         return (own[0], own[1]) if len(own) > 1 else own[0]
     choices = (
-        "`label=K` takes one logit, `label=(K, L)` the difference of two, `label='all'` a list"
+        "`label=K` takes one logit, `label=(K, L)` the difference of two, `label='all'` lists all"
     )
     if label is None:
-        raise BadInput(f"the model has {labels} labels, and no one score to rank by: {choices}")
+        raise BadInput(f"the model has {labels} labels, and none that ranks: {choices}")
     if label == "all":
         if top_k is not None:
-            raise BadInput(f"`label='all'`: lists rank nothing; with `top_k=` {choices}")
+            raise BadInput("`label='all'`: lists rank nothing; leave out it or `top_k=`")
         return label
     numbers = label if isinstance(label, tuple) and len(label) == 2 else (label,)
     if not all(type(number) is int and 0 <= number < labels for number in numbers):
-        raise BadInput(f"`label={label!r}`: the model's labels are 0 to {labels - 1}; {choices}")
+        raise BadInput(f"`label={label!r}`: labels are 0 to {labels - 1}; {choices}")
     return label
 
 
@@ -289,14 +293,20 @@ def _scored(
 
 def _best(scored: daft.DataFrame, columns: Columns, top_k: int) -> daft.DataFrame:
     """Keep each query's best rows, with their ranks."""
+    query_id = col(columns.query_id)
     of_query = Window().partition_by(columns.query_id)
-    by_score = of_query.order_by(columns.score, ROW, desc=[True, False], nulls_first=[False, False])
+    by_score = of_query.order_by(
+        columns.score,
+        ROW,
+        desc=[True, False],
+        nulls_first=[False, False],
+    )
+    rank = row_number().over(by_score).cast(DataType.int64())
     text = col(columns.query).cast(DataType.string())
-    ranked = scored.where(col(columns.query_id).not_null())
-    ranked = ranked.with_column(columns.rank, row_number().over(by_score).cast(DataType.int64()))
+    ranked = scored.where(query_id.not_null()).with_column(columns.rank, rank)
     ranked = ranked.with_column(FIRST_QUERY, text.min().over(of_query))
     ranked = ranked.with_column(LAST_QUERY, text.max().over(of_query))
-    ranked = ranked.where(_one_query(col(columns.query_id), col(FIRST_QUERY), col(LAST_QUERY)))
+    ranked = ranked.where(_one_query(query_id, col(FIRST_QUERY), col(LAST_QUERY)))
     best = ranked.where(col(columns.rank) <= lit(top_k))
     return best.exclude(ROW, FIRST_QUERY, LAST_QUERY)
 

@@ -191,8 +191,8 @@ def test_what_cannot_be_run_is_refused_at_once(tiny: ModelFolder) -> None:
         ("`workers=-1`: give a whole number, at least 1", {"workers": -1}),
         ("`threads=0`: give a whole number, at least 1", {"threads": 0}),
         ("`workers=1.5`: give a whole number", {"workers": 1.5}),
-        ("name a column by a text other than", {"query": "*"}),
-        ("name a column by a text other than", {"score": None}),
+        ("`query='\\*'`: give a text other than", {"query": "*"}),
+        ("`score=None`: give a text other than", {"score": None}),
         ("`label=1`: the model has one label", {"label": 1}),
         ("`nulls='drop'`", {"nulls": "drop"}),
     ):
