@@ -9,7 +9,7 @@ import onnx
 
 from xopt.optimize.model.demo import BASE_ID
 from xopt.optimize.model.source import DEMO
-from xopt.optimize.report.page import template_named
+from xopt.optimize.report.page import load_template
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import write_text
 from xopt.runtime.folder import ModelFolder
@@ -40,7 +40,7 @@ def write_card(
     graphs = [name for name in files if name.endswith(".onnx")]
     portable = [each.file for each in variants if each.recipe.get("scheme") == "portable"]
     bare = _is_bare(folder)
-    text = template_named("card.md").render(
+    text = load_template("card.md").render(
         manifest=folder.manifest,
         repo=repo,
         base_model=base_model or _base_model(folder),

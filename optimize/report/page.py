@@ -14,7 +14,7 @@ from xopt.optimize.report.charts import Point, frontier, scatter, sparkline
 from xopt.runtime.bench.explain import STAGES
 from xopt.runtime.errors import BadInput
 
-__all__ = ["Change", "compare", "gather", "read_results", "render", "template_named"]
+__all__ = ["Change", "compare", "gather", "load_template", "read_results", "render"]
 
 Json = dict[str, Any]
 
@@ -100,7 +100,7 @@ def compare(before: Json, after: Json) -> list[Change]:
 
 
 def _cases_by_name(results: Json) -> dict[str, Json]:
-    return {_name(case): case for bench in results["benches"] for case in bench["measured"]}
+    return {_case_name(case): case for bench in results["benches"] for case in bench["measured"]}
 
 
 def _judged(results: Json) -> list[Json]:
@@ -113,11 +113,11 @@ def _scatter(measured: Json) -> float:
     return float((seconds[-1] - seconds[0]) / 2 / seconds[len(seconds) // 2])
 
 
-def _name(measured: Json) -> str:
+def _case_name(measured: Json) -> str:
     return f"{measured['case']['variant']}/{measured['case']['strategy']}"
 
 
-def template_named(name: str) -> jinja2.Template:
+def load_template(name: str) -> jinja2.Template:
     """Load a template, with the filters that they share. HTML escapes all values.
 
     A line that ends in an empty comment, `{# -#}`, goes on in the next one.
@@ -144,7 +144,7 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
         for case in cases
         if case["agreement"] and case["agreement"]["top10"] is not None
     ]
-    return template_named("report.md" if markdown else "report.html").render(
+    return load_template("report.md" if markdown else "report.html").render(
         headline=_headline(results, cases),
         benches=results["benches"],
         validations=results["validations"],
@@ -171,7 +171,7 @@ def _case(bench: Json, measured: Json) -> Json:
     total_s = sum(split.values())
     return {
         **measured,
-        "name": _name(measured),
+        "name": _case_name(measured),
         "cpu": measured["mean_cores"] / cores,
         "parent_cpu": measured["root_mean_cores"] / cores,
         "shares": {stage: seconds / total_s for stage, seconds in split.items()},
@@ -194,12 +194,12 @@ def _cascades(results: Json) -> list[Json]:
         benches.append(results["cascade"]["bench"])
     found = []
     for bench in benches:
-        ratios = {_name(case): case["ratio"] for case in bench["measured"]}
+        ratios = {_case_name(case): case["ratio"] for case in bench["measured"]}
         for case in bench["measured"]:
             if case["cascaded"]:
                 planned = ratios.get(f"{case['case']['variant']}/planned")
                 faster = case["ratio"] / planned if planned else None
-                shown = {"name": _name(case), "ratio": case["ratio"], "faster": faster}
+                shown = {"name": _case_name(case), "ratio": case["ratio"], "faster": faster}
                 found.append({**shown, **case["cascaded"]})
     return found
 

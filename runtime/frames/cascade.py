@@ -17,7 +17,7 @@ from xopt.runtime.cascade.cascade import Cascade, CascadeScorer, Lists, Ranked
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.frames.columns import PREFIX, Columns
-from xopt.runtime.frames.instances import NullScores, opened
+from xopt.runtime.frames.instances import NullScores, open_timed
 from xopt.runtime.scoring.encode import Pair
 
 __all__ = ["KEY", "ROW", "CascadeUDF", "check_cascade", "rank_by_cascade", "together"]
@@ -44,7 +44,7 @@ class CascadeUDF:
         own_gpu: bool = False,
         nulls: str = "null",
     ) -> None:
-        self.scorer, self.load_s = opened(opener, own_gpu)
+        self.scorer, self.load_s = open_timed(opener, own_gpu)
         self.nulls = nulls
         self.null_scores = NullScores()
         if warm_up:
@@ -91,7 +91,8 @@ class CascadeUDF:
         self.null_scores.add(not_finite, "have a score that is not finite")
         self.null_scores.add(nulls, "have a null text")
         in_turn = iter(found)
-        scores, ranks = [], []
+        scores = []
+        ranks = []
         for group in groups:
             ranked = next(in_turn) if group.query is not None else None
             group_scores, group_ranks = group.filled(ranked)
@@ -178,6 +179,9 @@ def check_cascade(
 
 
 def types_of(candidates: daft.DataFrame) -> dict[str, DataType]:
+    """Return the columns' types by name. Raises BadInput for what is no DataFrame."""
+    if not isinstance(candidates, daft.DataFrame):
+        raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
     return {field.name: field.dtype for field in candidates.schema()}
 
 

@@ -13,19 +13,20 @@ import daft
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.device import claim_gpu
 
-__all__ = ["NullScores", "instances", "opened"]
+__all__ = ["NullScores", "instances", "open_timed"]
 
 log = logging.getLogger(__name__)
 
 Opened = TypeVar("Opened")
 
 
-def opened(opener: Callable[[], Opened], own_gpu: bool) -> tuple[Opened, float]:
+def open_timed(opener: Callable[[], Opened], own_gpu: bool) -> tuple[Opened, float]:
     """Open a scorer, on a GPU of its own where asked. Returns it and the seconds."""
     start = time.monotonic()
     if own_gpu:
         claim_gpu()
-    return opener(), time.monotonic() - start
+    scorer = opener()
+    return scorer, time.monotonic() - start
 
 
 class NullScores:

@@ -28,7 +28,7 @@ from xopt.runtime.frames.cascade import (
     types_of,
 )
 from xopt.runtime.frames.columns import PREFIX, Columns
-from xopt.runtime.frames.instances import NullScores, instances, opened
+from xopt.runtime.frames.instances import NullScores, instances, open_timed
 from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.plan import ROWS_A_CALL
@@ -60,7 +60,7 @@ class RerankUDF:
         label: Label = None,
         nulls: str = "null",
     ) -> None:
-        self.scorer, self.load_s = opened(opener, own_gpu)
+        self.scorer, self.load_s = open_timed(opener, own_gpu)
         self.label = label
         self.nulls = nulls
         self.null_scores = NullScores()
@@ -172,7 +172,7 @@ def rerank(
     _check_arguments(workers=workers, threads=threads, top_k=top_k, nulls=nulls, device=device)
     model = ModelFolder.open(os.fspath(folder))
     columns = Columns(query, text, score, query_id, rank, first)
-    _check_columns(candidates, columns, cascade, top_k, overwrite)
+    columns.check(types_of(candidates), cascade, top_k, overwrite)
     path = str(model.path.resolve())
     udfs = _UDFs(path, device, workers, threads, trust_remote_code, nulls)
     if cascade:
@@ -193,28 +193,6 @@ def _check_arguments(nulls: str, device: str, **numbers: int | None) -> None:
         raise BadInput(
             f"`nulls={nulls!r}`: 'null' gives null scores to null texts, 'raise' refuses them"
         )
-
-
-def _check_columns(
-    candidates: daft.DataFrame,
-    columns: Columns,
-    cascade: bool,
-    top_k: int | None,
-    overwrite: bool,
-) -> None:
-    if not isinstance(candidates, daft.DataFrame):
-        raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
-    ranks = cascade or top_k is not None
-    columns.check(types_of(candidates), ranks, overwrite)
-    if columns.first is not None and not cascade:
-        raise BadInput(
-            f"`first={columns.first!r}`: the first stage's scores serve a cascade; "
-            "give `cascade=True` too"
-        )
-    for argument in ("rank", "query_id"):
-        name = getattr(columns, argument)
-        if name != argument and not ranks:
-            raise BadInput(f"`{argument}={name!r}`: is for ranks; give `cascade=True` or `top_k=`")
 
 
 @dataclass(frozen=True)

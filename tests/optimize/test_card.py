@@ -81,7 +81,8 @@ def test_a_card_says_what_a_hub_reads_and_what_was_measured(portable: ModelFolde
     }
     rows = [line for line in card.text.splitlines() if line.startswith("| onnx")]
     assert rows == [
-        "| onnx-int8-portable | `onnx/model_quantized.onnx` | 8.2 x | 0.968 [0.955, 0.974] |  |  | pass, recommended |",
+        "| onnx-int8-portable | `onnx/model_quantized.onnx` | 8.2 x "
+        "| 0.968 [0.955, 0.974] |  |  | pass, recommended |",
         "| onnx-fp32 | `onnx/model.onnx` | 4.7 x | 1.000 |  |  | pass |",
     ]
     for part in (

@@ -26,7 +26,8 @@ from xopt.runtime.folder import ModelFolder
 EVIL = '<script>alert("x")</script> **bold** | `code` <img src=https://example.org/x>'
 PROBE = """<script>addEventListener("load", () => {
   const all = (css, within = document) => [...within.querySelectorAll(css)];
-  const table = all("table.sortable").at(-1), height = (node) => node.getBoundingClientRect().height;
+  const table = all("table.sortable").at(-1);
+  const height = (node) => node.getBoundingClientRect().height;
   table.querySelectorAll("thead button")[2].click();
   parent.document.body.dataset.found = JSON.stringify({
     sorted: [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[2].textContent)),
@@ -48,9 +49,10 @@ def results(benched: Bench, tiny: ModelFolder, docs: Candidates) -> list[dict[st
         Row(EVIL + row.query_id, row.query + EVIL, EVIL + row.doc_id, EVIL + row.text)
         for row in docs.rows
     )
-    evil = Candidates(
-        EVIL, rows, {EVIL + q: {EVIL + d: g for d, g in j.items()} for q, j in docs.qrels.items()}
-    )
+    qrels = {}
+    for query_id, judged in docs.qrels.items():
+        qrels[EVIL + query_id] = {EVIL + doc_id: grade for doc_id, grade in judged.items()}
+    evil = Candidates(EVIL, rows, qrels)
     return [
         plain(replace(benched, data=EVIL)),
         plain(validate(tiny, ["torch-fp32", "onnx-fp32", "onnx-int8"], evil)),
@@ -226,7 +228,8 @@ def test_a_browser_shows_it_sorts_and_asks_nobody(
     framed = escape(page.replace("</body>", PROBE + "</body>"))
     file = tmp_path / "report.html"
     file.write_text(
-        f'<body style="margin:0"><iframe width="{width}" height="900" srcdoc="{framed}"></iframe></body>'
+        f'<body style="margin:0"><iframe width="{width}" height="900" srcdoc="{framed}">'
+        "</iframe></body>"
     )
     flags = [
         "--headless",

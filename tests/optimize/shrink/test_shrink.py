@@ -27,6 +27,7 @@ from xopt.optimize.shrink.lists import (
     MOST_WORDS,
     POOL,
     draw_lists,
+    in_turn,
     own_lists,
     rankable,
 )
@@ -45,7 +46,7 @@ from xopt.runtime.scoring.backends.network import Network, load_encoder
 from xopt.runtime.scoring.encode import Encoder
 
 Xopt = Callable[..., Result]
-SECONDS = 2 / 60
+MINUTES = 2 / 60
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +91,19 @@ def test_lists_have_documents_of_their_query_and_sentences_those_that_are_like_t
     assert draw_lists(Candidates("one", queries.rows[:1]), 40, np.random.default_rng(0)) == []
 
 
+def test_the_two_kinds_of_lists_come_in_turn_without_end() -> None:
+    own = [("a", ["text"]), ("b", ["text"])]
+    drawn = [("c", ["text"])]
+    rng = np.random.default_rng(0)
+    queries = [query for query, _ in itertools.islice(in_turn(own, drawn, rng), 8)]
+    assert queries[1::2] == ["c"] * 4
+    assert sorted(queries[:4:2]) == sorted(queries[4::2]) == ["a", "b"]
+    assert next(in_turn(own, [], rng))[0] in ("a", "b")
+
+
 TEXTS = [
-    f"The {subject} engine ranks {thing}. A query finds the {thing} of every {subject}. It is short."
+    f"The {subject} engine ranks {thing}. A query finds the {thing} of every {subject}. "
+    "It is short."
     for subject in ("search", "index", "table", "paper", "model", "score", "shard")
     for thing in (
         "documents",
@@ -235,7 +247,7 @@ def test_every_kind_is_shrunk(kind: str, tmp_path: Path, queries: Candidates) ->
     folder = export(
         str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True, rank_label=labels
     )
-    found = shrink(folder, tmp_path / "small", 1, queries, minutes=SECONDS)
+    found = shrink(folder, tmp_path / "small", 1, queries, minutes=MINUTES)
     small = ModelFolder.open(tmp_path / "small")
     assert small.manifest.rank_label == folder.manifest.rank_label
     scores = open_scorer(small, "torch-fp32").score([("search engine", "ranking models")])
