@@ -1,130 +1,144 @@
-"""Pictures for reports: SVG that takes its colours from the page, so that it follows dark and
-light.
-"""
+"""Coordinates of charts, which `templates/charts.html` draws as SVG."""
 
 from __future__ import annotations
 
+import itertools
+import math
+import statistics
 from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+__all__ = ["Point", "Scatter", "frontier", "scatter", "sparkline"]
 
-__all__ = ["frontier", "scatter", "sparkline"]
+Place = tuple[float, float]
 
-Point = tuple[str, float, float]  # name, speed, agreement
+# In pixels. The chart is as wide as a phone, so that its letters are large enough on one.
+WIDTH = 380
+HEIGHT = 280
+LEFT = 44
+RIGHT = 14
+TOP = 14
+BOTTOM = 40
+RADIUS = 9  # of a point's circle
+SPACING = 2 * RADIUS + 2  # between the centres of two circles
 
-WIDTH, HEIGHT = 380, 280  # as wide as a phone, so that letters are large enough on one
-LEFT, RIGHT, TOP, BOTTOM = 44, 14, 14, 40
-RADIUS = 9
-MOMENTS = 120  # of a timeline, at most
-
-
-def frontier(points: Sequence[Point]) -> list[int]:
-    """The points that no other one beats in speed and agreement, by speed."""
-    best = [
-        i
-        for i, (_, x, y) in enumerate(points)
-        if not any((a >= x and b > y) or (a > x and b >= y) for _, a, b in points)
-    ]
-    return sorted(best, key=lambda i: points[i][1])
+SPEED_STEPS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+MOST_MOMENTS = 120  # in a sparkline
 
 
-def scatter(points: Sequence[Point], best: Sequence[int]) -> Markup:
-    """Speed to the right, agreement upwards, points by number, the frontier joined and filled."""
-    fastest, lowest = max(x for _, x, _ in points), min(y for *_, y in points)
-    x_step = next(step for step in (0.5, 1, 2, 5, 10, 20, 50, 1e9) if fastest / step <= 8)
-    bottom = min(0.9, max(0.0, lowest // 0.05 * 0.05 if lowest > 0.5 else lowest // 0.1 * 0.1))
-    right, y_step = (fastest // x_step + 1) * x_step, (1 - bottom) / 5
+@dataclass(frozen=True)
+class Point:
+    """A case's speed in times the baseline, and its top-10 overlap."""
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            LEFT + x / right * (WIDTH - LEFT - RIGHT),
-            TOP + RADIUS + (1 - y) / (1 - bottom) * (HEIGHT - TOP - BOTTOM - 2 * RADIUS),
-        )
+    name: str
+    speed: float
+    agreement: float
 
-    parts = []
-    for i in range(6):
-        value = bottom + i * y_step
-        y = place(0, value)[1]
-        parts.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.2f}</text>')
-    for i in range(round(right / x_step) + 1):
-        x = place(i * x_step, 1)[0]
-        parts.append(
-            f'<text x="{x:.1f}" y="{HEIGHT - 22}" text-anchor="middle">{i * x_step:g}</text>'
-        )
-    parts.append(
-        f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 5}" text-anchor="middle">times the baseline</text>'
+    def beats(self, other: Point) -> bool:
+        """Whether it is better in one of the two and no worse in the other."""
+        if self.speed > other.speed:
+            return self.agreement >= other.agreement
+        return self.speed == other.speed and self.agreement > other.agreement
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point's place, and its circle, which makes room for others."""
+
+    point: Point
+    best: bool
+    place: Place
+    circle: Place
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Agreement over speed. A tick is a value and its place on the axis."""
+
+    marks: list[Mark]
+    speed_ticks: list[tuple[float, float]]
+    agreement_ticks: list[tuple[float, float]]
+    frontier: list[Place]
+
+    width = WIDTH
+    height = HEIGHT
+    left = LEFT
+    right = WIDTH - RIGHT
+    radius = RADIUS
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats, by rising speed."""
+
+    def beaten(point: Point) -> bool:
+        return any(other.beats(point) for other in points)
+
+    best = [point for point in points if not beaten(point)]
+    return sorted(best, key=lambda point: point.speed)
+
+
+def scatter(points: Sequence[Point]) -> Scatter:
+    """Lay out a chart of at least one point."""
+    fastest = max(point.speed for point in points)
+    step = next((step for step in SPEED_STEPS if fastest <= 8 * step), SPEED_STEPS[-1])
+    intervals = int(fastest // step) + 1
+    lowest = min(point.agreement for point in points)
+    agreement_step = 0.05 if lowest > 0.5 else 0.1
+    bottom = min(0.9, lowest // agreement_step * agreement_step)
+
+    def x_of(speed: float) -> float:
+        return LEFT + speed / (intervals * step) * (WIDTH - LEFT - RIGHT)
+
+    def y_of(agreement: float) -> float:
+        down = (1 - agreement) / (1 - bottom)
+        return TOP + RADIUS + down * (HEIGHT - TOP - BOTTOM - 2 * RADIUS)
+
+    def place(point: Point) -> Place:
+        return x_of(point.speed), y_of(point.agreement)
+
+    best = frontier(points)
+    marks: list[Mark] = []
+    for point in points:
+        circle = _free_place(place(point), [mark.circle for mark in marks])
+        marks.append(Mark(point, point in best, place(point), circle))
+    speeds = [i * step for i in range(intervals + 1)]
+    agreements = [bottom + i * (1 - bottom) / 5 for i in range(6)]
+    return Scatter(
+        marks=marks,
+        speed_ticks=[(speed, x_of(speed)) for speed in speeds],
+        agreement_ticks=[(agreement, y_of(agreement)) for agreement in agreements],
+        frontier=[place(point) for point in best],
     )
-    spots = _apart([place(x, y) for _, x, y in points])
-    line = [place(points[i][1], points[i][2]) for i in best]
-    parts += [f'<path class="frontier" d="{_path(line)}"/>'] if len(line) > 1 else []
-    for i, ((name, x, y), (cx, cy)) in enumerate(zip(points, spots, strict=True)):
-        px, py = place(x, y)
-        parts.append(
-            f'<line class="lead" x1="{px:.1f}" y1="{py:.1f}" x2="{cx:.1f}" y2="{cy:.1f}"/>'
-        )
-        kind = "best" if i in best else "other"
-        parts.append(
-            f'<g class="{kind}"><title>{escape(name)}: {x:.2f} times, {y:.3f}</title>'
-            f'<circle cx="{cx:.1f}" cy="{cy:.1f}" r="{RADIUS}"/>'
-            f'<text x="{cx:.1f}" y="{cy + 4:.1f}" text-anchor="middle">{i + 1}</text></g>'
-        )
-    said = "; ".join(
-        f"{escape(name)}: {x:.2f} times the baseline, top-10 {y:.3f}" for name, x, y in points
+
+
+def _free_place(wanted: Place, taken: Sequence[Place]) -> Place:
+    """Find a place near the wanted one where a circle lies on no other."""
+    x, y = wanted
+    steps = itertools.product(range(12), (0, -1, 1, -2, 2))
+    places = [(x + across * SPACING, y + down * SPACING) for down, across in steps]
+    inside = [place for place in places if _inside(place)]
+    for place in inside:
+        if all(math.dist(place, other) >= SPACING for other in taken):
+            return place
+    return inside[0] if inside else wanted
+
+
+def _inside(place: Place) -> bool:
+    x, y = place
+    return (
+        LEFT + RADIUS <= x <= WIDTH - RIGHT - RADIUS
+        and TOP + RADIUS <= y <= HEIGHT - BOTTOM - RADIUS
     )
-    return Markup(
-        f'<svg class="scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="Speed against agreement. {said}">'
-        f"{''.join(parts)}</svg>"
-    )
 
 
-def _apart(wanted: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Places for numbered circles near the wanted ones, none on another and all within the axes."""
-    taken: list[tuple[float, float]] = []
-    gap = 2 * RADIUS + 2
-    for x, y in wanted:
-        tries = [(x + dx * gap, y + dy * gap) for dy in range(12) for dx in (0, -1, 1, -2, 2)]
-        inside = [
-            (a, b)
-            for a, b in tries
-            if LEFT + RADIUS <= a <= WIDTH - RIGHT - RADIUS
-            and TOP + RADIUS <= b <= HEIGHT - BOTTOM - RADIUS
-        ]
-        free = [
-            (a, b)
-            for a, b in inside
-            if all((a - c) ** 2 + (b - d) ** 2 >= gap**2 for c, d in taken)
-        ]
-        taken.append((free or inside or [(x, y)])[0])
-    return taken
+def sparkline(values: Sequence[float]) -> list[Place]:
+    """Lay out shares over time, from 0 to 1, on 100 x 32 pixels.
 
-
-def sparkline(tree: Sequence[float], parent: Sequence[float]) -> Markup:
-    """Two lines from 0 to 1 over time, of the process tree and of the parent alone; the page says
-    what they are.
+    More than `MOST_MOMENTS` values are averaged. Fewer than two make no line.
     """
-    paths = []
-    for kind, values in (("tree", tree), ("parent", parent)):
-        if len(values) > 1:
-            step = -(-len(values) // MOMENTS)
-            means = [
-                sum(values[i : i + step]) / len(values[i : i + step])
-                for i in range(0, len(values), step)
-            ]
-            line = [
-                (100 * i / (len(means) - 1), 30 - 28 * min(v, 1.0)) for i, v in enumerate(means)
-            ]
-            paths.append(f'<path class="{kind}" d="{_path(line)}"/>' if len(means) > 1 else "")
-    return Markup(
-        '<svg class="sparkline" viewBox="0 0 100 32" preserveAspectRatio="none" aria-hidden="true">'
-        f'<line class="grid" x1="0" x2="100" y1="2" y2="2"/><line class="grid" x1="0" x2="100" y1="30" y2="30"/>'
-        f"{''.join(paths)}</svg>"
-    )
-
-
-def _path(points: Sequence[tuple[float, float]]) -> str:
-    (x, y), *_ = points
-    return f"M{x:.1f} {y:.1f}" + "".join(f"L{b[0]:.1f} {b[1]:.1f}" for _, b in pairwise(points))
+    size = max(1, math.ceil(len(values) / MOST_MOMENTS))
+    means = [statistics.fmean(values[i : i + size]) for i in range(0, len(values), size)]
+    if len(means) < 2:
+        return []
+    step = 100 / (len(means) - 1)
+    return [(i * step, 30 - 28 * min(mean, 1.0)) for i, mean in enumerate(means)]

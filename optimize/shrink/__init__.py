@@ -1,3 +1,1 @@
-"""Makes a smaller model of a larger one: fewer layers, distilled from the larger one's own
-scores.
-"""
+"""Makes smaller models: fewer layers, distilled from a model's own scores."""

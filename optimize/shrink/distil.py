@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from xopt.optimize.shrink.layers import layers_of
-from xopt.optimize.shrink.lists import List
+from xopt.optimize.shrink.lists import TrainingList
 from xopt.runtime.scoring.backends.network import Network
 from xopt.runtime.scoring.encode import Encoder
 
@@ -23,19 +23,17 @@ __all__ = ["Distilled", "batch", "distil"]
 log = logging.getLogger(__name__)
 
 LISTS_A_STEP = 8
-LEARNING_RATE, WARM_UP, DECAY = 3e-4, 0.05, 0.01
-# the weight of a list's mean beside the differences in it: small, so that the scale is kept and
-# no more
-SCALE = 0.2
-HIDDEN = 1.0  # the weight of the layers' outputs beside the logits
-SAY_EVERY_S = 60
+LEARNING_RATE = 3e-4
+WARM_UP = 0.05  # share of the time
+WEIGHT_DECAY = 0.01
+# Of a list's mean logit beside the differences in the list: enough to keep the scale.
+MEAN_WEIGHT = 0.2
+LOG_EVERY_S = 60
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """How it went: steps, pairs seen, seconds, and the mean loss of the first and the last
-    steps.
-    """
+    """A training, with the mean losses of its first and of its last steps."""
 
     steps: int
     pairs: int
@@ -44,141 +42,165 @@ class Distilled:
     last_loss: float
 
 
-class _Watched:
-    """A network that also gives the outputs of some of its layers, [pairs, width, hidden] each."""
-
-    def __init__(self, network: Network, layers: Sequence[nn.Module]) -> None:
-        self.network, self.outputs = network, [torch.empty(0)] * len(layers)
-        for number, layer in enumerate(layers):
-            layer.register_forward_hook(self._keeping(number))
-
-    def _keeping(self, number: int) -> Callable[..., None]:
-        def keep(_: nn.Module, __: Any, output: Any) -> None:
-            self.outputs[number] = output[0] if isinstance(output, tuple) else output
-
-        return keep
-
-    def __call__(self, inputs: dict[str, Tensor]) -> Tensor:
-        logits: Tensor = self.network(**inputs).float()
-        return logits
-
-
 def distil(
     teacher: Any,
     student: Any,
     kept: Sequence[int],
-    lists: Iterator[List],
+    lists: Iterator[TrainingList],
     encoder: Encoder,
     seconds: float,
     device: str,
     mixed: bool,
 ) -> Distilled:
-    """Train the `student`, a CrossEncoder that has the layers `kept` of the `teacher`, for so
-    many seconds.
+    """Train the `student`, a CrossEncoder with the layers `kept` of the `teacher`.
 
-    For each list the differences of logits within it are to be the teacher's (MarginMSE over all
-    pairs of a list; Hofstaetter et al. 2020, arXiv:2010.02666), its mean logit too, with little
-    weight, which keeps the scale. Each layer is to hand on, of all tokens, what the next one that
-    was kept used to get, the last one what the head got (layer by layer as in "TinyBERT", Jiao et
-    al. 2020, arXiv:1909.10351): one logit a pair teaches too little. Word embeddings stay as they
-    are, whose gradients cost more than a layer, and so do those that a language model's logits
-    come from: of them the network has but the tokens that are compared. With `mixed`, products
-    are of bfloat16. Both encoders are changed and of no use afterwards but for their weights.
+    It learns the differences of logits within a list: MarginMSE (Hofstaetter et al. 2020,
+    arXiv:2010.02666) over all pairs of the list. One logit a pair teaches too little, so
+    each layer also learns the teacher's output before the next kept layer, for all tokens
+    (as in TinyBERT, Jiao et al. 2020, arXiv:1909.10351). Embeddings of words stay as they
+    are: their gradients cost more than a layer. `mixed` computes products in bfloat16.
+    Both CrossEncoders are changed, and only the student's weights are of use afterwards.
     """
-    holder, name = layers_of(teacher, "")
-    whole = getattr(holder, name)
-    before = [*kept[1:], len(whole)]  # which layer comes next
-    taught = _Watched(Network(teacher.to(device)), [whole[i - 1] for i in before])
-    holder, name = layers_of(student, "")
-    learning = _Watched(Network(student.to(device)), list(getattr(holder, name)))
-    for part in (student.model.get_input_embeddings(), student.model.get_output_embeddings()):
-        if part is not None:
-            part.requires_grad_(False)
-    weights = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=DECAY)
-    student.eval()  # without dropout; gradients flow all the same
-    start, said, losses, pairs = time.monotonic(), time.monotonic(), [], 0
-    spread = 1.0
-    while (past := (time.monotonic() - start) / seconds) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(
-                past / WARM_UP + 0.02, 0.5 + 0.5 * math.cos(math.pi * past)
-            )
-        step = [next(lists) for _ in range(LISTS_A_STEP)]
-        inputs, sizes = batch(step, encoder, device)
-        with torch.autocast(device, torch.bfloat16, enabled=mixed):
-            with torch.inference_mode():
-                expected = taught(inputs)
-            found = learning(inputs)
-            hidden = _hidden_loss(
-                learning.outputs,
-                [each.clone() for each in taught.outputs],
-                inputs["attention_mask"],
-            )
-        spread = 0.95 * spread + 0.05 * max(float(expected.var()), 1e-3)
-        loss = _list_loss(found, expected.clone(), sizes) / spread + HIDDEN * hidden
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        losses.append(float(loss.detach()))
+    trainer = _Trainer(teacher, student, kept, device, mixed)
+    start = logged = now = time.monotonic()
+    losses: list[float] = []
+    pairs = 0
+    while now - start < seconds:
+        progress = (now - start) / seconds
+        inputs, sizes = batch([next(lists) for _ in range(LISTS_A_STEP)], encoder, device)
+        losses.append(trainer.step(inputs, sizes, progress))
         pairs += sum(sizes)
-        if time.monotonic() - said > SAY_EVERY_S:
-            said = time.monotonic()
+        if now - logged > LOG_EVERY_S:
+            logged = now
             log.info(
                 "shrink: %.0f %% of the time, %d pairs, loss %.3f",
-                100 * past,
+                100 * progress,
                 pairs,
                 np.mean(losses[-50:]),
             )
+        now = time.monotonic()
     few = max(1, len(losses) // 20)
-    took = time.monotonic() - start
     return Distilled(
-        len(losses), pairs, took, float(np.mean(losses[:few])), float(np.mean(losses[-few:]))
+        steps=len(losses),
+        pairs=pairs,
+        seconds=now - start,
+        first_loss=float(np.mean(losses[:few])),
+        last_loss=float(np.mean(losses[-few:])),
     )
 
 
+class _Trainer:
+    """Trains the student, a step at a time."""
+
+    def __init__(
+        self,
+        teacher: Any,
+        student: Any,
+        kept: Sequence[int],
+        device: str,
+        mixed: bool,
+    ) -> None:
+        layers = layers_of(teacher)
+        # A kept layer stands for all that follow it, up to the next kept one.
+        ends = [*kept[1:], len(layers)]
+        self.teacher = _WithOutputs(teacher, [layers[end - 1] for end in ends], device)
+        self.student = _WithOutputs(student, layers_of(student), device)
+        student.eval()  # without dropout; gradients flow all the same
+        # A language model's output embeddings are only those of the compared tokens.
+        model = student.model
+        for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if part is not None:
+                part.requires_grad_(False)
+        self.weights = [each for each in student.parameters() if each.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, weight_decay=WEIGHT_DECAY)
+        self.device = device
+        self.mixed = mixed
+        self.variance = 1.0  # of the teacher's logits, a running mean
+
+    def step(self, inputs: dict[str, Tensor], sizes: Sequence[int], progress: float) -> float:
+        """Learn from lists of these sizes. Returns the loss."""
+        text = inputs["attention_mask"].bool()
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
+            with torch.no_grad():
+                expected, expected_outputs = self.teacher(inputs)
+            found, outputs = self.student(inputs)
+            hidden_loss = _hidden_loss(outputs, expected_outputs, text)
+        self.variance = 0.95 * self.variance + 0.05 * max(float(expected.var()), 1e-3)
+        loss = _list_loss(found, expected, sizes) / self.variance + hidden_loss
+        for group in self.optimizer.param_groups:
+            group["lr"] = _learning_rate(progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+class _WithOutputs:
+    """A CrossEncoder that also gives layers' outputs, [pairs, width, hidden] each."""
+
+    def __init__(self, encoder: Any, layers: Sequence[nn.Module], device: str) -> None:
+        self.network = Network(encoder.to(device))
+        self.layers = layers
+        self.outputs: dict[nn.Module, Tensor] = {}
+        for layer in layers:
+            layer.register_forward_hook(self._keep)
+
+    def _keep(self, layer: nn.Module, _: Any, output: Any) -> None:
+        self.outputs[layer] = output[0] if isinstance(output, tuple) else output
+
+    def __call__(self, inputs: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        logits: Tensor = self.network(**inputs).float()
+        return logits, [self.outputs[layer] for layer in self.layers]
+
+
+def _learning_rate(progress: float) -> float:
+    """A linear rise, then half a cosine."""
+    rise = progress / WARM_UP + 0.02
+    fall = 0.5 + 0.5 * math.cos(math.pi * progress)
+    return LEARNING_RATE * min(rise, fall)
+
+
 def _list_loss(found: Tensor, expected: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Squared differences within lists, and of their means; of each label."""
+    """Squared errors of logits within lists, and of the lists' means."""
     losses = []
-    for own, other in zip(
-        torch.split(found, list(sizes)), torch.split(expected, list(sizes)), strict=True
-    ):
-        error = own - other
-        mean = error.mean(0)
-        losses.append((error - mean).square().mean() + SCALE * mean.square().mean())
+    for errors in torch.split(found - expected, list(sizes)):
+        mean = errors.mean(0)
+        within = (errors - mean).square().mean()
+        losses.append(within + MEAN_WEIGHT * mean.square().mean())
     return torch.stack(losses).mean()
 
 
-def _hidden_loss(found: Sequence[Tensor], expected: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Mean squared errors of layers' outputs at tokens that are text, relative to the outputs'
-    own variance.
-    """
-    text = mask.bool()
-    losses = [
-        (own[text].float() - other[text].float()).square().mean() / other[text].float().var()
-        for own, other in zip(found, expected, strict=True)
-    ]
+def _hidden_loss(found: list[Tensor], expected: list[Tensor], text: Tensor) -> Tensor:
+    """Squared errors of outputs where there is text, in units of their variance."""
+    losses = []
+    for own, other in zip(found, expected, strict=True):
+        target = other[text].float()
+        error = own[text].float() - target
+        losses.append(error.square().mean() / target.var())
     return torch.stack(losses).mean()
 
 
 def batch(
-    lists: Sequence[List], encoder: Encoder, device: str
+    lists: Sequence[TrainingList],
+    encoder: Encoder,
+    device: str,
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """Padded inputs of all pairs, as the network reads them, and how many pairs each list has."""
+    """Tokenise and pad all pairs. Returns inputs, and how many pairs each list has."""
     pairs = [(query, text) for query, texts in lists for text in texts]
     tokens = encoder.encode(pairs)
-    shape = len(pairs), int(tokens.lengths.max())
-    ids, types, mask = (
-        np.full(shape, encoder.pad_id),
-        np.zeros(shape, np.int64),
-        np.zeros(shape, np.int64),
-    )
-    for row, (own, kinds) in enumerate(zip(tokens.ids, tokens.type_ids, strict=True)):
-        where = slice(shape[1] - len(own), None) if encoder.left else slice(len(own))
-        ids[row, where], types[row, where], mask[row, where] = own, kinds, 1
-    inputs = {"input_ids": ids, "attention_mask": mask} | (
-        {"token_type_ids": types} if encoder.typed else {}
-    )
-    on_device = {name: torch.from_numpy(array).to(device) for name, array in inputs.items()}
-    return on_device, [len(texts) for _, texts in lists]
+    shape = (len(pairs), int(tokens.lengths.max()))
+    arrays = {
+        "input_ids": np.full(shape, encoder.pad_id),
+        "attention_mask": np.zeros(shape, np.int64),
+        "token_type_ids": np.zeros(shape, np.int64),
+    }
+    for row, ids in enumerate(tokens.ids):
+        text = slice(-len(ids), None) if encoder.left else slice(len(ids))
+        arrays["input_ids"][row, text] = ids
+        arrays["attention_mask"][row, text] = 1
+        arrays["token_type_ids"][row, text] = tokens.type_ids[row]
+    if not encoder.typed:
+        del arrays["token_type_ids"]
+    inputs = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return inputs, [len(texts) for _, texts in lists]

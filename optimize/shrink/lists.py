@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -13,138 +14,164 @@ from xopt.runtime.data.bm25 import UNSPACED, bm25_ranking
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.errors import BadInput
 
-__all__ = ["List", "draw_lists", "own_lists", "ranked"]
+__all__ = ["TrainingList", "draw_lists", "in_turn", "own_lists", "rankable"]
 
 log = logging.getLogger(__name__)
 
-List = tuple[str, list[str]]
+TrainingList = tuple[str, list[str]]  # a query and documents
 
 DOCUMENTS = 8  # of a list
-POOL = 50  # of BM25's best that a drawn query's documents come from
-WORDS = (4, 24)  # of a drawn query
-MOST_DOCUMENTS = 20_000  # that queries are drawn from
-MOST_QUERIES = 10_000  # that BM25 finds documents for: hours of a CPU's training
-DRAWN_QUERIES = 320  # of documents that come without any
-SENTENCE = re.compile(r"(?<=[.!?\n])\s+|(?<=[。！？])\s*")
+POOL = 50  # of BM25's best documents, that a drawn query's list is chosen from
+FEWEST_WORDS = 4  # of a sentence that is a query
+MOST_WORDS = 24
+MOST_DOCUMENTS = 20_000  # that sentences are drawn from
+MOST_QUERIES = 10_000  # that BM25 ranks documents for: enough for hours of training
+DRAWN_QUERIES = 320  # for documents that come without any
+SENTENCE_END = re.compile(r"(?<=[.!?\n])\s+|(?<=[。！？])\s*")
 
 
-def ranked(candidates: Candidates) -> Candidates:
-    """Candidates that rank something: those given, where half of the queries have two documents
-    or more.
+def rankable(candidates: Candidates) -> Candidates:
+    """Make candidates whose queries have several documents each.
 
-    The others are left out then. Else each query, of `MOST_QUERIES` that are drawn, gets BM25's
-    best of all documents, its own among them; where no row has a query, sentences are drawn from
-    the documents. Raises BadInput where there are too few of those.
+    Where at least half of the queries have, the others are left out. Else BM25 finds
+    documents, for at most `MOST_QUERIES`. Where there are no queries, sentences of the
+    documents take their place. Raises BadInput where there are too few documents.
     """
-    given = any(row.query for row in candidates.rows)
-    several = {
-        query_id for query_id, rows in candidates.groups().items() if rows.stop - rows.start > 1
-    }
-    if given and 2 * len(several) >= (queries := len(candidates.groups())):
-        if len(several) == queries:
-            return candidates
-        log.warning(
-            "shrink: %d of %d queries have one document, and are left out",
-            queries - len(several),
-            queries,
-        )
-        return replace(
-            candidates, rows=tuple(row for row in candidates.rows if row.query_id in several)
-        )
-    if given:
+    if not any(row.query for row in candidates.rows):
+        return _with_bm25(candidates, _drawn_queries(candidates))
+    groups = candidates.groups()
+    several = {query_id for query_id, rows in groups.items() if rows.stop - rows.start > 1}
+    left_out = len(groups) - len(several)
+    if not left_out:
+        return candidates
+    if left_out > len(several):
         candidates = candidates.draw(MOST_QUERIES)
-    first = {row.text: row for row in reversed(candidates.rows)}
-    texts = list(first)
-    places = {text: place for place, text in enumerate(texts)}
-    if given:
-        groups = [candidates.rows[rows] for rows in candidates.groups().values()]
-        asked = [
-            (rows[0].query_id, rows[0].query, [places[row.text] for row in rows]) for rows in groups
-        ]
-    else:
-        drawn = _sentences(texts, DRAWN_QUERIES, np.random.default_rng(1))
-        asked = [(f"drawn {number}", query, [place]) for number, (place, query) in enumerate(drawn)]
-    if len(texts) < POOL or not asked:
-        raise BadInput(
-            f"{candidates.name}: few queries have two documents to rank, and BM25 needs {POOL} to find others among, "
-            f"not {len(texts)}, with sentences of {WORDS[0]} to {WORDS[1]} words where there are no queries"
-        )
-    rows = []
-    for (query_id, query, own), ranking in zip(
-        asked, bm25_ranking(texts, [q for _, q, _ in asked], POOL), strict=True
-    ):
-        others = [i for i in ranking if i not in own][: max(0, POOL - len(set(own)))]
-        best = [
-            *(i for i in ranking if i in own or i in others),
-            *(i for i in dict.fromkeys(own) if i not in ranking),
-        ]
-        rows += [Row(query_id, query, first[texts[i]].doc_id, texts[i]) for i in best]
-    log.info(
-        "shrink: %d %s, BM25's best %d documents each",
-        len(asked),
-        "queries" if given else "drawn queries",
-        POOL,
+        return _with_bm25(candidates, candidates.rows)
+    log.warning(
+        "shrink: %d of %d queries have one document, and are left out",
+        left_out,
+        len(groups),
     )
+    rows = tuple(row for row in candidates.rows if row.query_id in several)
+    return replace(candidates, rows=rows)
+
+
+def _drawn_queries(candidates: Candidates) -> list[Row]:
+    """Sentences as queries, each with its document."""
+    texts = list(_documents(candidates))
+    sentences = _sentences(texts, DRAWN_QUERIES, np.random.default_rng(1))
+    return [
+        Row(f"drawn {number}", sentence, "", text)
+        for number, (sentence, text) in enumerate(sentences)
+    ]
+
+
+def _documents(candidates: Candidates) -> dict[str, str]:
+    """Documents' first ids, by their texts."""
+    return {row.text: row.doc_id for row in reversed(candidates.rows)}
+
+
+def _with_bm25(candidates: Candidates, queries: Sequence[Row]) -> Candidates:
+    """Give each query `POOL` documents: its own, and BM25's best of all."""
+    documents = _documents(candidates)
+    if len(documents) < POOL or not queries:
+        raise BadInput(
+            f"{candidates.name}: few queries have two documents to rank, and BM25 needs {POOL} "
+            f"to find others among, not {len(documents)}, with sentences of {FEWEST_WORDS} to "
+            f"{MOST_WORDS} words where there are no queries; give more documents"
+        )
+    text_of = {row.query_id: row.query for row in queries}
+    own: dict[str, list[str]] = {query_id: [] for query_id in text_of}
+    for row in queries:
+        if row.text not in own[row.query_id]:
+            own[row.query_id].append(row.text)
+    texts = list(documents)
+    rankings = bm25_ranking(texts, list(text_of.values()), POOL)
+    rows: list[Row] = []
+    for (query_id, query), ranking in zip(text_of.items(), rankings, strict=True):
+        found = [texts[i] for i in ranking]
+        others = [text for text in found if text not in own[query_id]]
+        surplus = others[max(0, POOL - len(own[query_id])) :]
+        best = [text for text in found if text not in surplus]
+        best += [text for text in own[query_id] if text not in found]
+        rows += [Row(query_id, query, documents[text], text) for text in best]
+    log.info("shrink: %d queries, BM25's best %d documents each", len(text_of), POOL)
     return Candidates(candidates.name, tuple(rows), candidates.qrels)
 
 
-def own_lists(candidates: Candidates, rng: np.random.Generator) -> list[List]:
-    """The queries there are, each with documents from all over its candidates, several times
-    where there are many.
-    """
+def own_lists(candidates: Candidates, rng: np.random.Generator) -> list[TrainingList]:
+    """Split each query's documents into lists at random."""
     lists = []
     for rows in candidates.groups().values():
+        query = candidates.rows[rows.start].query
         texts = [row.text for row in candidates.rows[rows]]
-        query, places = candidates.rows[rows.start].query, rng.permutation(len(texts)).tolist()
-        lists += [(query, [texts[i] for i in part]) for part in _apart(places)]
+        mixed = [texts[i] for i in rng.permutation(len(texts))]
+        # A document that is left over alone cannot be compared with another one.
+        starts = range(0, len(mixed) - 1, DOCUMENTS)
+        lists += [(query, mixed[start : start + DOCUMENTS]) for start in starts]
     return [lists[i] for i in rng.permutation(len(lists))]
 
 
-def _apart(places: list[int]) -> Iterator[list[int]]:
-    for start in range(0, max(1, len(places) - 1), DOCUMENTS):
-        yield places[start : start + DOCUMENTS]
-
-
 def draw_lists(
-    candidates: Candidates, count: int, rng: np.random.Generator, but: Collection[str] = ()
-) -> list[List]:
-    """So many queries drawn from the documents, a sentence each, with documents that BM25 finds
-    for it.
+    candidates: Candidates,
+    count: int,
+    rng: np.random.Generator,
+    excluded: Collection[str] = (),
+) -> list[TrainingList]:
+    """Draw at most `count` sentences as queries, with some of BM25's best documents.
 
-    The sentence's own document is among them. Fewer where the documents have not so many
-    sentences. None is one of the queries `but`.
+    The sentence's own document comes first. No query is one of the `excluded`.
     """
     texts = list(dict.fromkeys(row.text for row in candidates.rows))
     texts = [texts[i] for i in rng.permutation(len(texts))[:MOST_DOCUMENTS]]
-    chosen = [(place, query) for place, query in _sentences(texts, count, rng) if query not in but]
-    if not chosen or len(texts) <= DOCUMENTS:
+    drawn = _sentences(texts, count, rng)
+    sentences = [each for each in drawn if each[0] not in excluded]
+    if not sentences or len(texts) <= DOCUMENTS:
         return []
+    rankings = bm25_ranking(texts, [sentence for sentence, _ in sentences], POOL)
     lists = []
-    for (place, query), ranking in zip(
-        chosen, bm25_ranking(texts, [query for _, query in chosen], POOL), strict=True
-    ):
-        others = [other for other in ranking if other != place]
-        drawn = rng.permutation(len(others))[: DOCUMENTS - 1]
-        lists.append((query, [texts[place], *(texts[others[i]] for i in drawn)]))
+    for (sentence, text), ranking in zip(sentences, rankings, strict=True):
+        others = [texts[i] for i in ranking if texts[i] != text]
+        chosen = rng.permutation(len(others))[: DOCUMENTS - 1]
+        lists.append((sentence, [text, *(others[i] for i in chosen)]))
     return lists
 
 
-def _sentences(texts: Sequence[str], count: int, rng: np.random.Generator) -> list[tuple[int, str]]:
-    """So many sentences that could be queries, each with its text's place: about as many of each
-    text.
-    """
-    sentences = []
-    for place, text in enumerate(texts):
-        fitting = [each for each in SENTENCE.split(text) if WORDS[0] <= _words(each) <= WORDS[1]]
-        sentences += [
-            (place, each)
-            for each in rng.permutation(fitting)[: 1 + count // max(1, len(texts))].tolist()
-        ]
-    return [sentences[i] for i in rng.permutation(len(sentences))[:count]]
+def in_turn(
+    own: list[TrainingList],
+    drawn: list[TrainingList],
+    rng: np.random.Generator,
+) -> Iterator[TrainingList]:
+    """Alternate between the two kinds without end."""
+    kinds = [_repeated(kind, rng) for kind in (own, drawn) if kind]
+    for kind in itertools.cycle(kinds):
+        yield next(kind)
 
 
-def _words(text: str) -> int:
-    """How many words; where they are not set apart, two characters are one."""
-    return (
-        len(UNSPACED.sub(" ", text).split()) + sum(len(run) for run in UNSPACED.findall(text)) // 2
-    )
+def _repeated(lists: list[TrainingList], rng: np.random.Generator) -> Iterator[TrainingList]:
+    while True:
+        for i in rng.permutation(len(lists)):
+            yield lists[i]
+
+
+def _sentences(
+    texts: Sequence[str],
+    count: int,
+    rng: np.random.Generator,
+) -> list[tuple[str, str]]:
+    """Draw sentences that could be queries, each with its text."""
+    most = 1 + count // max(1, len(texts))
+    drawn = []
+    for text in texts:
+        fitting = [each for each in SENTENCE_END.split(text) if _could_be_query(each)]
+        chosen = rng.permutation(fitting)[:most].tolist()
+        drawn += [(sentence, text) for sentence in chosen]
+    return [drawn[i] for i in rng.permutation(len(drawn))[:count]]
+
+
+def _could_be_query(sentence: str) -> bool:
+    """Whether it is neither too short nor too long."""
+    spaced = UNSPACED.sub(" ", sentence).split()
+    unspaced = "".join(UNSPACED.findall(sentence))
+    words = len(spaced) + len(unspaced) // 2  # of Chinese and Japanese, two characters each
+    return FEWEST_WORDS <= words <= MOST_WORDS

@@ -1,6 +1,4 @@
-"""Candidates in a Daft DataFrame are ranked by a cascade: a query's come together, and few of
-them are scored.
-"""
+"""Ranks candidates in a Daft DataFrame by a cascade, which scores few of them."""
 
 from __future__ import annotations
 
@@ -18,208 +16,200 @@ from daft.functions import monotonically_increasing_id
 from xopt.runtime.cascade.cascade import Cascade, CascadeScorer, Lists, Ranked
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.frames.instances import Unscored, opened
+from xopt.runtime.frames.columns import PREFIX, Columns
+from xopt.runtime.frames.instances import NullScores, open_timed
 from xopt.runtime.scoring.encode import Pair
 
-__all__ = ["KEY", "PREFIX", "ROW", "CascadeUDF", "by_cascade", "check_cascade", "together"]
+__all__ = ["KEY", "ROW", "CascadeUDF", "check_cascade", "rank_by_cascade", "together"]
+
+log = logging.getLogger(__name__)
 
 RANKED = DataType.struct(
     {"score": DataType.list(DataType.float32()), "rank": DataType.list(DataType.int64())}
 )
-# The candidates' order, which grouping loses; what they are grouped by; the first stage's score;
-# what is made of them.
-PREFIX = "_xopt_"  # of columns that go as they came
-ROW, KEY, FIRST, RESULT = "_xopt_row", "_xopt_key", "_xopt_first", "_xopt_result"
+ROW = f"{PREFIX}row"  # the order of the candidates, which grouping loses
+KEY = f"{PREFIX}key"  # what they are grouped by
+FIRST = f"{PREFIX}first"  # the first stage's score, of a column that may be replaced
+RESULT = f"{PREFIX}result"
 QUERIES_A_CALL = 64
-log = logging.getLogger(__name__)
 
 
 class CascadeUDF:
-    """Opens one cascade an instance, and ranks batches of queries; `alone` on its GPU where there
-    are several.
-    """
+    """Ranks batches of queries by a cascade; arguments as `RerankUDF`."""
 
     def __init__(
         self,
         opener: Callable[[], CascadeScorer],
         warm_up: Sequence[Pair] = (),
-        alone: bool = False,
+        own_gpu: bool = False,
         nulls: str = "null",
     ) -> None:
-        self.scorer, self.load_s = opened(opener, alone)
-        self.nulls, self.unscored = nulls, Unscored()
+        self.scorer, self.load_s = open_timed(opener, own_gpu)
+        self.nulls = nulls
+        self.null_scores = NullScores()
         if warm_up:
-            self.scorer.rank(
-                warm_up[0][0], [text for _, text in warm_up], first_scores=self._ones(len(warm_up))
-            )
+            query = warm_up[0][0]
+            texts = [text for _, text in warm_up]
+            scores = [1.0] * len(texts) if self.scorer.cascade.order.with_score else None
+            self.scorer.rank(query, texts, first_scores=scores)
 
     @daft.method.batch(return_dtype=RANKED)
     def rank(self, *columns: daft.Series) -> pa.Array:
-        """For each query a list of scores, null for a document that was not scored, and of ranks
-        from 1.
-
-        The columns: the query's id; and lists of its rows' query, text, place and first-stage
-        score.
-        """
+        """Rank queries: a list of scores and one of ranks each; see `ranked`."""
         scores, ranks = self.ranked(*columns)
-        lists = [pa.array(scores, pa.list_(pa.float32())), pa.array(ranks, pa.list_(pa.int64()))]
-        return pa.StructArray.from_arrays(lists, ["score", "rank"])
+        score_lists = pa.array(scores, pa.list_(pa.float32()))
+        rank_lists = pa.array(ranks, pa.list_(pa.int64()))
+        return pa.StructArray.from_arrays([score_lists, rank_lists], ["score", "rank"])
 
     def ranked(
         self, *columns: daft.Series
     ) -> tuple[list[list[float | None]], list[list[int | None]]]:
-        """Scores and ranks of the candidates of each query, in the order in which they came."""
-        with_score = self.scorer.cascade.order.with_score
-        groups = []
-        for name, queries, texts, rows, first in zip(
-            *(column.to_pylist() for column in columns), strict=True
-        ):
-            if self.nulls == "raise" and (name is None or None in queries or None in texts):
-                raise BadInput(
-                    f"a row of query {name!r:.80} has a null id or text; or give nulls='null'"
-                )
-            groups.append(_Group(name, queries, texts, rows, first if with_score else None))
-        whole = [group for group in groups if group.query is not None]
-        scores = (
-            [group.first_scores for group in whole if group.first_scores is not None]
-            if with_score
-            else None
-        )
-        lists = Lists([str(g.query) for g in whole], [g.documents for g in whole], scores)
-        found = self.scorer.rank_all(lists, finite=self.nulls == "raise")
-        self.unscored.add(
-            "have a score that is not finite", sum(ranked.not_finite for ranked in found)
-        )
-        self.unscored.add(
-            "have a null text", sum(group.count - len(group.places) for group in groups)
-        )
-        by_group = {id(group): each for group, each in zip(whole, found, strict=True)}
-        made = [group.filled(by_group.get(id(group))) for group in groups]
-        return [scores for scores, _ in made], [ranks for _, ranks in made]
+        """Scores and ranks of each query's rows, in the order in which they came.
 
-    def _ones(self, count: int) -> list[float] | None:
-        return [1.0] * count if self.scorer.cascade.order.with_score else None
+        The columns are the query's id, and lists of its rows' query, text, place and
+        first-stage score. Ranks begin at 1, and a document not scored has the score None.
+        """
+        refuse = self.nulls == "raise"
+        groups = []
+        for values in zip(*(column.to_pylist() for column in columns), strict=True):
+            query_id, queries, texts, _, _ = values
+            if refuse and (query_id is None or None in queries or None in texts):
+                raise BadInput(
+                    f"a row of query {query_id!r:.80} has a null id or text; or give `nulls='null'`"
+                )
+            groups.append(_Group(*values))
+        whole = [group for group in groups if group.query is not None]
+        with_score = self.scorer.cascade.order.with_score
+        lists = Lists(
+            [str(group.query) for group in whole],
+            [group.documents for group in whole],
+            [group.first_scores for group in whole] if with_score else None,
+        )
+        found = self.scorer.rank_all(lists, finite=refuse)
+        not_finite = sum(ranked.not_finite for ranked in found)
+        nulls = sum(group.count - len(group.places) for group in groups)
+        self.null_scores.add(not_finite, "have a score that is not finite")
+        self.null_scores.add(nulls, "have a null text")
+        in_turn = iter(found)
+        scores = []
+        ranks = []
+        for group in groups:
+            ranked = next(in_turn) if group.query is not None else None
+            group_scores, group_ranks = group.filled(ranked)
+            scores.append(group_scores)
+            ranks.append(group_ranks)
+        return scores, ranks
 
 
 class _Group:
-    """A query's rows as they came, and which of them can be ranked, in the first stage's order."""
+    """A query's rows; `places` are those to rank, in the first stage's order."""
 
     def __init__(
         self,
-        name: Any,
+        query_id: Any,
         queries: list[Any],
         texts: list[Any],
         rows: list[int],
-        first: list[Any] | None,
+        first: list[Any],
     ) -> None:
         named = {query for query in queries if query is not None}
-        if name is None:  # rows of no query, whichever it is
-            named = set()
-        if len(named) > 1:
+        if query_id is not None and len(named) > 1:
             raise BadInput(
-                f"query id {name!r:.60} stands for several queries: {sorted(named)[:2]!s:.160}"
+                f"query id {query_id!r:.60} stands for several queries: {sorted(named)[:2]!s:.160}"
             )
-        self.count, self.query = len(texts), next(iter(named), None)
-        there = [
-            i
-            for i in np.argsort(rows)
-            if self.query is not None and None not in (texts[i], queries[i])
-        ]
-        if first is not None and any(first[i] is None for i in there):
+        self.count = len(texts)
+        self.query = named.pop() if named and query_id is not None else None
+        self.places: list[int] = []
+        if self.query is not None:
+            order = np.argsort(rows).tolist()
+            self.places = [i for i in order if None not in (queries[i], texts[i])]
+        self.documents = [texts[i] for i in self.places]
+        scores = [first[i] for i in self.places]
+        if None in scores:
             raise BadInput(
                 f"query {self.query!r:.60}: a document without a score of the first stage"
             )
-        self.places = there
-        self.documents = [texts[i] for i in there]
-        self.first_scores = (
-            np.array([first[i] for i in there], np.float32) if first is not None else None
-        )
+        self.first_scores = np.array(scores, np.float32)
 
     def filled(self, found: Ranked | None) -> tuple[list[float | None], list[int | None]]:
-        """The score and the rank of each row: what has no text comes last, and without a query
-        there are no ranks.
-        """
+        """Scores and ranks of all rows. Those without a text come last."""
         scores: list[float | None] = [None] * self.count
         ranks: list[int | None] = [None] * self.count
-        if found is not None:
-            turn = [self.places[place] for place in found.ranking]
-            turn += sorted(set(range(self.count)) - set(turn))
-            for rank, row in enumerate(turn, start=1):
-                ranks[row] = rank
-            for row, score in zip(self.places, found.scores.tolist(), strict=True):
-                scores[row] = None if math.isnan(score) else score
+        if found is None:
+            return scores, ranks
+        ranking = [self.places[place] for place in found.ranking]
+        ranking += sorted(set(range(self.count)) - set(self.places))
+        for rank, row in enumerate(ranking, start=1):
+            ranks[row] = rank
+        for row, score in zip(self.places, found.scores.tolist(), strict=True):
+            scores[row] = None if math.isnan(score) else score
         return scores, ranks
 
 
 def check_cascade(
     candidates: daft.DataFrame,
     model: ModelFolder,
-    query_id: str,
-    first: str | None,
+    columns: Columns,
     top_k: int | None,
     **others: Any,
 ) -> None:
-    """Raises BadInput where the folder has no cascade, it goes by other columns, or others are
-    asked for.
-    """
-    kept = Cascade.of(model)
-    if beyond := kept.beyond(top_k):
-        log.warning("%s: %s", model.path, beyond)
+    """Raise BadInput where the folder has no cascade for these arguments."""
+    cascade = Cascade.of(model)
+    warning = cascade.beyond(top_k)
+    if warning:
+        log.warning("%s: %s", model.path, warning)
     for name, value in others.items():
-        if value is not None and not (name == "variant" and value == kept.variant):
+        if value is not None and not (name == "variant" and value == cascade.variant):
             raise BadInput(
-                f"{name}={value!r}: a cascade was certified as it is, with {kept.variant}; leave it out"
+                f"{name}={value!r}: a cascade was certified as it is, "
+                f"with {cascade.variant}; leave `{name}=` out"
             )
-    if kept.order.with_score != (first is not None):
-        asked = f"by a column of scores, as {kept.certificate.column!r} was; name it with first="
+    first = columns.first
+    if first is None and cascade.order.with_score:
         raise BadInput(
-            f"{model.path}: its cascade goes {asked}"
-            if first is None
-            else f"first={first!r}: its cascade goes without"
+            f"{model.path}: its cascade goes by a column of scores, as "
+            f"{cascade.certificate.column!r} was; name it with `first=`"
         )
-    types = {field.name: field.dtype for field in candidates.schema()}
-    for name in (query_id, *([first] if first else [])):
-        if name not in types:
-            raise BadInput(
-                f"no column {name!r} among {', '.join(types)}; name it with query_id=, first="
-            )
-    if first is not None and not types[first].is_numeric():
-        raise BadInput(f"column {first!r} is of {types[first]}, not of numbers; cast it first")
+    if first is not None and not cascade.order.with_score:
+        raise BadInput(f"first={first!r}: its cascade goes without; leave `first=` out")
+    if first is not None:
+        dtype = columns.type_of("first", types_of(candidates))
+        if not dtype.is_numeric():
+            raise BadInput(f"column {first!r} is of {dtype}, not of numbers; cast it")
+
+
+def types_of(candidates: daft.DataFrame) -> dict[str, DataType]:
+    """Return the columns' types by name. Raises BadInput for what is no DataFrame."""
+    if not isinstance(candidates, daft.DataFrame):
+        raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
+    return {field.name: field.dtype for field in candidates.schema()}
 
 
 def together(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame, list[str]]:
-    """A row a query, by `KEY`, its id; all columns hold lists, with `ROW`, where each candidate
-    stood; and their names.
+    """Make a row a query. Returns the frame, and the names of its columns of lists.
 
-    The id's own column is one of them: it may be that of the query's text.
+    `KEY` is the query's id. Lists are all columns of the candidates, the id's own among
+    them, since it may also be the query's text, and `ROW`, where each candidate stood.
     """
     numbered = candidates.with_column(ROW, monotonically_increasing_id())
     lists = numbered.column_names
     grouped = numbered.with_column(KEY, col(query_id)).groupby(KEY)
-    return grouped.agg(*(col(name).list_agg() for name in lists)).into_batches(
-        QUERIES_A_CALL
-    ), lists
+    queries = grouped.agg(*(col(name).list_agg() for name in lists))
+    return queries.into_batches(QUERIES_A_CALL), lists
 
 
-def by_cascade(
-    candidates: daft.DataFrame,
-    ranked: Any,
-    query_id: str,
-    columns: tuple[str, str, str | None],
-    made: tuple[str, str],
-) -> daft.DataFrame:
-    """The rows, each with a score and a rank. `columns` name query, text and, where there is one,
-    the first score.
-    """
-    query, text, first = columns
+def rank_by_cascade(candidates: daft.DataFrame, udf: Any, columns: Columns) -> daft.DataFrame:
+    """Give each row a score and a rank, by a `CascadeUDF`."""
+    made = (columns.score, columns.rank)
     kept = [name for name in candidates.column_names if name not in made]
-    # a column of nulls alone has no type
-    texts = {name: col(name).cast(DataType.string()) for name in (query, text)}
-    # of a column that may be replaced
-    first_score = (col(first) if first else lit(0.0)).alias(FIRST)
-    grouped, lists = together(candidates.select(*kept, first_score).with_columns(texts), query_id)
-    scored = grouped.with_column(RESULT, ranked.rank(*map(col, (KEY, query, text, ROW, FIRST))))
-    results = {
-        name: col(RESULT)[field] for name, field in zip(made, ("score", "rank"), strict=True)
-    }
-    return scored.with_columns(results).explode(*lists, *made).select(*kept, *made)
+    first = col(columns.first) if columns.first else lit(0.0)
+    selected = candidates.select(*kept, first.alias(FIRST))
+    for name in (columns.query, columns.text):
+        # A column of nulls alone has no type.
+        selected = selected.with_column(name, col(name).cast(DataType.string()))
+    grouped, lists = together(selected, columns.query_id)
+    inputs = [col(name) for name in (KEY, columns.query, columns.text, ROW, FIRST)]
+    ranked = grouped.with_column(RESULT, udf.rank(*inputs))
+    ranked = ranked.with_column(columns.score, col(RESULT)["score"])
+    ranked = ranked.with_column(columns.rank, col(RESULT)["rank"])
+    return ranked.explode(*lists, *made).select(*kept, *made)

@@ -1,4 +1,4 @@
-"""Instances of a UDF: how many there are, and how each opens its scorer."""
+"""What UDFs have in common: their instances, and the rows that they cannot score."""
 
 from __future__ import annotations
 
@@ -13,44 +13,53 @@ import daft
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.device import claim_gpu
 
-__all__ = ["Unscored", "instances", "opened"]
+__all__ = ["NullScores", "instances", "open_timed"]
 
 log = logging.getLogger(__name__)
 
 Opened = TypeVar("Opened")
 
 
-def opened(opener: Callable[[], Opened], alone: bool) -> tuple[Opened, float]:
-    """What `opener` opens, `alone` on a GPU where there are several, and the seconds that it
-    took.
-    """
+def open_timed(opener: Callable[[], Opened], own_gpu: bool) -> tuple[Opened, float]:
+    """Open a scorer, on a GPU of its own where asked. Returns it and the seconds."""
     start = time.monotonic()
-    if alone:
+    if own_gpu:
         claim_gpu()
-    return opener(), time.monotonic() - start
+    scorer = opener()
+    return scorer, time.monotonic() - start
 
 
-class Unscored:
-    """Counts what has no score, and tells of the first, the tenth, the hundredth and so on."""
+class NullScores:
+    """Counts rows without a score, and warns of the first, the tenth and so on."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
 
-    def add(self, what: str, rows: int) -> None:
-        """So many rows more have a null score, since they `what`."""
-        before = self.counts[what]
-        self.counts[what] = after = before + rows
-        if len(str(after)) > len(str(before)) or (rows and not before):
-            log.warning("rerank: %d rows of this worker %s; their scores are null", after, what)
+    def add(self, rows: int, reason: str) -> None:
+        """Count so many rows more, whose reason is such as "have a null text"."""
+        before = self.counts[reason]
+        after = before + rows
+        self.counts[reason] = after
+        if after and (not before or len(str(after)) > len(str(before))):
+            log.warning(
+                "rerank: %d rows of this worker %s; their scores are null",
+                after,
+                reason,
+            )
 
 
-def instances(kind: type[Any], workers: int | None, threads: int | None, device: str) -> Any:
-    """A UDF class for Daft: one instance in this process, or `workers` processes that reserve
-    `threads` CPUs each.
+def instances(
+    kind: type[Any],
+    workers: int | None,
+    threads: int | None,
+    device: str,
+) -> Any:
+    """Make a UDF class for Daft: one instance, or one in each of `workers` processes.
+
+    A worker reserves `threads` CPUs, and an instance on "cuda" a GPU.
     """
     gpus = 1 if device == "cuda" else 0
     if workers is not None:
         return daft.cls(kind, max_concurrency=workers, cpus=threads, gpus=gpus)
-    # All of the machine's cores for a call: exactly one instance in this process, one call at a
-    # time.
+    # A call that reserves all cores runs alone, so that Daft makes a single instance.
     return daft.cls(kind, cpus=cores(), gpus=gpus)

@@ -1,12 +1,11 @@
-"""Candidates in a Daft DataFrame get scores: a thin batch UDF around a scorer that knows nothing
-of Daft.
-"""
+"""Scores candidates in a Daft DataFrame, by a batch UDF around a scorer."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 os.environ.setdefault("DO_NOT_TRACK", "1")  # read by daft as it is imported
@@ -21,8 +20,15 @@ from numpy.typing import NDArray
 from xopt.runtime.cascade.cascade import open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.frames.cascade import PREFIX, ROW, CascadeUDF, by_cascade, check_cascade
-from xopt.runtime.frames.instances import Unscored, instances, opened
+from xopt.runtime.frames.cascade import (
+    ROW,
+    CascadeUDF,
+    check_cascade,
+    rank_by_cascade,
+    types_of,
+)
+from xopt.runtime.frames.columns import PREFIX, Columns
+from xopt.runtime.frames.instances import NullScores, instances, open_timed
 from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.plan import ROWS_A_CALL
@@ -30,86 +36,90 @@ from xopt.runtime.scoring.scorer import Scorer, open_scorer
 
 __all__ = ["Label", "RerankUDF", "rerank"]
 
-VARIANT = "onnx-fp32"  # unless another is asked for
-LEAST, MOST = "_xopt_least", "_xopt_most"
+VARIANT = "onnx-fp32"  # unless another one is given
+# The first and the last query of an id, in alphabetical order.
+FIRST_QUERY = f"{PREFIX}first_query"
+LAST_QUERY = f"{PREFIX}last_query"
 
 Label = int | tuple[int, int] | Literal["all"] | None
 
 
 class RerankUDF:
-    """Opens one scorer an instance and scores batches of rows; `alone` on its GPU where there are
-    several.
+    """Scores batches of rows by the scorer that `opener` opens.
 
-    A row with a null text, and one whose score is not finite, has a null score. They are counted,
-    and a warning tells of the first, the tenth, the hundredth and so on; with `nulls` "raise" the
-    first one raises BadInput.
+    With `own_gpu` it is opened on a GPU that no other worker has. A row with a
+    null text has a null score, or raises BadInput with `nulls="raise"`. A score
+    that is not finite is null.
     """
 
     def __init__(
         self,
         opener: Callable[[], Scorer],
         warm_up: Sequence[Pair] = (),
-        alone: bool = False,
+        own_gpu: bool = False,
         label: Label = None,
         nulls: str = "null",
     ) -> None:
-        self.scorer, self.load_s = opened(opener, alone)
-        self.label, self.nulls = label, nulls
-        self.unscored = Unscored()
+        self.scorer, self.load_s = open_timed(opener, own_gpu)
+        self.label = label
+        self.nulls = nulls
+        self.null_scores = NullScores()
         if warm_up:
             self.scorer.logits(warm_up)
 
     def logits(self, query: daft.Series, text: daft.Series) -> NDArray[np.float32]:
-        """Logits of a batch of rows, in their order: float32[n] or float32[n, labels]; NaN where
-        there is a null.
-        """
-        rows = list(zip(query.to_pylist(), text.to_pylist(), strict=True))
-        there = [i for i, pair in enumerate(rows) if None not in pair]
-        found = self.scorer.logits([rows[i] for i in there])
-        # Daft would spread a single result over the batch without a word
-        if len(found) != len(there):
-            raise RuntimeError(f"{len(found)} scores for {len(there)} rows")
-        if len(there) < len(rows):
+        """Logits, float32[n] or float32[n, labels]; NaN where a text is null."""
+        pairs = list(zip(query.to_pylist(), text.to_pylist(), strict=True))
+        rows = [row for row, pair in enumerate(pairs) if None not in pair]
+        if len(rows) < len(pairs):
             if self.nulls == "raise":
-                lost = next(pair for pair in rows if None in pair)
+                first = next(pair for pair in pairs if None in pair)
                 raise BadInput(
-                    f"a row has a null text: query {lost[0]!r:.80}, text {lost[1]!r:.80}; or give nulls='null'"
+                    f"a row has a null text: query {first[0]!r:.80}, "
+                    f"text {first[1]!r:.80}; or give `nulls='null'`"
                 )
-            self.unscored.add("have a null text", len(rows) - len(there))
-        logits = np.full((len(rows), *found.shape[1:]), np.nan, np.float32)
-        logits[there] = found
+            self.null_scores.add(len(pairs) - len(rows), "have a null text")
+        found = self.scorer.logits([pairs[row] for row in rows])
+        # Daft would spread a single result over the batch without a word.
+        if len(found) != len(rows):
+            raise RuntimeError(f"{len(found)} scores for {len(rows)} rows")
+        logits = np.full((len(pairs), *found.shape[1:]), np.nan, np.float32)
+        logits[rows] = found
         return logits
 
     @daft.method.batch(return_dtype=DataType.float32())
     def score(self, query: daft.Series, text: daft.Series) -> pa.Array:
-        """One score a row: the logit, or what `label` makes of several."""
+        """Score by the logit, by that of `label`, or by the difference of two."""
         logits = self.logits(query, text)
         if isinstance(self.label, tuple):
             logits = logits[:, self.label[0]] - logits[:, self.label[1]]
         elif isinstance(self.label, int):
             logits = logits[:, self.label]
-        return pa.array(logits, mask=self._unsound(logits, query, text))
+        return pa.array(logits, mask=self._not_finite(logits, query, text))
 
     @daft.method.batch(return_dtype=DataType.list(DataType.float32()))
-    def lists(self, query: daft.Series, text: daft.Series) -> pa.Array:
-        """A list of logits a row, for models of several labels."""
+    def score_lists(self, query: daft.Series, text: daft.Series) -> pa.Array:
+        """List the logits of all labels for each row."""
         logits = self.logits(query, text)
-        unsound = self._unsound(logits, query, text)
-        return pa.array(
-            [None if bad else row for row, bad in zip(logits.tolist(), unsound, strict=True)]
-        )
+        lists = logits.tolist()
+        for row in np.flatnonzero(self._not_finite(logits, query, text)):
+            lists[row] = None
+        return pa.array(lists)
 
-    def _unsound(
-        self, logits: NDArray[np.float32], query: daft.Series, text: daft.Series
+    def _not_finite(
+        self,
+        logits: NDArray[np.float32],
+        query: daft.Series,
+        text: daft.Series,
     ) -> NDArray[np.bool_]:
-        unsound = ~np.isfinite(logits)
+        """Find rows with a logit that is not finite, and count those with both texts."""
+        not_finite = ~np.isfinite(logits)
         if logits.ndim > 1:
-            unsound = np.any(unsound, axis=1)
-        nulls = np.array(query.is_null().to_pylist(), bool) | np.array(
-            text.is_null().to_pylist(), bool
-        )
-        self.unscored.add("have a score that is not finite", int((unsound & ~nulls).sum()))
-        return unsound
+            not_finite = np.any(not_finite, axis=1)
+        null_texts = np.array((query.is_null() | text.is_null()).to_pylist(), bool)
+        count = int((not_finite & ~null_texts).sum())
+        self.null_scores.add(count, "have a score that is not finite")
+        return not_finite
 
 
 def rerank(
@@ -134,169 +144,158 @@ def rerank(
     threads: int | None = None,
     trust_remote_code: bool = False,
 ) -> daft.DataFrame:
-    """Score a Daft DataFrame of candidates: the same rows with a float32 column `score`, lazily.
+    """Score the candidates of a Daft DataFrame with a model folder, lazily.
 
-    By `variant`, onnx-fp32 unless given. With `cascade` the rows are ranked by the folder's
-    cascade, see `xopt.runtime.open_cascade`: a query's candidates, rows of one `query_id`, are
-    brought together, in the order in which they stand or, highest first, by the column `first`
-    where the cascade was made with one. Those that are not scored have a null score; the column
-    `rank`, from 1, has them after the others.
+    Returns the same rows with a float32 column `score`, the logits of `variant`:
+    onnx-fp32 unless given. `query` and `text` name the columns of strings to score.
+    Columns `score` and `rank` are replaced only with `overwrite`.
 
-    With `top_k` only each query's best are left, with their `rank`: by score, then as they stood,
-    nulls last. Rows of a null `query_id` are no query's. Daft brings a query's rows together for
-    that; `rerank_files` need not.
+    `top_k` leaves the best rows of each `query_id`, with a `rank` from 1. Ties stay
+    as they stood, nulls are last, and rows of a null `query_id` are left out.
 
-    `query` and `text` name the columns with the two texts, which must be strings. A column named
-    `score` that is there already is refused unless `overwrite`. A row with a null text has a null
-    score, and so has one whose score is not finite; both are counted in warnings, but for
-    `workers`, whose output Daft swallows: there count the nulls. With `nulls="raise"` a null text
-    raises BadInput.
+    `cascade` ranks by the folder's cascade; see `xopt.runtime.open_cascade`. A query's
+    rows stand in the first stage's order. `first` names the column of that stage's
+    scores, where the cascade was made with them. Rows that are not scored rank last.
 
-    A model of several labels ranks by what its export was told; else it needs `label`, which is
-    taken before that: the number of the label whose logit is the score, two numbers for the
-    difference of their logits, or "all" for a list of all logits a row, which nothing can sort
-    by.
+    A null text has a null score, or raises BadInput with `nulls="raise"`. A score that
+    is not finite is null. Warnings count both, but Daft hides those of `workers`.
 
-    Runs one instance, which uses the whole machine by its plan, over batches of 1024 rows (16,384
-    on a GPU). `workers` is how many processes to run instead, actors on Ray, each with a GPU of
-    its own where `device` is "cuda"; where several share a machine, `threads` is what each may
-    use, and the CPUs that Ray reserves for it. `trust_remote_code` as in `open_scorer`. Daft
-    keeps the row order on its native runner only: carry an id. Raises BadInput at once where the
-    folder, the variant or a column is missing or a column is not of strings, and while running
-    where the device is not there.
+    `label` is for models of several labels, and replaces the one of the export: a
+    number, two for the difference of their logits, or "all" for a list of all logits.
+
+    One instance uses the whole machine by `plan` or the tuned one, for batches of 1024
+    rows (16,384 on "cuda"). `workers` runs so many processes or Ray actors instead, with
+    `threads` CPUs each, and a GPU each on "cuda". `trust_remote_code` is that of
+    `open_scorer`. Only Daft's native runner keeps the order of rows: carry an id. Raises
+    BadInput at once where an argument does not fit, or in a worker without the device.
     """
-    check_name(device)  # whether it is there, only a worker can tell
+    _check_arguments(workers=workers, threads=threads, top_k=top_k, nulls=nulls, device=device)
     model = ModelFolder.open(os.fspath(folder))
-    made = {"score": score, "rank": rank} if cascade or top_k else {"score": score}
-    _check_columns(candidates, (query, text), made, overwrite)
-    if len(set(made.values())) < len(made) or (len(made) > 1 and query_id in made.values()):
-        raise BadInput(f"score={score!r}, rank={rank!r}, query_id={query_id!r}: name three columns")
-    if top_k is not None and query_id not in candidates.column_names:
-        raise BadInput(
-            f"no column {query_id!r} among {', '.join(candidates.column_names)}; name it with query_id="
-        )
-    if first is not None and not cascade:
-        raise BadInput(
-            f"first={first!r}: the first stage's scores serve a cascade; give cascade=True too"
-        )
-    for name, column in (("rank", rank), ("query_id", query_id)):
-        if column != name and not cascade and top_k is None:
-            raise BadInput(f"{name}={column!r}: is for ranks; give cascade=True or top_k=")
-    for name, value in (("workers", workers), ("threads", threads), ("top_k", top_k)):
+    columns = Columns(query, text, score, query_id, rank, first)
+    columns.check(types_of(candidates), cascade, top_k, overwrite)
+    path = str(model.path.resolve())
+    udfs = _UDFs(path, device, workers, threads, trust_remote_code, nulls)
+    if cascade:
+        check_cascade(candidates, model, columns, top_k, variant=variant, plan=plan, label=label)
+        ranked = rank_by_cascade(candidates, udfs.cascade(), columns)
+        return ranked if top_k is None else ranked.where(col(rank) <= lit(top_k))
+    label = _label_of(model, label, top_k)
+    udf = udfs.scorer(model.variant(variant or VARIANT).name, plan, label)
+    return _scored(candidates, udf, columns, label, device, top_k)
+
+
+def _check_arguments(nulls: str, device: str, **numbers: int | None) -> None:
+    check_name(device)  # whether it is there, only a worker can tell
+    for name, value in numbers.items():
         if value is not None and (not isinstance(value, int) or value < 1):
-            raise BadInput(f"{name} is {value}; give a whole number, at least 1, or leave it out")
+            raise BadInput(f"`{name}={value}`: give a whole number, at least 1, or leave it out")
     if nulls not in ("null", "raise"):
         raise BadInput(
-            f"nulls is {nulls!r}; 'null' gives a null score to a null text, 'raise' refuses it"
+            f"`nulls={nulls!r}`: 'null' gives null scores to null texts, 'raise' refuses them"
         )
-    where = str(model.path.resolve())
-    how: dict[str, Any] = {
-        "threads": threads,
-        "device": device,
-        "trust_remote_code": trust_remote_code,
-    }
-    alone = workers is not None and device == "cuda"
-    if cascade:
-        check_cascade(
-            candidates, model, query_id, first, top_k, variant=variant, plan=plan, label=label
+
+
+@dataclass(frozen=True)
+class _UDFs:
+    """Makes UDFs that open a model folder. Fields are as the arguments of `rerank`."""
+
+    folder: str
+    device: str
+    workers: int | None
+    threads: int | None
+    trust_remote_code: bool
+    nulls: str
+
+    def cascade(self) -> Any:
+        return self._udf(CascadeUDF, open_cascade)
+
+    def scorer(self, variant: str, plan: Plan | None, label: Label) -> Any:
+        opener = functools.partial(open_scorer, variant=variant, plan=plan)
+        return self._udf(RerankUDF, opener, label=label)
+
+    def _udf(self, kind: type[Any], opener: Callable[..., Any], **others: Any) -> Any:
+        opener = functools.partial(
+            opener,
+            self.folder,
+            threads=self.threads,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
         )
-        opener = functools.partial(open_cascade, where, **how)
-        ranked = instances(CascadeUDF, workers, threads, device)(opener, (), alone, nulls)
-        whole = by_cascade(candidates, ranked, query_id, (query, text, first), (score, rank))
-        return whole if top_k is None else whole.where(col(rank) <= lit(top_k))
-    model.variant(variant or VARIANT)
+        own_gpu = self.workers is not None and self.device == "cuda"
+        udf = instances(kind, self.workers, self.threads, self.device)
+        return udf(opener, own_gpu=own_gpu, nulls=self.nulls, **others)
+
+
+def _label_of(model: ModelFolder, label: Label, top_k: int | None) -> Label:
+    """Return the label to score by. Raises BadInput where the model has no such label."""
+    labels = model.manifest.labels
+    if labels == 1:
+        if label is not None:
+            raise BadInput(f"`label={label!r}`: the model has one label; leave it out")
+        return None
     if label is None and model.manifest.rank_label:
-        one, *second = model.manifest.rank_label
-        label = (one, second[0]) if second else one
-    _check_label(label, model.manifest.labels)
-    open_one = functools.partial(open_scorer, where, variant or VARIANT, plan=plan, **how)
-    udf = instances(RerankUDF, workers, threads, device)(open_one, (), alone, label, nulls)
-    method = udf.lists if label == "all" else udf.score
-    # a column of nulls alone has no type
-    texts = (col(name).cast(DataType.string()) for name in (query, text))
-    if top_k is None:
-        return candidates.into_batches(ROWS_A_CALL[device]).with_column(score, method(*texts))
+        own = model.manifest.rank_label
+        return (own[0], own[1]) if len(own) > 1 else own[0]
+    choices = (
+        "`label=K` takes one logit, `label=(K, L)` the difference of two, `label='all'` lists all"
+    )
+    if label is None:
+        raise BadInput(f"the model has {labels} labels, and none that ranks: {choices}")
     if label == "all":
-        raise BadInput(
-            "label='all' gives lists of logits, which rank nothing; give label=K or label=(K, L) with top_k"
-        )
-    numbered = candidates.with_column(ROW, monotonically_increasing_id()).into_batches(
-        ROWS_A_CALL[device]
-    )
-    return _best(numbered.with_column(score, method(*texts)), query_id, query, score, rank, top_k)
+        if top_k is not None:
+            raise BadInput("`label='all'`: lists rank nothing; leave out it or `top_k=`")
+        return label
+    numbers = label if isinstance(label, tuple) and len(label) == 2 else (label,)
+    if not all(type(number) is int and 0 <= number < labels for number in numbers):
+        raise BadInput(f"`label={label!r}`: labels are 0 to {labels - 1}; {choices}")
+    return label
 
 
-def _best(
-    scored: daft.DataFrame, query_id: str, query: str, score: str, rank: str, top_k: int
+def _scored(
+    candidates: daft.DataFrame,
+    udf: Any,
+    columns: Columns,
+    label: Label,
+    device: str,
+    top_k: int | None,
 ) -> daft.DataFrame:
-    """Each query's best rows, with their ranks."""
-    together = Window().partition_by(query_id)
-    order = together.order_by(score, ROW, desc=[True, False], nulls_first=[False, False])
-    text = col(query).cast(DataType.string())
-    bounds = {LEAST: text.min().over(together), MOST: text.max().over(together)}
-    ranked = scored.where(col(query_id).not_null()).with_column(
-        rank, row_number().over(order).cast(DataType.int64())
+    if top_k is not None:
+        candidates = candidates.with_column(ROW, monotonically_increasing_id())
+    score = udf.score_lists if label == "all" else udf.score
+    # A column of nulls alone has no type.
+    texts = [col(name).cast(DataType.string()) for name in (columns.query, columns.text)]
+    batches = candidates.into_batches(ROWS_A_CALL[device])
+    scored = batches.with_column(columns.score, score(*texts))
+    return scored if top_k is None else _best(scored, columns, top_k)
+
+
+def _best(scored: daft.DataFrame, columns: Columns, top_k: int) -> daft.DataFrame:
+    """Keep each query's best rows, with their ranks."""
+    query_id = col(columns.query_id)
+    of_query = Window().partition_by(columns.query_id)
+    by_score = of_query.order_by(
+        columns.score,
+        ROW,
+        desc=[True, False],
+        nulls_first=[False, False],
     )
-    whole = ranked.with_columns(bounds).where(_one_query(*map(col, (query_id, LEAST, MOST))))
-    return whole.where(col(rank) <= lit(top_k)).exclude(ROW, *bounds)
+    rank = row_number().over(by_score).cast(DataType.int64())
+    text = col(columns.query).cast(DataType.string())
+    ranked = scored.where(query_id.not_null()).with_column(columns.rank, rank)
+    ranked = ranked.with_column(FIRST_QUERY, text.min().over(of_query))
+    ranked = ranked.with_column(LAST_QUERY, text.max().over(of_query))
+    ranked = ranked.where(_one_query(query_id, col(FIRST_QUERY), col(LAST_QUERY)))
+    best = ranked.where(col(columns.rank) <= lit(top_k))
+    return best.exclude(ROW, FIRST_QUERY, LAST_QUERY)
 
 
 @daft.func.batch(return_dtype=DataType.bool())
-def _one_query(names: daft.Series, least: daft.Series, most: daft.Series) -> pa.Array:
-    """True. Raises BadInput where the id of a query stands for several, of which these are the
-    first and the last.
-    """
-    for name, one, other in zip(
-        names.to_pylist(), least.to_pylist(), most.to_pylist(), strict=True
-    ):
+def _one_query(query_ids: daft.Series, first: daft.Series, last: daft.Series) -> pa.Array:
+    """Raise BadInput where an id stands for several queries; else true for each row."""
+    rows = zip(query_ids.to_pylist(), first.to_pylist(), last.to_pylist(), strict=True)
+    for query_id, one, other in rows:
         if one != other:
             raise BadInput(
-                f"query id {name!r:.60} stands for several queries: {[one, other]!s:.160}"
+                f"query id {query_id!r:.60} stands for several queries: {[one, other]!s:.160}"
             )
-    return pa.array([True] * len(names))
-
-
-def _check_columns(
-    candidates: daft.DataFrame, texts: Sequence[str], made: dict[str, str], overwrite: bool
-) -> None:
-    if not isinstance(candidates, daft.DataFrame):
-        raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
-    if not all(
-        isinstance(name, str) and name.strip() not in ("", "*") for name in (*texts, *made.values())
-    ):
-        raise BadInput(f"columns {(*texts, *made.values())}: name each by a text other than '*'")
-    types = {field.name: field.dtype for field in candidates.schema()}
-    own = next((name for name in types if name.startswith(PREFIX)), None)
-    if own is not None:
-        raise BadInput(
-            f"column {own!r}: names that start with {PREFIX!r} are xopt's own; rename it"
-        )
-    for name in texts:
-        if name not in types:
-            raise BadInput(
-                f"no column {name!r} among {', '.join(types)}; name the columns with query= and text="
-            )
-        if types[name] not in (DataType.string(), DataType.null()):
-            raise BadInput(f"column {name!r} is of {types[name]}, not of strings; cast it first")
-    for kind, name in made.items():
-        if name in texts:
-            raise BadInput(f"{kind}={name!r} is the column of a text; name another")
-        if name in types and not overwrite:
-            raise BadInput(
-                f"there is a column {name!r} already; name another with {kind}=, or replace it with overwrite=True"
-            )
-
-
-def _check_label(label: Label, labels: int) -> None:
-    if labels == 1:
-        if label is not None:
-            raise BadInput(f"label={label!r}: the model has one label; leave label out")
-        return
-    ways = "label=K takes one logit, label=(K, L) the difference of two, label='all' a list a row"
-    if label is None:
-        raise BadInput(f"the model has {labels} labels, and no one score to rank by: {ways}")
-    if label == "all":
-        return
-    numbers = label if isinstance(label, tuple) and len(label) == 2 else (label,)
-    if not all(type(number) is int and 0 <= number < labels for number in numbers):
-        raise BadInput(f"label={label!r}: the model's labels are 0 to {labels - 1}; {ways}")
+    return pa.array([True] * len(query_ids))

@@ -81,7 +81,8 @@ def test_a_card_says_what_a_hub_reads_and_what_was_measured(portable: ModelFolde
     }
     rows = [line for line in card.text.splitlines() if line.startswith("| onnx")]
     assert rows == [
-        "| onnx-int8-portable | `onnx/model_quantized.onnx` | 8.2 x | 0.968 [0.955, 0.974] |  |  | pass, recommended |",
+        "| onnx-int8-portable | `onnx/model_quantized.onnx` | 8.2 x "
+        "| 0.968 [0.955, 0.974] |  |  | pass, recommended |",
         "| onnx-fp32 | `onnx/model.onnx` | 4.7 x | 1.000 |  |  | pass |",
     ]
     for part in (
@@ -108,7 +109,7 @@ def test_a_card_is_written_again_and_no_one_elses_is_replaced(tiny_copy: ModelFo
     assert "base_model" not in ModelCard(text).data.to_dict()
     assert "onnxruntime's own too (" in text
     file.write_text(text.replace(OURS, "Mine"), encoding="utf-8")
-    with pytest.raises(BadInput, match="is there, and not written by xopt; --force replaces it"):
+    with pytest.raises(BadInput, match="was not written by xopt; `force=True` replaces it"):
         write_card(folder, "you/bert")
     assert "Mine" in file.read_text(encoding="utf-8")
     assert OURS in write_card(folder, "you/bert", force=True).read_text(encoding="utf-8")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from xopt.cli.output import plain
-from xopt.optimize.report.charts import frontier, scatter
+from xopt.optimize.report.charts import Point, frontier, scatter, sparkline
 from xopt.optimize.report.page import compare, gather, read_results, render
 from xopt.optimize.validate import validate
 from xopt.runtime.bench.bench import Bench
@@ -24,7 +26,8 @@ from xopt.runtime.folder import ModelFolder
 EVIL = '<script>alert("x")</script> **bold** | `code` <img src=https://example.org/x>'
 PROBE = """<script>addEventListener("load", () => {
   const all = (css, within = document) => [...within.querySelectorAll(css)];
-  const table = all("table.sortable").at(-1), height = (node) => node.getBoundingClientRect().height;
+  const table = all("table.sortable").at(-1);
+  const height = (node) => node.getBoundingClientRect().height;
   table.querySelectorAll("thead button")[2].click();
   parent.document.body.dataset.found = JSON.stringify({
     sorted: [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[2].textContent)),
@@ -46,9 +49,10 @@ def results(benched: Bench, tiny: ModelFolder, docs: Candidates) -> list[dict[st
         Row(EVIL + row.query_id, row.query + EVIL, EVIL + row.doc_id, EVIL + row.text)
         for row in docs.rows
     )
-    evil = Candidates(
-        EVIL, rows, {EVIL + q: {EVIL + d: g for d, g in j.items()} for q, j in docs.qrels.items()}
-    )
+    qrels = {}
+    for query_id, judged in docs.qrels.items():
+        qrels[EVIL + query_id] = {EVIL + doc_id: grade for doc_id, grade in judged.items()}
+    evil = Candidates(EVIL, rows, qrels)
     return [
         plain(replace(benched, data=EVIL)),
         plain(validate(tiny, ["torch-fp32", "onnx-fp32", "onnx-int8"], evil)),
@@ -96,7 +100,6 @@ def test_results_are_read_from_files_and_others_refused(
     for text, message in (
         ("{", "cannot be read as JSON"),
         ("[]", "no result of"),
-        ('{"measured": [{}]}', "another version"),
     ):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(BadInput, match=rf"bad.json: .*{message}"):
@@ -192,16 +195,27 @@ def test_a_model_of_several_labels_has_a_report(results: list[dict[str, Any]]) -
 
 
 def test_the_frontier_holds_what_nothing_else_beats() -> None:
-    points = [("slow", 1.0, 1.0), ("fast", 3.0, 0.95), ("beaten", 2.0, 0.9), ("twin", 3.0, 0.95)]
-    assert [points[i][0] for i in frontier(points)] == ["slow", "fast", "twin"]
-    drawn = scatter(points, frontier(points))
-    assert drawn.count("<circle") == 4
-    centres = [tuple(map(float, c)) for c in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
-    assert all(
-        (a - c) ** 2 + (b - d) ** 2 > 18**2
-        for i, (a, b) in enumerate(centres)
-        for c, d in centres[:i]
-    )
+    points = [
+        Point("slow", 1.0, 1.0),
+        Point("fast", 3.0, 0.95),
+        Point("beaten", 2.0, 0.9),
+        Point("twin", 3.0, 0.95),
+    ]
+    assert [point.name for point in frontier(points)] == ["slow", "fast", "twin"]
+    chart = scatter(points)
+    assert [mark.point for mark in chart.marks] == points
+    assert [mark.best for mark in chart.marks] == [True, True, False, True]
+    for one, other in itertools.combinations(chart.marks, 2):
+        assert math.dist(one.circle, other.circle) > 2 * chart.radius
+    assert [speed for speed, _ in chart.speed_ticks] == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+    agreements = [round(agreement, 2) for agreement, _ in chart.agreement_ticks]
+    assert agreements == [0.85, 0.88, 0.91, 0.94, 0.97, 1.0]
+
+
+def test_a_sparkline_averages_what_is_too_much_for_it() -> None:
+    assert sparkline([]) == sparkline([0.5]) == []
+    assert sparkline([0.0, 0.5, 1.5]) == [(0, 30), (50, 16), (100, 2)]
+    assert len(sparkline([0.5] * 1000)) <= 120
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: apt install chromium)")
@@ -214,7 +228,8 @@ def test_a_browser_shows_it_sorts_and_asks_nobody(
     framed = escape(page.replace("</body>", PROBE + "</body>"))
     file = tmp_path / "report.html"
     file.write_text(
-        f'<body style="margin:0"><iframe width="{width}" height="900" srcdoc="{framed}"></iframe></body>'
+        f'<body style="margin:0"><iframe width="{width}" height="900" srcdoc="{framed}">'
+        "</iframe></body>"
     )
     flags = [
         "--headless",

@@ -21,7 +21,16 @@ from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.optimize.shrink import distil
 from xopt.optimize.shrink.distil import batch
 from xopt.optimize.shrink.layers import search_layers, sets_tried
-from xopt.optimize.shrink.lists import DOCUMENTS, POOL, WORDS, draw_lists, own_lists, ranked
+from xopt.optimize.shrink.lists import (
+    DOCUMENTS,
+    FEWEST_WORDS,
+    MOST_WORDS,
+    POOL,
+    draw_lists,
+    in_turn,
+    own_lists,
+    rankable,
+)
 from xopt.optimize.shrink.shrink import _reloads, shrink
 from xopt.runtime import open_scorer
 from xopt.runtime.data.candidates import (
@@ -37,7 +46,7 @@ from xopt.runtime.scoring.backends.network import Network, load_encoder
 from xopt.runtime.scoring.encode import Encoder
 
 Xopt = Callable[..., Result]
-SECONDS = 2 / 60
+MINUTES = 2 / 60
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +86,24 @@ def test_lists_have_documents_of_their_query_and_sentences_those_that_are_like_t
     assert 10 < len(drawn) <= 40
     for query, texts in drawn:
         assert query in texts[0]
-        assert WORDS[0] <= len(query.split()) <= WORDS[1]
+        assert FEWEST_WORDS <= len(query.split()) <= MOST_WORDS
         assert len(set(texts)) == len(texts) <= DOCUMENTS
     assert draw_lists(Candidates("one", queries.rows[:1]), 40, np.random.default_rng(0)) == []
 
 
+def test_the_two_kinds_of_lists_come_in_turn_without_end() -> None:
+    own = [("a", ["text"]), ("b", ["text"])]
+    drawn = [("c", ["text"])]
+    rng = np.random.default_rng(0)
+    queries = [query for query, _ in itertools.islice(in_turn(own, drawn, rng), 8)]
+    assert queries[1::2] == ["c"] * 4
+    assert sorted(queries[:4:2]) == sorted(queries[4::2]) == ["a", "b"]
+    assert next(in_turn(own, [], rng))[0] in ("a", "b")
+
+
 TEXTS = [
-    f"The {subject} engine ranks {thing}. A query finds the {thing} of every {subject}. It is short."
+    f"The {subject} engine ranks {thing}. A query finds the {thing} of every {subject}. "
+    "It is short."
     for subject in ("search", "index", "table", "paper", "model", "score", "shard")
     for thing in (
         "documents",
@@ -101,14 +121,14 @@ TEXTS = [
 def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(
     queries: Candidates, tmp_path: Path
 ) -> None:
-    assert ranked(queries) is queries
+    assert rankable(queries) is queries
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     with pytest.raises(BadInput, match="each row needs query and text"):
         read_candidates(str(file))
     with pytest.raises(BadInput, match="has no queries; leave out --depth"):
         read_candidates(str(file), documents=True, depth=10)
-    drawn = ranked(read_candidates(str(file), documents=True))
+    drawn = rankable(read_candidates(str(file), documents=True))
     with file.open("a") as more:
         more.write(json.dumps({"query": "a query", "text": "a text"}) + "\n")
     with pytest.raises(BadInput, match="56 of 57 rows have no query"):
@@ -124,7 +144,7 @@ def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(
     assert lists
     assert not asked & {query for query, _ in lists}
     rows = tuple(Row(str(i), text.split(". ")[1], f"d{i}", text) for i, text in enumerate(TEXTS))
-    pairs = ranked(Candidates("pairs", rows, {"3": {"d3": 1}}))
+    pairs = rankable(Candidates("pairs", rows, {"3": {"d3": 1}}))
     assert list(pairs.groups()) == [row.query_id for row in rows]
     assert pairs.qrels == {"3": {"d3": 1}}
     for row in rows:
@@ -140,7 +160,7 @@ def test_a_few_queries_of_several_documents_do_not_stand_for_all(
     rows = [Row(str(i), text.split(". ")[1], f"d{i}", text) for i, text in enumerate(TEXTS)]
     twice = replace(rows[9], query_id="5", query=rows[5].query)
     mostly_one = Candidates("pairs", (*rows[:6], twice, *rows[6:]))
-    found = ranked(mostly_one)
+    found = rankable(mostly_one)
     assert {rows.stop - rows.start for rows in found.groups().values()} == {POOL}
     own = [row.doc_id for row in found.rows[found.groups()["5"]]]
     assert {"d5", "d9"} <= set(own)
@@ -148,7 +168,7 @@ def test_a_few_queries_of_several_documents_do_not_stand_for_all(
     assert "left out" not in caplog.text
     two = [each for row in rows for each in (row, replace(row, doc_id="x", text="x"))]
     mostly_two = Candidates("lists", tuple(two[:-1]))
-    left = ranked(mostly_two)
+    left = rankable(mostly_two)
     assert left.rows == mostly_two.rows[:-1]
     assert "1 of 56 queries have one document, and are left out" in caplog.text
 
@@ -185,10 +205,10 @@ def test_a_shrunk_model_learns_and_is_a_model_folder_like_any_other(
     calibration: Candidates,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # a second each, two a step: however slow the machine is, it learns as much
+    # a second a step: however slow the machine is, it learns as much
     ticks = itertools.count()
     monkeypatch.setattr(distil, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
-    found = shrink(demo, tmp_path / "small", 3, queries, minutes=0.6)
+    found = shrink(demo, tmp_path / "small", 3, queries, minutes=0.3)
     assert len(found.kept) == 3
     assert found.distilled.last_loss < 0.8 * found.distilled.first_loss
     small = ModelFolder.open(tmp_path / "small")
@@ -227,7 +247,7 @@ def test_every_kind_is_shrunk(kind: str, tmp_path: Path, queries: Candidates) ->
     folder = export(
         str(KINDS[kind](tmp_path / "model")), tmp_path / "out", torch_only=True, rank_label=labels
     )
-    found = shrink(folder, tmp_path / "small", 1, queries, minutes=SECONDS)
+    found = shrink(folder, tmp_path / "small", 1, queries, minutes=MINUTES)
     small = ModelFolder.open(tmp_path / "small")
     assert small.manifest.rank_label == folder.manifest.rank_label
     scores = open_scorer(small, "torch-fp32").score([("search engine", "ranking models")])
@@ -239,7 +259,7 @@ def test_what_cannot_be_shrunk_is_refused(
     tiny: ModelFolder, queries: Candidates, tmp_path: Path, xopt: Xopt
 ) -> None:
     for layers in (2, 3):
-        with pytest.raises(BadInput, match=f"--layers {layers}: .* has 2; keep at least one"):
+        with pytest.raises(BadInput, match=f"`layers={layers}`: .* has 2; keep at least one"):
             shrink(tiny, tmp_path / "small", layers, queries)
     with pytest.raises(BadInput, match="a single query"):
         shrink(tiny, tmp_path / "small", 1, queries.between(0, 1))

@@ -78,7 +78,7 @@ def test_a_label_or_a_difference_of_two_is_the_score_of_a_model_of_several(
 )
 def test_several_labels_are_never_sorted_by_accident(three: ModelFolder, label: object) -> None:
     with pytest.raises(
-        BadInput, match=r"label=K takes one logit, label=\(K, L\) the difference of two"
+        BadInput, match=r"`label=K` takes one logit, `label=\(K, L\)` the difference of two"
     ):
         rerank(frame_of(PAIRS), three.path, label=label)
 
@@ -129,11 +129,13 @@ def test_a_score_that_is_not_finite_is_null_and_counted(
 def test_a_column_that_is_there_is_replaced_only_on_request(tiny: ModelFolder) -> None:
     frame = frame_of(PAIRS, score=[17.3, 1.0, 2.0])
     with pytest.raises(
-        BadInput, match="there is a column 'score' already; name another with score="
+        BadInput, match="there is a column 'score' already; name another with `score=`"
     ):
         rerank(frame, tiny.path)
     for name in ("text", "query"):
-        with pytest.raises(BadInput, match=f"score='{name}' is the column of a text; name another"):
+        with pytest.raises(
+            BadInput, match=f"`score='{name}'`: is the column of a text; name another"
+        ):
             rerank(frame, tiny.path, score=name, overwrite=True)
     assert rerank(frame, tiny.path, score="mine").to_pydict()["score"] == [17.3, 1.0, 2.0]
     assert rerank(frame, tiny.path, overwrite=True).to_pydict()["score"] != [17.3, 1.0, 2.0]
@@ -148,7 +150,7 @@ def test_columns_are_checked_before_anything_runs(tiny: ModelFolder, values: lis
     with pytest.raises(BadInput, match=r"column 'other' is of .*, not of strings; cast it first"):
         rerank(frame, tiny.path, text="other")
     with pytest.raises(
-        BadInput, match="no column 'body' among query, text, other; name the columns with query="
+        BadInput, match="no column 'body' among query, text, other; name it with `text=`"
     ):
         rerank(frame, tiny.path, text="body")
 
@@ -175,7 +177,7 @@ def test_each_querys_best_are_left_with_their_ranks(tiny: ModelFolder, docs: Can
     assert (best["score"][lost], best["rank"][lost]) == (None, 1)
     assert None not in best["query_id"]
     with pytest.raises(
-        BadInput, match="no column 'qid' among query_id, query, text; name it with query_id="
+        BadInput, match="no column 'qid' among query_id, query, text; name it with `query_id=`"
     ):
         rerank(frame, tiny.path, top_k=3, query_id="qid")
 
@@ -185,14 +187,14 @@ def test_what_cannot_be_run_is_refused_at_once(tiny: ModelFolder) -> None:
     for message, named in (
         ("no variant 'onnx-int4'", {"variant": "onnx-int4"}),
         ("device 'gpu': unknown; use cpu or cuda", {"device": "gpu"}),
-        ("top_k is 0; give a whole number, at least 1", {"top_k": 0, "query_id": "query"}),
-        ("workers is -1; give a whole number, at least 1", {"workers": -1}),
-        ("threads is 0; give a whole number, at least 1", {"threads": 0}),
-        ("workers is 1.5; give a whole number", {"workers": 1.5}),
-        ("name each by a text other than", {"query": "*"}),
-        ("name each by a text other than", {"score": None}),
-        ("label=1: the model has one label", {"label": 1}),
-        ("nulls is 'drop'", {"nulls": "drop"}),
+        ("`top_k=0`: give a whole number, at least 1", {"top_k": 0, "query_id": "query"}),
+        ("`workers=-1`: give a whole number, at least 1", {"workers": -1}),
+        ("`threads=0`: give a whole number, at least 1", {"threads": 0}),
+        ("`workers=1.5`: give a whole number", {"workers": 1.5}),
+        ("`query='\\*'`: give a text other than", {"query": "*"}),
+        ("`score=None`: give a text other than", {"score": None}),
+        ("`label=1`: the model has one label", {"label": 1}),
+        ("`nulls='drop'`", {"nulls": "drop"}),
     ):
         with pytest.raises(BadInput, match=message):
             rerank(frame, tiny.path, **named)
@@ -211,7 +213,7 @@ def test_queries_of_one_id_are_never_ranked_as_one(tiny: ModelFolder) -> None:
 
 @pytest.mark.parametrize("options", [{"first": "bm25"}, {"rank": "place"}, {"query_id": "topic"}])
 def test_what_serves_nothing_is_refused(tiny: ModelFolder, options: dict[str, str]) -> None:
-    with pytest.raises(BadInput, match=f"{next(iter(options))}='"):
+    with pytest.raises(BadInput, match=f"`{next(iter(options))}='"):
         rerank(frame_of(PAIRS), tiny.path, **options)
 
 
