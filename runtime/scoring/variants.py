@@ -20,7 +20,6 @@ from xopt.runtime.scoring.device import check_device, check_name
 
 __all__ = [
     "BACKENDS",
-    "CTRANSLATE2_FILE",
     "REFERENCE",
     "BackendKind",
     "check_variant",
@@ -64,7 +63,7 @@ class BackendKind:
     and a device. takes: whether it has a form of the model in a folder. gpu_ready: whether its
     package can use the GPU. tried: whether it takes only some graphs, so that commands try to
     open a variant before they run it on a CPU. compiles: whether it compiles for each shape that
-    it meets, which is no part of its speed. peer: whether it is only there to be compared with.
+    it meets, which is no part of its speed.
     in_sentence_transformers: whether sentence-transformers, as it is installed, runs the variants
     of a folder too.
     """
@@ -78,7 +77,6 @@ class BackendKind:
     gpu_ready: Callable[[], bool] = _always
     tried: bool = False
     compiles: bool = False
-    peer: bool = False
     in_sentence_transformers: Callable[[ModelFolder], bool] = _never
 
 
@@ -95,8 +93,6 @@ def _optimum_runs(folder: ModelFolder) -> bool:
     """Whether sentence-transformers runs the folder's graphs, which it does through optimum."""
     return has_module("optimum.onnxruntime") and reads_as_others(folder)
 
-
-CTRANSLATE2_FILE = "ctranslate2/model.bin"
 
 BACKENDS = {
     kind.name: kind
@@ -137,14 +133,6 @@ BACKENDS = {
             _lazily("openvino", "OpenVinoBackend"),
             tried=True,
             compiles=True,
-        ),
-        BackendKind(
-            "ctranslate2",
-            {"cpu": ()},
-            CTRANSLATE2_FILE,
-            (),
-            _lazily("ctranslate2", "CTranslate2Backend"),
-            peer=True,
         ),
     )
 }
