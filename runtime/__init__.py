@@ -1,4 +1,7 @@
-"""Runs variants: model folder, scorers, planning, the Daft UDF, bench, monitor, candidates."""
+"""Runs variants: scorers, data, cascades, Daft frames, jobs and the bench.
+
+The names that users import are offered here, and loaded when they are first used.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = ["CrossEncoder", "open_cascade", "open_scorer", "rerank", "rerank_files"]
 
-
 LAZY = {
     "CrossEncoder": "scoring.cross_encoder",
     "open_cascade": "cascade.cascade",
     "rerank": "frames.rerank",
     "rerank_files": "jobs.rerank_files",
-}  # only who asks for them waits
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in LAZY:
-        return getattr(importlib.import_module(f"xopt.runtime.{LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"xopt.runtime.{LAZY[name]}")
+    return getattr(module, name)

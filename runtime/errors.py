@@ -6,11 +6,11 @@ __all__ = ["BadInput", "GateFailed", "NotFinite", "first_line"]
 
 
 class BadInput(Exception):
-    """What was given can't be used. One line: the file, the value and the way out. Exit code 2."""
+    """An input that can't be used. One line: the file, the value and the way out. Exit code 2."""
 
 
 class GateFailed(Exception):
-    """What was made does not meet its bound. One line: by how much. Exit code 1."""
+    """A result that misses its bound. One line that says by how much. Exit code 1."""
 
 
 class NotFinite(GateFailed):
@@ -18,5 +18,6 @@ class NotFinite(GateFailed):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its details."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's message, or the error's type where it has none."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whatever ends the work; and their fingerprints."""
+"""Files that appear whole or not at all, even where a process is killed; and their fingerprints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -35,12 +36,11 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 1 << 20
-# a folder may be shared between machines
-HOST = "".join(c if c.isalnum() else "_" for c in socket.gethostname())
+# Several machines may write to one folder, so temporary names hold the host and the process.
+HOST = re.sub(r"[\W_]", "_", socket.gethostname())
 
 
 def sha256_of(path: Path) -> str:
-    """The hexadecimal sha256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(BLOCK_BYTES):
@@ -50,19 +50,21 @@ def sha256_of(path: Path) -> str:
 
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
-    """Let Ctrl-C and a termination end what is within, even where a library loses, or wraps, what
-    their handlers raise.
+    """Let Ctrl-C and a termination end the block, even where a library swallows them.
 
-    torch's exporter does, in callbacks and around its own errors.
+    A handler raises an exception, which torch's exporter loses in callbacks or wraps in errors of
+    its own. So the handler of a signal that came runs once more at the end of the block.
     """
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    handlers = {number: handler for number, handler in kept.items() if callable(handler)}
-    if threading.current_thread() is not threading.main_thread():
-        handlers = {}  # signals are the main thread's
-    came: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other thread may set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         handlers[signal.Signals(number)](number, frame)
 
     for number in handlers:
@@ -72,16 +74,17 @@ def heard() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if came:
-            handlers[signal.Signals(came[0])](came[0], None)
+        if received:
+            first = signal.Signals(received[0])
+            handlers[first](first, None)
 
 
 @contextlib.contextmanager
 def new_file(path: Path, swept: bool = False) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` at the end, or leave nothing on
-    an error.
+    """Yield a temporary name beside `path`, and rename it to `path` at the end.
 
-    What a killed process left there is removed first, unless that has been done: `swept`.
+    On an error nothing is left. What killed processes left there is removed first, unless `swept`
+    says that this has been done.
     """
     if not swept:
         _sweep(path)
@@ -92,14 +95,14 @@ def new_file(path: Path, swept: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; rename it to `path` at the end, or leave
-    nothing.
+    """Yield an empty temporary folder beside `path`, and rename it to `path` at the end.
 
-    Raises BadInput where `path` is there already, or at the end, and `replace` is false. With
-    `replace` the old folder is removed only when the new one is complete; of a link that is what
-    it leads to.
+    On an error nothing is left. With `replace` an old folder goes when the new one is complete;
+    where `path` is a link, the folder that it leads to. Raises BadInput where `path` exists, at
+    the beginning or at the end, and `replace` is false.
     """
-    path = path.resolve() if path.is_symlink() else path
+    if path.is_symlink():
+        path = path.resolve()
     _sweep(path)
     if path.exists() and not replace:
         raise already_there(path)
@@ -119,9 +122,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`, which goes at the end: what is made there
-    can be moved whole.
-    """
+    """Yield an empty temporary folder beside `path`, from which files can be moved there whole."""
     _sweep(path)
     with _temporary(path) as temporary:
         temporary.mkdir()
@@ -129,16 +130,15 @@ def scratch_beside(path: Path) -> Iterator[Path]:
 
 
 def already_there(path: Path) -> BadInput:
-    """What to raise where `path` is there and is not to be replaced."""
+    """Return the error to raise where `path` exists and is not to be replaced."""
     return BadInput(
-        f"{path}: exists already; choose another folder with -o, or replace it with --force"
+        f"{path}: exists already; choose another folder with `out=`, "
+        "or replace it with `force=True`"
     )
 
 
 def check_writable(path: Path) -> None:
-    """Raises BadInput where `path`, a file or a file in that folder, cannot be written, before
-    work is done for it.
-    """
+    """Raise BadInput where `path` cannot be written: a file, or a folder to write files in."""
     place = path if path.is_dir() else path.parent
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -152,17 +152,17 @@ def check_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Be the only process that is in such a block for this folder; others, of other users and
-    machines too, wait.
+    """Let one process at a time, of all users and machines, into the blocks for a folder.
 
-    Or, without `wait`, they raise BlockingIOError.
+    Without `wait` it raises BlockingIOError where another process is in such a block. On Windows,
+    which has no locks on folders, it does nothing.
     """
-    if sys.platform == "win32":  # it has no locks on folders
+    if sys.platform == "win32":
         yield
         return
     import fcntl
 
-    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no file is left behind
+    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file is left behind
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -171,17 +171,17 @@ def locked(folder: Path, wait: bool = True) -> Iterator[None]:
 
 
 def sweep(folder: Path, names: str) -> None:
-    """Remove what killed processes, of any machine, left half-written of files that nobody else
-    writes, by pattern.
+    """Remove half-written files of killed processes, of any machine, by a pattern of `names`.
+
+    Nobody else may be writing such files.
     """
     for leftover in folder.glob(f".{names}.new-*"):
         _remove(leftover)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
     with new_file(path) as temporary:
-        # half a surrogate pair is no text
+        # JSON may hold half a surrogate pair, which UTF-8 has no bytes for.
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
@@ -198,15 +198,20 @@ def _temporary(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Raises BadInput with the reason where the block fails to write at `path`: no space, no
-    permission, no folder.
+    """Raise BadInput, with the reason, where the block fails to write at `path`.
+
+    The reason is the operating system's: no space, no permission, no folder.
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, FileNotFoundError):  # something that is read
+    except FileNotFoundError:  # a file that is read: what is written gets its folders
+        raise
+    except OSError as error:
+        if not error.strerror:
             raise
-        reason = error.strerror if isinstance(error, OSError) else _io_error(str(error))
+        raise _unwritable(path, error.strerror) from error
+    except SafetensorError as error:
+        reason = str(error).partition("I/O error: ")[2]
         if not reason:
             raise
         raise _unwritable(path, reason) from error
@@ -218,26 +223,24 @@ def _unwritable(path: Path, reason: str) -> BadInput:
     )
 
 
-def _io_error(message: str) -> str:
-    """What the operating system said, if it was the cause of a SafetensorError."""
-    return message.partition("I/O error: ")[2]
-
-
 def _name_beside(path: Path, role: str) -> Path:
     return path.parent / f".{path.name}.{role}-{HOST}-{os.getpid()}"
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed process of this machine left beside `path`; put back an old folder
-    without successor.
+    """Remove what killed processes of this machine left beside `path`.
+
+    Where one was killed between moving the old folder away and the new one in, the old one is
+    moved back.
     """
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*-{HOST}-*"):
         owner = leftover.name.rpartition("-")[2]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
-            if ".old-" in leftover.name and not path.exists():
-                leftover.replace(path)
-            else:
-                _remove(leftover)
+        if not owner.isdigit() or psutil.pid_exists(int(owner)):
+            continue
+        if ".old-" in leftover.name and not path.exists():
+            leftover.replace(path)
+        else:
+            _remove(leftover)
 
 
 def _remove(path: Path) -> None:

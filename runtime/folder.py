@@ -1,6 +1,4 @@
-"""The model folder: a Hugging Face layout and `xopt.json`, the manifest that says how it was
-made.
-"""
+"""Model folders: a Hugging Face layout, and the manifest `xopt.json` that says how it was made."""
 
 from __future__ import annotations
 
@@ -29,10 +27,12 @@ __all__ = [
 ]
 
 MANIFEST = "xopt.json"
-# what export writes: FP32, for torch and as a graph
-WEIGHTS, ONNX_FILE = "model.safetensors", "onnx/model.onnx"
 FORMAT = 1
-MADE_BY = {  # options of `xopt quantize`
+# What export writes, in FP32: the weights for torch, and a graph.
+WEIGHTS = "model.safetensors"
+ONNX_FILE = "onnx/model.onnx"
+# The options of `xopt quantize` that make a variant.
+MADE_BY = {
     "onnx-fp16": "--fp16",
     "onnx-int8": "--int8",
     "openvino-int8": "--int8 --scheme static",
@@ -42,24 +42,22 @@ MADE_BY = {  # options of `xopt quantize`
 
 
 def data_file(file: Path) -> Path:
-    """Where the weights stand of an ONNX graph that is too large to hold them."""
+    """Return where the weights of an ONNX graph are that is too large to hold them."""
     return file.with_name(f"{file.name}_data")
 
 
 def modules_of(folder: Path) -> list[tuple[str, str]]:
-    """The modules that sentence-transformers puts a model together of, by class and path; none
-    without modules.json.
-    """
+    """Return the class and path of each sentence-transformers module; none without modules.json."""
     file = folder / "modules.json"
-    listed = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
-    return [(str(module.get("type", "")), str(module.get("path", ""))) for module in listed]
+    if not file.is_file():
+        return []
+    modules = json.loads(file.read_text(encoding="utf-8"))
+    return [(str(module.get("type", "")), str(module.get("path", ""))) for module in modules]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One runnable form of a model: backend, precision, the file with its weights, and how that
-    was made.
-    """
+    """One runnable form of a model, the file with its weights, and the recipe that made it."""
 
     name: str
     backend: str
@@ -70,9 +68,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a scorer uses the machine: concurrent callers, threads of each, padded tokens a
-    forward.
-    """
+    """How a scorer uses the machine: callers, threads of each, padded tokens a forward."""
 
     callers: int
     threads: int
@@ -85,8 +81,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was made from what. `files` maps each file to its sha256, `plans` a machine and a
-    variant to a plan.
+    """What a model folder holds, and what it was made from.
+
+    `files` maps each file to its sha256. `plans` maps a machine and a variant to a plan.
     """
 
     source: dict[str, str]
@@ -101,26 +98,28 @@ class Manifest:
     files: dict[str, str]
     variants: dict[str, Variant]
     plans: dict[str, dict[str, Plan]] = field(default_factory=dict)
-    # which text of a pair that is too long is cut; as tokenizers names it
+    # Which text of a pair that is too long is cut, as the library tokenizers names it.
     truncation: str = "longest_first"
-    split_special_tokens: bool = False  # the names of special tokens within a text are text
+    # Whether the names of special tokens within a text are plain text.
+    split_special_tokens: bool = False
     padding_side: str = "right"
-    # an id that is cut from the end of a pair: the head reads the last token before it
+    # An id that is cut from the end of a pair: the head reads the last token before it.
     trailing_pad: int | None = None
-    # of pairs as one text: literal parts, QUERY or DOCUMENT between
+    # How a pair becomes one text: literal parts, with QUERY or DOCUMENT between them.
     template: list[str] = field(default_factory=list)
-    # ids that such a text ends in where it was cut, too
+    # The ids that such a text ends in, even where it was cut.
     suffix: list[int] = field(default_factory=list)
-    # by machine: what `xopt optimize` found there
+    # What `xopt optimize` found, by machine.
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # of several labels: one that ranks, or two for the difference
+    # Of several labels the one that ranks, or two whose difference does.
     rank_label: list[int] = field(default_factory=list)
-    # hashes of the queries that `xopt shrink` trained it with
+    # Hashes of the queries that `xopt shrink` trained the model with.
     trained_with: list[str] = field(default_factory=list)
-    cascade: dict[str, Any] = field(default_factory=dict)  # as `xopt.runtime.cascade` keeps it
+    # The values of `xopt.runtime.cascade.Cascade`.
+    cascade: dict[str, Any] = field(default_factory=dict)
 
     def recommended(self, machine: str) -> str | None:
-        """The variant that `xopt optimize` recommended on a machine, if it is there still."""
+        """Return the variant that `xopt optimize` recommended on a machine, if it still exists."""
         name = self.measured.get(machine, {}).get("recommended")
         return name if name in self.variants else None
 
@@ -130,13 +129,16 @@ class Manifest:
         return self.labels == 1 or bool(self.rank_label)
 
     def ranking(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What ranks, float32[n], of the logits of a model that has one label, or says which one
-        ranks; else those.
+        """Return the scores to rank by, float32[n], of logits, float32[n] or float32[n, labels].
+
+        Where no label ranks, the logits are returned as they are.
         """
         if logits.ndim == 1 or not self.rank_label:
             return logits
-        first, *second = self.rank_label
-        return logits[:, first] - logits[:, second[0]] if second else logits[:, first]
+        scores = logits[:, self.rank_label[0]]
+        if len(self.rank_label) == 2:
+            scores = scores - logits[:, self.rank_label[1]]
+        return scores
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
@@ -146,18 +148,17 @@ class Manifest:
         values = json.loads(text)
         if values.pop("format") != FORMAT:
             raise ValueError("another format")
-        values["variants"] = {name: Variant(**v) for name, v in values["variants"].items()}
-        values["plans"] = {
-            m: {v: Plan(**p) for v, p in plans.items()} for m, plans in values["plans"].items()
-        }
+        variants = values["variants"].items()
+        values["variants"] = {name: Variant(**variant) for name, variant in variants}
+        for plans in values["plans"].values():
+            for name, plan in plans.items():
+                plans[name] = Plan(**plan)
         return Manifest(**values)
 
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder on disk, as its manifest describes it; `trusted` where code that came with
-    it may run.
-    """
+    """A model folder on disk and its manifest; code that came with it may run where `trusted`."""
 
     path: Path
     manifest: Manifest
@@ -165,9 +166,7 @@ class ModelFolder:
 
     @staticmethod
     def open(path: str | Path, trusted: bool = False) -> ModelFolder:
-        """Read a model folder's manifest. Raises BadInput where there is none that this version
-        can read.
-        """
+        """Read a model folder's manifest. Raises BadInput where none can be read."""
         folder = Path(path)
         if not folder.is_dir():
             raise BadInput(
@@ -176,61 +175,67 @@ class ModelFolder:
         file = folder / MANIFEST
         if not file.is_file():
             raise BadInput(
-                f"{folder}: no {MANIFEST} in it; make a model folder with `xopt export {folder} -o NEW`"
+                f"{folder}: no {MANIFEST} in it; "
+                f"make a model folder with `xopt export {folder} -o NEW`"
             )
         try:
-            return ModelFolder(
-                folder, Manifest.from_json(file.read_text(encoding="utf-8")), trusted
-            )
+            manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(
                 f"{file}: not a manifest that this xopt reads ({error}); export the model again"
             ) from error
+        return ModelFolder(folder, manifest, trusted)
 
     def variant(self, name: str) -> Variant:
-        """The variant of this name. Raises BadInput with the names there are."""
-        try:
+        """Return the variant of this name. Raises BadInput with the names that exist."""
+        if name in self.manifest.variants:
             return self.manifest.variants[name]
-        except KeyError:
-            there = ", ".join(self.manifest.variants)
-            make = f"; {_quantized_by(self.path, MADE_BY[name])}" if name in MADE_BY else ""
-            raise BadInput(f"{self.path}: no variant {name!r}, only {there}{make}") from None
+        message = f"{self.path}: no variant {name!r}, only {', '.join(self.manifest.variants)}"
+        if name in MADE_BY:
+            message += f"; {self._quantize_with(MADE_BY[name])}"
+        raise BadInput(message)
 
-    def checked(self, file: str, again: str = "") -> Path:
-        """The path of a file in this folder. Raises BadInput where it is not the file that the
-        manifest names.
+    def checked(self, file: str, remedy: str = "") -> Path:
+        """Return the path of a file in the folder, once its sha256 is that of the manifest.
 
-        `again` says what makes the file again, unless a variant's name does.
+        A graph's data file is checked with it. `remedy` says what makes the file again, where no
+        variant's name does. Raises BadInput where a file is missing or another one.
         """
-        names = (
-            v.name for v in self.manifest.variants.values() if v.file == file and v.name in MADE_BY
-        )
-        made = next(
-            (_quantized_by(self.path, MADE_BY[name]) for name in names),
-            "export the model again with --force",
-        )
-        again = again or made
-        path, data = self.path / file, data_file(Path(file)).as_posix()
+        path = self.path / file
         if file not in self.manifest.files:
             raise BadInput(
-                f"{path}: not made at export; export the model again, without --torch-only and with --force"
+                f"{path}: not made at export; export the model again, "
+                "without `torch_only=True` and with `force=True`"
             )
-        for name in (name for name in (file, data) if name in self.manifest.files):
+        remedy = remedy or self._remedy(file)
+        for name in _with_data_file(file):
+            if name not in self.manifest.files:
+                continue
             if not (self.path / name).is_file():
-                raise BadInput(f"{self.path / name}: missing; {again}")
+                raise BadInput(f"{self.path / name}: missing; {remedy}")
             if sha256_of(self.path / name) != self.manifest.files[name]:
                 raise BadInput(
-                    f"{self.path / name}: sha256 differs from {MANIFEST}: damaged or changed; {again}"
+                    f"{self.path / name}: sha256 differs from {MANIFEST}: "
+                    f"damaged or changed; {remedy}"
                 )
         return path
+
+    def _remedy(self, file: str) -> str:
+        for variant in self.manifest.variants.values():
+            if variant.file == file and variant.name in MADE_BY:
+                return self._quantize_with(MADE_BY[variant.name])
+        return "export the model again with `force=True`"
+
+    def _quantize_with(self, options: str) -> str:
+        return f"make it with `xopt quantize {self.path} {options}`"
 
     def write(
         self, change: Callable[[Manifest], Manifest], place: Callable[[], object] = lambda: None
     ) -> ModelFolder:
-        """Change the manifest, whole or not at all, and return the new folder value.
+        """Change the manifest, whole or not at all, and return the folder with the new one.
 
-        It is changed as it stands on disk now, with a lock: another command may write at the same
-        time. `place` puts files of the new one in their places when nothing else can fail.
+        `change` gets the manifest as it is on disk now, under a lock, since another command may
+        have written to it. `place` moves new files to their places once nothing else can fail.
         """
         file = self.path / MANIFEST
         check_writable(file)
@@ -242,91 +247,86 @@ class ModelFolder:
         return changed
 
     def check_writable(self) -> None:
-        """Raises BadInput where nothing can be added to the folder, before work is done for it."""
+        """Raise BadInput where nothing can be added to the folder."""
         check_writable(self.path)
 
     def with_variant(
         self, variant: Variant, make: Callable[[Path], None] | None = None
     ) -> ModelFolder:
-        """Add or replace a variant; what was found for another one of that name goes, and its file.
+        """Add or replace a variant, and forget what was found for an earlier one of that name.
 
-        `make` writes its file, and a data file, to a path; without it they are in place. The
-        variant that was there is whole until the new one is.
+        `make` writes the variant's file, and perhaps a data file, to a path; the earlier files
+        stay until then. Without `make` the files are in the folder already.
         """
         if make is None:
-            return self._with_variant(variant, self.path / variant.file)
+            return self._enter(variant, (self.path / variant.file).parent)
         with scratch_beside(self.path / variant.file) as scratch:
-            made = scratch / Path(variant.file).name
-            make(made)
-            return self._with_variant(variant, made)
+            make(scratch / Path(variant.file).name)
+            return self._enter(variant, scratch)
 
-    def _with_variant(self, variant: Variant, file: Path) -> ModelFolder:
-        names = _files_of(variant)
-        made = {
-            name: sha256_of(path)
-            for name in names
-            if (path := file.with_name(Path(name).name)).is_file()
-        }
-        gone: list[str] = []
+    def _enter(self, variant: Variant, source: Path) -> ModelFolder:
+        """Enter a variant into the manifest, and move its files from the folder `source`."""
+        made = {}
+        for name in _with_data_file(variant.file):
+            path = source / Path(name).name
+            if path.is_file():
+                made[name] = path
+        digests = {name: sha256_of(path) for name, path in made.items()}
+        earlier: set[str] = set()
 
-        def add(to: Manifest) -> Manifest:
-            used = {
-                name
-                for other in to.variants.values()
-                if other.name != variant.name
-                for name in _files_of(other)
-            }
-            before = _files_of(to.variants[variant.name]) if variant.name in to.variants else ()
-            gone.extend(name for name in before if name not in (*used, *made))
-            files = {
-                name: digest for name, digest in to.files.items() if name not in (*names, *gone)
-            }
-            plans = {
-                m: {v: p for v, p in kept.items() if v != variant.name}
-                for m, kept in to.plans.items()
-            }
-            measured = {
-                machine: _without(found, variant.name) for machine, found in to.measured.items()
-            }
-            variants = {**to.variants, variant.name: variant}
-            cascade = {} if to.cascade.get("variant") == variant.name else to.cascade
-            return replace(
-                to,
-                files=files | made,
-                variants=variants,
-                plans=plans,
-                measured=measured,
-                cascade=cascade,
-            )
+        def add(manifest: Manifest) -> Manifest:
+            earlier.update(_own_files(manifest, variant.name))
+            return _with_variant(manifest, variant, digests)
 
         def place() -> None:
-            for name in made:
-                file.with_name(Path(name).name).replace(self.path / name)
+            for name, path in made.items():
+                path.replace(self.path / name)
 
         changed = self.write(add, place)
-        for name in gone:
+        for name in earlier - set(made):
             (self.path / name).unlink(missing_ok=True)
         return changed
 
     def size_bytes(self, variant: str) -> int:
-        """What the files of a variant hold."""
-        file = self.path / self.variant(variant).file
-        return sum(path.stat().st_size for path in (file, data_file(file)) if path.is_file())
+        paths = [self.path / name for name in _with_data_file(self.variant(variant).file)]
+        return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def _files_of(variant: Variant) -> tuple[str, str]:
-    """The names of its file, and of the one that its weights stand in where they are too large."""
-    return variant.file, data_file(Path(variant.file)).as_posix()
+def _with_data_file(file: str) -> tuple[str, str]:
+    """Return a variant's file, and the one that a large graph's weights are in."""
+    return file, data_file(Path(file)).as_posix()
 
 
-def _quantized_by(folder: Path, options: str) -> str:
-    return f"make it with `xopt quantize {folder} {options}`"
+def _own_files(manifest: Manifest, name: str) -> set[str]:
+    """Return the files that no other variant than the one of this name uses."""
+    if name not in manifest.variants:
+        return set()
+    own = set(_with_data_file(manifest.variants[name].file))
+    for other in manifest.variants.values():
+        if other.name != name:
+            own.difference_update(_with_data_file(other.file))
+    return own
 
 
-def _without(found: dict[str, Any], variant: str) -> dict[str, Any]:
-    """What was measured on a machine, but for one variant."""
-    left = {
-        **found,
-        "variants": {name: value for name, value in found["variants"].items() if name != variant},
-    }
-    return {**left, "recommended": None} if found["recommended"] == variant else left
+def _with_variant(manifest: Manifest, variant: Variant, digests: dict[str, str]) -> Manifest:
+    """Return the manifest with a variant and its files, without those of an earlier one."""
+    name = variant.name
+    outdated = {*_with_data_file(variant.file), *_own_files(manifest, name)}
+    files = {file: digest for file, digest in manifest.files.items() if file not in outdated}
+    measured = {}
+    for machine, found in manifest.measured.items():
+        measured[machine] = {**found, "variants": _without(found["variants"], name)}
+        if found["recommended"] == name:
+            measured[machine]["recommended"] = None
+    return replace(
+        manifest,
+        files=files | digests,
+        variants={**manifest.variants, name: variant},
+        plans={machine: _without(plans, name) for machine, plans in manifest.plans.items()},
+        measured=measured,
+        cascade={} if manifest.cascade.get("variant") == name else manifest.cascade,
+    )
+
+
+def _without(values: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key != name}

@@ -1,26 +1,25 @@
-"""Bench: every variant inside a Daft batch UDF, each case in fresh processes, the cases
-interleaved.
-"""
+"""Bench: variants inside a Daft batch UDF, each case in fresh processes, the cases interleaved."""
 
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import logging
 import math
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from xopt.runtime.bench.ceilings import Ceilings, measure_ceilings
-from xopt.runtime.bench.explain import Explained, ModelShape, Observed, explain
+from xopt.runtime.bench.explain import Explained, Observed, explain
 from xopt.runtime.bench.monitor import TreeMonitor, Usage
+from xopt.runtime.bench.shape import ModelShape
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec, strategy_named
 from xopt.runtime.bench.worker import started
 from xopt.runtime.cascade.cascade import Cascade
@@ -29,7 +28,7 @@ from xopt.runtime.data.agreement import Agreement, agreement
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.machine import cores, cpu_name, machine_name, memory_bytes, versions_here
+from xopt.runtime.machine import cores, cpu_name, machine_name, versions_here
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.profile import profile
 from xopt.runtime.scoring.scorer import find_plan
@@ -58,11 +57,11 @@ BASELINE = Case("torch-fp32", "default")  # what a user of sentence-transformers
 
 @dataclass(frozen=True)
 class Round:
-    """One run of a case in a fresh process, all pairs once, after a warm-up.
+    """One run of a case in a fresh process: all pairs once, after a warm-up.
 
-    wall_s is the time of all pairs. For strategies with worker processes, which live for one
-    query, it starts with their first call; query_s holds their start-up and loading too.
-    within_calls_s is the part of wall_s in which a call ran. The switches are of the whole query.
+    wall_s: the time of all pairs; with worker processes, which live for one query, from the first
+    call on. query_s: that of the whole query, as are the context switches.
+    within_calls_s: the part of wall_s in which a call ran.
     """
 
     wall_s: float
@@ -79,14 +78,18 @@ class Round:
 
 @dataclass(frozen=True)
 class Measured:
-    """A case over all rounds: medians, and the raw rounds. CPU in cores, latencies and loading in
-    seconds.
+    """A case over all rounds: medians, and the raw rounds. CPU in cores, times in seconds.
+
+    ratio: to the baseline's speed, the median over rounds of the ratio within a round.
+    agreement: with the baseline's scores of the same run; None where no label ranks.
+    cascaded: what the strategy "cascade" lost; None of others.
+    explained: the round with the median time; None on a GPU.
     """
 
     case: Case
     pairs_per_s: float
     tokens_per_s: float
-    ratio: float  # to the baseline, median over rounds of the ratio within a round
+    ratio: float
     p50_s: float
     p95_s: float
     load_s: float
@@ -94,16 +97,15 @@ class Measured:
     mean_cores: float
     peak_cores: float
     root_mean_cores: float
-    # with the baseline's scores of the same run; None where no label ranks
     agreement: Agreement | None
-    cascaded: Cascaded | None  # of the strategy "cascade"
-    explained: Explained | None  # of the round with the median time; None on a GPU
+    cascaded: Cascaded | None
+    explained: Explained | None
     rounds: tuple[Round, ...]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """All cases of one interleaved run, and what they ran on."""
+    """All cases of one interleaved run, and what they ran on; no ceilings on a GPU."""
 
     data: str
     pairs: int
@@ -115,7 +117,7 @@ class Bench:
     machine: str
     memory_bytes: int
     versions: dict[str, str]
-    ceilings: Ceilings | None  # None on a GPU
+    ceilings: Ceilings | None
     measured: tuple[Measured, ...]
 
 
@@ -131,128 +133,196 @@ def bench(
     profiled: bool = False,
     once: Sequence[Case] = (),
 ) -> Bench:
-    """Measure `cases` and the baseline on all candidates, `repeat` rounds, a fresh process a case
-    and round.
+    """Measure `cases` and the baseline on all candidates in `repeat` interleaved rounds.
 
-    `threads` is what each scorer may use, all usable cores unless given. Cases may name variants
-    of `peers`, the same model made by other tools. `profiled` opens each planned variant once
-    more, to see where its forwards' time goes. Those of the cases that are `once` too run in the
-    first round alone. Raises BadInput where a variant or strategy is unknown or the device is not
-    there, before anything is measured.
+    Each case of each round has a fresh process. `threads` is what a scorer may use, by default
+    all cores. Cases may name variants of `peers`, the same model made by other tools. `profiled`
+    also profiles the forwards of planned variants. Cases that are `once` too run in the first
+    round only. Raises BadInput before anything is measured, where a variant or a strategy is
+    unknown or the device is missing.
     """
     threads = threads or cores()
-    cases = list(dict.fromkeys([BASELINE, *cases]))
-    for case in cases:
+    folders = {}
+    for case in [BASELINE, *cases]:
+        folders[case] = folder
+        if peers is not None and case.variant in peers.manifest.variants:
+            folders[case] = peers
         if strategy_named(case.strategy).by_query:
             _check_cascade(case, folder, candidates)
-        check_variant(_home(case, folder, peers).variant(case.variant), device)
-    tokens = Encoder(folder).encode(candidates.pairs)
+        check_variant(folders[case].variant(case.variant), device)
+    pairs = candidates.pairs
+    tokens = Encoder(folder).encode(pairs)
+    token_count = int(tokens.lengths.sum())
     ceilings = measure_ceilings(threads) if device == "cpu" else None
-    rounds: dict[Case, list[Round]] = {case: [] for case in cases}
-    scores: dict[Case, NDArray[np.float32]] = {}
-    with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
-        pairs_file = Path(scratch) / "pairs.json"
-        ids = [row.query_id for row in candidates.rows]
-        lists = {
-            "pairs": candidates.pairs,
-            "query_ids": ids,
-            "first_scores": candidates.first_scores,
-        }
-        pairs_file.write_text(json.dumps(lists), encoding="utf-8")
-        for number, case in itertools.product(range(repeat), cases):
-            if number and case in once:
-                continue
-            log.info("round %d of %d: %s", number + 1, repeat, case)
-            measured, scores[case] = _run(
-                _home(case, folder, peers), case, pairs_file, threads, device
-            )
-            rounds[case].append(measured)
-    totals = len(candidates.rows), int(tokens.lengths.sum())
-    summaries = []
-    for case in cases:
-        agreed, cascaded, rank = None, None, folder.manifest.ranking
-        unsound = int((~np.isfinite(scores[case])).sum())
-        if STRATEGIES[case.strategy].by_query:
-            cascaded = Cascaded.of(
-                Cascade.of(folder), candidates, rank(scores[BASELINE]), scores[case]
-            )
-            # what was not scored comes last
-            scores[case], unsound = np.nan_to_num(scores[case], nan=-np.inf), 0
-        if unsound:
-            log.warning("%s: %d scores are not finite, so no agreement is shown", case, unsound)
-        elif folder.manifest.ranks and np.isfinite(scores[BASELINE]).all():
-            agreed = agreement(candidates, rank(scores[BASELINE]), rank(scores[case]))
-        sample, home = (
-            candidates.pairs[:PROFILED_PAIRS] if profiled else [],
-            _home(case, folder, peers),
-        )
-        explained = (
-            _explain(home, case, rounds[case], threads, ceilings, sample) if ceilings else None
-        )
-        summaries.append(
-            _summarise(case, rounds[case], rounds[BASELINE], *totals, agreed, cascaded, explained)
+    rounds, logits = _run_rounds(folders, candidates, threads, repeat, device, once)
+    measured = []
+    for case, case_folder in folders.items():
+        agreed, cascaded = _compare(folder, candidates, case, logits)
+        explained = None
+        if ceilings is not None:
+            sample = pairs[:PROFILED_PAIRS] if profiled else []
+            explained = _explain(case_folder, case, rounds[case], threads, ceilings, sample)
+        measured.append(
+            _summarise(case, rounds, len(pairs), token_count, agreed, cascaded, explained)
         )
     return Bench(
-        candidates.name,
-        *totals,
-        tokens.truncated,
-        threads,
-        cores(),
-        device,
-        cpu_name() if device == "cpu" else machine_name(device),
-        memory_bytes(),
-        versions_here(),
-        ceilings,
-        tuple(summaries),
+        data=candidates.name,
+        pairs=len(pairs),
+        tokens=token_count,
+        truncated=tokens.truncated,
+        threads=threads,
+        cores=cores(),
+        device=device,
+        machine=cpu_name() if device == "cpu" else machine_name(device),
+        memory_bytes=psutil.virtual_memory().total,
+        versions=versions_here(),
+        ceilings=ceilings,
+        measured=tuple(measured),
     )
 
 
 def _check_cascade(case: Case, folder: ModelFolder, candidates: Candidates) -> None:
-    own = Cascade.of(folder)
-    if case.variant != own.variant:
-        raise BadInput(f"{case}: the cascade of {folder.path} scores with {own.variant}")
-    if own.order.with_score and candidates.first_scores is None:
+    cascade = Cascade.of(folder)
+    if case.variant != cascade.variant:
+        raise BadInput(f"{case}: the cascade of {folder.path} scores with {cascade.variant}")
+    if cascade.order.with_score and candidates.first_scores is None:
         raise BadInput(
             f"{case}: the cascade of {folder.path} goes by a column of first-stage scores, as "
-            f"{own.certificate.column!r} was, and {candidates.name} was read without one"
+            f"{cascade.certificate.column!r} was, and {candidates.name} was read without one"
         )
 
 
-def _home(case: Case, folder: ModelFolder, peers: ModelFolder | None) -> ModelFolder:
-    return peers if peers and case.variant in peers.manifest.variants else folder
+def _run_rounds(
+    folders: dict[Case, ModelFolder],
+    candidates: Candidates,
+    threads: int,
+    repeat: int,
+    device: str,
+    once: Sequence[Case],
+) -> tuple[dict[Case, list[Round]], dict[Case, NDArray[np.float32]]]:
+    """Return each case's rounds, and the logits of its last one."""
+    rounds: dict[Case, list[Round]] = {case: [] for case in folders}
+    logits: dict[Case, NDArray[np.float32]] = {}
+    lists = {
+        "pairs": candidates.pairs,
+        "query_ids": [row.query_id for row in candidates.rows],
+        "first_scores": candidates.first_scores,
+    }
+    with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
+        pairs_file = Path(scratch) / "pairs.json"
+        pairs_file.write_text(json.dumps(lists), encoding="utf-8")
+        for number in range(repeat):
+            for case, folder in folders.items():
+                if number > 0 and case in once:
+                    continue
+                log.info("round %d of %d: %s", number + 1, repeat, case)
+                found, logits[case] = _run(folder, case, pairs_file, threads, device)
+                rounds[case].append(found)
+    return rounds, logits
+
+
+def _run(
+    folder: ModelFolder, case: Case, pairs_file: Path, threads: int, device: str
+) -> tuple[Round, NDArray[np.float32]]:
+    strategy = STRATEGIES[case.strategy]
+    spec = ScorerSpec(
+        folder=str(folder.path.resolve()),
+        variant=case.variant,
+        strategy=case.strategy,
+        threads=threads,
+        device=device,
+        trusted=folder.trusted,
+    )
+    if strategy.batch_size is None:
+        plan = find_plan(folder, folder.variant(case.variant), threads, device)
+        spec = replace(spec, plan=plan)
+    with started(threads) as worker, TreeMonitor(worker.pid) as monitor:
+        worker.open({"spec": asdict(spec), "pairs_file": str(pairs_file)})
+        done = worker.run()
+    calls = [Call.of(call) for call in done["calls"]]
+    start_s = done["start_s"]
+    end_s = done["end_s"]
+    if strategy.workers is not None:
+        start_s = min(call.start_s for call in calls)
+        end_s = max(call.end_s for call in calls)
+    measured = Round(
+        wall_s=end_s - start_s,
+        query_s=done["end_s"] - done["start_s"],
+        load_s=done["load_s"],
+        calls_s=tuple(call.end_s - call.start_s for call in calls),
+        within_calls_s=_covered([(call.start_s, call.end_s) for call in calls]),
+        processes=len({call.pid for call in calls}),
+        stages=functools.reduce(Stages.plus, (call.stages for call in calls)),
+        voluntary_switches=done["switches"][0],
+        involuntary_switches=done["switches"][1],
+        usage=monitor.usage(start_s, end_s),
+    )
+    return measured, np.array(done["scores"], np.float32)
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Return how long at least one of the spans lasts."""
+    total = 0.0
+    reached = -math.inf
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
 
 
 def _summarise(
     case: Case,
-    rounds: list[Round],
-    baseline: list[Round],
+    rounds: dict[Case, list[Round]],
     pairs: int,
     tokens: int,
     agreed: Agreement | None,
     cascaded: Cascaded | None,
     explained: Explained | None,
 ) -> Measured:
-    walls = [r.wall_s for r in rounds]
-    calls = [call for r in rounds for call in r.calls_s]
+    own = rounds[case]
+    wall_s = statistics.median(r.wall_s for r in own)
+    calls_s = [call_s for r in own for call_s in r.calls_s]
+    # A case that runs once has the first round only.
+    ratios = [base.wall_s / r.wall_s for base, r in zip(rounds[BASELINE], own, strict=False)]
     return Measured(
         case=case,
-        pairs_per_s=pairs / statistics.median(walls),
-        tokens_per_s=tokens / statistics.median(walls),
-        ratio=statistics.median(
-            b.wall_s / wall for b, wall in zip(baseline[: len(walls)], walls, strict=True)
-        ),
-        p50_s=float(np.percentile(calls, 50)),
-        p95_s=float(np.percentile(calls, 95)),
-        load_s=statistics.median(r.load_s for r in rounds),
-        peak_bytes=max(r.usage.peak_bytes for r in rounds),
-        mean_cores=statistics.median(r.usage.mean_cores for r in rounds),
-        peak_cores=max(r.usage.peak_cores for r in rounds),
-        root_mean_cores=statistics.median(r.usage.root_mean_cores for r in rounds),
+        pairs_per_s=pairs / wall_s,
+        tokens_per_s=tokens / wall_s,
+        ratio=statistics.median(ratios),
+        p50_s=float(np.percentile(calls_s, 50)),
+        p95_s=float(np.percentile(calls_s, 95)),
+        load_s=statistics.median(r.load_s for r in own),
+        peak_bytes=max(r.usage.peak_bytes for r in own),
+        mean_cores=statistics.median(r.usage.mean_cores for r in own),
+        peak_cores=max(r.usage.peak_cores for r in own),
+        root_mean_cores=statistics.median(r.usage.root_mean_cores for r in own),
         agreement=agreed,
         cascaded=cascaded,
         explained=explained,
-        rounds=tuple(rounds),
+        rounds=tuple(own),
     )
+
+
+def _compare(
+    folder: ModelFolder,
+    candidates: Candidates,
+    case: Case,
+    logits: dict[Case, NDArray[np.float32]],
+) -> tuple[Agreement | None, Cascaded | None]:
+    rank = folder.manifest.ranking
+    reference = rank(logits[BASELINE])
+    scores = rank(logits[case])
+    cascaded = None
+    if STRATEGIES[case.strategy].by_query:
+        cascaded = Cascaded.of(Cascade.of(folder), candidates, reference, scores)
+        scores = np.nan_to_num(scores, nan=-np.inf)  # what was not scored comes last
+    elif not np.isfinite(logits[case]).all():
+        unsound = int((~np.isfinite(logits[case])).sum())
+        log.warning("%s: %d scores are not finite, so no agreement is shown", case, unsound)
+        return None, None
+    if not folder.manifest.ranks or not np.isfinite(logits[BASELINE]).all():
+        return None, cascaded
+    return agreement(candidates, reference, scores), cascaded
 
 
 def _explain(
@@ -263,8 +333,10 @@ def _explain(
     ceilings: Ceilings,
     sample: Sequence[Pair],
 ) -> Explained:
+    """Explain the round with the median time; with a `sample` also profile a planned case."""
     median = sorted(rounds, key=lambda r: r.wall_s)[len(rounds) // 2]
-    variant, strategy = folder.variant(case.variant), STRATEGIES[case.strategy]
+    variant = folder.variant(case.variant)
+    strategy = STRATEGIES[case.strategy]
     reopened = strategy.workers is not None
     observed = Observed(
         variant=variant,
@@ -280,54 +352,7 @@ def _explain(
         cores=cores(),
         mean_cores=median.usage.mean_cores,
     )
-    seen = None
+    profiled = None
     if sample and case.strategy == "planned":
-        seen = profile(folder, case.variant, find_plan(folder, variant, threads), sample)
-    return explain(observed, ModelShape.of(folder, variant), ceilings, seen)
-
-
-def _run(
-    folder: ModelFolder, case: Case, pairs_file: Path, threads: int, device: str
-) -> tuple[Round, NDArray[np.float32]]:
-    plan = None
-    if STRATEGIES[case.strategy].batch_size is None:
-        plan = find_plan(folder, folder.variant(case.variant), threads, device)
-    spec = ScorerSpec(
-        str(folder.path.resolve()),
-        case.variant,
-        case.strategy,
-        threads,
-        device,
-        plan,
-        folder.trusted,
-    )
-    with started(threads) as worker, TreeMonitor(worker.pid) as monitor:
-        worker.open({"spec": asdict(spec), "pairs_file": str(pairs_file)})
-        done = worker.run()
-    calls = [Call.of(call) for call in done["calls"]]
-    start_s, end_s = done["start_s"], done["end_s"]
-    query_s = end_s - start_s
-    if STRATEGIES[case.strategy].workers is not None:
-        start_s, end_s = min(call.start_s for call in calls), max(call.end_s for call in calls)
-    measured = Round(
-        wall_s=end_s - start_s,
-        query_s=query_s,
-        load_s=done["load_s"],
-        calls_s=tuple(call.end_s - call.start_s for call in calls),
-        within_calls_s=_covered([(call.start_s, call.end_s) for call in calls]),
-        processes=len({call.pid for call in calls}),
-        stages=functools.reduce(Stages.plus, (call.stages for call in calls)),
-        voluntary_switches=done["switches"][0],
-        involuntary_switches=done["switches"][1],
-        usage=monitor.usage(start_s, end_s),
-    )
-    return measured, np.array(done["scores"], np.float32)
-
-
-def _covered(spans: Sequence[tuple[float, float]]) -> float:
-    """How long at least one of the spans lasts."""
-    total, reached = 0.0, -math.inf
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
+        profiled = profile(folder, case.variant, find_plan(folder, variant, threads), sample)
+    return explain(observed, ModelShape.of(folder, variant), ceilings, profiled)

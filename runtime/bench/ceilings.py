@@ -1,6 +1,4 @@
-"""What this machine can do at most: matrix products in FP32, BF16 and INT8, and copying memory. A
-few seconds.
-"""
+"""What this machine can do at most, measured in a few seconds: matrix products and copying."""
 
 from __future__ import annotations
 
@@ -12,22 +10,23 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper, parser
 
 from xopt.runtime.machine import has_bf16
 
 __all__ = ["Ceilings", "measure_ceilings"]
 
 SIZE = 1024  # of the square matrices
+OPERATIONS = 2 * SIZE**3  # a multiplication and an addition are two
 COPIED_BYTES = 256 << 20  # by all threads together; more than a cache holds
 SECONDS = 0.4  # for each, after a warm-up; the best run counts
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """With so many threads: 10^9 operations a second of products (a multiplication and an
-    addition are two), and 10^9 bytes a second read or written. bf16_gflops is None where the
-    processor multiplies no bfloat16.
+    """What `threads` can do: 10^9 operations, or bytes read or written, a second.
+
+    bf16_gflops is None where the processor multiplies no bfloat16.
     """
 
     threads: int
@@ -38,62 +37,59 @@ class Ceilings:
 
 
 def measure_ceilings(threads: int) -> Ceilings:
-    """Measure them with onnxruntime's kernels, and torch's for bfloat16."""
+    """Measure the kernels of onnxruntime, and torch's for bfloat16."""
     random = np.random.default_rng(0)
-    fp32 = _product(
-        "MatMul", random.normal(size=(SIZE, SIZE)).astype(np.float32), TensorProto.FLOAT, threads
+    fp32 = random.normal(size=(SIZE, SIZE)).astype(np.float32)
+    int8 = random.integers(-64, 64, (SIZE, SIZE)).astype(np.int8)
+    uint8 = np.abs(int8).astype(np.uint8)
+    size = f"[{SIZE}, {SIZE}]"
+    fp32_product = f"(float{size} x) => (float{size} y) {{ y = MatMul(x, weights) }}"
+    int8_product = f"(uint8{size} x) => (int32{size} y) {{ y = MatMulInteger(x, weights) }}"
+    return Ceilings(
+        threads=threads,
+        fp32_gflops=_gflops(fp32_product, fp32, fp32, threads),
+        int8_gflops=_gflops(int8_product, uint8, int8, threads),
+        bf16_gflops=_bf16_gflops(threads) if has_bf16() else None,
+        memory_gbs=_copied_gbs(threads),
     )
-    int8 = _product(
-        "MatMulInteger",
-        random.integers(-64, 64, (SIZE, SIZE)).astype(np.int8),
-        TensorProto.UINT8,
-        threads,
-    )
-    return Ceilings(threads, fp32, int8, _bf16(threads) if has_bf16() else None, _memory(threads))
 
 
-def _product(operator: str, weights: np.ndarray[Any, Any], kind: int, threads: int) -> float:
-    graph = helper.make_graph(
-        [helper.make_node(operator, ["x", "w"], ["y"])],
-        "ceiling",
-        [helper.make_tensor_value_info("x", kind, [SIZE, SIZE])],
-        [
-            helper.make_tensor_value_info(
-                "y", TensorProto.INT32 if kind == TensorProto.UINT8 else kind, [SIZE, SIZE]
-            )
-        ],
-        [numpy_helper.from_array(weights, "w")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+def _gflops(
+    product: str, x: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], threads: int
+) -> float:
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["": 18]> ceiling {product}')
+    # A constant, which onnxruntime packs beforehand as it does a model's weights.
+    model.graph.initializer.append(numpy_helper.from_array(weights, "weights"))
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     session = ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    x = np.abs(weights).astype(np.uint8) if kind == TensorProto.UINT8 else weights
-    return 2 * SIZE**3 / _best(lambda: session.run(None, {"x": x})) / 1e9
+    return OPERATIONS / _shortest_s(lambda: session.run(None, {"x": x})) / 1e9
 
 
-def _bf16(threads: int) -> float:
+def _bf16_gflops(threads: int) -> float:
     import torch
 
     torch.set_num_threads(threads)
     x = torch.randn(SIZE, SIZE, dtype=torch.bfloat16)
-    return 2 * SIZE**3 / _best(lambda: x @ x) / 1e9
+    return OPERATIONS / _shortest_s(lambda: x @ x) / 1e9
 
 
-def _memory(threads: int) -> float:
-    each = COPIED_BYTES // threads
-    arrays = [(np.ones(each, np.uint8), np.empty(each, np.uint8)) for _ in range(threads)]
+def _copied_gbs(threads: int) -> float:
+    part_bytes = COPIED_BYTES // threads
+    sources = [np.ones(part_bytes, np.uint8) for _ in range(threads)]
+    targets = [np.empty(part_bytes, np.uint8) for _ in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
-        seconds = _best(lambda: list(pool.map(lambda pair: np.copyto(pair[1], pair[0]), arrays)))
-    return 2 * threads * each / seconds / 1e9
+        seconds = _shortest_s(lambda: list(pool.map(np.copyto, targets, sources)))
+    return 2 * threads * part_bytes / seconds / 1e9
 
 
-def _best(run: Callable[[], object]) -> float:
-    """The shortest of the runs that fit in `SECONDS`."""
+def _shortest_s(run: Callable[[], object]) -> float:
+    """Return the seconds of the shortest of the runs that fit in `SECONDS`."""
     run()
-    times, end = [], time.perf_counter() + SECONDS
+    times = []
+    end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:
         start = time.perf_counter()
         run()

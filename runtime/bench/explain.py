@@ -1,26 +1,27 @@
 """Where the time of a run went, what held it back, and what to change.
 
-The wall time is split by what the scorers and Daft report; the forwards are held against what
+The wall time is split by what the scorers and Daft report. The forwards are compared with what
 this machine's cores and memory can do (a roofline: Williams, Waterman and Patterson 2009).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 
 from xopt.runtime.bench.ceilings import Ceilings
-from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.bench.shape import ModelShape
+from xopt.runtime.folder import Variant
 from xopt.runtime.scoring.profile import Profile
 from xopt.runtime.scoring.stages import Stages
 
-__all__ = ["STAGES", "Explained", "Finding", "ModelShape", "Observed", "Split", "explain"]
+__all__ = ["STAGES", "Explained", "Finding", "Observed", "Split", "explain"]
 
 WORTH = 1.15  # a change that gives less is not named
-IDLE = 0.8  # of the cores: busy below this, some idle
+IDLE = 0.8  # of the cores: where fewer are busy, some are idle
 EFFICIENT = 0.5  # of the ceiling: what planned forwards reach
 OVERSUBSCRIBED = 2.0  # threads that want to run, for each core
+TINY = 1e-9  # instead of a zero to divide by
 STAGES = {  # of `Split`, in words
     "start_up_s": "start-up",
     "daft_s": "Daft",
@@ -30,84 +31,35 @@ STAGES = {  # of `Split`, in words
     "waiting_s": "waiting",
     "other_s": "other",
 }
-NAMES = {  # in config.json, by architecture
-    "layers": ("num_hidden_layers", "n_layers"),
-    "hidden": ("hidden_size", "dim"),
-    "intermediate": ("intermediate_size", "hidden_dim"),
+ADVICE = {
+    "tokenising": "Tokenising takes {tokenising:.0%} of the time: tokenise once and keep the "
+    "tokens, or give it more threads.",
+    "reading": "The model waits for its input: read ahead, or give Daft larger batches.",
+    "padding": "{padding:.0%} of the tokens computed are padding: sort pairs by length over many "
+    "rows, as the strategy `planned` does.",
+    "loading": "Every query starts worker processes and opens the model again: keep one instance "
+    "in Daft's process (no max_concurrency), or put more pairs into a query.",
+    "oversubscribed threads": "{processes} processes with {threads} threads each share {cores} "
+    "cores and wait for each other: let processes x threads be the number of cores, or use "
+    "`planned`.",
+    "idle threads": "{busy_cores:.1f} of {cores} cores work while the model runs: give it "
+    "threads for all of them, or let `xopt tune` find callers x threads.",
+    "memory": "Forwards are so small that reading the weights takes the time: score more pairs "
+    "in a call.",
+    "batching": "The products reach {of_ceiling:.0%} of what the cores can do: large padded "
+    "batches spill the caches and wait at every operator. Use `planned`: forwards of some 512 "
+    "tokens, a caller a core.",
 }
-# three products in a feed-forward block
-GATED = ("modernbert", "gemma", "llama", "mistral", "qwen2", "qwen3")
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What a forward's work follows from. `narrowed`: the last layer sees one row a pair, but for
-    key and value.
-
-    `absorbed`: it makes no key and value either. `queries` is the width of all heads, `keys` that
-    of keys and of values, less where heads share them.
-    """
-
-    layers: int
-    hidden: int
-    intermediate: int
-    gated: bool
-    narrowed: bool
-    absorbed: bool
-    queries: int
-    keys: int
-
-    @staticmethod
-    def of(folder: ModelFolder, variant: Variant) -> ModelShape | None:
-        """The shape of a variant; None where config.json does not tell."""
-        config = json.loads((folder.path / "config.json").read_text(encoding="utf-8"))
-        found = {
-            name: config[key]
-            for name, keys in NAMES.items()
-            for key in keys
-            if isinstance(config.get(key), int)
-        }
-        if len(found) < len(NAMES):
-            return None
-        fp32 = folder.manifest.variants.get("onnx-fp32")
-        counts = ("one_row_matmuls", "first_row_matmuls")  # the latter of older folders
-        narrowed = variant.backend != "torch" and bool(
-            fp32 and any(fp32.recipe.get(name) for name in counts)
-        )
-        absorbed = variant.file.endswith(".onnx") and bool(fp32 and fp32.recipe.get("absorbed"))
-        heads = config.get("num_attention_heads") or config.get("n_heads") or 1
-        size = config.get("head_dim") or found["hidden"] // heads
-        widths = {
-            "queries": heads * size,
-            "keys": (config.get("num_key_value_heads") or heads) * size,
-        }
-        gated = config.get("model_type") in GATED
-        return ModelShape(**found, gated=gated, narrowed=narrowed, absorbed=absorbed, **widths)
-
-    @property
-    def weights(self) -> int:
-        """The weights of the products that see every token."""
-        layer = (
-            2 * self.hidden * (self.queries + self.keys)
-            + (3 if self.gated else 2) * self.hidden * self.intermediate
-        )
-        made = 2 * self.hidden * self.keys if self.narrowed and not self.absorbed else 0
-        return (self.layers - self.narrowed) * layer + made
-
-    def operations(self, padded_tokens: float, squared_tokens: float) -> float:
-        """Multiplications and additions of the products and of attention."""
-        attention = 4 * (self.layers - self.narrowed) * self.queries * squared_tokens
-        return 2 * padded_tokens * self.weights + attention
 
 
 @dataclass(frozen=True)
 class Observed:
     """A run as it was measured.
 
-    window_s: from the first call to the result. calls_s: of it, the time in which a call ran;
-    calls_sum_s: their durations summed. start_up_s: before the first call, of every query where
-    `reopened`.
+    window_s: the wall time from the first call to the result.
+    calls_s: the part of it in which a call ran. calls_sum_s: the calls' durations, added up.
+    start_up_s: the time before the first call, spent by every query where `reopened`.
     """
 
     variant: Variant
@@ -123,12 +75,23 @@ class Observed:
     cores: int
     mean_cores: float
 
+    @property
+    def threads_a_core(self) -> float:
+        return self.processes * self.threads / self.cores
+
+    @property
+    def busy_cores(self) -> float:
+        """Cores that work while a call runs."""
+        return self.mean_cores * self.window_s / self.calls_s
+
 
 @dataclass(frozen=True)
 class Split:
-    """Seconds of wall time. forward_s is text, padding_s what went into tokens that are none,
-    waiting_s callers without work, other_s the scorer's own Python, daft_s everything outside the
-    calls: Daft, and reading.
+    """Seconds of wall time.
+
+    daft_s: everything outside the calls, Daft and its reading.
+    forward_s: forwards, for tokens that are text. padding_s: forwards, for tokens that are none.
+    waiting_s: callers without work. other_s: the scorer's own Python.
     """
 
     start_up_s: float
@@ -140,18 +103,17 @@ class Split:
     other_s: float
 
     @property
+    def busy_s(self) -> float:
+        return self.forward_s + self.padding_s
+
+    @property
     def total_s(self) -> float:
-        """All of it."""
-        return float(sum(getattr(self, each.name) for each in fields(self)))
+        return float(sum(getattr(self, part.name) for part in fields(self)))
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What holds a run back, in a word and in a sentence or two with the way out, and what that
-    is expected to give.
-
-    `gain` is a factor on the speed, at most; 1 where there is nothing to gain.
-    """
+    """What holds a run back, and the way out, which speeds it up `gain` times at most."""
 
     name: str
     gain: float
@@ -162,11 +124,12 @@ class Finding:
 class Explained:
     """A run's split, its forwards against the ceilings, and the findings, the largest first.
 
-    gflops: 10^9 operations a second within forwards, padding included. of_ceiling: their share of
-    what the cores can do. memory_gbs: 10^9 bytes a second of weights read. None where the model's
-    shape is unknown. kinds: the shares of a forward's time by kind of operation, and
-    products_of_ceiling how near the products among them come to what the cores can do; empty and
-    None where nothing was profiled.
+    gflops: 10^9 operations a second within forwards, padding included.
+    of_ceiling: their share of what the cores can do.
+    memory_gbs: 10^9 bytes of weights read a second.
+    kinds: the shares of a forward's time by kind of operation, where it was profiled.
+    products_of_ceiling: the share of the ceiling that the products alone reach there.
+    Rates are None where the model's shape is unknown.
     """
 
     split: Split
@@ -179,165 +142,133 @@ class Explained:
 
     @property
     def bottleneck(self) -> Finding:
-        """The one that holds it back most."""
         return self.findings[0]
 
 
 def explain(
     run: Observed, shape: ModelShape | None, ceilings: Ceilings, profiled: Profile | None = None
 ) -> Explained:
-    """Split a run and find what holds it back."""
+    """Split a run's time, and find what holds it back."""
     split = _split(run)
-    busy_s = split.forward_s + split.padding_s
-    gflops = of_ceiling = memory = None
-    if shape is not None and busy_s > 0:
-        gflops = (
-            shape.operations(run.stages.padded_tokens, run.stages.squared_tokens) / busy_s / 1e9
-        )
-        of_ceiling = gflops / _ceiling(run.variant.precision, ceilings)
-        memory = run.stages.forwards * shape.weights * BYTES[run.variant.precision] / busy_s / 1e9
-    found = [f for f in _findings(run, split, of_ceiling, memory, ceilings) if f.gain >= WORTH]
-    findings = sorted(found, key=lambda finding: -finding.gain) or [
-        _at_the_ceiling(run, of_ceiling, ceilings)
-    ]
-    made = Explained(split, gflops, of_ceiling, memory, tuple(findings))
-    if profiled is None:
-        return made
-    reached = None
-    if shape is not None and profiled.seconds.get("products"):
-        rate = 2 * profiled.padded_tokens * shape.weights / profiled.seconds["products"] / 1e9
-        reached = rate / (
-            _ceiling(run.variant.precision, ceilings) * profiled.threads / ceilings.threads
-        )
-    return replace(made, kinds=profiled.shares, products_of_ceiling=reached)
+    ceiling = _ceiling_gflops(run.variant.precision, ceilings)
+    gflops = of_ceiling = memory_gbs = None
+    if shape is not None and split.busy_s > 0:
+        operations = shape.operations(run.stages.padded_tokens, run.stages.squared_tokens)
+        gflops = operations / split.busy_s / 1e9
+        of_ceiling = gflops / ceiling
+        read_bytes = run.stages.forwards * shape.weights * BYTES[run.variant.precision]
+        memory_gbs = read_bytes / split.busy_s / 1e9
+    findings = _findings(run, split, ceilings, of_ceiling, memory_gbs)
+    if not findings:
+        findings = [_compute(run, ceilings, of_ceiling)]
+    products_of_ceiling = None
+    if profiled is not None and shape is not None and profiled.seconds.get("products"):
+        operations = 2 * profiled.padded_tokens * shape.weights
+        available = ceiling * profiled.threads / ceilings.threads
+        products_of_ceiling = operations / profiled.seconds["products"] / 1e9 / available
+    return Explained(
+        split=split,
+        gflops=gflops,
+        of_ceiling=of_ceiling,
+        memory_gbs=memory_gbs,
+        findings=tuple(findings),
+        kinds=profiled.shares if profiled else {},
+        products_of_ceiling=products_of_ceiling,
+    )
 
 
 def _split(run: Observed) -> Split:
-    stages, share = run.stages, run.calls_s / run.calls_sum_s  # calls of several processes overlap
-    ran, encoded = stages.run_s * share, stages.encode_s * share
-    busy = ran * (stages.forward_s / stages.caller_s if stages.caller_s else 0)
-    padding = busy * (1 - stages.text_tokens / stages.padded_tokens if stages.padded_tokens else 0)
+    stages = run.stages
+    share = run.calls_s / run.calls_sum_s  # calls of several processes overlap
+    ran_s = stages.run_s * share
+    tokenise_s = stages.encode_s * share
+    busy_s = ran_s * stages.forward_s / stages.caller_s if stages.caller_s else 0.0
+    padding_s = 0.0
+    if stages.padded_tokens:
+        padding_s = busy_s * (1 - stages.text_tokens / stages.padded_tokens)
     return Split(
         start_up_s=run.start_up_s,
         daft_s=run.window_s - run.calls_s,
-        tokenise_s=encoded,
-        forward_s=busy - padding,
-        padding_s=padding,
-        waiting_s=ran - busy,
-        other_s=max(0.0, run.calls_s - ran - encoded),
+        tokenise_s=tokenise_s,
+        forward_s=busy_s - padding_s,
+        padding_s=padding_s,
+        waiting_s=ran_s - busy_s,
+        other_s=max(0.0, run.calls_s - ran_s - tokenise_s),
     )
 
 
-def _ceiling(precision: str, ceilings: Ceilings) -> float:
-    of = {"int8": ceilings.int8_gflops, "bf16": ceilings.bf16_gflops or ceilings.fp32_gflops}
-    return of.get(precision, ceilings.fp32_gflops)
+def _ceiling_gflops(precision: str, ceilings: Ceilings) -> float:
+    if precision == "int8":
+        return ceilings.int8_gflops
+    if precision == "bf16" and ceilings.bf16_gflops:
+        return ceilings.bf16_gflops
+    return ceilings.fp32_gflops
 
 
 def _findings(
-    run: Observed, split: Split, of_ceiling: float | None, memory: float | None, ceilings: Ceilings
+    run: Observed,
+    split: Split,
+    ceilings: Ceilings,
+    of_ceiling: float | None,
+    memory_gbs: float | None,
 ) -> list[Finding]:
-    """Everything that could be better, whatever it would give."""
-    # what is opened once is paid once
-    total = split.total_s if run.reopened else split.total_s - split.start_up_s
-    busy = split.forward_s + split.padding_s
-    asked = run.processes * run.threads / run.cores
-    used = run.mean_cores * run.window_s / max(run.calls_s, 1e-9) / run.cores
+    """Return what would speed the run up by `WORTH` at least, the largest gain first."""
+    total_s = split.total_s
+    if not run.reopened:
+        total_s -= split.start_up_s  # what is opened once is no part of a long job
+    facts = {
+        "tokenising": split.tokenise_s / total_s,
+        "padding": split.padding_s / max(split.busy_s, TINY),
+        "processes": run.processes,
+        "threads": run.threads,
+        "cores": run.cores,
+        "busy_cores": run.busy_cores,
+        "of_ceiling": of_ceiling,
+    }
+    found = []
+    for name, (part_s, factor) in _slow_parts(run, split, ceilings, of_ceiling, memory_gbs).items():
+        gain = total_s / max(total_s - part_s + part_s / factor, TINY)  # Amdahl 1967
+        if gain >= WORTH:
+            found.append(Finding(name, gain, ADVICE[name].format(**facts)))
+    return sorted(found, key=lambda finding: -finding.gain)
 
-    def faster(part: float, factor: float = math.inf) -> float:
-        """How much faster the whole is where a part of its time takes that many times less
-        (Amdahl 1967).
-        """
-        return total / max(total - part + part / factor, 1e-9)
 
-    found = [
-        Finding(
-            "tokenising",
-            faster(split.tokenise_s),
-            f"Tokenising takes {split.tokenise_s / total:.0%} of the time: tokenise once and keep the tokens, or give "
-            "it more threads.",
-        ),
-        Finding(
-            "reading",
-            faster(split.daft_s),
-            "The model waits for its input: read ahead, or give Daft larger batches.",
-        ),
-    ]
+def _slow_parts(
+    run: Observed,
+    split: Split,
+    ceilings: Ceilings,
+    of_ceiling: float | None,
+    memory_gbs: float | None,
+) -> dict[str, tuple[float, float]]:
+    """Return parts of the time in seconds, and how many times faster each could be at most."""
+    parts = {"tokenising": (split.tokenise_s, math.inf), "reading": (split.daft_s, math.inf)}
     if not run.planned:
-        found.append(
-            Finding(
-                "padding",
-                faster(split.padding_s),
-                f"{split.padding_s / max(busy, 1e-9):.0%} of the tokens computed are padding: sort pairs by length "
-                "over many rows, as the strategy `planned` does.",
-            )
-        )
+        parts["padding"] = (split.padding_s, math.inf)
     if run.reopened:
-        found.append(
-            Finding(
-                "loading",
-                faster(split.start_up_s),
-                "Every query starts worker processes and opens the model again: keep one instance in Daft's process "
-                "(no max_concurrency), or put more pairs into a query.",
-            )
-        )
-    if asked >= OVERSUBSCRIBED:
-        found.append(
-            Finding(
-                "oversubscribed threads",
-                faster(busy, min(asked, 1 / of_ceiling if of_ceiling else asked)),
-                f"{run.processes} processes with {run.threads} threads each share {run.cores} cores and wait for each "
-                "other: let processes x threads be the number of cores, or use `planned`.",
-            )
-        )
-    elif used < IDLE:
-        found.append(
-            Finding(
-                "idle threads",
-                faster(run.calls_s, 1 / max(used, 1e-9)),
-                f"{used * run.cores:.1f} of {run.cores} cores work while the model runs: give it all of them "
-                "(`--threads`, or callers x threads by `xopt tune`).",
-            )
-        )
-    if memory is not None and memory > ceilings.memory_gbs / 2:
-        found.append(
-            Finding(
-                "memory",
-                faster(busy * min(memory / ceilings.memory_gbs, 1.0)),
-                "Forwards are so small that reading the weights takes the time: score more pairs in a call.",
-            )
-        )
-    if (
-        of_ceiling is not None
-        and of_ceiling < EFFICIENT
-        and not run.planned
-        and asked < OVERSUBSCRIBED
-    ):
-        found.append(
-            Finding(
-                "batching",
-                faster(busy, EFFICIENT / of_ceiling),
-                f"The products reach {of_ceiling:.0%} of what the cores can do: large padded batches spill the caches "
-                "and wait at every operator. Use `planned`: forwards of some 512 tokens, a caller a core.",
-            )
-        )
-    return found
+        parts["loading"] = (split.start_up_s, math.inf)
+    busy = run.busy_cores / run.cores
+    if run.threads_a_core >= OVERSUBSCRIBED:
+        at_most = 1 / of_ceiling if of_ceiling else math.inf
+        parts["oversubscribed threads"] = (split.busy_s, min(run.threads_a_core, at_most))
+    elif busy < IDLE:
+        parts["idle threads"] = (run.calls_s, 1 / max(busy, TINY))
+    if memory_gbs is not None and memory_gbs > ceilings.memory_gbs / 2:
+        share = min(memory_gbs / ceilings.memory_gbs, 1.0)
+        parts["memory"] = (split.busy_s * share, math.inf)
+    unhindered = not run.planned and run.threads_a_core < OVERSUBSCRIBED
+    if of_ceiling is not None and of_ceiling < EFFICIENT and unhindered:
+        parts["batching"] = (split.busy_s, EFFICIENT / of_ceiling)
+    return parts
 
 
-def _at_the_ceiling(run: Observed, of_ceiling: float | None, ceilings: Ceilings) -> Finding:
-    reached = (
-        f"The products reach {of_ceiling:.0%} of what the cores can do. "
-        if of_ceiling is not None
-        else ""
-    )
+def _compute(run: Observed, ceilings: Ceilings, of_ceiling: float | None) -> Finding:
+    """Return what helps where nothing else holds the run back."""
+    reached = ""
+    if of_ceiling is not None:
+        reached = f"The products reach {of_ceiling:.0%} of what the cores can do. "
     gain = ceilings.int8_gflops / ceilings.fp32_gflops
     if run.variant.precision == "fp32" and gain >= WORTH:
-        return Finding(
-            "compute",
-            gain,
-            f"{reached}INT8 products are {gain:.1f} times as fast here: `xopt quantize --int8`.",
-        )
-    return Finding(
-        "compute",
-        1.0,
-        f"{reached}Fewer candidates, a smaller model or a GPU would help; threads will not.",
-    )
+        advice = f"INT8 products are {gain:.1f} times as fast here: `xopt quantize --int8`."
+        return Finding("compute", gain, reached + advice)
+    advice = "Fewer candidates, a smaller model or a GPU would help; threads will not."
+    return Finding("compute", 1.0, reached + advice)

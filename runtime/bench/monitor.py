@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import itertools
 import os
+import statistics
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from xopt.runtime.bench.nvml import Gpu, GpuSample
 
@@ -23,16 +22,12 @@ INTERVAL_S = 0.2
 TREE_EVERY = 5  # samples: children are looked for once a second
 PEAK_SAMPLES = 3  # the peak is over 0.6 s: the operating system counts CPU time in hundredths
 PROC = Path("/proc")
-TICKS, PAGE_BYTES = (
-    os.sysconf(n) if hasattr(os, "sysconf") else 1 for n in ("SC_CLK_TCK", "SC_PAGE_SIZE")
-)
+COUNTERS = ("cpu", "root_cpu", "minor", "major", "read", "written", "received", "sent", "own_cpu")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A point of the timeline: seconds since the window began, cores busy since the point before,
-    bytes resident.
-    """
+    """A point of the timeline: seconds since its start, and cores busy since the point before."""
 
     at_s: float
     cores: float
@@ -44,10 +39,10 @@ class Moment:
 class Usage:
     """What a process tree used in a window of time; CPU in cores (1.0 is one core busy).
 
-    mean_cores is exact: CPU seconds by the operating system's accounting over wall seconds.
-    root_* is the tree's root alone, per_core each core of the machine, whoever used it. Peak
-    memory sums over processes, so pages that they share count once for each. Faults and disk
-    bytes are the tree's, network bytes the machine's. gpu is None where there is none.
+    mean_cores: exact, CPU seconds by the operating system's accounts over wall seconds.
+    root_mean_cores: of the tree's root alone. per_core: each core of the machine, whoever used it.
+    peak_bytes: the sum over processes, where pages that they share count for each.
+    Network bytes are the machine's. gpu is None where there is none.
     """
 
     mean_cores: float
@@ -67,36 +62,22 @@ class Usage:
     gpu: GpuSample | None
 
 
-COUNTERS = (
-    "cpu",
-    "root_cpu",
-    "minor",
-    "major",
-    "read",
-    "written",
-    "received",
-    "sent",
-    "own_cpu",
-)
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Sample:
-    """Totals so far, by counter, and what holds at the moment."""
+    """Totals up to a time, by counter and by core, and what holds at that time."""
 
     at_s: float
     totals: dict[str, float]
     per_core: list[float]
-    resident_bytes: int = 0
-    threads: int = 0
-    gpu: GpuSample | None = None
+    resident_bytes: int
+    threads: int
+    gpu: GpuSample | None
 
 
 class TreeMonitor:
     """Samples a process and its descendants, five times a second.
 
-    A child that came and went between two samples is counted: the operating system adds what it
-    used to its parent's account (not on macOS).
+    On Linux children that lived between two samples count too, in their parents' accounts.
     """
 
     def __init__(self, pid: int) -> None:
@@ -117,55 +98,40 @@ class TreeMonitor:
         self._thread.join()
 
     def usage(self, start_s: float, end_s: float) -> Usage:
-        """Usage between two times on `time.monotonic`; peak memory and threads are those of the
-        whole watch.
+        """Return the usage between two times on `time.monotonic`.
+
+        Peak memory and threads are those of the whole watch.
         """
-        at = np.array([sample.at_s for sample in self._samples])
-        spent = {name: self._spent(name, at, start_s, end_s) for name in COUNTERS}
-        window = end_s - start_s
-        timeline = self._timeline(start_s, end_s)
-        mean = spent["cpu"] / window
-        return Usage(
-            mean_cores=mean,
-            peak_cores=max([mean, *_peaks(timeline)]),
-            root_mean_cores=spent["root_cpu"] / window,
-            peak_bytes=max(sample.resident_bytes for sample in self._samples),
-            per_core=self._per_core(at, start_s, end_s),
-            threads=max(sample.threads for sample in self._samples),
-            minor_faults=round(spent["minor"]),
-            major_faults=round(spent["major"]),
-            read_bytes=round(spent["read"]),
-            written_bytes=round(spent["written"]),
-            received_bytes=round(spent["received"]),
-            sent_bytes=round(spent["sent"]),
-            monitor_cores=spent["own_cpu"] / window,
-            timeline=timeline,
-            gpu=GpuSample.over(
-                [s.gpu for s in self._samples if s.gpu and start_s <= s.at_s <= end_s]
-            ),
-        )
+        times = np.array([sample.at_s for sample in self._samples])
 
-    def _spent(self, name: str, at: NDArray[np.float64], start_s: float, end_s: float) -> float:
-        totals = [sample.totals[name] for sample in self._samples]
-        return float(np.diff(np.interp([start_s, end_s], at, totals))[0])
+        def spent(totals: list[float]) -> float:
+            start, end = np.interp([start_s, end_s], times, totals)
+            return float(end - start)
 
-    def _per_core(self, at: NDArray[np.float64], start_s: float, end_s: float) -> tuple[float, ...]:
-        busy = np.array([sample.per_core for sample in self._samples]).T
-        return tuple(
-            float(np.diff(np.interp([start_s, end_s], at, core))[0]) / (end_s - start_s)
-            for core in busy
-        )
-
-    def _timeline(self, start_s: float, end_s: float) -> tuple[Moment, ...]:
+        used = {}
+        for name in COUNTERS:
+            used[name] = spent([sample.totals[name] for sample in self._samples])
+        window_s = end_s - start_s
         inside = [sample for sample in self._samples if start_s <= sample.at_s <= end_s]
-        return tuple(
-            Moment(
-                b.at_s - start_s,
-                (b.totals["cpu"] - a.totals["cpu"]) / (b.at_s - a.at_s),
-                (b.totals["root_cpu"] - a.totals["root_cpu"]) / (b.at_s - a.at_s),
-                b.resident_bytes,
-            )
-            for a, b in itertools.pairwise(inside)
+        timeline = _timeline(inside, start_s)
+        mean_cores = used["cpu"] / window_s
+        cores = zip(*(sample.per_core for sample in self._samples), strict=True)
+        return Usage(
+            mean_cores=mean_cores,
+            peak_cores=max([mean_cores, *_peaks(timeline)]),
+            root_mean_cores=used["root_cpu"] / window_s,
+            peak_bytes=max(sample.resident_bytes for sample in self._samples),
+            per_core=tuple(spent(list(core)) / window_s for core in cores),
+            threads=max(sample.threads for sample in self._samples),
+            minor_faults=round(used["minor"]),
+            major_faults=round(used["major"]),
+            read_bytes=round(used["read"]),
+            written_bytes=round(used["written"]),
+            received_bytes=round(used["received"]),
+            sent_bytes=round(used["sent"]),
+            monitor_cores=used["own_cpu"] / window_s,
+            timeline=timeline,
+            gpu=GpuSample.over([sample.gpu for sample in inside if sample.gpu]),
         )
 
     def _watch(self) -> None:
@@ -176,93 +142,99 @@ class TreeMonitor:
 
     def _sample(self) -> None:
         begin = time.thread_time()
-        totals = dict.fromkeys(COUNTERS, 0.0)
-        sample = _Sample(
-            time.monotonic(), totals, [t.user + t.system for t in psutil.cpu_times(percpu=True)]
-        )
+        at_s = time.monotonic()
+        per_core = [times.user + times.system for times in psutil.cpu_times(percpu=True)]
         if len(self._samples) % TREE_EVERY == 0:
-            self._pids = list(_tree(self._root.pid))
+            self._pids = _tree(self._root.pid)
+        totals = dict.fromkeys([*COUNTERS, "resident", "threads"], 0.0)
         for pid in self._pids:
             with suppress(psutil.Error, OSError):  # it has ended since
-                self._add(pid, sample)
+                account = _account(pid)
+                own = account.pop("own")
+                totals["cpu"] += own
+                if pid == self._root.pid:
+                    totals["root_cpu"] = own
+                for name, value in account.items():
+                    totals[name] += value
         network = psutil.net_io_counters()
         if network is not None:
-            totals["received"], totals["sent"] = (
-                float(network.bytes_recv),
-                float(network.bytes_sent),
-            )
-        sample.gpu = self._gpu.sample() if self._gpu else None
+            totals["received"] = float(network.bytes_recv)
+            totals["sent"] = float(network.bytes_sent)
+        gpu = self._gpu.sample() if self._gpu else None
         totals["own_cpu"] = self._highest["own_cpu"] + time.thread_time() - begin
-        # What a process that nobody waited for had used is gone with it; a total never falls for
-        # that.
-        self._highest = {name: max(total, self._highest[name]) for name, total in totals.items()}
-        sample.totals = self._highest
-        self._samples.append(sample)
+        # Where nobody waited for a process that ended, the account of what it used is gone: a
+        # total stays where it was.
+        self._highest = {name: max(totals[name], self._highest[name]) for name in COUNTERS}
+        resident_bytes = int(totals["resident"])
+        threads = int(totals["threads"])
+        self._samples.append(_Sample(at_s, self._highest, per_core, resident_bytes, threads, gpu))
 
-    def _add(self, pid: int, sample: _Sample) -> None:
-        found = _account(pid)
-        sample.resident_bytes += int(found.pop("resident"))
-        sample.threads += int(found.pop("threads"))
-        own, reaped = found.pop("own"), found.pop("reaped")
-        sample.totals["cpu"] += own + reaped
-        sample.totals["root_cpu"] += own if pid == self._root.pid else 0.0
-        for name, value in found.items():
-            sample.totals[name] += value
+
+def _timeline(samples: list[_Sample], start_s: float) -> tuple[Moment, ...]:
+    moments = []
+    for before, after in itertools.pairwise(samples):
+        passed_s = after.at_s - before.at_s
+        cores = (after.totals["cpu"] - before.totals["cpu"]) / passed_s
+        root_cores = (after.totals["root_cpu"] - before.totals["root_cpu"]) / passed_s
+        moments.append(Moment(after.at_s - start_s, cores, root_cores, after.resident_bytes))
+    return tuple(moments)
 
 
 def _peaks(timeline: tuple[Moment, ...]) -> list[float]:
-    """Mean cores over every stretch of `PEAK_SAMPLES`."""
     cores = [moment.cores for moment in timeline]
-    return [
-        float(np.mean(cores[i : i + PEAK_SAMPLES])) for i in range(len(cores) - PEAK_SAMPLES + 1)
-    ]
+    starts = range(len(cores) - PEAK_SAMPLES + 1)
+    return [statistics.fmean(cores[start : start + PEAK_SAMPLES]) for start in starts]
 
 
-def _tree(pid: int) -> Iterator[int]:
-    """A process and its descendants, on Linux by each thread's list of children: a scan of all
-    processes costs more.
+def _tree(pid: int) -> list[int]:
+    """Return a process and its descendants.
+
+    On Linux it reads each thread's list of children: psutil's scan of all processes costs more.
     """
-    yield pid
-    tasks = PROC / str(pid) / "task"
-    with suppress(psutil.Error, OSError):  # a process that has ended has no children
-        if not (tasks / str(pid) / "children").is_file():
-            yield from (child.pid for child in psutil.Process(pid).children(recursive=True))
-            return
-        for task in list(tasks.iterdir()):
-            with suppress(OSError):  # the thread has ended
-                for child in (task / "children").read_text().split():
-                    yield from _tree(int(child))
+    pids = [pid]
+    if not (PROC / str(pid) / "task" / str(pid) / "children").is_file():
+        with suppress(psutil.Error):  # it has ended
+            pids += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        return pids
+    for parent in pids:  # the list grows by each one's children
+        with suppress(OSError):  # the process has ended
+            for thread in list((PROC / str(parent) / "task").iterdir()):
+                with suppress(OSError):  # the thread has ended
+                    pids += [int(child) for child in (thread / "children").read_text().split()]
+    return pids
 
 
 def _account(pid: int) -> dict[str, float]:
-    """What a process has used: CPU seconds of its own and of the children that it waited for,
-    memory, threads.
+    """Return what a process has used.
 
-    On Linux, where one file holds all of it, page faults and disk bytes too.
+    "own" and "cpu" are CPU seconds of its own, and of children that it waited for; "resident" is
+    in bytes. Elsewhere than on Linux faults and disk bytes are missing.
     """
     home = PROC / str(pid)
     if not home.is_dir():
         process = psutil.Process(pid)
         with process.oneshot():
             times = process.cpu_times()
-            resident, threads = process.memory_info().rss, process.num_threads()
-        return {
-            "own": times.user + times.system,
-            "reaped": 0.0,
-            "resident": resident,
-            "threads": threads,
-        }
-    # The fields behind the command's name, see proc(5).
-    fields = [float(field) for field in (home / "stat").read_text().rpartition(") ")[2].split()[1:]]
-    used = {
+            return {
+                "own": times.user + times.system,
+                "resident": process.memory_info().rss,
+                "threads": process.num_threads(),
+            }
+    # The fields of proc(5) from the fourth on: a name, which may hold anything, is before them.
+    text = (home / "stat").read_text().rpartition(") ")[2]
+    fields = [float(value) for value in text.split()[1:]]
+    ticks = os.sysconf("SC_CLK_TCK")
+    account = {
         "minor": fields[6] + fields[7],
         "major": fields[8] + fields[9],
-        "own": (fields[10] + fields[11]) / TICKS,
-        "reaped": (fields[12] + fields[13]) / TICKS,
+        "own": (fields[10] + fields[11]) / ticks,
+        "cpu": (fields[12] + fields[13]) / ticks,
         "threads": fields[16],
-        "resident": fields[20] * PAGE_BYTES,
+        "resident": fields[20] * os.sysconf("SC_PAGE_SIZE"),
     }
-    with suppress(OSError):  # containers may forbid it: then disk use is unknown, and shown as none
-        io = dict(line.split(": ") for line in (home / "io").read_text().splitlines())
-        used |= {"read": float(io["read_bytes"]), "written": float(io["write_bytes"])}
-    return used
+    with suppress(OSError):  # containers may forbid it: then disk use counts as none
+        lines = (home / "io").read_text().splitlines()
+        disk = dict(line.split(": ") for line in lines)
+        account["read"] = float(disk["read_bytes"])
+        account["written"] = float(disk["write_bytes"])
+    return account

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +12,7 @@ __all__ = ["Gpu", "GpuSample"]
 
 @dataclass(frozen=True)
 class GpuSample:
-    """Utilisation (0 to 1) and power in watts, means over a window; the peak of the memory held,
-    in bytes.
-    """
+    """Utilisation (0 to 1), bytes of memory held, and power in watts."""
 
     utilisation: float
     memory_bytes: int
@@ -21,13 +20,13 @@ class GpuSample:
 
     @staticmethod
     def over(samples: Sequence[GpuSample]) -> GpuSample | None:
-        """The samples of a window as one; None where there are none."""
+        """Return the means of samples, and the peak of memory; None of no samples."""
         if not samples:
             return None
         return GpuSample(
-            sum(s.utilisation for s in samples) / len(samples),
-            max(s.memory_bytes for s in samples),
-            sum(s.power_w for s in samples) / len(samples),
+            statistics.fmean(sample.utilisation for sample in samples),
+            max(sample.memory_bytes for sample in samples),
+            statistics.fmean(sample.power_w for sample in samples),
         )
 
 
@@ -35,11 +34,12 @@ class Gpu:
     """The machine's first GPU."""
 
     def __init__(self, nvml: Any) -> None:
-        self._nvml, self._handle = nvml, nvml.nvmlDeviceGetHandleByIndex(0)
+        self._nvml = nvml
+        self._handle = nvml.nvmlDeviceGetHandleByIndex(0)
 
     @staticmethod
     def first() -> Gpu | None:
-        """The first GPU, or None where NVML is not installed (nvidia-ml-py) or sees none."""
+        """Return the first GPU, or None where NVML (nvidia-ml-py) is missing or sees none."""
         try:
             import pynvml
 
@@ -47,15 +47,12 @@ class Gpu:
             gpu = Gpu(pynvml)
             gpu.sample()  # a part of a GPU cannot tell all of it
             return gpu
-        # the package, the driver or the device is missing, each with its own error
-        except Exception:
+        except Exception:  # a missing package, driver or device has an error of its own each
             return None
 
     def sample(self) -> GpuSample:
-        """What it does now."""
-        n = self._nvml
         return GpuSample(
-            n.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100,
-            int(n.nvmlDeviceGetMemoryInfo(self._handle).used),
-            n.nvmlDeviceGetPowerUsage(self._handle) / 1000,
+            self._nvml.nvmlDeviceGetUtilizationRates(self._handle).gpu / 100,
+            int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used),
+            self._nvml.nvmlDeviceGetPowerUsage(self._handle) / 1000,
         )

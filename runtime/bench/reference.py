@@ -1,6 +1,4 @@
-"""sentence-transformers itself: the reference for scores, and what the strategies of a bench
-compare with.
-"""
+"""sentence-transformers itself: the reference for scores, and what the bench compares with."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ __all__ = ["ReferenceScorer"]
 
 
 class ReferenceScorer(Scorer):
-    """Runs a variant as sentence-transformers does: padded batches of `batch_size` pairs, sorted
-    by characters.
-    """
+    """A variant as sentence-transformers runs it: padded batches of pairs, sorted by length."""
 
     def __init__(
         self,
@@ -37,7 +33,8 @@ class ReferenceScorer(Scorer):
         device: str = "cpu",
     ) -> None:
         folder.checked(variant.file)
-        self.threads, self.batch_size = threads, batch_size
+        self.threads = threads
+        self.batch_size = batch_size
         torch.set_num_threads(threads)
         with its_own_code(folder):
             self.model = CrossEncoder(
@@ -56,14 +53,13 @@ class ReferenceScorer(Scorer):
 
     @property
     def stages(self) -> Stages:
-        """Where the time of all calls so far went."""
         return self._watch.stages
 
     def _encode(self, *arguments: Any, **named: Any) -> Any:
         start = time.monotonic()
         features = self._preprocess(*arguments, **named)
         self._watch.encoded(time.monotonic() - start)
-        # here it is still on the host: asked on a GPU, it would wait for that
+        # The mask is still on the host here; on a GPU, reading it would wait for the device.
         mask = features["attention_mask"]
         self._batch = mask.shape[0], mask.shape[1], int(mask.sum())
         return features
@@ -72,12 +68,11 @@ class ReferenceScorer(Scorer):
         self._start = time.monotonic()
 
     def _after(self, *_: Any) -> None:
-        took = time.monotonic() - self._start
-        self._watch.forwarded(took, 0.0, *self._batch)
-        self._watch.ran(took)
+        took_s = time.monotonic() - self._start
+        self._watch.forwarded(took_s, 0.0, *self._batch)
+        self._watch.ran(took_s)
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given; see `Scorer`."""
         torch.set_num_threads(self.threads)  # kept by thread, and Daft calls from several
         scores = self.model.predict(
             [(clean(query), clean(text)) for query, text in pairs],

@@ -1,6 +1,4 @@
-"""Strategies: how Daft calls a scorer, and which scorer it calls: xopt's, or
-sentence-transformers as people run it.
-"""
+"""Strategies: how Daft calls a scorer, xopt's or sentence-transformers as people run it."""
 
 from __future__ import annotations
 
@@ -12,27 +10,32 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.bench.ctranslate2 import CTRANSLATE2, ctranslate2_kind
 from xopt.runtime.cascade.cascade import CascadeScorer, open_cascade
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Pair
-from xopt.runtime.scoring.plan import ROWS_A_CALL, Forward
+from xopt.runtime.scoring.plan import Forward
 from xopt.runtime.scoring.scorer import PlannedScorer, Scorer, open_scorer
 from xopt.runtime.scoring.stages import Stages, Stopwatch
 from xopt.runtime.scoring.variants import BACKENDS
 
 __all__ = ["SMALL_BATCHES", "STRATEGIES", "BatchScorer", "ScorerSpec", "Strategy", "strategy_named"]
 
+# The bench opens CTranslate2's variants as any other; users are not offered them.
+BACKENDS[CTRANSLATE2] = ctranslate2_kind
+
 
 @dataclass(frozen=True)
 class Strategy:
     """How Daft calls a scorer.
 
-    rows_a_call: rows that Daft gives the UDF at once, None for all that it has. batch_size: pairs
-    that sentence-transformers pads together; None for xopt's planned forwards. workers: processes,
-    each with its own model (Daft's max_concurrency); None for one instance within Daft's process.
-    by_query: a query's rows come together, and the model folder's cascade ranks them.
+    rows_a_call: rows that Daft gives the UDF at once, None for all that it has.
+    batch_size: pairs that sentence-transformers pads together. None for planned forwards, which
+    get as many rows a call as is best on the device.
+    workers: processes with a model each (Daft's max_concurrency), None for Daft's own process.
+    by_query: whether the folder's cascade ranks each query's rows together.
     """
 
     name: str
@@ -40,10 +43,6 @@ class Strategy:
     batch_size: int | None
     workers: int | None = None
     by_query: bool = False
-
-    def rows_on(self, device: str) -> int | None:
-        """Rows a call on a device: planned forwards want many, a GPU more."""
-        return ROWS_A_CALL[device] if self.batch_size is None else self.rows_a_call
 
 
 STRATEGIES = {
@@ -63,38 +62,35 @@ SMALL_BATCHES = ("batch-8", "batch-1")  # what peers are tried with beside the d
 
 
 class BatchScorer(Scorer):
-    """Scores pairs as sentence-transformers batches them, for backends that it does not run here:
-    no plan.
-    """
+    """Scores padded batches as sentence-transformers does, with a backend that it does not run."""
 
     def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
-        self.scorer, self.batch_size = scorer, batch_size
+        self.scorer = scorer
+        self.batch_size = batch_size
         self._watch = Stopwatch(callers=1)
 
     @property
     def stages(self) -> Stages:
-        """Where the time of all calls so far went."""
         return self._watch.stages
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        """Logits of (query, document) pairs in the order given; see `Scorer`."""
-        backend, start = self.scorer.backend, time.monotonic()
+        backend = self.scorer.backend
+        start = time.monotonic()
         tokens = self.scorer.encoder.encode(pairs)
         self._watch.encoded(time.monotonic() - start, tokens.truncated)
         logits = np.empty((len(pairs), self.scorer.labels), np.float32)
         order = np.argsort([-len(query) - len(text) for query, text in pairs], kind="stable")
         for first in range(0, len(order), self.batch_size):
-            rows, start = order[first : first + self.batch_size], time.monotonic()
+            rows = order[first : first + self.batch_size]
+            start = time.monotonic()
             forward = Forward(rows, int(tokens.lengths[rows].max()))
-            batch, loaded = backend.load(tokens, forward), time.monotonic()
+            batch = backend.load(tokens, forward)
+            loaded = time.monotonic()
             logits[rows] = backend.finish([backend.forward(batch)])
             end = time.monotonic()
+            text_tokens = int(tokens.lengths[rows].sum())
             self._watch.forwarded(
-                end - loaded,
-                loaded - start,
-                len(rows),
-                forward.width,
-                int(tokens.lengths[rows].sum()),
+                end - loaded, loaded - start, len(rows), forward.width, text_tokens
             )
             self._watch.ran(end - start)
         return logits[:, 0] if self.scorer.labels == 1 else logits
@@ -102,9 +98,7 @@ class BatchScorer(Scorer):
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """What a worker needs to open a scorer: a picklable value. `threads` None is all cores of the
-    worker's machine.
-    """
+    """What a process needs to open a scorer; `threads` None is all cores of its machine."""
 
     folder: str
     variant: str
@@ -114,45 +108,39 @@ class ScorerSpec:
     plan: Plan | None = None
     trusted: bool = False
 
+    def _open_folder(self) -> ModelFolder:
+        return ModelFolder.open(Path(self.folder), self.trusted)
+
     @property
     def compiles(self) -> bool:
-        """Whether the backend compiles for each shape that it meets."""
-        folder = ModelFolder.open(Path(self.folder), self.trusted)
-        return BACKENDS[folder.variant(self.variant).backend].compiles
+        return BACKENDS[self._open_folder().variant(self.variant).backend].compiles
 
     def open_cascade(self) -> CascadeScorer:
-        """Open the cascade that the strategy calls. Raises BadInput; see
-        `xopt.runtime.open_cascade`.
-        """
-        return open_cascade(
-            ModelFolder.open(Path(self.folder), self.trusted),
-            threads=self.threads,
-            device=self.device,
-        )
+        """Open the cascade that the strategy calls. Raises BadInput as `open_cascade` does."""
+        return open_cascade(self._open_folder(), threads=self.threads, device=self.device)
 
     def open(self) -> Scorer:
-        """Open the scorer that the strategy calls. Raises BadInput; see `open_scorer`."""
-        strategy, model = (
-            STRATEGIES[self.strategy],
-            ModelFolder.open(Path(self.folder), self.trusted),
-        )
-        if strategy.batch_size is None:
+        """Open the scorer that the strategy calls. Raises BadInput as `open_scorer` does."""
+        folder = self._open_folder()
+        batch_size = STRATEGIES[self.strategy].batch_size
+        if batch_size is None:
             return open_scorer(
-                model, self.variant, plan=self.plan, threads=self.threads, device=self.device
+                folder, self.variant, plan=self.plan, threads=self.threads, device=self.device
             )
-        variant, threads = model.variant(self.variant), self.threads or cores()
-        if not BACKENDS[variant.backend].in_sentence_transformers(model):
-            plan = Plan(callers=1, threads=threads, tokens=1)
-            return BatchScorer(
-                open_scorer(model, self.variant, plan=plan, device=self.device), strategy.batch_size
-            )
-        from xopt.runtime.bench.reference import ReferenceScorer
+        variant = folder.variant(self.variant)
+        threads = self.threads or cores()
+        if BACKENDS[variant.backend].in_sentence_transformers(folder):
+            # Imported here, or its torch would count as memory of variants that need none.
+            from xopt.runtime.bench.reference import ReferenceScorer
 
-        return ReferenceScorer(model, variant, threads, strategy.batch_size, self.device)
+            return ReferenceScorer(folder, variant, threads, batch_size, self.device)
+        plan = Plan(callers=1, threads=threads, tokens=1)
+        scorer = open_scorer(folder, self.variant, plan=plan, device=self.device)
+        return BatchScorer(scorer, batch_size)
 
 
 def strategy_named(name: str) -> Strategy:
-    """The strategy of this name. Raises BadInput with the names there are."""
+    """Return a strategy. Raises BadInput with the names that exist."""
     if name not in STRATEGIES:
         raise BadInput(f"strategy {name!r}: unknown; one of {', '.join(STRATEGIES)}")
     return STRATEGIES[name]

@@ -1,4 +1,4 @@
-"""Starting a bench worker, talking with it, and ending it with all that it started."""
+"""Fresh processes that run a case of the bench each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from xopt.runtime.errors import BadInput
 
 __all__ = ["Worker", "started"]
 
+ERROR_LINES = 20
+
 
 @dataclass(frozen=True)
 class Worker:
-    """A process of `xopt.runtime.bench.worker_main`, and how to talk with it."""
+    """A process of `xopt.runtime.bench.worker_main`, and the file of its standard error."""
 
     process: subprocess.Popen[str]
     errors: Path
@@ -32,46 +34,32 @@ class Worker:
         return self.process.pid
 
     def open(self, case: dict[str, Any]) -> None:
-        """Have it open and warm up the model of a case.
+        """Send the process a case, whose model it opens and warms up."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(case) + "\n")
+        self.process.stdin.flush()
+
+    def run(self) -> dict[str, Any]:
+        """Return the result of the case, as `worker_main.opened` describes it.
 
         Raises BadInput where the case cannot run, RuntimeError where the process died.
         """
-        self._say(case)
-        self._hear("ready")
-
-    def run(self) -> dict[str, Any]:
-        """Have it run the case: scores, calls and times, see `worker_main.opened`. Raises as
-        `open` does.
-        """
-        self._say({})
-        return self._hear("done")
-
-    def _say(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(message) + "\n")
-        self.process.stdin.flush()
-
-    def _hear(self, event: str) -> dict[str, Any]:
-        """Wait for its message of this event."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        message: dict[str, Any] = json.loads(line) if line else {"event": "died"}
-        if message["event"] == "bad_input":
-            raise BadInput(message["message"])
-        if message["event"] != event:
-            tail = "\n".join(
-                self.errors.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-            )
-            raise RuntimeError(f"the bench's worker stopped before it was {event}:\n{tail}")
-        return message
+        if not line:
+            errors = self.errors.read_text(encoding="utf-8", errors="replace").splitlines()
+            tail = "\n".join(errors[-ERROR_LINES:])
+            raise RuntimeError(f"the bench's worker died:\n{tail}")
+        result: dict[str, Any] = json.loads(line)
+        if "bad_input" in result:
+            raise BadInput(result["bad_input"])
+        return result
 
 
 @contextmanager
 def started(threads: int) -> Iterator[Worker]:
-    """A fresh bench worker whose libraries may use `threads`; it and all that it started end with
-    the block.
-    """
-    quiet = {"DAFT_PROGRESS_BAR": "0", "DO_NOT_TRACK": "1", "RAYON_NUM_THREADS": str(threads)}
+    """Yield a fresh worker whose libraries may use `threads`, and end it with all it started."""
+    settings = {"DAFT_PROGRESS_BAR": "0", "DO_NOT_TRACK": "1", "RAYON_NUM_THREADS": str(threads)}
     with tempfile.NamedTemporaryFile("w", prefix="xopt-bench-", suffix=".err") as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", "xopt.runtime.bench.worker_main"],
@@ -79,7 +67,7 @@ def started(threads: int) -> Iterator[Worker]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            env={**os.environ, **quiet},
+            env={**os.environ, **settings},
         )
         try:
             yield Worker(process, Path(errors.name))
@@ -88,16 +76,11 @@ def started(threads: int) -> Iterator[Worker]:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the worker and all that it started."""
-    try:
-        tree = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    except psutil.NoSuchProcess:
-        tree = []
-    for member in tree:
-        try:
-            member.kill()
-        except psutil.NoSuchProcess:
-            continue
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        for member in [*root.children(recursive=True), root]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:

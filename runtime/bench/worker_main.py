@@ -1,8 +1,7 @@
-"""One case of a bench in a fresh process: `python -m xopt.runtime.bench.worker_main`, started by
-`bench.worker`.
+"""The process that `bench.worker` starts for a case: `python -m xopt.runtime.bench.worker_main`.
 
-Reads one JSON line from standard input (the scorer's spec and a file of pairs), says "ready" on
-standard output when its model is open and warm, waits for a line, runs, and writes the result.
+It reads a JSON line from standard input, the scorer's spec and a file of pairs, and writes one to
+standard output, the result.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from xopt.runtime.errors import BadInput
 
@@ -21,21 +20,21 @@ __all__ = ["main", "opened"]
 
 
 def main() -> None:
-    """Run the case; a BadInput goes to the parent as such."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print is no result
+    # What libraries print goes to standard error, away from the result.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         run = opened(json.loads(sys.stdin.readline()))
-        _say(out, event="ready")
-        sys.stdin.readline()
-        _say(out, event="done", **run())
+        result = run()
     except BadInput as error:
-        _say(out, event="bad_input", message=str(error))
+        result = {"bad_input": str(error)}
+    out.write(json.dumps(result) + "\n")
 
 
 def opened(case: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Open and warm up the model of a case; what it returns runs the case, and gives scores,
-    calls and times.
+    """Open and warm up the model of a case.
+
+    Returns a function that runs the case, and returns its scores, calls and times.
     """
     from xopt.runtime.bench.in_daft import run_strategy
     from xopt.runtime.bench.strategy import ScorerSpec
@@ -49,35 +48,30 @@ def opened(case: dict[str, Any]) -> Callable[[], dict[str, Any]]:
     query = run_strategy(spec, pairs, by_query=by_query)
 
     def run() -> dict[str, Any]:
-        before = _switches()
+        voluntary, involuntary = _switches()
         done = query()
-        after = _switches()
+        voluntary_after, involuntary_after = _switches()
         return {
             "scores": done.scores.tolist(),
             "calls": [asdict(call) for call in done.calls],
             "load_s": done.load_s,
             "start_s": done.start_s,
             "end_s": done.end_s,
-            "switches": [after[kind] - before[kind] for kind in (0, 1)],
+            "switches": [voluntary_after - voluntary, involuntary_after - involuntary],
         }
 
     return run
 
 
 def _switches() -> tuple[int, int]:
-    """Voluntary and involuntary context switches of this process and the children that it has
-    waited for.
-    """
+    """Return voluntary and involuntary context switches, with those of children that ended."""
     try:
         import resource
     except ImportError:  # Windows does not count them
         return 0, 0
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_nvcsw for u in used), sum(u.ru_nivcsw for u in used)
-
-
-def _say(out: TextIO, **message: Any) -> None:
-    out.write(json.dumps(message) + "\n")
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return own.ru_nvcsw + children.ru_nvcsw, own.ru_nivcsw + children.ru_nivcsw
 
 
 if __name__ == "__main__":

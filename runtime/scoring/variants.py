@@ -20,7 +20,6 @@ from xopt.runtime.scoring.device import check_device, check_name
 
 __all__ = [
     "BACKENDS",
-    "CTRANSLATE2_FILE",
     "REFERENCE",
     "BackendKind",
     "check_variant",
@@ -33,7 +32,6 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 REFERENCE = "torch-fp32"  # the variant that every other one is judged against
-CTRANSLATE2_FILE = "ctranslate2/model.bin"
 
 
 def _lazy(module: str, name: str) -> Callable[..., Any]:
@@ -68,7 +66,6 @@ class BackendKind:
     gpu_ready: Callable[[], bool] = _always
     tried: bool = False  # some graphs fail: commands open a variant first
     compiles: bool = False  # for each new shape, which does not count as its speed
-    peer: bool = False  # only there to be compared with
     in_sentence_transformers: Callable[[ModelFolder], bool] = _never
 
 
@@ -118,13 +115,6 @@ BACKENDS = {
         _lazy("openvino", "OpenVinoBackend"),
         tried=True,
         compiles=True,
-    ),
-    "ctranslate2": BackendKind(
-        {"cpu": ()},
-        CTRANSLATE2_FILE,
-        (),
-        _lazy("ctranslate2", "CTranslate2Backend"),
-        peer=True,
     ),
 }
 

@@ -236,7 +236,7 @@ def test_without_onnx_the_folder_holds_torch_alone(tmp_path: Path) -> None:
         open_scorer(made.path)
     with pytest.raises(
         BadInput,
-        match=r"model.onnx: not made at export; export the model again, without --torch-only",
+        match=r"model.onnx: not made at export; export the model again, without `torch_only=True`",
     ):
         quantize(made, recipe_for(detect_target()))
 

@@ -8,7 +8,8 @@ from xopt.runtime.folder import ModelFolder, Plan, Variant
 
 
 def test_commands_on_one_folder_keep_what_the_other_wrote(tiny_copy: ModelFolder) -> None:
-    first, second = ModelFolder.open(tiny_copy.path), ModelFolder.open(tiny_copy.path)
+    first = ModelFolder.open(tiny_copy.path)
+    second = ModelFolder.open(tiny_copy.path)
     plans = {"a machine": {"onnx-fp32": Plan(1, 1, 512)}}
     first.write(lambda manifest: replace(manifest, plans=plans))
     second.with_variant(Variant("another", "onnx", "fp32", "onnx/model.onnx"))
@@ -21,9 +22,11 @@ WRITE = """
 import sys
 from dataclasses import replace
 from xopt.runtime.folder import ModelFolder, Plan
-folder = ModelFolder.open(sys.argv[1])
+path, name = sys.argv[1:]
+folder = ModelFolder.open(path)
 for i in range(40):
-    folder.write(lambda to: replace(to, plans={**to.plans, f"{sys.argv[2]} {i}": {"onnx-fp32": Plan(1, 1, 512)}}))
+    plans = {f"{name} {i}": {"onnx-fp32": Plan(1, 1, 512)}}
+    folder.write(lambda manifest: replace(manifest, plans=manifest.plans | plans))
 """
 
 

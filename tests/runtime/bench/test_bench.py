@@ -31,7 +31,8 @@ def test_every_strategy_runs_in_daft_and_agrees(benched: Bench) -> None:
 def test_what_runs_once_is_held_against_the_first_round(
     tiny: ModelFolder, docs: Candidates
 ) -> None:
-    exact, int8 = Case("onnx-fp32", "planned"), Case("onnx-int8", "planned")
+    exact = Case("onnx-fp32", "planned")
+    int8 = Case("onnx-int8", "planned")
     baseline, twice, once = bench(tiny, docs.head(8), [exact, int8], repeat=2, once=[int8]).measured
     assert [len(m.rounds) for m in (baseline, twice, once)] == [2, 2, 1]
     assert once.ratio == pytest.approx(baseline.rounds[0].wall_s / once.rounds[0].wall_s)

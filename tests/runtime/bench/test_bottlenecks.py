@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from xopt.runtime.bench.ceilings import Ceilings, measure_ceilings
-from xopt.runtime.bench.explain import Explained, ModelShape, Observed, explain
+from xopt.runtime.bench.explain import Explained, Observed, explain
 from xopt.runtime.bench.in_daft import pairs_frame, run_strategy
 from xopt.runtime.bench.monitor import TreeMonitor
+from xopt.runtime.bench.shape import ModelShape
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import ModelFolder
@@ -61,8 +62,12 @@ def observe(
         done = run()
         time.sleep(0.3)
     reopened = STRATEGIES[strategy].workers is not None
-    first, last = min(c.start_s for c in done.calls), max(c.end_s for c in done.calls)
-    start, end = (first, last) if reopened else (done.start_s, done.end_s)
+    first = min(call.start_s for call in done.calls)
+    start = done.start_s
+    end = done.end_s
+    if reopened:
+        start = first
+        end = max(call.end_s for call in done.calls)
     lengths = [call.end_s - call.start_s for call in done.calls]
     stages = done.calls[0].stages
     for call in done.calls[1:]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from xopt.runtime.bench.ceilings import Ceilings
-from xopt.runtime.bench.explain import Explained, ModelShape, Observed, explain
+from xopt.runtime.bench.explain import Explained, Observed, explain
+from xopt.runtime.bench.shape import ModelShape
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.scoring.profile import Profile
 from xopt.runtime.scoring.stages import Stages

@@ -40,7 +40,8 @@ def test_an_idle_process_uses_no_cpu() -> None:
 
 def test_children_that_live_shorter_than_a_sample_are_in_the_account() -> None:
     spin = "import time\nend = time.process_time() + 0.05\nwhile time.process_time() < end: pass"
-    many = f"import subprocess, sys\nfor _ in range(12): subprocess.run([sys.executable, '-c', {spin!r}])"
+    one = f"subprocess.run([sys.executable, '-c', {spin!r}])"
+    many = f"import subprocess, sys\nfor _ in range(12): {one}"
     process = subprocess.Popen([sys.executable, "-c", many])
     with TreeMonitor(process.pid) as monitor:
         start = time.monotonic()
