@@ -57,7 +57,7 @@ __all__ = [
     "validate",
 ]
 
-# Where Python runs in the checkout it finds this folder first, and the others where it is installed.
+# In the checkout Python finds this folder first, and the others where xopt is installed.
 __path__ = extend_path(__path__, __name__)
 
 # The module of each name. `xopt.optimize` is a package, so what it does as a whole is

@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs to score, a query's together and in first-stage order, with qrels where there are any."""
+    """Pairs to score, a query's together and in first-stage order, and qrels if there are any."""
 
     name: str
     rows: tuple[Row, ...]
@@ -122,7 +122,7 @@ class Candidates:
         return self._with(tuple(row for i in drawn for row in self.rows[groups[i]]))
 
     def shuffled(self) -> Candidates:
-        """Put the queries in a random order, always the same, each with its candidates as they were."""
+        """Put the queries, each with its candidates, in a random order that is always the same."""
         groups = list(self.groups().values())
         order = np.random.default_rng(1).permutation(len(groups))
         return self._with(tuple(row for i in order for row in self.rows[groups[i]]))

@@ -28,7 +28,7 @@ Record = tuple[str, Any, Any, Any]  # where it stands, an id, a title and a text
 
 @dataclass(frozen=True)
 class Collection:
-    """Documents and queries by id, the grades of judged queries, and a run where one comes along."""
+    """Documents and queries by id, qrels, and a run where one comes along."""
 
     name: str
     corpus: Texts
@@ -83,7 +83,7 @@ def _documents(records: Iterator[Record], id_name: str) -> Texts:
 
 
 def _queries(records: Iterator[Record], id_name: str) -> Texts:
-    """Queries by id; blank where one is no text, which counts only if documents are ranked for it."""
+    """Queries by id. One that is no text is blank: it is refused only if it is to be ranked for."""
     made = Texts("query")
     while chunk := list(islice(records, RECORDS_AT_ONCE)):
         places, names, _, texts = zip(*chunk, strict=True)

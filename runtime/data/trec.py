@@ -1,4 +1,4 @@
-"""TREC's formats: runs (query, Q0, document, rank, score, tag), and qrels of four or three fields."""
+"""TREC's formats: runs (query, Q0, document, rank, score, tag) and qrels."""
 
 from __future__ import annotations
 

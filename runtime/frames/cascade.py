@@ -16,7 +16,7 @@ from daft.functions import monotonically_increasing_id
 from xopt.runtime.cascade.cascade import Cascade, CascadeScorer, Lists, Ranked
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.frames.columns import PREFIX, Columns
+from xopt.runtime.frames.columns import PREFIX, FrameColumns
 from xopt.runtime.frames.instances import NullScores, open_timed
 from xopt.runtime.scoring.encode import Pair
 
@@ -149,7 +149,7 @@ class _Group:
 def check_cascade(
     candidates: daft.DataFrame,
     model: ModelFolder,
-    columns: Columns,
+    columns: FrameColumns,
     top_k: int | None,
     **others: Any,
 ) -> None:
@@ -198,7 +198,7 @@ def together(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame,
     return queries.into_batches(QUERIES_A_CALL), lists
 
 
-def rank_by_cascade(candidates: daft.DataFrame, udf: Any, columns: Columns) -> daft.DataFrame:
+def rank_by_cascade(candidates: daft.DataFrame, udf: Any, columns: FrameColumns) -> daft.DataFrame:
     """Give each row a score and a rank, by a `CascadeUDF`."""
     made = (columns.score, columns.rank)
     kept = [name for name in candidates.column_names if name not in made]

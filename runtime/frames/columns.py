@@ -8,13 +8,13 @@ from typing import Any
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["PREFIX", "Columns"]
+__all__ = ["PREFIX", "FrameColumns"]
 
 PREFIX = "_xopt_"  # of columns that are made and removed again
 
 
 @dataclass(frozen=True)
-class Columns:
+class FrameColumns:
     """Names of columns; `first` is that of the first stage's scores, or None."""
 
     query: str

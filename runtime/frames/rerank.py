@@ -27,16 +27,16 @@ from xopt.runtime.frames.cascade import (
     rank_by_cascade,
     types_of,
 )
-from xopt.runtime.frames.columns import PREFIX, Columns
+from xopt.runtime.frames.columns import PREFIX, FrameColumns
 from xopt.runtime.frames.instances import NullScores, instances, open_timed
+from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.plan import ROWS_A_CALL
 from xopt.runtime.scoring.scorer import Scorer, open_scorer
 
-__all__ = ["Label", "RerankUDF", "rerank"]
+__all__ = ["Label", "RerankUDF", "rerank", "score"]
 
-VARIANT = "onnx-fp32"  # unless another one is given
 # The first and the last query of an id, in alphabetical order.
 FIRST_QUERY = f"{PREFIX}first_query"
 LAST_QUERY = f"{PREFIX}last_query"
@@ -146,8 +146,8 @@ def rerank(
 ) -> daft.DataFrame:
     """Score the candidates of a Daft DataFrame with a model folder, lazily.
 
-    Returns the same rows with a float32 column `score`, the logits of `variant`:
-    onnx-fp32 unless given. `query` and `text` name the columns of strings to score.
+    Returns the same rows with a float32 column `score`, the logits of `variant`, by
+    default the one recommended for this machine. `query` and `text` name the columns.
     Columns `score` and `rank` are replaced only with `overwrite`.
 
     `top_k` leaves the best rows of each `query_id`, with a `rank` from 1. Ties stay
@@ -171,7 +171,7 @@ def rerank(
     """
     _check_arguments(workers=workers, threads=threads, top_k=top_k, nulls=nulls, device=device)
     model = ModelFolder.open(os.fspath(folder))
-    columns = Columns(query, text, score, query_id, rank, first)
+    columns = FrameColumns(query, text, score, query_id, rank, first)
     columns.check(types_of(candidates), cascade, top_k, overwrite)
     path = str(model.path.resolve())
     udfs = _UDFs(path, device, workers, threads, trust_remote_code, nulls)
@@ -180,8 +180,48 @@ def rerank(
         ranked = rank_by_cascade(candidates, udfs.cascade(), columns)
         return ranked if top_k is None else ranked.where(col(rank) <= lit(top_k))
     label = _label_of(model, label, top_k)
-    udf = udfs.scorer(model.variant(variant or VARIANT).name, plan, label)
+    udf = udfs.scorer(_variant_of(model, variant, device), plan, label)
     return _scored(candidates, udf, columns, label, device, top_k)
+
+
+def score(
+    query: daft.Expression,
+    text: daft.Expression,
+    *,
+    model: str | os.PathLike[str],
+    variant: str | None = None,
+    label: Label = None,
+    nulls: Literal["null", "raise"] = "null",
+    plan: Plan | None = None,
+    device: str = "cpu",
+    workers: int | None = None,
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+) -> daft.Expression:
+    """Make a Daft expression: the score of each query and text by a model folder.
+
+    As in `df.with_column("score", xopt.score(col("query"), col("text"), model=DIR))`.
+    It is float32, or with `label="all"` a list of all logits. The arguments are those
+    of `rerank`, whose BadInput it raises.
+    """
+    _check_arguments(workers=workers, threads=threads, nulls=nulls, device=device)
+    folder = ModelFolder.open(os.fspath(model))
+    label = _label_of(folder, label, None)
+    path = str(folder.path.resolve())
+    udfs = _UDFs(path, device, workers, threads, trust_remote_code, nulls)
+    udf = udfs.scorer(_variant_of(folder, variant, device), plan, label)
+    of_texts = udf.score_lists if label == "all" else udf.score
+    texts = [each.cast(DataType.string()) for each in (query, text)]
+    expression: daft.Expression = of_texts(*texts)
+    return expression
+
+
+def _variant_of(model: ModelFolder, variant: str | None, device: str) -> str:
+    """Return the variant that scores. Raises BadInput where the folder has none of that name."""
+    if variant is None:
+        # Whether there is a GPU, and which one, only a worker can tell.
+        return default_variant(model, device if device == "cpu" else None)
+    return model.variant(variant).name
 
 
 def _check_arguments(nulls: str, device: str, **numbers: int | None) -> None:
@@ -254,7 +294,7 @@ def _label_of(model: ModelFolder, label: Label, top_k: int | None) -> Label:
 def _scored(
     candidates: daft.DataFrame,
     udf: Any,
-    columns: Columns,
+    columns: FrameColumns,
     label: Label,
     device: str,
     top_k: int | None,
@@ -269,7 +309,7 @@ def _scored(
     return scored if top_k is None else _best(scored, columns, top_k)
 
 
-def _best(scored: daft.DataFrame, columns: Columns, top_k: int) -> daft.DataFrame:
+def _best(scored: daft.DataFrame, columns: FrameColumns, top_k: int) -> daft.DataFrame:
     """Keep each query's best rows, with their ranks."""
     query_id = col(columns.query_id)
     of_query = Window().partition_by(columns.query_id)

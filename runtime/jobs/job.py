@@ -79,7 +79,7 @@ class Record:
         return Record(**values)
 
     def found_at(self, sources: Sequence[Source]) -> Record:
-        """The same with its sources, and the files that are read where they lie, where they are now.
+        """Give the record with the places where its sources are now.
 
         They may have moved, and the address of a store may have another signature.
         """
@@ -171,7 +171,8 @@ class Job:
         for fingerprint, source in zip(before, sources, strict=True):
             if fingerprint != source.fingerprint:
                 raise BadInput(
-                    f"{source.name}: changed since {self.target.job} was begun; put it back, {AGAIN}"
+                    f"{source.name}: changed since {self.target.job} was begun; put it back, "
+                    f"{AGAIN}"
                 )
 
     def parts(self) -> list[Part]:

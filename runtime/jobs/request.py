@@ -72,7 +72,7 @@ class Request:
         return model_fingerprint(self.model, str(self.settings.variant), self.settings.cascade)
 
     def with_variant_of(self, begun: dict[str, Any] | None, resources: Resources) -> Request:
-        """Choose the variant where none was asked for: that of the job that was begun, or the default."""
+        """Choose a variant if none was asked for: that of the job that was begun, or the default."""
         if self.settings.variant is not None:
             return self
         if begun is not None and begun["variant"] in self.model.manifest.variants:
@@ -212,10 +212,10 @@ def _cascades_variant(model: ModelFolder, settings: Settings) -> str:
             "it out"
         )
     if kept.order.with_score != (settings.columns.first is not None):
-        named = f"by scores, as {kept.certificate.column!r} was: name their column with `first=`"
-        raise BadInput(
-            f"{model.path}: its cascade goes {named if kept.order.with_score else 'without `first=`'}"
-        )
+        goes = "without `first=`"
+        if kept.order.with_score:
+            goes = f"by scores, as {kept.certificate.column!r} was: name their column with `first=`"
+        raise BadInput(f"{model.path}: its cascade goes {goes}")
     beyond = kept.beyond(settings.top_k)
     if beyond:
         log.warning("%s: %s", model.path, beyond)

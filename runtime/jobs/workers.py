@@ -69,8 +69,9 @@ def do_parts(
 ) -> None:
     """Do parts with so many workers, which reserve so many CPUs each.
 
-    `left` says which of some parts are not done yet; `progress` is called every second. Where a worker or a node dies, the others' parts are kept and the rest is begun again. Raises
-    BadInput where a part cannot be done, or where that happens without an end.
+    `left` says which of some parts are not done yet; `progress` is called every second. Where a
+    worker or a node dies, the others' parts are kept and the rest is begun again. Raises BadInput
+    where a part cannot be done, or where that happens without an end.
     """
     device = assignment.device
     udf = instances(PartsUDF, workers, cpus, device)(assignment, device == "cuda")
@@ -114,7 +115,7 @@ def _try(udf: Any, todo: Sequence[Part], workers: int, progress: Callable[[], No
 
 
 class _BackgroundCall:
-    """A call in a thread, so that Ctrl-C and a termination reach this one, which Daft would keep."""
+    """A call in a thread: Ctrl-C and a termination reach the main one, which Daft would block."""
 
     def __init__(self, call: Callable[[], list[str]]) -> None:
         self.result: list[str] = []
