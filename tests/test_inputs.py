@@ -1,4 +1,4 @@
-"""Every command takes every input: each format, by path, pattern and folder, here and on a store."""
+"""Every command takes every input: by path, pattern and folder, here and on a store."""
 
 from __future__ import annotations
 

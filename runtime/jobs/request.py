@@ -72,7 +72,7 @@ class Request:
         return model_fingerprint(self.model, str(self.settings.variant), self.settings.cascade)
 
     def with_variant_of(self, begun: dict[str, Any] | None, resources: Resources) -> Request:
-        """Choose a variant if none was asked for: that of the job that was begun, or the default."""
+        """Choose a variant if none was asked for: that of the begun job, or the default."""
         if self.settings.variant is not None:
             return self
         if begun is not None and begun["variant"] in self.model.manifest.variants:

@@ -81,7 +81,8 @@ DECODERS = ("qwen2", "llama", "gemma")
 TEMPLATE = (
     "{% for m in messages if m.role == 'system' %}Rank: {{ m.content }} {% endfor %}"
     "query {{ (messages | selectattr('role', 'eq', 'query') | first).content }} "
-    "document {{ (messages | selectattr('role', 'eq', 'document') | first).content | trim }} [SEP] score"
+    "document {{ (messages | selectattr('role', 'eq', 'document') | first).content | trim }} "
+    "[SEP] score"
 )
 
 

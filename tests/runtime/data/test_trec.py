@@ -12,7 +12,8 @@ from xopt.runtime.errors import BadInput
 def test_a_run_is_ranked_by_score_then_by_rank_then_by_line(tmp_path: Path) -> None:
     file = tmp_path / "a.run"
     file.write_text(
-        "q1 Q0 d3 3 2.5 tag\nq2 Q0 d1 1 -1e-3 tag\n\nq1 Q0 d1 1 2.5 tag\nq1 Q0 d0 9 3 tag\nq1 Q0 d2 3 2.5 tag\n"
+        "q1 Q0 d3 3 2.5 tag\nq2 Q0 d1 1 -1e-3 tag\n\n"
+        "q1 Q0 d1 1 2.5 tag\nq1 Q0 d0 9 3 tag\nq1 Q0 d2 3 2.5 tag\n"
     )
     run = read_run(file)
     assert run == {"q1": {"d0": 3.0, "d1": 2.5, "d3": 2.5, "d2": 2.5}, "q2": {"d1": -0.001}}

@@ -186,7 +186,7 @@ def test_columns_can_be_named_and_left_out(
     for named, message in (
         (
             {},
-            "no column 'query', only qid, q, pid, passage, score; name the one to take with --query",
+            "no column 'query', only qid, q, pid, passage, score; name the one to take",
         ),
         ({**how, "doc_id": "did"}, "no column 'did', only"),
         ({**how, "text": "score"}, "column 'score' is of int64, not of strings"),
