@@ -75,7 +75,7 @@ class _AttentionIndex(GraphIndex):
         return self.producer(transpose.input[0], "Reshape"), transpose
 
     def score_nodes(self, add_mask: NodeProto) -> tuple[NodeProto, NodeProto, str]:
-        """The product of query and key, the node that scales it or the product again, the mask."""
+        """The product of query and key, the node that scales it (or the product), the mask."""
         for scores, mask in itertools.permutations(add_mask.input):
             scaled = self.producers.get(scores)
             if scaled is None:
@@ -88,7 +88,7 @@ class _AttentionIndex(GraphIndex):
         raise LookupError(add_mask.output[0])
 
     def without_other_consumers(self, nodes: Iterable[NodeProto]) -> tuple[NodeProto, ...]:
-        """Nodes in the graph's order, of which others read nothing but the last one's output."""
+        """Sort nodes. Raises LookupError where others read more than the last one's output."""
         by_output = {node.output[0]: node for node in nodes}
         ordered = sorted(by_output, key=self.position.__getitem__)
         for name in ordered[:-1]:

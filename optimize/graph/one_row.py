@@ -113,7 +113,7 @@ def keep_one_row(model: ModelProto) -> tuple[ModelProto, int]:
 
 
 def _input_needs(facts: _Facts, node: NodeProto, needed: set[Entry | None]) -> InputNeeds | None:
-    """What `node` needs of its inputs where only `needed` is read of it; None for all of all."""
+    """What a node needs of each input if only `needed` is read of it; None for everything."""
     try:
         if needed == {None}:
             return _entry_read(facts, node)
@@ -160,8 +160,9 @@ def _sliced(facts: _Facts, node: NodeProto) -> Entry | None:
     return None
 
 
-# Each rule says along which axis of each input one entry is enough where one entry of an axis of
-# the output is needed; None where the node needs all of all.
+# A rule gets the axis of the output along which one entry is needed. It says along which axis of
+# each input one entry is enough, with None for an input that is needed whole. It returns None where
+# all inputs are.
 
 
 def _elementwise(facts: _Facts, node: NodeProto, axis: int) -> InputAxes:
@@ -212,9 +213,9 @@ def _transpose(_: _Facts, node: NodeProto, axis: int) -> InputAxes:
 
 
 def _reshape(facts: _Facts, node: NodeProto, axis: int) -> InputAxes | None:
-    """Needs one entry where the axis survives as it is, with the same entries behind it.
+    """One entry is enough where the axis survives, with as many entries behind it.
 
-    The new shape has one entry there.
+    The new shape has size 1 there.
     """
     before = facts.shapes[node.input[0]]
     after = facts.shapes[node.output[0]]
@@ -314,7 +315,7 @@ def _rewritten(
     needs_by_node: dict[int, InputNeeds],
     narrowed: set[int],
 ) -> ModelProto:
-    """Build the model without unread nodes, with new shapes, and Slices where entries are taken."""
+    """Build the model without unread nodes, with new shapes and Slices."""
     narrow_tensors: set[str] = set()
     for i in narrowed:
         narrow_tensors.update(model.graph.node[i].output)

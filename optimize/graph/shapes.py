@@ -40,7 +40,7 @@ def _dim(dim: onnx.TensorShapeProto.Dimension) -> Dim:
 
 
 def with_types(model: ModelProto) -> ModelProto:
-    """Write the types of its tensors into a graph, and the shapes that onnx itself infers."""
+    """Add the types of its tensors to a graph, and the shapes that onnx infers."""
     known = onnx.shape_inference.infer_shapes(_without_weights(model)).graph.value_info
     return rebuilt(model, model.graph.node, value_info=known)
 
@@ -83,7 +83,7 @@ def _working_in(folder: str) -> Iterator[None]:
 
 
 def shapes_from_inputs(model: ModelProto) -> ModelProto:
-    """Take shapes that the graph reads from its inputs, where they are known.
+    """Compute the shapes that a graph reads from its inputs' shapes, where they are known.
 
     A tensor whose own shape is read could not be narrowed without changing what is read.
     """
@@ -112,7 +112,7 @@ def _write_size(sizes: GraphWriter, dim: Dim, origins: dict[Dim, tuple[str, int]
 
 
 def _input_axes(model: ModelProto, shapes: dict[str, list[Dim]]) -> dict[Dim, tuple[str, int]]:
-    """By the name of a size, an input and its axis of that size."""
+    """An input and its axis that have a size, by the name of the size."""
     axes: dict[Dim, tuple[str, int]] = {}
     for value in model.graph.input:
         for axis, dim in enumerate(shapes[value.name]):
@@ -122,7 +122,7 @@ def _input_axes(model: ModelProto, shapes: dict[str, list[Dim]]) -> dict[Dim, tu
 
 
 def _read_shape(node: NodeProto, shapes: dict[str, list[Dim]]) -> list[Dim]:
-    """The shape that a Shape node reads; empty where it is none or its rank is unknown."""
+    """The shape that a Shape node gives; empty for other nodes and unknown ranks."""
     if node.op_type != "Shape" or node.attribute:
         return []
     return shapes.get(node.input[0], [])

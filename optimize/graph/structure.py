@@ -129,7 +129,7 @@ def _reads(node: NodeProto) -> set[str]:
 
 
 def branch_reads(node: NodeProto) -> set[str]:
-    """What the branches of an If or the body of a Loop read, of their own tensors and others."""
+    """Names that the branches of an If or the body of a Loop read, their own included."""
     names: set[str] = set()
     for attribute in node.attribute:
         if attribute.type == AttributeProto.GRAPH:
@@ -139,7 +139,7 @@ def branch_reads(node: NodeProto) -> set[str]:
 
 
 def needed_for(nodes: Iterable[NodeProto], tensors: Iterable[str]) -> list[NodeProto]:
-    """Select those of the nodes, in the graph's order, that `tensors` are made with."""
+    """Select those nodes, in the graph's order, that `tensors` are computed from."""
     needed = set(tensors)
     kept = []
     for node in reversed(list(nodes)):
@@ -193,7 +193,7 @@ def with_graph(model: ModelProto, graph: GraphProto) -> ModelProto:
 
 @contextlib.contextmanager
 def errors_only(logger_name: str = "") -> Iterator[None]:
-    """Keep what a logger, the root unless named, says below an error off the terminal."""
+    """Silence a logger, the root unless named, below errors."""
     logger = logging.getLogger(logger_name)
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -210,9 +210,9 @@ def import_microsoft(model: ModelProto) -> ModelProto:
 
 
 def read_graph(file: Path) -> ModelProto:
-    """Read a graph with its weights, wherever they stand.
+    """Read a graph and the weights in its data file.
 
-    onnx itself refuses data files that are links, which a hub's cache has; this one's sha256 is
+    onnx itself refuses data files that are links, which a hub's cache has. Here their sha256 is
     checked. Raises BadInput where the data file is in another folder.
     """
     model = onnx.load(file, load_external_data=False)
@@ -235,7 +235,7 @@ def read_graph(file: Path) -> ModelProto:
 
 
 def open_session(model: ModelProto) -> ort.InferenceSession:
-    """Open a session on the CPU for a graph in memory, whose weights may leave it."""
+    """Open a session on the CPU. Weights over the limit leave `model`."""
     if _weight_bytes(model) <= LIMIT_BYTES:
         return ort.InferenceSession(model.SerializeToString(), providers=PROVIDERS)
     with TemporaryDirectory(prefix="xopt-graph-") as scratch:

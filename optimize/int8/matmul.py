@@ -84,8 +84,8 @@ def quantize_matmuls(
 ) -> ModelProto:
     """Turn the named MatMuls, x [pairs, tokens, inputs] by a constant matrix, into INT8.
 
-    `seen`: what each x held in calibration. `rounded`: gains the weights that it has not yet, for
-    other settings of the same model.
+    `seen`: what each x held in calibration. `rounded`: the weights rounded so far, to which new
+    ones are added.
     """
     matmuls = [node for node in model.graph.node if node.name in products]
     write = _Int8Writer(GraphIndex(model), matmuls, seen, settings, rounded)
@@ -191,7 +191,7 @@ class _Int8Writer(GraphWriter):
         return self.node("Mul", [x, inverse], f"{x}/int8/smooth")
 
     def _zero_point(self, low: float, high: float) -> tuple[int, str]:
-        """The level, never the first or last, for 0 where values reach from `low` to `high`."""
+        """The level for 0, never the first or last, where values span `low` to `high`."""
         zero = int(np.clip(round(LEVELS * -low / max(high - low, TINY)), 1, LEVELS - 1))
         return zero, self.constant(f"int8/zero_{zero}", np.uint8(zero))
 
@@ -206,7 +206,7 @@ class _Int8Writer(GraphWriter):
         return _Quantised(rows, scale, zero_point, factors)
 
     def _quantise_rows(self, x: str, factors: Matrix) -> _Quantised:
-        """Calibration fixes the zero point; the scales cover each row."""
+        """Write x in INT8: calibration fixes the zero point, each row has its scale."""
         prefix = f"{x}/int8"
         zero, zero_point = self._zero_point(min(self.seen[x].low, 0.0), max(self.seen[x].high, 0.0))
         first = self.constant("int8/0", np.array([0], np.int64))

@@ -46,7 +46,7 @@ def whole_name(name: str) -> str:
 
 
 def find_blocks(model: ModelProto, products: Collection[str]) -> list[FeedForward]:
-    """Find the blocks of two of the named products with only elementwise operators between."""
+    """Find pairs of the named products with only elementwise operators between them."""
     index = GraphIndex(model)
     blocks = []
     for second in model.graph.node:
