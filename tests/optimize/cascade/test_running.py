@@ -12,7 +12,7 @@ from click.testing import Result
 
 from xopt.cli.output import plain
 from xopt.optimize.cascade.certify import Certified, certify
-from xopt.optimize.cascade.parts import lists_of
+from xopt.optimize.cascade.parts import candidate_lists
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.optimize.report.page import gather, render
 from xopt.runtime import open_cascade, open_scorer, rerank, rerank_files
@@ -20,8 +20,8 @@ from xopt.runtime.bench.bench import Case, bench
 from xopt.runtime.bench.in_daft import run_strategy
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.cascade.cascade import Cascade, Lists, Ranked
+from xopt.runtime.cascade.evidence import EvidenceSource
 from xopt.runtime.cascade.fingerprint import LEXICON, model_fingerprint
-from xopt.runtime.cascade.stage import Stage
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -33,7 +33,7 @@ Xopt = Callable[..., Result]
 def test_queries_rank_the_same_alone_and_together(
     certified: tuple[ModelFolder, Certified], unseen: Candidates, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scorer, lists = open_cascade(certified[0]), lists_of(unseen)
+    scorer, lists = open_cascade(certified[0]), candidate_lists(unseen)
     together = scorer.rank_all(lists)
     # two queries, and others as those are done
     monkeypatch.setattr("xopt.runtime.cascade.cascade.PAIRS_AT_ONCE", 60)
@@ -125,7 +125,7 @@ def test_the_first_stage_s_scores_are_asked_for(
         timed = run_strategy(
             spec, few.pairs, by_query=([row.query_id for row in few.rows], few.first_scores)
         )
-        expected = np.concatenate([each.scores for each in scorer.rank_all(lists_of(few))])
+        expected = np.concatenate([each.scores for each in scorer.rank_all(candidate_lists(few))])
         assert np.allclose(timed().scores, expected, atol=1e-4, equal_nan=True)
 
 
@@ -174,7 +174,9 @@ def test_a_dataframe_is_ranked_by_the_cascade(
     ).to_pylist()
     assert {row["id"]: row["rank"] for row in by_text} == {i: found[i]["rank"] for i in range(50)}
     for rows_of, ranked in zip(
-        unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True
+        unseen.groups().values(),
+        open_cascade(folder).rank_all(candidate_lists(unseen)),
+        strict=True,
     ):
         got = [found[number] for number in range(rows_of.start, rows_of.stop)]
         assert [row["tags"] for row in got] == [[row["id"]] for row in got]
@@ -211,13 +213,15 @@ def test_files_are_ranked_by_the_cascade(
     del out[3]
     skipped = 0
     for rows_of, ranked in zip(
-        unseen.groups().values(), open_cascade(folder).rank_all(lists_of(unseen)), strict=True
+        unseen.groups().values(),
+        open_cascade(folder).rank_all(candidate_lists(unseen)),
+        strict=True,
     ):
         got = out[rows_of]
         assert np.argsort([row["rank"] for row in got]).tolist() == ranked.ranking.tolist()
         scores = np.array([np.nan if row["score"] is None else row["score"] for row in got])
         assert np.allclose(scores, ranked.scores, atol=1e-4, equal_nan=True)
-        skipped += len(got) - ranked.scored
+        skipped += int(np.isnan(ranked.scores).sum())
     assert (made.counts.skipped, made.counts.null, made.counts.not_finite) == (skipped, 1, 0)
     with pytest.raises(BadInput, match="its cascade goes without --first"):
         rerank_files(
@@ -371,9 +375,9 @@ def test_a_cheaper_model_s_score_that_is_not_finite_puts_its_document_first(
             np.float32
         )
 
-    stage = Stage(scorer, "model", model=cheaper, ranking=ranking)
+    source = EvidenceSource(scorer, "model", model=cheaper, ranking=ranking)
     lists = Lists(["a query", "another", "none"], [["one", "two"], ["three", "four"], []])
-    columns = [evidence.features[:, -1].tolist() for evidence, _ in stage.evidence(lists)]
+    columns = [evidence.features[:, -1].tolist() for evidence, _ in source.collect(lists)]
     assert columns == [[0, 1], [3, 3], []]
     assert "1 of 4 scores of the cheaper model are not finite" in caplog.text
 
