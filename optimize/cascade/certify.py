@@ -300,7 +300,7 @@ def _certificate(
         first_stage=judging.name,
         column=column,
         data=hashlib.sha256(texts.encode("utf-8", "surrogatepass")).hexdigest(),
-        seen=tuple(sorted({query_hash(row.query) for row in both.rows})),
+        seen=sorted({query_hash(row.query) for row in both.rows}),
     )
 
 

@@ -22,7 +22,8 @@ from xopt.runtime.machine import cores
 
 __all__ = ["Checked", "certificate_gate", "check"]
 
-# What a query may lose if few have lost anything, see `Gate`; of DCG the worst lose a third.
+# What a query may lose if few have lost anything, see `Gate`.
+# Of DCG the worst lose a third.
 WORST_LOSS = {"dcg": 1 / 3, "top": 1.0}
 
 

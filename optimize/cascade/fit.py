@@ -64,7 +64,7 @@ def fit_order(queries: Sequence[Query], kind: str, with_score: bool) -> Order:
     expected from all others of its query.
     """
     weights, bias, scale = _regression(queries)
-    spread = tuple(scale[: len(scale) - queries[0].evidence.embedding].tolist())
+    spread = scale[: len(scale) - queries[0].evidence.embedding].tolist()
     errors = []
     for others, held_out in folds(queries):
         fold_weights, fold_bias, _ = _regression(others)
@@ -79,12 +79,12 @@ def fit_order(queries: Sequence[Query], kind: str, with_score: bool) -> Order:
     return Order(
         kind=kind,
         with_score=with_score,
-        weights=tuple(weights.tolist()),
+        weights=weights.tolist(),
         bias=bias,
         scale=spread,
-        variances=tuple(variances.tolist()),
-        widths=(tuple(places.tolist()), tuple(widths.tolist())),
-        quantiles=tuple(quantiles.tolist()),
+        variances=variances.tolist(),
+        widths=[places.tolist(), widths.tolist()],
+        quantiles=quantiles.tolist(),
     )
 
 
@@ -102,14 +102,13 @@ def _regression(queries: Sequence[Query]) -> tuple[Doubles, float, Doubles]:
     x /= scale
     penalty = (RIDGE * len(x) + 1e-9) * np.eye(x.shape[1])
     weights = np.linalg.solve(x.T @ x + penalty, x.T @ y) / scale
-    own = zip(features, logits, strict=True)
-    biases = [np.mean(own_logits - own_features @ weights) for own_features, own_logits in own]
+    biases = []
+    for own_features, own_logits in zip(features, logits, strict=True):
+        biases.append(np.mean(own_logits - own_features @ weights))
     return weights, float(np.mean(biases)), scale
 
 
-def _errors(
-    query: Query, weights: Doubles, bias: float, scale: tuple[float, ...]
-) -> _HeldOutErrors:
+def _errors(query: Query, weights: Doubles, bias: float, scale: Sequence[float]) -> _HeldOutErrors:
     rows = np.random.default_rng(0).permutation(len(query.reference))[:DOCUMENTS]
     logits = query.reference[rows].astype(np.float64)
     errors = logits - query.evidence.features[rows] @ weights - bias

@@ -32,6 +32,8 @@ __all__ = [
     "without_repeated_queries",
 ]
 
+Logits = NDArray[np.floating]
+
 log = logging.getLogger(__name__)
 
 ORDERS = ("given", "learned")
@@ -47,8 +49,8 @@ class ScoredCandidates:
     """Candidates with the logits of the reference and of a variant."""
 
     candidates: Candidates
-    reference: NDArray[np.floating]
-    scores: NDArray[np.floating]
+    reference: Logits
+    scores: Logits
     seconds: float
 
 
@@ -56,7 +58,7 @@ def score_candidates(
     scorer: PlannedScorer,
     folder: ModelFolder,
     candidates: Candidates,
-    reference: NDArray[np.floating],
+    reference: Logits,
 ) -> ScoredCandidates:
     """Score candidates with a variant."""
     start = time.monotonic()

@@ -105,7 +105,7 @@ class Option:
 
     share: of the pairs, those scored if `max_loss` is lost, in the mean.
         To certify takes more, but so few queries say nothing of smaller losses.
-    cost: the share, and the order's own.
+    cost: the share plus the order's `own_cost`.
     """
 
     order: str
@@ -162,12 +162,14 @@ def fit_first(
     own_cost: float = 0.0,
     cheaper: dict[str, Any] | None = None,
 ) -> FittedOrder:
-    """Fit an order on the queries that choose; `cheaper` are its further fields."""
+    """Fit an order on the queries that choose; `cheaper` has its fields of a cheaper model."""
     walks: list[Walk] = []
     for others, held_out in folds(queries):
         order = fit_order(others, kind, with_score)
         walks += [walk(query, order, top, measure) for query in held_out]
-    order = replace(fit_order(queries, kind, with_score), **(cheaper or {}))
+    order = fit_order(queries, kind, with_score)
+    if cheaper:
+        order = replace(order, **cheaper)
     return FittedOrder(order, walks, top, own_cost)
 
 

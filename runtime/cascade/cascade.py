@@ -46,13 +46,13 @@ PAIRS_AT_ONCE = 16384  # candidates of the queries that run together
 class Certificate:
     """What a cascade may lose on queries like those that certified it.
 
-    The mean `ranking_loss` is at most `max_loss`, with `confidence` or, if that is None, in
-    expectation.
+    Their mean `ranking_loss`, by `measure` and `top`, is at most `max_loss`: with `confidence`
+    or, if that is None, in expectation.
 
     loss, bound: of the queries that certified, and what it shows.
     share: of their pairs, those scored.
     depth: candidates a query.
-    first_stage, column: the data's name, and its first-stage scores.
+    first_stage, column: the data's name, and its column of scores.
     data: the sha256 of queries and documents.
     seen: hashes of the queries that chose or certified.
     """
@@ -69,7 +69,7 @@ class Certificate:
     first_stage: str
     column: str | None
     data: str
-    seen: tuple[str, ...]
+    seen: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Cascade:
     @staticmethod
     def of(folder: ModelFolder) -> Cascade:
         """Read a folder's cascade. Raises BadInput if it has none."""
-        kept = _with_tuples(folder.manifest.cascade)
+        kept = folder.manifest.cascade
         if not kept:
             raise BadInput(
                 f"{folder.path}: has no cascade; "
@@ -110,13 +110,6 @@ class Cascade:
             return ""
         more = f"the best {top_k} are asked for; its certificate is of {top}"
         return f"{more} (`xopt cascade --top {top_k}`)"
-
-
-def _with_tuples(values: Any) -> Any:
-    """Return values from JSON with tuples for lists."""
-    if isinstance(values, dict):
-        return {name: _with_tuples(value) for name, value in values.items()}
-    return tuple(map(_with_tuples, values)) if isinstance(values, list) else values
 
 
 @dataclass(frozen=True)
@@ -262,7 +255,9 @@ class CascadeScorer:
         if with_score != (lists.first_scores is not None):
             needs = "needs" if with_score else "was made without"
             raise BadInput(f"{self.folder.path}: its cascade {needs} the first stage's scores")
-        for number, scores in enumerate(lists.first_scores or ()):
+        if lists.first_scores is None:
+            return
+        for number, scores in enumerate(lists.first_scores):
             fits = len(scores) == len(lists.documents[number])
             if not fits or not np.isfinite(scores).all():
                 query = lists.queries[number]
@@ -314,9 +309,9 @@ def open_cascade(
 
 
 def find_cheaper_model(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:
-    """Return an order's cheaper model, which may now lie beside `folder`, and its variant.
+    """Return an order's cheaper model and its variant.
 
-    Raises BadInput if it is missing or has changed.
+    It may have moved beside `folder`. Raises BadInput if it is missing or has changed.
     """
     path = Path(str(order.model))
     again = f"xopt cascade {folder.path} --data DATA --first"
@@ -330,7 +325,7 @@ def find_cheaper_model(folder: ModelFolder, order: Order) -> tuple[ModelFolder, 
     variant = cheaper.variant(str(order.variant)).name
     if model_fingerprint(cheaper, variant, cascade=False) != order.sha256:
         raise BadInput(
-            f"{path}: {variant} is not what the cascade of {folder.path} was certified with; "
-            f"make that again with `{again} {path}`"
+            f"{path}: {variant} is not what the cascade of {folder.path} was certified "
+            f"with; make that again with `{again} {path}`"
         )
     return cheaper, variant

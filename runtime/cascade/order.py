@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,12 +23,12 @@ Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
 LENGTH_SCALE = 1.5  # of the covariance by features, in standard deviations of each
-# The part of the variance that is a variant's own error. It keeps the covariance of equal
-# documents invertible.
+# The part of the variance that is a variant's own error.
+# It keeps the covariance of equal documents invertible.
 NOISE_SHARE = 1e-3
 LEAST_VARIANCE = 0.02  # the share that stays, whatever is scored
-# Errors are kept as quantiles at these levels, each of which stands for a mass. They are close
-# at the top: among many documents the rare surprise counts.
+# Errors are kept as quantiles at these levels, each of which stands for a mass.
+# They are close at the top: among many documents the rare surprise counts.
 EDGES = np.concatenate([np.arange(8) / 16, 1 - 2.0 ** -np.arange(1, 13, 0.25), [1.0]])
 QUANTILE_LEVELS = (EDGES[1:] + EDGES[:-1]) / 2
 QUANTILE_MASSES = np.diff(EDGES)
@@ -48,12 +49,12 @@ class Order:
 
     kind: str
     with_score: bool
-    weights: tuple[float, ...]
+    weights: Sequence[float]
     bias: float
-    scale: tuple[float, ...]
-    variances: tuple[float, float, float]
-    widths: tuple[tuple[float, ...], tuple[float, ...]]
-    quantiles: tuple[float, ...]
+    scale: Sequence[float]
+    variances: Sequence[float]
+    widths: Sequence[Sequence[float]]
+    quantiles: Sequence[float]
     model: str | None = None
     variant: str | None = None
     sha256: str | None = None
@@ -71,7 +72,7 @@ class ErrorCovariance:
     The third is by terms in common; without texts each document has its own.
     """
 
-    def __init__(self, evidence: Evidence, scale: tuple[float, ...]) -> None:
+    def __init__(self, evidence: Evidence, scale: Sequence[float]) -> None:
         lengths = LENGTH_SCALE * np.sqrt(len(scale)) * np.array(scale)
         self._features = evidence.features[:, : len(scale)] / lengths
         self._squares = (self._features**2).sum(1)
