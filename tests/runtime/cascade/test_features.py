@@ -60,7 +60,8 @@ def test_features_are_finite_and_those_of_each_document_alone(
 
 def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
     query = np.array([40, 41, 42])
-    there, elsewhere = np.array([1, 40, 41, 42, 2]), np.array([1, 3, 4, 5, 2])
+    there = np.array([1, 40, 41, 42, 2])
+    elsewhere = np.array([1, 3, 4, 5, 2])
     found = text_features(query, Bags.of([there, elsewhere], LEXICON), LEXICON)
     for name in (
         "BM25",

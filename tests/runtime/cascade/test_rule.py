@@ -47,7 +47,8 @@ def follow(rule: Rule, scores: np.ndarray, top: int = 3, order: Order = ORDER) -
 
 @given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.floats(0, 1))
 def test_what_one_document_more_adds_is_the_dcg_with_it(worth: list[float], gain: float) -> None:
-    best, weights = np.sort(worth)[::-1], rank_weights(5)
+    best = np.sort(worth)[::-1]
+    weights = rank_weights(5)
     with_it = np.sort([*worth, gain])[::-1][:5] @ weights
     assert _dcg_rise(best, np.array([gain]), weights)[0] == pytest.approx(
         with_it - best @ weights, abs=1e-9
@@ -159,7 +160,8 @@ def test_a_loss_is_that_of_the_agreement(values: list[float], top: int, random: 
 
 
 def test_the_best_are_lost_where_one_of_them_is_not_scored() -> None:
-    reference, ranking = np.array([3.0, 1.0, 2.0, 0.0]), np.array([0, 1, 2, 3])
+    reference = np.array([3.0, 1.0, 2.0, 0.0])
+    ranking = np.array([0, 1, 2, 3])
     assert ranking_loss(reference, ranking, np.array([True, False, True, False]), 2, "top") == 0
     assert ranking_loss(reference, ranking, np.array([True, True, False, True]), 2, "top") == 1
 
@@ -189,7 +191,8 @@ def test_a_posterior_is_that_of_all_scores_at_once(
     features = rng.normal(size=(count, 2)).astype(np.float32)
     terms = np.abs(rng.normal(size=(count, 4)))
     if copies:
-        features[:], terms[:] = features[0], terms[0]
+        features[:] = features[0]
+        terms[:] = terms[0]
     evidence = Evidence(
         features, sparse.csr_matrix(terms / np.linalg.norm(terms, axis=1, keepdims=True))
     )
