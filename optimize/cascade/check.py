@@ -1,4 +1,4 @@
-"""Does a certificate still hold? The cascade, run on new queries."""
+"""Checks a certificate: the cascade, run on new queries."""
 
 from __future__ import annotations
 
@@ -6,27 +6,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xopt.optimize.cascade.parts import distinct, lists_of, told
+from xopt.optimize.cascade.parts import (
+    candidate_lists,
+    preparing_queries,
+    without_repeated_queries,
+)
 from xopt.optimize.judge.statistics import Gate, GateResult, Interval, hold, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
-from xopt.runtime.cascade.cascade import Certificate, cheaper_of, open_cascade
-from xopt.runtime.cascade.loss import lost
+from xopt.runtime.cascade.cascade import Certificate, find_cheaper_model, open_cascade
+from xopt.runtime.cascade.loss import Cascaded
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 
-__all__ = ["Checked", "check", "gate_of"]
+__all__ = ["Checked", "certificate_gate", "check"]
 
-# What one query more may lose where few have lost anything, see `Gate`: of DCG the worst ones
-# lose a third.
-UNSEEN = {"dcg": 1 / 3, "top": 1.0}
+# What a query may lose if few have lost anything, see `Gate`.
+# Of DCG the worst lose a third.
+WORST_LOSS = {"dcg": 1 / 3, "top": 1.0}
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A certificate on queries that it has not seen: its loss held against its bound, and the
-    pairs scored.
+    """A certificate held against queries that it has not seen.
+
+    seen: how many queries were left out.
+    share: of a query's pairs, those scored.
     """
 
     folder: str
@@ -43,46 +49,38 @@ def check(
 ) -> Checked:
     """Run the cascade on new queries and hold its loss against what was certified.
 
-    The verdict is that of a gate: "pass" where the loss is shown to be as small, "fail" where it
-    is shown to be larger, else "undecided". Queries that chose or certified, calibrated or
-    trained are left out. Raises BadInput where there is no cascade, or no query is left.
+    The verdict is "pass" if the loss is shown to be as small, "fail" if larger, else
+    "undecided". Queries that made the cascade or its models are left out.
+    Raises BadInput if there is no cascade, or no query is left.
     """
     threads = threads or cores()
     scorer = open_cascade(folder, threads=threads, device=device)
-    certificate = scorer.cascade.certificate
-    order = scorer.cascade.order
-    cheaper = cheaper_of(folder, order) if order.model else None
-    new = distinct(candidates).without(
-        {*certificate.seen, *told(folder, scorer.cascade.variant, cheaper)}
-    )
+    cascade = scorer.cascade
+    seen = {*cascade.certificate.seen, *preparing_queries(folder, cascade.variant)}
+    if cascade.order.model:
+        seen |= preparing_queries(*find_cheaper_model(folder, cascade.order))
+    new = without_repeated_queries(candidates).without(seen)
     if not new.rows:
         raise BadInput(
-            f"{candidates.name}: all its queries were seen when the cascade was made; give other data"
+            f"{candidates.name}: all its queries were seen by the cascade; give other data"
         )
-    groups = list(new.groups().values())
-    expected = Reference(folder, new, EXACT_VARIANT, threads, device).of(len(groups))
-    ranked = scorer.rank_all(lists_of(new))
-    losses = [
-        lost(
-            expected[rows],
-            each.ranking,
-            np.isfinite(each.scores),
-            certificate.top,
-            certificate.measure,
-        )
-        for rows, each in zip(groups, ranked, strict=True)
-    ]
+    queries = len(new.groups())
+    reference = Reference(folder, new, EXACT_VARIANT, threads, device).of(queries)
+    scores = [ranked.scores for ranked in scorer.rank_all(candidate_lists(new))]
+    losses = Cascaded.of(cascade, new, reference, np.concatenate(scores)).losses
+    shares = [np.isfinite(each).mean() for each in scores]
     return Checked(
         folder=str(folder.path),
         data=candidates.name,
-        certificate=certificate,
-        queries=len(groups),
-        seen=len(candidates.groups()) - len(groups),
-        result=hold(gate_of(certificate), np.array(losses), same=False),
-        share=interval(np.array([each.scored / len(each.scores) for each in ranked])),
+        certificate=cascade.certificate,
+        queries=queries,
+        seen=len(candidates.groups()) - queries,
+        result=hold(certificate_gate(cascade.certificate), np.array(losses), same=False),
+        share=interval(np.array(shares)),
     )
 
 
-def gate_of(certificate: Certificate) -> Gate:
-    """What new queries' losses are held against."""
-    return Gate("loss", certificate.max_loss, at_most=True, unseen=UNSEEN[certificate.measure])
+def certificate_gate(certificate: Certificate) -> Gate:
+    """Return the gate that new queries' losses are held against."""
+    unseen = WORST_LOSS[certificate.measure]
+    return Gate("loss", certificate.max_loss, at_most=True, unseen=unseen)

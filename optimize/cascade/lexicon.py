@@ -1,6 +1,4 @@
-"""The lexicon of a learned order: the model's own word embeddings, reduced, and how rare each
-token is.
-"""
+"""The lexicon of a learned order: word embeddings, and how rare each token is."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from xopt.runtime.folder import ModelFolder
 
 __all__ = ["make_lexicon", "token_weights"]
 
-DIMENSIONS = 64  # as good an order as all 384 of the demo model's, at a fifth of the time
-SAMPLE = 8192  # tokens that the principal components are taken of
+Ids = NDArray[np.int64]
+
+DIMENSIONS = 64  # order as well as the demo model's 384, in a fifth of the time
+SAMPLE = 8192  # tokens that the principal components are fitted on
 
 
-def make_lexicon(folder: ModelFolder, documents: Sequence[NDArray[np.int64]]) -> Lexicon:
-    """The lexicon of a model, with inverse document frequencies (BM25's) in `documents`, ids of
-    tokens.
-    """
+def make_lexicon(folder: ModelFolder, documents: Sequence[Ids]) -> Lexicon:
+    """Make the lexicon of a model, weighted by these documents' token ids."""
     from xopt.runtime.scoring.backends.network import load_own
 
     words = load_own(folder).model.get_input_embeddings().weight
@@ -32,18 +30,16 @@ def make_lexicon(folder: ModelFolder, documents: Sequence[NDArray[np.int64]]) ->
         _, _, components = np.linalg.svd(embeddings[sample], full_matrices=False)
         embeddings = embeddings @ components[:DIMENSIONS].T
     embeddings /= np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-6)
-    # As it is kept, in half precision, so that what is certified is what runs.
-    return Lexicon(
-        embeddings.astype(np.float16).astype(np.float32), token_weights(documents, len(embeddings))
-    )
+    # `save` writes half precision, and what is certified has to be what runs.
+    rounded = embeddings.astype(np.float16).astype(np.float32)
+    return Lexicon(rounded, token_weights(documents, len(embeddings)))
 
 
-def token_weights(documents: Sequence[NDArray[np.int64]], tokens: int) -> NDArray[np.float32]:
-    """float32[tokens], BM25's inverse document frequencies in these documents."""
-    found = np.zeros(tokens)
+def token_weights(documents: Sequence[Ids], tokens: int) -> NDArray[np.float32]:
+    """Return float32[tokens], BM25's inverse document frequencies in these documents."""
+    documents_with = np.zeros(tokens)
     for ids in documents:
-        found[np.unique(ids)] += 1
-    weights: NDArray[np.float32] = np.log1p((len(documents) - found + 0.5) / (found + 0.5)).astype(
-        np.float32
-    )
-    return weights
+        documents_with[np.unique(ids)] += 1
+    documents_without = len(documents) - documents_with
+    weights = np.log1p((documents_without + 0.5) / (documents_with + 0.5))
+    return weights.astype(np.float32)

@@ -1,41 +1,43 @@
-"""Candidates with all their scores, and with the evidence that an order goes by."""
+"""Prepares queries to choose and certify by: their scores and their evidence."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xopt.optimize.cascade.fit import Query
 from xopt.optimize.cascade.lexicon import make_lexicon
+from xopt.runtime.cascade.evidence import EvidenceSource, Lists, open_evidence_source
 from xopt.runtime.cascade.fingerprint import model_fingerprint
-from xopt.runtime.cascade.stage import Lists, Stage, open_stage
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import machine_name
+from xopt.runtime.scoring.encode import Encoder
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.scoring.variants import BACKENDS, overflows
 
 __all__ = [
     "ORDERS",
-    "Scored",
+    "ScoredCandidates",
+    "candidate_lists",
     "default_variant",
-    "distinct",
-    "lists_of",
-    "open_first",
-    "queries_of",
-    "told",
+    "make_evidence_source",
+    "preparing_queries",
+    "queries_with_evidence",
+    "score_candidates",
+    "without_repeated_queries",
 ]
+
+Logits = NDArray[np.floating]
 
 log = logging.getLogger(__name__)
 
 ORDERS = ("given", "learned")
-QUERIES_AT_ONCE = 64  # whose tokens are held for their evidence
+QUERIES_AT_ONCE = 64  # whose tokens are in memory together
 FASTEST = {
     "cpu": ("onnx-int8", "onnx-fp32", "torch-fp32"),
     "cuda": ("torch-varlen-fp16", "torch-fp16", "torch-fp32"),
@@ -43,137 +45,130 @@ FASTEST = {
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Candidates with the reference's logits and the variant's, and how long the variant took."""
+class ScoredCandidates:
+    """Candidates with the logits of the reference and of a variant."""
 
     candidates: Candidates
-    reference: NDArray[np.floating]
-    scores: NDArray[np.floating]
+    reference: Logits
+    scores: Logits
     seconds: float
 
-    @staticmethod
-    def by(
-        scorer: PlannedScorer,
-        folder: ModelFolder,
-        part: Candidates,
-        reference: NDArray[np.floating],
-    ) -> Scored:
-        """Score a part with the variant."""
-        start = time.monotonic()
-        scores = folder.manifest.ranking(scorer.score(part.pairs))
-        return Scored(part, reference, scores, time.monotonic() - start)
+
+def score_candidates(
+    scorer: PlannedScorer,
+    folder: ModelFolder,
+    candidates: Candidates,
+    reference: Logits,
+) -> ScoredCandidates:
+    """Score candidates with a variant."""
+    start = time.monotonic()
+    scores = folder.manifest.ranking(scorer.score(candidates.pairs))
+    return ScoredCandidates(candidates, reference, scores, time.monotonic() - start)
 
 
-def lists_of(candidates: Candidates) -> Lists:
-    """Candidates as cascades take them."""
-    groups = [candidates.rows[rows] for rows in candidates.groups().values()]
-    scores = [np.array([row.first_score for row in rows], np.float32) for rows in groups]
-    return Lists(
-        [rows[0].query for rows in groups],
-        [[row.text for row in rows] for rows in groups],
-        scores if candidates.first_scores else None,
-    )
+def candidate_lists(candidates: Candidates) -> Lists:
+    """Return candidates as a cascade takes them."""
+    groups = list(candidates.groups().values())
+    queries = [candidates.rows[rows.start].query for rows in groups]
+    texts = [text for _, text in candidates.pairs]
+    documents = [texts[rows] for rows in groups]
+    if candidates.first_scores is None:
+        return Lists(queries, documents)
+    scores = np.array(candidates.first_scores, np.float32)
+    return Lists(queries, documents, [scores[rows] for rows in groups])
 
 
-def open_first(
+def make_evidence_source(
     first: str,
     folder: ModelFolder,
     scorer: PlannedScorer,
     candidates: Candidates,
     threads: int,
     device: str,
-) -> tuple[Stage, dict[str, Any]]:
-    """What an order goes by: "given", "learned", its lexicon from these candidates, or a cheaper
-    model's folder.
+) -> tuple[EvidenceSource, dict[str, str]]:
+    """Open the evidence of "given", "learned" or a cheaper model's folder.
 
-    With it which model that is, for `Order`.
+    The lexicon is weighted by the candidates. Returns the cheaper model's fields of `Order` too.
     """
     if first == "given":
-        return Stage(scorer, first), {}
-    lexicon = make_lexicon(folder, _documents(scorer, lists_of(candidates)))
+        return EvidenceSource(scorer, first), {}
+    lexicon = make_lexicon(folder, _document_ids(scorer.encoder, candidates))
     if first == "learned":
-        return Stage(scorer, first, lexicon), {}
+        return EvidenceSource(scorer, first, lexicon), {}
     cheaper = ModelFolder.open(first, folder.trusted)
     variant = default_variant(cheaper, device)
-    stage = open_stage(scorer, "model", lexicon, (cheaper, variant), threads, device)
-    sha256 = model_fingerprint(cheaper, variant, cascade=False)
-    return stage, {"model": str(cheaper.path.resolve()), "variant": variant, "sha256": sha256}
-
-
-def distinct(candidates: Candidates) -> Candidates:
-    """One list of each query: those of one text under other ids are no further queries, however
-    many they are.
-    """
-    groups = candidates.groups()
-    first = {
-        query_hash(candidates.rows[rows.start].query): query_id
-        for query_id, rows in reversed(groups.items())
+    source = open_evidence_source(scorer, "model", lexicon, (cheaper, variant), threads, device)
+    return source, {
+        "model": str(cheaper.path.resolve()),
+        "variant": variant,
+        "sha256": model_fingerprint(cheaper, variant, cascade=False),
     }
-    if len(first) == len(groups):
+
+
+def without_repeated_queries(candidates: Candidates) -> Candidates:
+    """Leave out queries with an earlier one's text, which are no further draws."""
+    groups = candidates.groups()
+    first_ids: dict[str, str] = {}
+    for query_id, rows in groups.items():
+        first_ids.setdefault(query_hash(candidates.rows[rows.start].query), query_id)
+    if len(first_ids) == len(groups):
         return candidates
     log.warning(
         "cascade: %d of %d queries repeat the text of another, and are left out",
-        len(groups) - len(first),
+        len(groups) - len(first_ids),
         len(groups),
     )
-    kept = set(first.values())
-    return replace(candidates, rows=tuple(row for row in candidates.rows if row.query_id in kept))
+    kept = set(first_ids.values())
+    kept_rows = tuple(row for row in candidates.rows if row.query_id in kept)
+    return replace(candidates, rows=kept_rows)
 
 
-def _documents(scorer: PlannedScorer, lists: Lists) -> list[NDArray[np.int64]]:
-    """The ids of each document, once."""
+def _document_ids(encoder: Encoder, candidates: Candidates) -> list[NDArray[np.int64]]:
+    """Return the token ids of each distinct document."""
+    pairs = candidates.pairs
     found: dict[str, NDArray[np.int64]] = {}
-    for query, texts in zip(lists.queries, lists.documents, strict=True):
-        new = list(dict.fromkeys(text for text in texts if text not in found))
-        if new:
-            pairs = [(query, text) for text in new]
-            found.update(
-                zip(
-                    new,
-                    scorer.encoder.parts(pairs, scorer.encoder.encode(pairs).ids)[1],
-                    strict=True,
-                )
-            )
+    for rows in candidates.groups().values():
+        _, documents = encoder.parts(pairs[rows], encoder.encode(pairs[rows]).ids)
+        for (_, text), ids in zip(pairs[rows], documents, strict=True):
+            found.setdefault(text, ids)
     return list(found.values())
 
 
 def default_variant(folder: ModelFolder, device: str) -> str:
-    """The variant that `xopt optimize` recommended on this machine, else what is likely the
-    fastest there is.
-    """
-    there = folder.manifest.variants
+    """Return the recommended variant, else the one that is likely the fastest."""
     recommended = folder.manifest.recommended(machine_name(device))
-    able = [name for name in FASTEST[device] if name in there and not overflows(there[name])]
+    if recommended:
+        return recommended
+    variants = folder.manifest.variants
+    made = [name for name in FASTEST[device] if name in variants]
+    able = [name for name in made if not overflows(variants[name])]
     if device == "cuda":
-        able = [name for name in able if BACKENDS[there[name].backend].gpu_ready()]
-    return recommended or able[0]
+        able = [name for name in able if BACKENDS[variants[name].backend].gpu_ready()]
+    return able[0]
 
 
-def told(folder: ModelFolder, variant: str, cheaper: tuple[ModelFolder, str] | None) -> set[str]:
-    """Hashes of the queries that made what is to be judged: they calibrated or chose a variant,
-    or trained a model.
-    """
-    models = [(folder, variant), *([cheaper] if cheaper else [])]
-    parts: list[Iterable[str]] = []
-    for of, name in models:
-        parts += [of.variant(name).recipe.get("calibrated_with", ()), of.manifest.trained_with]
-        parts += [
-            found.get("chosen_by", ())
-            for found in of.manifest.measured.values()
-            if found["recommended"] == name
-        ]
-    return {hash_ for part in parts for hash_ in part}
+def preparing_queries(folder: ModelFolder, variant: str) -> set[str]:
+    """Return hashes of queries that calibrated, chose or trained a variant."""
+    manifest = folder.manifest
+    hashes = set(manifest.trained_with)
+    hashes.update(folder.variant(variant).recipe.get("calibrated_with", ()))
+    for found in manifest.measured.values():
+        if found["recommended"] == variant:
+            hashes.update(found.get("chosen_by", ()))
+    return hashes
 
 
-def queries_of(stage: Stage, scored: Scored) -> tuple[list[Query], float]:
-    """Each query with its evidence, and the seconds that those took."""
-    start, groups = time.monotonic(), list(scored.candidates.groups().values())
+def queries_with_evidence(
+    source: EvidenceSource, scored: ScoredCandidates
+) -> tuple[list[Query], float]:
+    """Return each query with its evidence, and the seconds that took."""
+    start = time.monotonic()
+    groups = list(scored.candidates.groups().values())
     evidence = []
     for first in range(0, len(groups), QUERIES_AT_ONCE):
-        some = lists_of(scored.candidates.between(first, first + QUERIES_AT_ONCE))
-        evidence += [each for each, _ in stage.evidence(some)]
-    queries = [
-        Query(each, scored.reference[rows], scored.scores[rows])
-        for each, rows in zip(evidence, groups, strict=True)
-    ]
+        some = scored.candidates.between(first, first + QUERIES_AT_ONCE)
+        evidence += [each for each, _ in source.collect(candidate_lists(some))]
+    queries = []
+    for each, rows in zip(evidence, groups, strict=True):
+        queries.append(Query(each, scored.reference[rows], scored.scores[rows]))
     return queries, time.monotonic() - start

@@ -1,1 +1,1 @@
-"""Ranking with fewer pairs: in which order candidates are scored, and when it is enough."""
+"""Ranking with fewer pairs: orders, stop rules and certificates."""

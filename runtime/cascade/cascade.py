@@ -1,6 +1,4 @@
-"""Cascades: an order, a stop rule and a variant, with the certificate of what they may lose; and
-how they rank.
-"""
+"""Cascades, their certificates, and how they rank."""
 
 from __future__ import annotations
 
@@ -8,18 +6,18 @@ import logging
 import os
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.cascade.evidence import EvidenceSource, Lists, open_evidence_source
 from xopt.runtime.cascade.features import Lexicon
 from xopt.runtime.cascade.fingerprint import LEXICON, model_fingerprint
 from xopt.runtime.cascade.order import Order
-from xopt.runtime.cascade.rule import Course, Rule
-from xopt.runtime.cascade.stage import Lists, Stage, open_stage, pairs_of
+from xopt.runtime.cascade.rule import PartialRanking, Rule
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
@@ -32,29 +30,31 @@ __all__ = [
     "Certificate",
     "Lists",
     "Ranked",
-    "cheaper_of",
+    "find_cheaper_model",
     "open_cascade",
 ]
 
+Rows = NDArray[np.intp]
+
 log = logging.getLogger(__name__)
 
-DEEPER = 2  # times the certificate's candidates a query, from which on that is said
-# candidates of the queries on their way; where half of them are through, others join
-PAIRS_AT_ONCE = 16384
+DEPTH_WARNING = 2  # times the certificate's candidates a query
+PAIRS_AT_ONCE = 16384  # candidates of the queries that run together
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a cascade may lose on queries like these.
+    """What a cascade may lose on queries like those that certified it.
 
-    measure: "dcg", the share of DCG@top that is lost, gains by the reference's scores; "top", the
-    share of queries of whose best `top` by the reference one is not scored. With `confidence`, or
-    in expectation where that is None, the mean over queries is at most `max_loss`. On the queries
-    that it was found on, none of which chose anything, it was `loss`, and `bound` is what the
-    test made of it, though only `max_loss` is promised; `share` of a query's pairs were scored
-    there, in the mean. depth: candidates a query. first_stage: where they came from; column:
-    where their scores stood. data: the sha256 of the queries and their documents. seen: hashes of
-    all queries that chose or certified.
+    Their mean `ranking_loss`, by `measure` and `top`, is at most `max_loss`: with `confidence`
+    or, if that is None, in expectation.
+
+    loss, bound: of the queries that certified, and what it shows.
+    share: of their pairs, those scored.
+    depth: candidates a query.
+    first_stage, column: the data's name, and its column of scores.
+    data: the sha256 of queries and documents.
+    seen: hashes of the queries that chose or certified.
     """
 
     measure: str
@@ -69,14 +69,12 @@ class Certificate:
     first_stage: str
     column: str | None
     data: str
-    seen: tuple[str, ...]
+    seen: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """An order, a stop rule and the variant that scores, with their certificate; the manifest
-    keeps it.
-    """
+    """An order, a stop rule, the variant that scores, and their certificate."""
 
     order: Order
     rule: Rule
@@ -85,94 +83,82 @@ class Cascade:
 
     @staticmethod
     def of(folder: ModelFolder) -> Cascade:
-        """The cascade of a model folder. Raises BadInput where it has none."""
+        """Read a folder's cascade. Raises BadInput if it has none."""
         kept = folder.manifest.cascade
         if not kept:
             raise BadInput(
-                f"{folder.path}: has no cascade; make one with `xopt cascade {folder.path} --data DATA`"
+                f"{folder.path}: has no cascade; "
+                f"make one with `xopt cascade {folder.path} --data DATA`"
             )
         try:
-            order, certificate = dict(kept["order"]), dict(kept["certificate"])
-            for name in ("weights", "scale", "variances", "quantiles"):
-                order[name] = tuple(order[name])
-            order["widths"] = tuple(tuple(each) for each in order["widths"])
-            certificate["seen"] = tuple(certificate["seen"])
             return Cascade(
-                Order(**order), Rule(**kept["rule"]), kept["variant"], Certificate(**certificate)
+                order=Order(**kept["order"]),
+                rule=Rule(**kept["rule"]),
+                variant=kept["variant"],
+                certificate=Certificate(**kept["certificate"]),
             )
         except (KeyError, TypeError) as error:
             raise BadInput(
-                f"{folder.path}: its cascade is of another version of xopt ({error}); make it again with `xopt cascade`"
+                f"{folder.path}: its cascade is of another version of xopt ({error}); "
+                "make it again with `xopt cascade`"
             ) from error
 
     def beyond(self, top_k: int | None) -> str:
-        """What to warn of where more of a ranking is asked for than its certificate is of;
-        nothing where it is not.
-        """
+        """Return a warning if more is asked for than was certified, or ""."""
         top = self.certificate.top
-        more = top_k is not None and top_k > top
-        return (
-            f"the best {top_k} are asked for; its certificate is of {top} (`xopt cascade --top {top_k}`)"
-            if more
-            else ""
-        )
-
-    def values(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
-        return asdict(self)
+        if top_k is None or top_k <= top:
+            return ""
+        more = f"the best {top_k} are asked for; its certificate is of {top}"
+        return f"{more} (`xopt cascade --top {top_k}`)"
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A query's candidates: their places, best first; their logits in the order given, NaN of
-    those not scored.
+    """The ranking of a query's candidates.
 
-    not_finite: how many were scored, and have no finite score.
+    ranking: their places, best first.
+    scores: float32[documents], their logits, NaN if not scored.
+    not_finite: how many have a logit that is not finite.
     """
 
-    ranking: NDArray[np.intp]
+    ranking: Rows
     scores: NDArray[np.float32]
     not_finite: int = 0
 
-    @property
-    def scored(self) -> int:
-        """How many were scored."""
-        return int(np.isfinite(self.scores).sum())
-
 
 @dataclass(frozen=True, eq=False)
-class _Going:
-    """A query on its way: its number, its pairs, their tokens where the order made them."""
+class _ActiveQuery:
+    """A query whose candidates are being scored."""
 
     number: int
-    pairs: list[Pair]
     tokens: Tokens | None
-    course: Course
-
-    def ranked(self) -> Ranked:
-        """How its candidates rank by now."""
-        return Ranked(self.course.ranking(), self.course.scores, len(self.course.not_finite))
+    partial: PartialRanking
 
 
 class CascadeScorer:
-    """Ranks each query's candidates, scoring as few of them as its cascade asks for.
-
-    Blocks of many queries run together, so that small blocks do not waste the cores.
-    """
+    """Ranks each query's candidates, scoring as few as its cascade asks for."""
 
     def __init__(
-        self, folder: ModelFolder, scorer: PlannedScorer, stage: Stage, cascade: Cascade
+        self,
+        folder: ModelFolder,
+        scorer: PlannedScorer,
+        evidence_source: EvidenceSource,
+        cascade: Cascade,
     ) -> None:
-        self.folder, self.scorer, self.stage, self.cascade = folder, scorer, stage, cascade
+        self.folder = folder
+        self.scorer = scorer
+        self.evidence_source = evidence_source
+        self.cascade = cascade
         self._warned: set[str] = set()
 
     @property
     def stages(self) -> Stages:
-        """Where the time of all calls so far went. A pair that a cheaper model cuts too is
-        counted once.
-        """
-        own, model = self.scorer.stages, self.stage.model
-        return own.plus(replace(model.stages, truncated=0)) if model else own
+        """Where the time of all calls so far went."""
+        model = self.evidence_source.model
+        if model is None:
+            return self.scorer.stages
+        # A pair that both models cut counts once.
+        return self.scorer.stages.plus(replace(model.stages, truncated=0))
 
     def rank(
         self,
@@ -181,98 +167,119 @@ class CascadeScorer:
         top_k: int | None = None,
         first_scores: Sequence[float] | None = None,
     ) -> list[dict[str, Any]]:
-        """Documents, in the first stage's order, best first: `corpus_id` and `score`, the logit.
+        """Rank a query's documents, given in the first stage's order.
 
-        A document that was not scored has the score None, and comes after those that were.
-        `first_scores` are the first stage's, higher is better, where the cascade was made with
-        them.
+        Returns the best `top_k`, or all: `corpus_id`, a document's place, and its logit, `score`.
+        Documents that were not scored come last, with the score None.
+        `first_scores` are the first stage's, if the cascade was made with them.
         """
-        if beyond := self.cascade.beyond(top_k):
-            self._warn(beyond, "top")
+        self._warn("top", self.cascade.beyond(top_k))
         scores = None if first_scores is None else [np.asarray(first_scores, np.float32)]
         ranked = self.rank_all(Lists([query], [list(documents)], scores))[0]
         values = [float(score) if np.isfinite(score) else None for score in ranked.scores]
         return [{"corpus_id": int(i), "score": values[i]} for i in ranked.ranking[:top_k]]
 
     def rank_all(self, lists: Lists, finite: bool = True) -> list[Ranked]:
-        """Rank the candidates of many queries. Raises BadInput where the first stage's scores do
-        not fit.
+        """Rank the candidates of many queries, whose documents are scored together.
 
-        And NotFinite where a score is not; or, unless `finite`, such candidates come last, and
-        are counted.
+        Raises BadInput if first-stage scores do not fit.
+        Raises NotFinite if a logit is not; without `finite` its candidate comes last.
         """
         self._check(lists)
-        ranked = [Ranked(np.empty(0, np.intp), np.empty(0, np.float32))] * len(lists.queries)
-        waiting = deque(number for number, documents in enumerate(lists.documents) if documents)
-        going: list[_Going] = []
-        while waiting or going:
-            going += self._started(lists, waiting, sum(len(each.pairs) for each in going))
-            asked = []
-            for each in going:
-                if len(candidates := each.course.next()):
-                    asked.append((each, candidates))
+        unranked = Ranked(np.empty(0, np.intp), np.empty(0, np.float32))
+        results = [unranked] * len(lists.queries)
+        waiting = deque(i for i, documents in enumerate(lists.documents) if documents)
+        active: list[_ActiveQuery] = []
+        while waiting or active:
+            active += self._start(lists, _take(waiting, lists, active))
+            blocks = []
+            for query in active:
+                candidates = query.partial.next_candidates()
+                if len(candidates):
+                    blocks.append((query, candidates))
                 else:
-                    ranked[each.number] = each.ranked()
-            going = [each for each, _ in asked]
-            if asked:
-                self._tell(asked, finite)
-        return ranked
+                    results[query.number] = _ranked(query.partial)
+            active = [query for query, _ in blocks]
+            if blocks:
+                self._score(lists, blocks, finite)
+        return results
 
-    def _started(self, lists: Lists, waiting: deque[int], held: int) -> list[_Going]:
-        """Queries that wait, where those on their way have become few; each leaves `waiting`."""
-        numbers: list[int] = []
-        few = held <= PAIRS_AT_ONCE // 2
-        while (
-            few
-            and waiting
-            and (not held or held + len(lists.documents[waiting[0]]) <= PAIRS_AT_ONCE)
-        ):
-            numbers.append(waiting.popleft())
-            held += len(lists.documents[numbers[-1]])
-        own, started = self.cascade, []
-        evidence = self.stage.evidence(lists.taken(numbers)) if numbers else []
-        for number, (each, tokens) in zip(numbers, evidence, strict=True):
-            course = Course(each, own.order, own.rule, own.certificate.top, own.certificate.measure)
-            started.append(_Going(number, pairs_of(lists.taken([number])), tokens, course))
+    def _start(self, lists: Lists, numbers: list[int]) -> list[_ActiveQuery]:
+        if not numbers:
+            return []
+        cascade = self.cascade
+        top = cascade.certificate.top
+        measure = cascade.certificate.measure
+        started = []
+        collected = self.evidence_source.collect(lists.select(numbers))
+        for number, (evidence, tokens) in zip(numbers, collected, strict=True):
+            partial = PartialRanking(evidence, cascade.order, cascade.rule, top, measure)
+            started.append(_ActiveQuery(number, tokens, partial))
         return started
 
-    def _tell(self, asked: Sequence[tuple[_Going, NDArray[np.intp]]], finite: bool) -> None:
-        """Score the candidates that queries ask for, all together, and tell them."""
-        pairs = [each.pairs[row] for each, candidates in asked for row in candidates]
-        tokens = [each.tokens.taken(candidates) for each, candidates in asked if each.tokens]
-        logits = (
-            self.scorer.score_tokens(Tokens.joined(tokens)) if tokens else self.scorer.logits(pairs)
-        )
-        scores = self.folder.manifest.ranking(checked(pairs, logits) if finite else logits)
+    def _score(self, lists: Lists, blocks: list[tuple[_ActiveQuery, Rows]], finite: bool) -> None:
+        pairs: list[Pair] = []
+        for query, candidates in blocks:
+            text = lists.queries[query.number]
+            documents = lists.documents[query.number]
+            pairs += [(text, documents[row]) for row in candidates]
+        tokens = [query.tokens.taken(rows) for query, rows in blocks if query.tokens]
+        if tokens:
+            logits = self.scorer.score_tokens(Tokens.joined(tokens))
+        else:
+            logits = self.scorer.logits(pairs)
+        if finite:
+            checked(pairs, logits)
+        scores = self.folder.manifest.ranking(logits)
         start = 0
-        for each, candidates in asked:
-            each.course.tell(candidates, scores[start : start + len(candidates)])
-            start += len(candidates)
+        for query, candidates in blocks:
+            stop = start + len(candidates)
+            query.partial.add_scores(candidates, scores[start:stop])
+            start = stop
 
-    def _warn(self, of: str, kind: str) -> None:
-        """Once of each kind."""
-        if kind not in self._warned:
+    def _warn(self, kind: str, warning: str) -> None:
+        """Log a warning, if any, once of each kind."""
+        if warning and kind not in self._warned:
             self._warned.add(kind)
-            log.warning("%s: %s", self.folder.path, of)
+            log.warning("%s: %s", self.folder.path, warning)
 
     def _check(self, lists: Lists) -> None:
-        check_pairs(pairs_of(lists))
-        depth, deepest = self.cascade.certificate.depth, max(map(len, lists.documents), default=0)
-        if deepest > DEEPER * depth:
-            self._warn(
-                f"{deepest} candidates of a query; its certificate is of {depth:.0f}", "depth"
-            )
-        if self.cascade.order.with_score != (lists.first_scores is not None):
-            need = "needs" if self.cascade.order.with_score else "was made without"
-            raise BadInput(f"{self.folder.path}: its cascade {need} the first stage's scores")
-        for number, documents in enumerate(lists.documents):
-            scores = lists.first_scores[number] if lists.first_scores is not None else None
-            if scores is not None and (
-                len(scores) != len(documents) or not np.isfinite(scores).all()
-            ):
-                raise BadInput(
-                    f"query {lists.queries[number]!r:.60}: give one finite first-stage score a document"
-                )
+        """Raise BadInput if the lists do not fit the cascade."""
+        check_pairs(lists.pairs)
+        depth = self.cascade.certificate.depth
+        deepest = max(map(len, lists.documents), default=0)
+        if deepest > DEPTH_WARNING * depth:
+            certified = f"its certificate is of {depth:.0f}"
+            self._warn("depth", f"{deepest} candidates of a query; {certified}")
+        with_score = self.cascade.order.with_score
+        if with_score != (lists.first_scores is not None):
+            needs = "needs" if with_score else "was made without"
+            raise BadInput(f"{self.folder.path}: its cascade {needs} the first stage's scores")
+        if lists.first_scores is None:
+            return
+        for number, scores in enumerate(lists.first_scores):
+            fits = len(scores) == len(lists.documents[number])
+            if not fits or not np.isfinite(scores).all():
+                query = lists.queries[number]
+                raise BadInput(f"query {query!r:.60}: give one finite first-stage score a document")
+
+
+def _ranked(partial: PartialRanking) -> Ranked:
+    return Ranked(partial.ranking(), partial.scores, len(partial.not_finite))
+
+
+def _take(waiting: deque[int], lists: Lists, active: Sequence[_ActiveQuery]) -> list[int]:
+    """Take the queries to start from `waiting`, if half of `PAIRS_AT_ONCE` is free."""
+    numbers: list[int] = []
+    pairs = sum(len(query.partial.scores) for query in active)
+    if pairs > PAIRS_AT_ONCE // 2:
+        return numbers
+    while waiting:
+        pairs += len(lists.documents[waiting[0]])
+        if pairs > PAIRS_AT_ONCE and (active or numbers):
+            break
+        numbers.append(waiting.popleft())
+    return numbers
 
 
 def open_cascade(
@@ -282,44 +289,43 @@ def open_cascade(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> CascadeScorer:
-    """Open the cascade of a model folder, which `xopt cascade` wrote: `rank(query, documents,
-    top_k)`.
+    """Open the cascade that `xopt cascade` wrote into a model folder.
 
-    Raises BadInput where there is none, or a file of it is missing or damaged.
+    Rank by it with `rank(query, documents, top_k)`.
+    Raises BadInput if there is none, or a file of it is missing or damaged.
     """
-    model = (
-        folder
-        if isinstance(folder, ModelFolder)
-        else ModelFolder.open(os.fspath(folder), trust_remote_code)
-    )
-    cascade = Cascade.of(model)
-    scorer = open_scorer(model, cascade.variant, threads=threads, device=device)
+    if not isinstance(folder, ModelFolder):
+        folder = ModelFolder.open(os.fspath(folder), trust_remote_code)
+    cascade = Cascade.of(folder)
+    order = cascade.order
+    scorer = open_scorer(folder, cascade.variant, threads=threads, device=device)
     lexicon = None
-    if cascade.order.kind != "given":
-        lexicon = Lexicon.load(
-            model.checked(LEXICON, f"make it again with `xopt cascade {model.path} --data DATA`")
-        )
-    cheaper = cheaper_of(model, cascade.order) if cascade.order.model else None
-    stage = open_stage(scorer, cascade.order.kind, lexicon, cheaper, threads, device)
-    return CascadeScorer(model, scorer, stage, cascade)
+    if order.kind != "given":
+        make_again = f"make it again with `xopt cascade {folder.path} --data DATA`"
+        lexicon = Lexicon.load(folder.checked(LEXICON, make_again))
+    cheaper = find_cheaper_model(folder, order) if order.model else None
+    source = open_evidence_source(scorer, order.kind, lexicon, cheaper, threads, device)
+    return CascadeScorer(folder, scorer, source, cascade)
 
 
-def cheaper_of(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:
-    """The cheaper model that a cascade's order goes by, and its variant, as they were: where it
-    was, or beside DIR.
+def find_cheaper_model(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:
+    """Return an order's cheaper model and its variant.
+
+    It may have moved beside `folder`. Raises BadInput if it is missing or has changed.
     """
-    places = (Path(str(order.model)), folder.path.resolve().parent / Path(str(order.model)).name)
-    place = next((each for each in places if each.is_dir()), None)
-    if place is None:
+    path = Path(str(order.model))
+    again = f"xopt cascade {folder.path} --data DATA --first"
+    place = path if path.is_dir() else folder.path.resolve().parent / path.name
+    if not place.is_dir():
         raise BadInput(
-            f"{order.model}: no such folder, nor one of that name beside {folder.path}, whose cascade goes by it; make "
-            f"that again with `xopt cascade {folder.path} --first SMALL --data DATA`"
+            f"{path}: no such folder, nor one of that name beside {folder.path}, "
+            f"whose cascade needs it; make that again with `{again} SMALL`"
         )
     cheaper = ModelFolder.open(place, folder.trusted)
-    variant = cheaper.variant(str(order.variant))
-    if model_fingerprint(cheaper, variant.name, cascade=False) != order.sha256:
+    variant = cheaper.variant(str(order.variant)).name
+    if model_fingerprint(cheaper, variant, cascade=False) != order.sha256:
         raise BadInput(
-            f"{order.model}: {variant.name} is not what the cascade of {folder.path} was certified with; make that "
-            f"again with `xopt cascade {folder.path} --first {order.model} --data DATA`"
+            f"{path}: {variant} is not what the cascade of {folder.path} was certified "
+            f"with; make that again with `{again} {path}`"
         )
-    return cheaper, variant.name
+    return cheaper, variant

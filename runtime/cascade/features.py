@@ -1,6 +1,4 @@
-"""Cheap features of a query's candidates, from the tokens that the model reads: what a learned
-order goes by.
-"""
+"""Cheap features of a query's candidates, from the tokens that the model reads."""
 
 from __future__ import annotations
 
@@ -17,8 +15,6 @@ from scipy import sparse
 from xopt.runtime.errors import BadInput
 
 __all__ = [
-    "GIVEN",
-    "TEXT",
     "Bags",
     "Evidence",
     "Lexicon",
@@ -30,34 +26,21 @@ __all__ = [
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-GIVEN = ("log rank", "rank")  # and the first stage's score, where it is given
-TEXT = (
-    "BM25",
-    "BM25 a query's weight",
-    "nearest",
-    "nearest, unweighted",
-    "nearest of the worst",
-    "nearest^4",
-    "soft count",
-    "found",
-    "found, unweighted",
-    "log length",
-    "nearest in the lead",
-    "likeness",
-)  # and after these the document's pooled embedding
-K1, B = 1.2, 0.75  # of BM25
-SOFT = 8.0  # how fast a neighbour's count falls with its distance
-SAME = 0.999  # the cosine of a token with itself, and of hardly another
-LEAD = 24  # tokens that a document begins with: a title, often
+TEXT_FEATURES = 12  # before the pooled embedding
+BM25_K1 = 1.2
+BM25_B = 0.75
+SOFT_DECAY = 8.0  # how fast a near token's count falls with its distance
+SAME_TOKEN = 0.999  # a token's cosine with itself, and hardly with any other
+LEAD_TOKENS = 24  # the beginning of a document, often its title
+TINY = 1e-6  # the least that a sum is divided by
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """What is known of tokens: embeddings float32[tokens, dimensions] of unit length, weights
-    float32[tokens].
+    """What is known of each token of a model.
 
-    The embeddings are the model's own for words, centred and reduced; the weights are inverse
-    document frequencies.
+    embeddings: float32[tokens, dimensions], the model's own, of unit length.
+    weights: float32[tokens], inverse document frequencies.
     """
 
     embeddings: Floats
@@ -65,7 +48,7 @@ class Lexicon:
 
     @staticmethod
     def load(file: Path) -> Lexicon:
-        """Read what `save` wrote. Raises BadInput where it is damaged."""
+        """Read what `save` wrote. Raises BadInput if the file is damaged."""
         try:
             tensors = load_file(file)
             return Lexicon(tensors["embeddings"].astype(np.float32), tensors["weights"])
@@ -75,17 +58,17 @@ class Lexicon:
             ) from error
 
     def save(self, file: Path) -> None:
-        """Write it, the embeddings in half precision."""
-        save_file({"embeddings": self.embeddings.astype(np.float16), "weights": self.weights}, file)
+        """Write the lexicon, the embeddings in half precision."""
+        embeddings = self.embeddings.astype(np.float16)
+        save_file({"embeddings": embeddings, "weights": self.weights}, file)
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What is known of a query's candidates before the model scores them.
 
-    features: float32[documents, features], of which the last `embedding` are the document's
-    pooled embedding. terms: float64[documents, terms], rows of unit length, None where the order
-    goes by no texts.
+    features: float32[documents, features], the last `embedding` pooled ones.
+    terms: `term_vectors`, None without texts.
     """
 
     features: Floats
@@ -94,11 +77,9 @@ class Evidence:
 
 
 def given_features(documents: int, scores: Floats | None) -> Floats:
-    """float32[documents, 2 or 3]: the place in the first stage's order and, where it is given,
-    its score.
+    """Return float32[documents, 2 or 3]: log rank, rank and, if given, score.
 
-    With scores that order is by them, highest first, else it is the order in which the documents
-    stand.
+    Ranks are the first stage's: by score, else as documents stand.
     """
     ranks = np.arange(documents, dtype=np.float32)
     if scores is None:
@@ -109,11 +90,12 @@ def given_features(documents: int, scores: Floats | None) -> Floats:
 
 @dataclass(frozen=True)
 class Bags:
-    """The tokens of a query's documents: int64[tokens], all that there are; float32[documents,
-    tokens], how often each.
+    """How often each of a query's documents has each token.
 
-    leads: float32[documents, tokens], the same of a document's first `LEAD`. lengths:
-    int64[documents]. A document of no tokens stands with one token 0, and has the length 0.
+    tokens: int64[tokens], the ids that occur.
+    counts: float32[documents, tokens]; one token 0 for a document without tokens.
+    leads: the same of the first `LEAD_TOKENS`.
+    lengths: int64[documents].
     """
 
     tokens: Ids
@@ -123,104 +105,105 @@ class Bags:
 
     @staticmethod
     def of(documents: Sequence[Ids], lexicon: Lexicon) -> Bags:
-        """Of the ids of each document's tokens, all of which the lexicon has."""
-        held = [ids if len(ids) else np.zeros(1, np.int64) for ids in documents]
-        flat = np.concatenate([*held, np.empty(0, np.int64)])
-        there = np.zeros(len(lexicon.weights), bool)
-        there[flat] = True
-        tokens, place = np.flatnonzero(there), (np.cumsum(there) - 1)[flat]
-        lengths = np.array([len(ids) for ids in held], np.int64)
-        ends = np.cumsum(lengths)
-        first = np.arange(len(flat)) - np.repeat(ends - lengths, lengths) < LEAD
-        leads = _counted(place[first], np.minimum(lengths, LEAD), len(tokens))
+        """Count the tokens of documents, given as ids."""
+        filled = [ids if len(ids) else np.zeros(1, np.int64) for ids in documents]
+        # `np.unique` would sort, which takes longer.
+        occurs = np.zeros(len(lexicon.weights), bool)
+        occurs[np.concatenate(filled)] = True
+        tokens = np.flatnonzero(occurs)
+        column_of = np.cumsum(occurs) - 1
+        rows = [column_of[ids] for ids in filled]
+        leads = [columns[:LEAD_TOKENS] for columns in rows]
         return Bags(
-            tokens,
-            _counted(place, lengths, len(tokens)),
-            leads,
-            np.array([len(ids) for ids in documents]),
+            tokens=tokens,
+            counts=_counts(rows, len(tokens)),
+            leads=_counts(leads, len(tokens)),
+            lengths=np.array([len(ids) for ids in documents]),
         )
 
 
-def _counted(place: NDArray[np.intp], lengths: Ids, tokens: int) -> sparse.csr_matrix:
-    """float32[documents, tokens], how often each document has each token, of their places one
-    behind another.
-    """
-    bounds = np.concatenate([[0], np.cumsum(lengths)])
-    counts = sparse.csr_matrix(
-        (np.ones(len(place), np.float32), place, bounds), (len(lengths), tokens)
-    )
-    counts = counts.tocsc().tocsr()  # sorts each row, in the time of a copy
+def _counts(rows: Sequence[NDArray[np.intp]], tokens: int) -> sparse.csr_matrix:
+    """Return float32[documents, tokens], of each document's columns."""
+    columns = np.concatenate(rows)
+    starts = np.cumsum([0, *map(len, rows)])
+    ones = np.ones(len(columns), np.float32)
+    counts = sparse.csr_matrix((ones, columns, starts), (len(rows), tokens))
+    counts = counts.tocsc().tocsr()  # sorts each row in the time of a copy
     counts.sum_duplicates()
     return counts
 
 
 def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
-    """float32[documents, 12 + dimensions]: how much of the query each document has, in words and
-    in kind; and its kind.
+    """Return float32[documents, 12 + dimensions]: what matches a query's ids.
 
-    `query` holds the ids of its tokens. The first columns are those of `TEXT`. Matches are exact
-    (BM25, Robertson et al. 1994; coverage) and soft, by the cosine of word embeddings: of each
-    token of the query the nearest one of the document (MaxSim, as in Khattab and Zaharia 2020,
-    arXiv:2004.12832, of tokens without context), and all near ones (as kernels count them in
-    Xiong et al. 2017, arXiv:1706.06613). The others are the weighted mean of the document's
-    embeddings: a model likes some kinds of documents, whatever the query.
+    Exact matches: BM25 (Robertson et al. 1994) and coverage.
+    Soft ones, by the cosine of word embeddings: the nearest token (MaxSim, Khattab and Zaharia
+    2020, arXiv:2004.12832, without context), all near ones (kernels, Xiong et al. 2017,
+    arXiv:1706.06613).
+    The last columns are the pooled embedding: a model likes some kinds of documents.
     """
-    tokens, lengths = np.unique(query), np.maximum(documents.lengths, 1)
+    tokens = np.unique(query)
+    lengths = np.maximum(documents.lengths, 1)
     if not len(tokens):
-        return np.zeros((len(lengths), len(TEXT) + lexicon.embeddings.shape[1]), np.float32)
-    near = lexicon.embeddings[tokens] @ lexicon.embeddings[documents.tokens].T
-    nearest, nearest_lead = (_highest(near, each) for each in (documents.counts, documents.leads))
-    counts = (documents.counts @ (near > SAME).astype(np.float32).T).T
-    soft = np.log1p((documents.counts @ np.exp(SOFT * (near - 1)).T).T)
+        width = TEXT_FEATURES + lexicon.embeddings.shape[1]
+        return np.zeros((len(lengths), width), np.float32)
+    cosines = lexicon.embeddings[tokens] @ lexicon.embeddings[documents.tokens].T
+    nearest = _nearest(cosines, documents.counts)
+    nearest_in_lead = _nearest(cosines, documents.leads)
+    is_same = (cosines > SAME_TOKEN).astype(np.float32)
+    counts = (documents.counts @ is_same.T).T
+    nearness = np.exp(SOFT_DECAY * (cosines - 1))
+    soft_counts = np.log1p((documents.counts @ nearness.T).T)
     weights = lexicon.weights[tokens]
-    share = weights / max(float(weights.sum()), 1e-6)
-    norm = K1 * (1 - B + B * lengths / lengths.mean())
-    bm25 = weights @ (counts * (K1 + 1) / (counts + norm))
-    own = lexicon.weights[query] @ lexicon.embeddings[query]
+    total_weight = max(float(weights.sum()), TINY)
+    shares = weights / total_weight
+    saturation = BM25_K1 * (1 - BM25_B + BM25_B * lengths / lengths.mean())
+    bm25 = weights @ (counts * (BM25_K1 + 1) / (counts + saturation))
+    query_embedding = lexicon.weights[query] @ lexicon.embeddings[query]
     pooled = _pooled(documents, lexicon)
     columns = (
         bm25,
-        bm25 / max(float(weights.sum()), 1e-6),
-        share @ nearest,
+        bm25 / total_weight,
+        shares @ nearest,
         nearest.mean(0),
         nearest.min(0),
-        share @ nearest**4,
-        share @ soft,
-        share @ (counts > 0),
+        shares @ nearest**4,
+        shares @ soft_counts,
+        shares @ (counts > 0),  # coverage
         (counts > 0).mean(0),
         np.log1p(lengths),
-        share @ nearest_lead,
-        pooled @ own / max(float(np.linalg.norm(own)), 1e-6),
+        shares @ nearest_in_lead,
+        pooled @ query_embedding / max(float(np.linalg.norm(query_embedding)), TINY),
     )
     features: Floats = np.concatenate([np.stack(columns, 1), pooled], 1).astype(np.float32)
     return features
 
 
 def term_vectors(documents: Bags, lexicon: Lexicon) -> sparse.csr_matrix:
-    """float64[documents, terms]: how much of each document is of which token, rows of unit
-    length, or of zeros.
+    """Return float64[documents, terms]: the root of each token's weighted share.
 
-    Roots of counts times weights, so that a product of two rows is the documents' affinity
-    (Bhattacharyya 1943): what they have in common, of which no single word makes out much.
+    The product of two rows is the documents' affinity (Bhattacharyya 1943): what they have in
+    common, of which no single word makes up much.
     """
     shares = documents.counts.astype(np.float64)
+    tokens_a_row = np.diff(shares.indptr)
     shares.data *= lexicon.weights[documents.tokens][shares.indices]
-    shares.data *= np.repeat(documents.lengths > 0, np.diff(shares.indptr))
+    shares.data *= np.repeat(documents.lengths > 0, tokens_a_row)
     totals = np.maximum(np.asarray(shares.sum(1)).ravel(), 1e-9)
-    shares.data = np.sqrt(shares.data / np.repeat(totals, np.diff(shares.indptr)))
+    shares.data = np.sqrt(shares.data / np.repeat(totals, tokens_a_row))
     return shares
 
 
-def _highest(near: Floats, documents: sparse.csr_matrix) -> Floats:
-    """float32[tokens of the query, documents]: how near the nearest token of each document is."""
-    highest: Floats = np.maximum.reduceat(near[:, documents.indices], documents.indptr[:-1], axis=1)
-    return highest
+def _nearest(cosines: Floats, documents: sparse.csr_matrix) -> Floats:
+    """Return float32[query tokens, documents]."""
+    by_entry = cosines[:, documents.indices]
+    nearest: Floats = np.maximum.reduceat(by_entry, documents.indptr[:-1], axis=1)
+    return nearest
 
 
 def _pooled(documents: Bags, lexicon: Lexicon) -> Floats:
-    """The weighted mean of each document's embeddings, of unit length."""
-    sums = documents.counts @ (
-        lexicon.weights[documents.tokens, None] * lexicon.embeddings[documents.tokens]
-    )
-    pooled: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-6)
+    """Return each document's mean embedding, weighted, of unit length."""
+    weights = lexicon.weights[documents.tokens, None]
+    sums = documents.counts @ (weights * lexicon.embeddings[documents.tokens])
+    pooled: Floats = sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), TINY)
     return pooled

@@ -1,4 +1,4 @@
-"""By what a variant of a model folder is known again."""
+"""Fingerprints of variants."""
 
 from __future__ import annotations
 
@@ -11,31 +11,23 @@ from xopt.runtime.folder import ModelFolder
 __all__ = ["LEXICON", "model_fingerprint"]
 
 LEXICON = "cascade.safetensors"  # beside the manifest
-# Of a manifest, what no score depends on.
-NO_MATTER = (
-    "plans",
-    "measured",
-    "versions",
-    "trained_with",
-    "source",
-    "files",
-    "variants",
-    "cascade",
-)
+# Fields of the manifest that no score depends on, or of which a part is added below.
+LEFT_OUT = {"plans", "measured", "versions", "trained_with", "source"}
+LEFT_OUT |= {"files", "variants", "cascade"}
 
 
 def model_fingerprint(model: ModelFolder, variant: str, cascade: bool) -> str:
-    """The sha256 of what makes a variant's scores: its file, the tokenizer's, and the manifest's
-    rules.
-    """
-    values = {
-        name: value for name, value in asdict(model.manifest).items() if name not in NO_MATTER
-    }
+    """Return the sha256 of what a variant's, or its `cascade`'s, scores depend on."""
+    manifest = model.manifest
+    values = asdict(manifest)
+    for name in LEFT_OUT:
+        del values[name]
     file = model.variant(variant).file
-    there = (name for name in model.manifest.files if cascade or name != LEXICON)
-    names = [name for name in there if name.startswith(file) or not name.startswith("onnx/")]
-    values["files"] = {name: model.manifest.files[name] for name in names}
-    values["cascade"] = model.manifest.cascade if cascade else None
-    return hashlib.sha256(
-        json.dumps([variant, values], sort_keys=True, default=str).encode()
-    ).hexdigest()
+    values["files"] = {}
+    for name, sha256 in manifest.files.items():
+        is_own = name.startswith(file) or not name.startswith("onnx/")
+        if is_own and (cascade or name != LEXICON):
+            values["files"][name] = sha256
+    values["cascade"] = manifest.cascade if cascade else None
+    text = json.dumps([variant, values], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What a cascade lost on a query, against the reference's scores of all its candidates."""
+"""Losses of cascades, against the reference's scores of all candidates."""
 
 from __future__ import annotations
 
@@ -11,39 +11,41 @@ from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.data.quality import gains, rank_weights
 
-__all__ = ["Cascaded", "lost"]
+__all__ = ["Cascaded", "ranking_loss"]
 
 
-def lost(
+def ranking_loss(
     reference: NDArray[np.floating],
     ranking: NDArray[np.intp],
     scored: NDArray[np.bool_],
     top: int,
     measure: str = "dcg",
 ) -> float:
-    """Between 0 and 1. `reference` holds the logits of all candidates, `ranking` their places,
-    best first.
+    """Return the loss of a query's ranking, between 0 and 1.
 
-    "dcg": the share of DCG@top that the ranking loses against the reference's own, where a
-    document's gain is the sigmoid of the reference's logit: no labels are needed, and what the
-    reference finds irrelevant weighs nothing. "top": 1 where one of the reference's best `top`
-    was not scored, else 0.
+    "dcg": the share of the reference's DCG@top that is lost. No labels are needed: a gain is
+    the sigmoid of the reference's logit.
+    "top": 1 if one of the reference's best `top` is not `scored`, else 0.
     """
     if not len(reference):
         return 0.0
     if measure == "top":
-        return float(not scored[np.argsort(-reference, kind="stable")[:top]].all())
-    worth, weights = gains(reference), rank_weights(min(top, len(reference)))
-    best = float(np.sort(worth)[::-1][:top] @ weights)
-    return min(1.0, max(0.0, 1 - float(worth[ranking[:top]] @ weights) / best)) if best else 0.0
+        best = np.argsort(-reference, kind="stable")[:top]
+        return float(not scored[best].all())
+    gain = gains(reference)
+    weights = rank_weights(min(top, len(reference)))
+    best_dcg = float(np.sort(gain)[::-1][:top] @ weights)
+    if not best_dcg:
+        return 0.0
+    dcg = float(gain[ranking[:top]] @ weights)
+    return min(1.0, max(0.0, 1 - dcg / best_dcg))
 
 
 @dataclass(frozen=True)
 class Cascaded:
-    """How many of the pairs a cascade scored, as a share, and what it lost on each query; see
-    `lost`.
+    """The share of pairs that a cascade scored, and its loss on each query.
 
-    `seen` of the queries made the cascade: what was lost on those says little of others.
+    seen: how many of the queries made the cascade.
     """
 
     share: float
@@ -57,14 +59,15 @@ class Cascaded:
         reference: NDArray[np.float32],
         scores: NDArray[np.float32],
     ) -> Cascaded:
-        """Of the reference's scores of all pairs, and the cascade's, NaN where it did not score."""
-        own, losses, seen = cascade.certificate, [], 0
+        """Compare a cascade's scores, NaN if not scored, with the reference's."""
+        own = cascade.certificate
+        scored = np.isfinite(scores)
+        losses = []
+        seen = 0
         for rows in candidates.groups().values():
             seen += query_hash(candidates.rows[rows.start].query) in own.seen
-            ranking = np.argsort(
-                np.where(np.isnan(scores[rows]), np.inf, -scores[rows]), kind="stable"
-            )
+            ranking = np.argsort(-scores[rows], kind="stable")  # NaN last
             losses.append(
-                lost(reference[rows], ranking, np.isfinite(scores[rows]), own.top, own.measure)
+                ranking_loss(reference[rows], ranking, scored[rows], own.top, own.measure)
             )
-        return Cascaded(float(np.isfinite(scores).mean()), tuple(losses), seen)
+        return Cascaded(float(scored.mean()), tuple(losses), seen)

@@ -36,7 +36,7 @@ def certified(
         path = shutil.copytree(tiny.path, place / "tiny-xopt")
         # the features take longer than so small a model
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -99.0)
+            patch.setattr("xopt.optimize.cascade.certify.LEAST_SAVED", -99.0)
             found = certify(
                 ModelFolder.open(path),
                 queries,

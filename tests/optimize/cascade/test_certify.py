@@ -13,19 +13,29 @@ from helpers.tiers import mostly_slow
 from helpers.tiny import make_tiny
 
 from xopt.optimize.cascade.attempt import try_cascade
-from xopt.optimize.cascade.certify import Certified, certify, cheapest
-from xopt.optimize.cascade.check import check, gate_of
-from xopt.optimize.cascade.enough import warn_of_scale
+from xopt.optimize.cascade.certify import (
+    Certified,
+    Terms,
+    certify,
+    cheapest,
+    warn_if_all_relevant,
+)
+from xopt.optimize.cascade.check import certificate_gate, check
 from xopt.optimize.cascade.fit import Query, fit_order
-from xopt.optimize.cascade.parts import Scored, distinct, lists_of, told
+from xopt.optimize.cascade.parts import (
+    ScoredCandidates,
+    candidate_lists,
+    preparing_queries,
+    without_repeated_queries,
+)
 from xopt.optimize.cascade.walk import walk
 from xopt.optimize.export import export
 from xopt.optimize.judge.statistics import hold
 from xopt.runtime import open_cascade, open_scorer
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.features import Evidence
-from xopt.runtime.cascade.loss import lost
-from xopt.runtime.cascade.rule import Course, Rule
+from xopt.runtime.cascade.loss import ranking_loss
+from xopt.runtime.cascade.rule import PartialRanking, Rule
 from xopt.runtime.data.candidates import Candidates, Row, demo_candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -56,19 +66,19 @@ def test_what_runs_is_what_was_certified(
     folder, found = request.getfixturevalue(made)
     assert found.cascade is not None
     judged = queries.split()[1]
-    ranked = open_cascade(folder).rank_all(lists_of(judged))
-    assert np.mean([each.scored / 25 for each in ranked]) == pytest.approx(
+    ranked = open_cascade(folder).rank_all(candidate_lists(judged))
+    assert np.mean([np.isfinite(each.scores).mean() for each in ranked]) == pytest.approx(
         found.share.mean, abs=0.01
     )
     expected = open_scorer(folder).score(judged.pairs)
     losses = [
-        lost(expected[rows], each.ranking, np.isfinite(each.scores), 10)
+        ranking_loss(expected[rows], each.ranking, np.isfinite(each.scores), 10)
         for rows, each in zip(judged.groups().values(), ranked, strict=True)
     ]
     assert np.mean(losses) == pytest.approx(found.cascade.certificate.loss, abs=2e-3)
 
 
-def test_walks_are_what_courses_do(certified: tuple[ModelFolder, Certified]) -> None:
+def test_walks_are_what_partial_rankings_do(certified: tuple[ModelFolder, Certified]) -> None:
     order = Cascade.of(certified[0]).order
     rng = np.random.default_rng(0)
     evidence = Evidence(rng.normal(size=(40, len(order.weights))).astype(np.float32))
@@ -81,13 +91,15 @@ def test_walks_are_what_courses_do(certified: tuple[ModelFolder, Certified]) -> 
         Rule("depth", 17),
         Rule("score", float(reference.mean())),
     ):
-        course = Course(evidence, order, rule, 10, "dcg")
-        while len(rows := course.next()):
-            course.tell(rows, query.scores[rows].astype(np.float32))
-        scored = np.isfinite(course.scores)
+        partial = PartialRanking(evidence, order, rule, 10, "dcg")
+        while len(rows := partial.next_candidates()):
+            partial.add_scores(rows, query.scores[rows].astype(np.float32))
+        scored = np.isfinite(partial.scores)
         depth, loss = followed.stop(rule, 10)
         assert depth == scored.sum()
-        assert loss == pytest.approx(lost(reference, course.ranking(), scored, 10), abs=1e-6)
+        assert loss == pytest.approx(
+            ranking_loss(reference, partial.ranking(), scored, 10), abs=1e-6
+        )
     assert followed.stop(Rule("gain", -1.0), 10)[0] == 40
 
 
@@ -119,7 +131,7 @@ def test_too_few_queries_are_known_before_the_work(
     before = tiny_copy.manifest
     with pytest.raises(
         BadInput,
-        match=r"26 queries .* takes 299 .*; give more queries, or --max-loss 0\.11 or more$",
+        match=r"26 queries .* takes 299 .*; give more queries, or `max_loss=0\.11` or more$",
     ):
         certify(tiny_copy, queries, "onnx-int8")
     with pytest.raises(BadInput, match="a single query; give more"):
@@ -138,7 +150,7 @@ def test_what_was_there_before_is_said_to_stay(
     loose = {"first": "given", "max_loss": 0.5, "confidence": 0.8}
     assert certify(tiny_copy, queries, "onnx-int8", **loose).cascade is not None
     folder = ModelFolder.open(tiny_copy.path)
-    monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", 1.0)
+    monkeypatch.setattr("xopt.optimize.cascade.certify.LEAST_SAVED", 1.0)
     assert certify(folder, queries, "onnx-int8", **loose).cascade is None
     assert "keeps the cascade that it had" in caplog.text
     assert ModelFolder.open(tiny_copy.path).manifest.cascade == folder.manifest.cascade
@@ -151,18 +163,18 @@ def test_queries_of_one_text_are_one(caplog: pytest.LogCaptureFixture) -> None:
         for query in ("a", "b")
         for i in range(4)
     ]
-    left = distinct(Candidates("repeated", tuple(rows)))
+    left = without_repeated_queries(Candidates("repeated", tuple(rows)))
     assert list(left.groups()) == ["a 0", "b 0"]
     assert "4 of 6 queries repeat the text of another" in caplog.text
-    assert distinct(left) is left
+    assert without_repeated_queries(left) is left
 
 
 def test_queries_that_chose_the_variant_do_not_certify_it(tiny_copy: ModelFolder) -> None:
-    before = told(tiny_copy, "onnx-int8", None)
+    before = preparing_queries(tiny_copy, "onnx-int8")
     found = {"here": {"recommended": "onnx-int8", "chosen_by": ["a", "b"], "variants": {}}}
     folder = tiny_copy.write(lambda manifest: replace(manifest, measured=found))
-    assert told(folder, "onnx-int8", None) == {*before, "a", "b"}
-    assert not {"a", "b"} & told(folder, "onnx-fp32", None)
+    assert preparing_queries(folder, "onnx-int8") == {*before, "a", "b"}
+    assert not {"a", "b"} & preparing_queries(folder, "onnx-fp32")
 
 
 @pytest.mark.parametrize(("logits", "warned"), [([-5.0, 0.0, 5.0], False), ([6.0, 7.0, 8.0], True)])
@@ -170,9 +182,9 @@ def test_a_loss_that_tells_nothing_is_warned_of(
     logits: list[float], warned: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = tuple(Row(query, query, str(i), "text") for query in "ab" for i in range(30))
-    scores = np.repeat(logits, 10).tolist() * 2
-    warn_of_scale(
-        Scored(Candidates("scored", rows), np.array(scores), np.array(scores), 1.0), 10, 0.01, "dcg"
+    scores = np.array(np.repeat(logits, 10).tolist() * 2)
+    warn_if_all_relevant(
+        ScoredCandidates(Candidates("scored", rows), scores, scores, 1.0), Terms(max_loss=0.01)
     )
     assert ("says little" in caplog.text) == warned
 
@@ -206,7 +218,7 @@ def test_few_queries_neither_show_nor_violate_a_certificate(
 ) -> None:
     assert certified[1].cascade is not None
     certificate = replace(certified[1].cascade.certificate, measure=measure, max_loss=0.01)
-    assert hold(gate_of(certificate), np.array(losses), same=False).verdict == verdict
+    assert hold(certificate_gate(certificate), np.array(losses), same=False).verdict == verdict
 
 
 @pytest.mark.slow
@@ -234,13 +246,14 @@ def test_a_cheaper_model_orders(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The same model stands for one that agrees well, and that it is no cheaper is let pass."""
-    monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -9.0)
+    monkeypatch.setattr("xopt.optimize.cascade.certify.LEAST_SAVED", -9.0)
     found = certify(demo_copy, queries, "onnx-int8", first=str(demo.path), **LOOSE)
     assert found.cascade is not None
     assert (found.cascade.order.kind, found.cascade.order.variant) == ("model", "onnx-int8")
     scorer = open_cascade(demo_copy.path)
-    assert scorer.stage.shares_tokens
-    assert np.mean([each.scored for each in scorer.rank_all(lists_of(unseen))]) < 16
+    assert scorer.evidence_source.shares_tokens
+    ranked = scorer.rank_all(candidate_lists(unseen))
+    assert np.mean([np.isfinite(each.scores).sum() for each in ranked]) < 16
 
 
 def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
@@ -252,15 +265,15 @@ def test_a_cheaper_model_has_tokens_of_its_own_and_may_not_change(
     loose = {"max_loss": 0.5, "confidence": 0.8}
     # it is no cheaper
     assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is None
-    monkeypatch.setattr("xopt.optimize.cascade.certify.FEWEST_SAVED", -99.0)
+    monkeypatch.setattr("xopt.optimize.cascade.certify.LEAST_SAVED", -99.0)
     assert certify(tiny_copy, queries, "onnx-int8", first=str(cheap), **loose).cascade is not None
     scorer = open_cascade(tiny_copy.path)
-    assert not scorer.stage.shares_tokens
+    assert not scorer.evidence_source.shares_tokens
     assert len(scorer.rank("search engine", ["ranking models", "a query"])) == 2
     moved = tmp_path / "moved"
     shutil.copytree(tiny_copy.path, moved / "tiny-xopt")
     shutil.move(cheap, moved / "cheap-xopt")
-    assert open_cascade(moved / "tiny-xopt").stage.model is not None
+    assert open_cascade(moved / "tiny-xopt").evidence_source.model is not None
     with pytest.raises(BadInput, match="cheap-xopt: no such folder, nor one of that name beside"):
         open_cascade(tiny_copy.path)
     export(

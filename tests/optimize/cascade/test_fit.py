@@ -9,7 +9,7 @@ from scipy import sparse
 from xopt.optimize.cascade.certify import fit_first
 from xopt.optimize.cascade.fit import Query, fit_order, folds
 from xopt.runtime.cascade.features import Evidence
-from xopt.runtime.cascade.order import Belief
+from xopt.runtime.cascade.order import Posterior
 
 
 def queries_of_kinds(count: int) -> list[Query]:
@@ -37,12 +37,13 @@ def test_an_order_is_learned_from_what_tells_and_so_is_what_errors_have_in_commo
     assert alike < 0.2
     assert np.interp(0, order.widths[0], order.widths[1]) == pytest.approx(1, abs=0.25)
     assert np.all(np.diff(order.quantiles) >= 0)
-    wide, narrow = Belief(order, queries[0].evidence), []
+    posterior = Posterior(order, queries[0].evidence)
+    misses = []
     turn = np.random.default_rng(1).permutation(30)
     for row in turn.reshape(5, 6):  # what is expected of the others comes ever closer
-        narrow.append(np.abs(wide.mean - queries[0].reference)[turn[24:]].mean())
-        wide.tell(row, queries[0].scores[row].astype(np.float32))
-    assert narrow[-1] < 0.5 < narrow[0]
+        misses.append(np.abs(posterior.mean - queries[0].reference)[turn[24:]].mean())
+        posterior.observe(row, queries[0].scores[row].astype(np.float32))
+    assert misses[-1] < 0.5 < misses[0]
 
 
 def test_what_is_foreseen_surely_counts_for_less() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from xopt.optimize.export import export
 from xopt.runtime.cascade.features import (
-    TEXT,
+    TEXT_FEATURES,
     Bags,
     Lexicon,
     given_features,
@@ -27,6 +27,20 @@ LEXICON = Lexicon(
     (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32),
     np.linspace(0.1, 3, 50).astype(np.float32),
 )
+NAMES = (
+    "BM25",
+    "BM25 a query's weight",
+    "nearest",
+    "nearest, unweighted",
+    "nearest of the worst",
+    "nearest^4",
+    "soft count",
+    "found",
+    "found, unweighted",
+    "log length",
+    "nearest in the lead",
+    "likeness",
+)
 ids = st.lists(st.integers(0, 49), max_size=40).map(lambda values: np.array(values, np.int64))
 
 
@@ -35,17 +49,19 @@ def test_features_are_finite_and_those_of_each_document_alone(
     query: np.ndarray, documents: list[np.ndarray]
 ) -> None:
     found = text_features(query, Bags.of(documents, LEXICON), LEXICON)
-    assert found.shape == (len(documents), len(TEXT) + 8)
+    assert len(NAMES) == TEXT_FEATURES
+    assert found.shape == (len(documents), TEXT_FEATURES + 8)
     assert np.isfinite(found).all()
     alone = text_features(query, Bags.of(documents[:1], LEXICON), LEXICON)
     # which goes by the mean length
-    others = [i for i, name in enumerate(TEXT) if not name.startswith("BM25")]
+    others = [i for i, name in enumerate(NAMES) if not name.startswith("BM25")]
     assert np.allclose(found[0, others], alone[0, others], atol=1e-4)
 
 
 def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
     query = np.array([40, 41, 42])
-    there, elsewhere = np.array([1, 40, 41, 42, 2]), np.array([1, 3, 4, 5, 2])
+    there = np.array([1, 40, 41, 42, 2])
+    elsewhere = np.array([1, 3, 4, 5, 2])
     found = text_features(query, Bags.of([there, elsewhere], LEXICON), LEXICON)
     for name in (
         "BM25",
@@ -55,8 +71,8 @@ def test_a_document_that_has_the_query_stands_before_one_that_has_not() -> None:
         "found",
         "nearest in the lead",
     ):
-        assert found[0, TEXT.index(name)] > found[1, TEXT.index(name)]
-    assert found[0, TEXT.index("found, unweighted")] == 1
+        assert found[0, NAMES.index(name)] > found[1, NAMES.index(name)]
+    assert found[0, NAMES.index("found, unweighted")] == 1
 
 
 @given(st.lists(ids, min_size=1, max_size=6))
