@@ -61,28 +61,19 @@ def export(
 
     The folder appears once it is complete and checked, or not at all. `force` replaces a
     model folder. `trust_remote_code` and `allow_pickle` allow code that comes with the
-    model. `torch_only` leaves ONNX out. `exporter` is one of `EXPORTERS`, else
-    `export_graph` chooses. A `portable` graph has no operators of onnxruntime's own. A
-    model of several labels needs `rank_label`, see `rank_label_of`.
+    model. `torch_only` leaves ONNX out. `exporter` is one of `EXPORTERS`. A `portable`
+    graph has no operators of onnxruntime's own. `rank_label`: see `rank_label_of`.
 
-    Raises BadInput where `model` is no CrossEncoder, or `out` cannot be written.
-    Raises GateFailed where tokens or FP32 logits differ from the reference's, see
-    `allowed_difference`.
+    Raises BadInput where `model` is no CrossEncoder, or `out` cannot be written, and
+    GateFailed where tokens or FP32 logits differ from the reference's.
     """
     if exporter not in (None, *EXPORTERS):
         raise BadInput(f"exporter {exporter!r}: unknown; one of {', '.join(EXPORTERS)}")
     check_place(out, force)
     _check_apart(model, out)
-    with (
-        materialise(model, allow_pickle) as source,
-        new_folder(out, replace=force) as folder,
-        heard(),
-    ):
+    with materialise(model, allow_pickle) as source, _new_model(out, force) as folder:
         encoder = load_checked(source, model, trust_remote_code, allow_pickle)
-        facts = encoder_facts(encoder, model)
-        names = label_names(encoder.config.to_dict(), encoder.num_labels)
-        facts["rank_label"] = rank_label_of(names, rank_label, source, model)
-        facts["trained_with"] = read_json(source / MANIFEST).get("trained_with") or []
+        facts = _facts(encoder, source, model, rank_label)
         pairs = pairs_for(encoder.tokenizer, facts["max_length"], facts["truncation"])
         compared = short_pairs(encoder, pairs)
         expected = expected_logits(encoder, model, compared)
@@ -94,6 +85,23 @@ def export(
         check_tokens(made, encoder, pairs)
         check_parity(replace(made, trusted=trust_remote_code), encoder, compared, expected)
     return ModelFolder.open(out, trust_remote_code)
+
+
+@contextmanager
+def _new_model(out: Path, force: bool) -> Iterator[Path]:
+    """Give a folder to write to, which stands at `out` when the block ends; Ctrl-C is heard."""
+    with new_folder(out, replace=force) as folder, heard():
+        yield folder
+
+
+def _facts(encoder: Any, source: Path, model: str, rank_label: str | None) -> dict[str, Any]:
+    """Return what the manifest says of a CrossEncoder, by field."""
+    names = label_names(encoder.config.to_dict(), encoder.num_labels)
+    return {
+        **encoder_facts(encoder, model),
+        "rank_label": rank_label_of(names, rank_label, source, model),
+        "trained_with": read_json(source / MANIFEST).get("trained_with") or [],
+    }
 
 
 def check_place(out: Path, force: bool) -> None:

@@ -25,7 +25,7 @@ from xopt.optimize.judge.verdict import GATES, Judged, judge, not_repeatable, ro
 from xopt.runtime.data.agreement import first_stage_scores
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.data.quality import quality_by_query
-from xopt.runtime.data.trec import read_qrels, read_run
+from xopt.runtime.data.trec import Qrels, Run, read_qrels, read_run
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
@@ -120,11 +120,8 @@ class Reference:
             )
         self.queries = 0
         self.scores = expected[:0]
-        log.info(
-            "validate: %s is the reference, %.1g from sentence-transformers",
-            self.name,
-            self.difference,
-        )
+        found = f"{self.name} is the reference, {self.difference:.1g} from sentence-transformers"
+        log.info("validate: %s", found)
 
     def scorer(self, variant: str) -> PlannedScorer:
         """Open a variant with the reference's threads and device."""
@@ -311,24 +308,11 @@ def validate_runs(
         )
     expected = read_run(reference)
     run = read_run(scores)
-    judgements = {}
-    if qrels:
-        known = read_qrels(qrels)
-        judgements = {query: known[query] for query in expected if query in known}
-        if not judgements:
-            raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
-    rows = []
-    expected_scores = []
-    found_scores = []
-    for query_id, documents in expected.items():
-        found = run.get(query_id, {})
-        for doc_id, score in documents.items():
-            rows.append(Row(query_id, "", doc_id, ""))
-            expected_scores.append(score)
-            found_scores.append(found.get(doc_id, -np.inf))
+    judgements = _judgements_of(expected, qrels, reference) if qrels else {}
+    rows = [Row(query, "", document, "") for query in expected for document in expected[query]]
     candidates = Candidates(reference.name, tuple(rows), judgements)
-    first = np.array(expected_scores)
-    second = np.array(found_scores)
+    first = np.array([expected[row.query_id][row.doc_id] for row in rows])
+    second = np.array([run.get(row.query_id, {}).get(row.doc_id, -np.inf) for row in rows])
     judged = (
         judge(candidates, first, first, gates, name=reference.name, logits=False),
         judge(candidates, first, second, gates, name=scores.name, logits=False),
@@ -347,6 +331,15 @@ def validate_runs(
         verdict=verdict,
         passed=verdict == PASSED,
     )
+
+
+def _judgements_of(expected: Run, qrels: Path, reference: Path) -> Qrels:
+    """Return the qrels of a run's queries. Raises BadInput where there are none."""
+    known = read_qrels(qrels)
+    judgements = {query: known[query] for query in expected if query in known}
+    if not judgements:
+        raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
+    return judgements
 
 
 def _logits_in_other_batches(scorer: PlannedScorer, pairs: Sequence[Pair]) -> Scores:

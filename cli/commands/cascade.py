@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -87,36 +87,28 @@ def cascade(
     model: ModelFolder,
     read: options.ReadCandidates,
     first: str | None,
-    top: int,
-    max_loss: float,
     confidence: float,
     in_expectation: bool,
-    measure: str,
     variant: str | None,
     checking: bool,
     threads: int | None,
     device: str,
     output: Output,
+    **limits: Any,
 ) -> None:
     """Rank with fewer pairs, and certify what that loses.
 
     Finds the cheapest order of a query's candidates and the cheapest rule when to stop, such that
     the expected loss on unseen queries is at most --max-loss. Writes both with their certificate
     into DIR, for `open_cascade(DIR)` and `rerank(..., cascade=True)`. Needs no labels. Exits with
-    1 if no saving is safe. With --check it exits as `validate` does.
+    1 if no saving is safe, and with --check as `validate` does.
     """
     from xopt.optimize.cascade.certify import certify
-    from xopt.optimize.cascade.check import check
     from xopt.optimize.cascade.parts import default_variant
-    from xopt.runtime.cascade.cascade import Cascade
 
     if checking:
         options.refuse(MAKING, "is for making a cascade, and --check changes nothing")
-        candidates = read(first=Cascade.of(model).certificate.column)
-        checked = check(model, candidates, threads, device)
-        output.json(checked)
-        print_checked(output, checked)
-        click.get_current_context().exit(EXIT_CODES[checked.result.verdict])
+        _check(model, read, threads, device, output)
     if in_expectation:
         options.refuse(("confidence",), "has no meaning with --in-expectation")
     order, column = _order_and_column(first)
@@ -126,16 +118,32 @@ def cascade(
         variant or default_variant(model, device),
         first=order,
         column=column,
-        top=top,
-        max_loss=max_loss,
         confidence=None if in_expectation else confidence,
-        measure=measure,
         threads=threads,
         device=device,
+        **limits,
     )
     output.json(certified)
     print_certified(output, certified)
     click.get_current_context().exit(0 if certified.cascade else 1)
+
+
+def _check(
+    model: ModelFolder,
+    read: options.ReadCandidates,
+    threads: int | None,
+    device: str,
+    output: Output,
+) -> None:
+    """Check the cascade of a folder on other queries, and exit with the verdict."""
+    from xopt.optimize.cascade.check import check
+    from xopt.runtime.cascade.cascade import Cascade
+
+    candidates = read(first=Cascade.of(model).certificate.column)
+    checked = check(model, candidates, threads, device)
+    output.json(checked)
+    print_checked(output, checked)
+    click.get_current_context().exit(EXIT_CODES[checked.result.verdict])
 
 
 def _order_and_column(first: str | None) -> tuple[str | None, str | None]:

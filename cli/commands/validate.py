@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -85,12 +85,11 @@ def validate(
     reference: str | None,
     qrels: str | None,
     bounds: dict[str, float],
-    minutes: float,
     undecided: str | None,
-    threads: int | None,
     device: str,
     trust_remote_code: bool,
     output: Output,
+    **limits: Any,
 ) -> None:
     """Compare the ranking of variants with the FP32 model's, or one run with another.
 
@@ -98,8 +97,7 @@ def validate(
     and each variant of DIR, on as many queries as the gates need. Exits with 0 if all pass, with
     1 if a gate fails, and with 3 if the queries or the minutes are too few to decide.
     """
-    from xopt.optimize.validate import EXACT_VARIANT
-    from xopt.optimize.validate import validate as run
+    from xopt.optimize import validate as judging
     from xopt.runtime.folder import ModelFolder
     from xopt.runtime.scoring.variants import variants_on
 
@@ -109,19 +107,22 @@ def validate(
     else:
         model = ModelFolder.open(str(folder), trust_remote_code)
         candidates = read()
-        result = run(
+        result = judging.validate(
             model,
             variants or variants_on(model, device),
             candidates,
             gates_for(model, candidates, bounds),
-            threads,
-            device,
-            exact=None if reference == "torch" else EXACT_VARIANT,
-            minutes=minutes,
+            device=device,
+            exact=None if reference == "torch" else judging.EXACT_VARIANT,
+            **limits,
         )
     output.json(result)
     print_validation(output, result)
-    verdict = result.verdict
+    _exit(result.verdict, undecided)
+
+
+def _exit(verdict: str, undecided: str | None) -> NoReturn:
+    """Exit with the code of a verdict; `undecided` is what stands for one that is open."""
     if verdict == "undecided" and undecided:
         verdict = undecided
     click.get_current_context().exit(EXIT_CODES[verdict])

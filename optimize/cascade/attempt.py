@@ -59,13 +59,19 @@ def try_cascade(
         )
         return None
     try:
-        certified = certify(folder, candidates, variant, device=device)
-        if certified.cascade is None:
-            return Tried(certified, None)
-        few = candidates.split()[1].between(0, BENCH_QUERIES)
-        cases = [Case(variant, "planned"), Case(variant, "cascade")]
-        with_cascade = ModelFolder.open(folder.path, folder.trusted)
-        return Tried(certified, bench(with_cascade, few, cases, repeat=1, device=device))
+        return _certify_and_time(folder, candidates, variant, device)
     except (BadInput, GateFailed) as error:  # what was found before stands
         log.warning("cascade: not tried to its end: %s", error)
         return None
+
+
+def _certify_and_time(
+    folder: ModelFolder, candidates: Candidates, variant: str, device: str
+) -> Tried:
+    certified = certify(folder, candidates, variant, device=device)
+    if certified.cascade is None:
+        return Tried(certified, None)
+    few = candidates.split()[1].between(0, BENCH_QUERIES)
+    cases = [Case(variant, "planned"), Case(variant, "cascade")]
+    with_cascade = ModelFolder.open(folder.path, folder.trusted)
+    return Tried(certified, bench(with_cascade, few, cases, repeat=1, device=device))

@@ -72,21 +72,15 @@ def distil(
         pairs += sum(sizes)
         if now - logged > LOG_EVERY_S:
             logged = now
+            loss = np.mean(losses[-50:])
             log.info(
-                "shrink: %.0f %% of the time, %d pairs, loss %.3f",
-                100 * progress,
-                pairs,
-                np.mean(losses[-50:]),
+                "shrink: %.0f %% of the time, %d pairs, loss %.3f", 100 * progress, pairs, loss
             )
         now = time.monotonic()
     few = max(1, len(losses) // 20)
-    return Distilled(
-        steps=len(losses),
-        pairs=pairs,
-        seconds=now - start,
-        first_loss=float(np.mean(losses[:few])),
-        last_loss=float(np.mean(losses[-few:])),
-    )
+    first = float(np.mean(losses[:few]))
+    last = float(np.mean(losses[-few:]))
+    return Distilled(len(losses), pairs, now - start, first_loss=first, last_loss=last)
 
 
 class _Trainer:

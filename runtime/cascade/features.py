@@ -136,11 +136,9 @@ def _counts(rows: Sequence[NDArray[np.intp]], tokens: int) -> sparse.csr_matrix:
 def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
     """Return float32[documents, 12 + dimensions]: what matches a query's ids.
 
-    Exact matches: BM25 (Robertson et al. 1994) and coverage.
-    Soft ones, by the cosine of word embeddings: the nearest token (MaxSim, Khattab and Zaharia
-    2020, arXiv:2004.12832, without context), all near ones (kernels, Xiong et al. 2017,
-    arXiv:1706.06613).
-    The last columns are the pooled embedding: a model likes some kinds of documents.
+    Exact matches: BM25 (Robertson et al. 1994) and coverage. Soft ones, by the cosine of word
+    embeddings: the nearest token (MaxSim, arXiv:2004.12832), all near ones (kernels,
+    arXiv:1706.06613). Last, the pooled embedding: a model likes some kinds of documents.
     """
     tokens = np.unique(query)
     lengths = np.maximum(documents.lengths, 1)
@@ -150,15 +148,13 @@ def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
     cosines = lexicon.embeddings[tokens] @ lexicon.embeddings[documents.tokens].T
     nearest = _nearest(cosines, documents.counts)
     nearest_in_lead = _nearest(cosines, documents.leads)
-    is_same = (cosines > SAME_TOKEN).astype(np.float32)
-    counts = (documents.counts @ is_same.T).T
+    counts = (documents.counts @ (cosines > SAME_TOKEN).astype(np.float32).T).T
     nearness = np.exp(SOFT_DECAY * (cosines - 1))
     soft_counts = np.log1p((documents.counts @ nearness.T).T)
     weights = lexicon.weights[tokens]
     total_weight = max(float(weights.sum()), TINY)
     shares = weights / total_weight
-    saturation = BM25_K1 * (1 - BM25_B + BM25_B * lengths / lengths.mean())
-    bm25 = weights @ (counts * (BM25_K1 + 1) / (counts + saturation))
+    bm25 = weights @ _saturated(counts, lengths)
     query_embedding = lexicon.weights[query] @ lexicon.embeddings[query]
     pooled = _pooled(documents, lexicon)
     columns = (
@@ -177,6 +173,13 @@ def text_features(query: Ids, documents: Bags, lexicon: Lexicon) -> Floats:
     )
     features: Floats = np.concatenate([np.stack(columns, 1), pooled], 1).astype(np.float32)
     return features
+
+
+def _saturated(counts: Floats, lengths: Floats) -> Floats:
+    """Return what BM25 makes of counts of terms, [tokens, documents]."""
+    half = BM25_K1 * (1 - BM25_B + BM25_B * lengths / lengths.mean())
+    saturated: Floats = counts * (BM25_K1 + 1) / (counts + half)
+    return saturated
 
 
 def term_vectors(documents: Bags, lexicon: Lexicon) -> sparse.csr_matrix:

@@ -189,21 +189,16 @@ def read_candidates(
 ) -> Candidates:
     """Read candidates from `data`.
 
-    It is `demo`, always the built-in data (see `demo_candidates`); a collection, which is a BEIR
-    folder or `irds:ID`, a dataset of ir_datasets; or a table, which is a .jsonl, .ndjson, .csv,
-    .tsv or .parquet file, a folder or a pattern of them, or `hf:ID[:CONFIG]`, a Hugging Face
-    dataset with a split. Text files may be gzipped. Files lie on this machine or on a store that
-    Arrow or fsspec reaches.
+    It is `demo`, the built-in data; a collection (a BEIR folder, or `irds:ID` of ir_datasets); or
+    a table: a file, a folder or a pattern of files, here or on a store, or `hf:ID[:CONFIG]`.
 
-    Of a collection the candidates are the best `depth` (100) documents of each query: by `run`, a
-    TREC run file, or by BM25 for each query that the qrels of `split` (test) judge. Of a table each
-    row is a candidate, in the columns that `columns` names, with a grade in the column relevance
-    where there is one; `depth` cuts each query's rows. `queries` draws so many queries, always the
-    same. With `documents` a table needs no column of queries, and all its rows are of one that is
-    empty. docs/data.md says how each field is read.
+    The candidates of a collection are the best `depth` (100) documents of each query, by `run`, a
+    TREC run file, or by BM25 for the queries that the qrels of `split` (test) judge. Each row of a
+    table is a candidate, and `depth` cuts each query's rows. `columns` names the columns. `queries`
+    draws so many queries, always the same. With `documents` a table needs no queries.
 
-    Raises BadInput where the data is missing, empty or has a bad row; a warning counts what is left
-    out.
+    docs/data.md says how each field is read. Raises BadInput where the data is missing, empty or
+    has a bad row; a warning counts what is left out.
     """
     sources = find_sources([data])
     _check_options(sources[0], run, split, columns)
@@ -215,10 +210,8 @@ def read_candidates(
         found = _from_tables(data, sources, split or SPLIT, columns, documents)
     name = shown(data)
     if not found.rows:
-        raise BadInput(
-            f"{name}: no candidates in it; each row needs query and text, of CSV and TSV below a "
-            "header"
-        )
+        needs = "each row needs query and text, of CSV and TSV below a header"
+        raise BadInput(f"{name}: no candidates in it; {needs}")
     if documents:
         _check_documents(found, name, depth, queries)
     _warn_of_strangers(found)

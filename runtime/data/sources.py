@@ -225,11 +225,12 @@ def _globbed(folder: Place, pattern: str) -> dict[str, bool]:
             path[len(top) :].strip("/"): info["type"] == "directory"
             for path, info in matches.items()
         }
-    return {
-        path: is_folder
-        for path, is_folder in found.items()
-        if path and not any(part.startswith(HIDDEN) for part in path.split("/"))
-    }
+    return {path: is_folder for path, is_folder in found.items() if not _is_hidden(path)}
+
+
+def _is_hidden(path: str) -> bool:
+    """Whether a path is empty, or a part of it is none of a table's."""
+    return not path or any(part.startswith(HIDDEN) for part in path.split("/"))
 
 
 def _is_made(path: Path, made: Sequence[Path]) -> bool:

@@ -64,7 +64,9 @@ def open_table(source: Source, split: str) -> Table:
 
 def chunk_of(rows: Sequence[Row], columns: Sequence[str]) -> Chunk:
     """Make a chunk of rows of text: what a row lacks is None."""
-    values = {name: [row.get(name) for _, row in rows] for name in columns}
+    values: dict[str, Values] = {}
+    for name in columns:
+        values[name] = [row.get(name) for _, row in rows]
     return Chunk(values, len(rows), lambda number: rows[number][0])
 
 

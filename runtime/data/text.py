@@ -132,16 +132,20 @@ def _refuse_swallowed_rows(fields: list[str], columns: list[str], where: str, en
         rows = [first, *lines[1:-1], last]
         if any(len(row) != len(columns) for row in rows):
             continue
-        forms = [[re.sub(r"\d+", "0", row[i]) for i in id_places] for row in rows]
-        if all(_share_one(form, forms[0]) for form in forms):
+        if all(_has_id_like(row, first, id_places) for row in rows):
             raise BadInput(
                 f"{where}: a quoted field reaches to line {end} over what look like rows; close "
                 "or double the quote that it starts with, or write TSV or JSON lines"
             )
 
 
-def _share_one(some: list[str], others: list[str]) -> bool:
-    return any(one == other for one, other in zip(some, others, strict=True))
+def _has_id_like(row: list[str], first: list[str], id_places: list[int]) -> bool:
+    """Whether one of a row's ids is of the form that it has in the first row."""
+    return any(_form(row[place]) == _form(first[place]) for place in id_places)
+
+
+def _form(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
 
 
 def _tsv(name: str, place: Place) -> Iterator[Row]:

@@ -155,12 +155,7 @@ def checked_request(
         check_device(resources.device)
     else:
         check_name(resources.device)  # what GPUs a cluster has, its nodes can tell
-    numbers = {"workers": resources.workers, "threads": resources.threads, "top_k": settings.top_k}
-    for name, value in numbers.items():
-        if value is not None and (type(value) is not int or value < 1):
-            raise BadInput(f"{name} is {value!r}; give a whole number, at least 1, or leave it out")
-    if settings.score == settings.rank or not settings.score or not settings.rank:
-        raise BadInput(f"score={settings.score!r}, rank={settings.rank!r}: name two columns")
+    _check_values(settings, resources)
     target = target_of(out)
     if not model.manifest.ranks:
         raise BadInput(
@@ -181,6 +176,16 @@ def checked_request(
     elif settings.variant is not None:
         model.variant(settings.variant)
     return Request(model, settings, tuple(sources), target)
+
+
+def _check_values(settings: Settings, resources: Resources) -> None:
+    """Raises BadInput for what is no number to count with, or names one column for two."""
+    numbers = {"workers": resources.workers, "threads": resources.threads, "top_k": settings.top_k}
+    for name, value in numbers.items():
+        if value is not None and (type(value) is not int or value < 1):
+            raise BadInput(f"{name} is {value!r}; give a whole number, at least 1, or leave it out")
+    if settings.score == settings.rank or not settings.score or not settings.rank:
+        raise BadInput(f"score={settings.score!r}, rank={settings.rank!r}: name two columns")
 
 
 def _check_options(source: Source, settings: Settings) -> None:

@@ -203,13 +203,10 @@ class CrossEncoder:
         # Of several labels the logits rank, which validate judges: activations may reorder
         # differences.
         order, _ = ranked(scores if self.num_labels == 1 else ranking(logits))
-        results = []
-        for row in order[:top_k].tolist():
-            result: dict[str, Any] = {"corpus_id": row, "score": scores[row].item()}
-            if return_documents:
-                result["text"] = documents[row]
-            results.append(result)
-        return results
+        best = order[:top_k].tolist()
+        if return_documents:
+            return [_result(row, scores[row], text=documents[row]) for row in best]
+        return [_result(row, scores[row]) for row in best]
 
     @staticmethod
     def is_singular_input(inputs: Any) -> bool:
@@ -293,3 +290,7 @@ def _pair(pair: Any) -> Any:
     if isinstance(pair, str):
         return pair
     return tuple(pair.tolist() if isinstance(pair, np.ndarray) else pair)
+
+
+def _result(row: int, score: np.floating[Any], **more: str) -> dict[str, Any]:
+    return {"corpus_id": row, "score": score.item(), **more}

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from xopt.runtime.data.columns import Columns, columns_of
 from xopt.runtime.data.parquet import one_schema, open_parquet
@@ -87,13 +89,7 @@ def plan(
     ranked.
     """
     found = _inputs(sources, read_collection, wanted, folder)
-    if wanted.ids_only or wanted.words:
-        lacking = next((each.file.name for each in found if each.columns.doc_id is None), None)
-        if lacking is not None:
-            raise BadInput(
-                f"{lacking}: no column 'doc_id', which `ids_only=True` and a run need; name it "
-                "with `doc_id=`"
-            )
+    _check_doc_ids(found, wanted)
     files = [each.file for each in found]
     ids = _ids(each.columns for each in found)
     schemas = [_kept(each, wanted) for each in found]
@@ -108,17 +104,34 @@ def plan(
             "rerank: %d rows are of queries whose candidates lie apart; they are brought together",
             rows,
         )
-        columns = gathered_columns(files)
-        name = "the inputs, a query's rows together"
-        paths = gather(files, runs[scattered], schema, folder)
-        together = [known_file(name, Place(str(path)), columns)[0] for path in paths]
-        more = scan(together).table()
+        gathered = _gathered(files, runs[scattered], schema, folder)
+        more = scan(gathered).table()
         more[:, 0] += len(files)
-        files += together
+        files += gathered
         parts += cut(more, files, wanted.part_rows)
     if not parts:
         raise BadInput(f"{', '.join(source.name for source in sources):.160}: no candidates in it")
     return Planned(tuple(files), schema, tuple(tuple(part) for part in parts), rows)
+
+
+def _check_doc_ids(found: Sequence[_Input], wanted: Wanted) -> None:
+    """Raises BadInput where an input has no ids of documents, and they are to be written."""
+    lacking = next((each.file.name for each in found if each.columns.doc_id is None), None)
+    if lacking is not None and (wanted.ids_only or wanted.words):
+        raise BadInput(
+            f"{lacking}: no column 'doc_id', which `ids_only=True` and a run need; name it "
+            "with `doc_id=`"
+        )
+
+
+def _gathered(
+    files: Sequence[File], runs: NDArray[np.int64], schema: pa.Schema, folder: Path
+) -> list[File]:
+    """The rows of `runs`, a query's together, as files in `folder`."""
+    columns = gathered_columns(files)
+    name = "the inputs, a query's rows together"
+    paths = gather(files, runs, schema, folder)
+    return [known_file(name, Place(str(path)), columns)[0] for path in paths]
 
 
 def _ids(columns: Iterable[Columns]) -> set[str]:
