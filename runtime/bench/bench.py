@@ -9,7 +9,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -225,17 +225,18 @@ def _run(
     folder: ModelFolder, case: Case, pairs_file: Path, threads: int, device: str
 ) -> tuple[Round, NDArray[np.float32]]:
     strategy = STRATEGIES[case.strategy]
+    plan = None
+    if strategy.batch_size is None:
+        plan = find_plan(folder, folder.variant(case.variant), threads, device)
     spec = ScorerSpec(
         folder=str(folder.path.resolve()),
         variant=case.variant,
         strategy=case.strategy,
         threads=threads,
         device=device,
+        plan=plan,
         trusted=folder.trusted,
     )
-    if strategy.batch_size is None:
-        plan = find_plan(folder, folder.variant(case.variant), threads, device)
-        spec = replace(spec, plan=plan)
     with started(threads) as worker, TreeMonitor(worker.pid) as monitor:
         worker.open({"spec": asdict(spec), "pairs_file": str(pairs_file)})
         done = worker.run()
