@@ -100,8 +100,7 @@ def cascade(
 
     Finds the cheapest order of a query's candidates and the cheapest rule when to stop, such that
     the expected loss on unseen queries is at most --max-loss. Writes both with their certificate
-    into DIR, for `open_cascade(DIR)` and `rerank(..., cascade=True)`. Needs no labels. Exits with
-    1 if no saving is safe, and with --check as `validate` does.
+    into DIR. Needs no labels. Exits with 1 if no saving is safe, with --check as `validate` does.
     """
     from xopt.optimize.cascade.certify import certify
     from xopt.optimize.cascade.parts import default_variant
@@ -109,8 +108,6 @@ def cascade(
     if checking:
         options.refuse(MAKING, "is for making a cascade, and --check changes nothing")
         _check(model, read, threads, device, output)
-    if in_expectation:
-        options.refuse(("confidence",), "has no meaning with --in-expectation")
     order, column = _order_and_column(first)
     certified = certify(
         model,
@@ -118,7 +115,7 @@ def cascade(
         variant or default_variant(model, device),
         first=order,
         column=column,
-        confidence=None if in_expectation else confidence,
+        confidence=_confidence(confidence, in_expectation),
         threads=threads,
         device=device,
         **limits,
@@ -126,6 +123,14 @@ def cascade(
     output.json(certified)
     print_certified(output, certified)
     click.get_current_context().exit(0 if certified.cascade else 1)
+
+
+def _confidence(confidence: float, in_expectation: bool) -> float | None:
+    """Return with which confidence the bound holds, None for a bound in expectation."""
+    if in_expectation:
+        options.refuse(("confidence",), "has no meaning with --in-expectation")
+        return None
+    return confidence
 
 
 def _check(

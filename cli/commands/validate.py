@@ -93,9 +93,8 @@ def validate(
 ) -> None:
     """Compare the ranking of variants with the FP32 model's, or one run with another.
 
-    Scores the same candidates with the reference (torch, FP32, as sentence-transformers runs it)
-    and each variant of DIR, on as many queries as the gates need. Exits with 0 if all pass, with
-    1 if a gate fails, and with 3 if the queries or the minutes are too few to decide.
+    Scores as many queries as the gates need, with each variant of DIR and with torch in FP32.
+    Exits with 0 if all pass, with 1 if a gate fails, and with 3 if that is undecided.
     """
     from xopt.optimize import validate as judging
     from xopt.runtime.folder import ModelFolder
