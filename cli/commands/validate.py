@@ -93,8 +93,7 @@ def validate(
 ) -> None:
     """Compare the ranking of variants with the FP32 model's, or one run with another.
 
-    Scores as many queries as the gates need, with each variant of DIR and with torch in FP32.
-    Exits with 0 if all pass, with 1 if a gate fails, and with 3 if that is undecided.
+    Exits with 0 if all gates pass, with 1 if one fails, and with 3 if that is undecided.
     """
     from xopt.optimize import validate as judging
     from xopt.runtime.folder import ModelFolder
