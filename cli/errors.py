@@ -7,10 +7,15 @@ import re
 
 import click
 
+from xopt.cli.options import GATES
+
 __all__ = ["OptionFormatter", "with_option_names"]
 
 # the library writes arguments as Python does: `variant=`, `variant="onnx-int8"`, `force=True`
 ARGUMENT = re.compile(r"`(?P<name>[a-z_]+)=(?P<value>[^`]*)`")
+# and a gate by its measure, which Python callers give
+GATE = re.compile(r"the gate on (?P<measure>[a-z0-9_]+)")
+GATE_PARAMETERS = {measure: name for name, measure in GATES.items()}
 
 
 def with_option_names(message: str, commands: list[click.Command]) -> str:
@@ -35,7 +40,11 @@ def with_option_names(message: str, commands: list[click.Command]) -> str:
         is_flag = isinstance(param, click.Option) and param.is_flag
         return option if is_flag or not value else f"{option} {value}"
 
-    return ARGUMENT.sub(option_text, message)
+    def gate_text(match: re.Match[str]) -> str:
+        name = GATE_PARAMETERS.get(match["measure"])
+        return match[0] if name is None else f"--{name.replace('_', '-')}"
+
+    return GATE.sub(gate_text, ARGUMENT.sub(option_text, message))
 
 
 class OptionFormatter(logging.Formatter):

@@ -15,6 +15,8 @@ from xopt.cli.main import all_commands
         ("rerank", "give another `out=`", "give another --out"),
         ("rerank", "name another `inputs=`", "name another INPUT..."),
         ("tune", "only `qrels=` has grades", "only --qrels has grades"),  # another command's
+        ("validate", "the gate on ndcg10_drop: no qrels", "--max-ndcg-drop: no qrels"),
+        ("validate", "the gate on taste: unknown", "the gate on taste: unknown"),
         ("rerank", "of `nothing=known`", "of `nothing=known`"),
         ("rerank", "run `xopt export DIR` again", "run `xopt export DIR` again"),
     ],
