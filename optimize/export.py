@@ -107,6 +107,12 @@ def _facts(encoder: Any, source: Path, model: str, rank_label: str | None) -> di
 
 def check_place(out: Path, force: bool) -> None:
     """Raise BadInput where `out` cannot become a model folder."""
+    try:
+        str(out).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{str(out)!r}: a name that is not UTF-8; choose another `out=`") from None
+    if out.is_symlink() and not out.exists():
+        raise BadInput(f"{out}: is a link to nothing; remove it, or choose another `out=`")
     if not out.exists():
         check_writable(out)
     elif not force:

@@ -16,7 +16,7 @@ from helpers.tiny import MAX_LENGTH, make_tiny
 from sentence_transformers import CrossEncoder
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from xopt.optimize.export import export
+from xopt.optimize.export import check_place, export
 from xopt.optimize.model import parity as parity_module
 from xopt.optimize.model.parity import MAX_DIFFERENCE, check_tokens, parity_pairs
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
@@ -367,3 +367,22 @@ def test_code_of_the_model_runs_where_it_is_trusted_and_unchanged(
         code.write("print()")
     with pytest.raises(BadInput, match=r"modeling_mine\.py: sha256 differs"):
         open_scorer(made.path, "torch-fp32", trust_remote_code=True)
+
+
+def test_a_place_of_no_use_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.tex").touch()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place, force, message in (
+        (tmp_path / "link", False, "is a link to nothing"),
+        (tmp_path / os.fsdecode(b"caf\xe9"), False, "a name that is not UTF-8"),
+        (tmp_path / "notes", False, "exists already"),
+        (tmp_path / "notes", True, "no model folder"),
+        (tmp_path / "here", True, "is the working directory"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            check_place(place, force)
