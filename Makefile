@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # The folders themselves stand here: the links of a strict editable install are made anew when a file comes or goes.
-SOURCES := pyproject.toml models/demo $(shell find xopt cli optimize runtime -type d -not -name '__pycache__')
+SOURCES := pyproject.toml models/demo $(shell find face cli optimize runtime -type d -not -name '__pycache__')
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
 DEVELOPED5 := .venv5/.developed

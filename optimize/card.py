@@ -13,7 +13,7 @@ from xopt.optimize.report.page import load_template
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import write_text
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.scoring.variants import reads_as_others
+from xopt.runtime.scoring.variants import runs_in_sentence_transformers
 
 __all__ = ["OURS", "write_card"]
 
@@ -46,7 +46,7 @@ def write_card(
         base_model=base_model or _base_model(folder),
         tags=_tags(folder, bool(graphs), bare),
         bare=bare,
-        in_sentence_transformers=reads_as_others(folder),
+        in_sentence_transformers=runs_in_sentence_transformers(folder),
         graphs=graphs,
         portable=portable[0] if portable else "",
         operators_by_graph={name: _operators(folder.checked(name)) for name in graphs},

@@ -33,7 +33,7 @@ from xopt.optimize.model.source import (
     read_json,
 )
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import already_there, check_writable, heard, new_folder, sha256_of
+from xopt.runtime.files import already_there, check_writable, keep_signals, new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder
 from xopt.runtime.machine import versions_here
 from xopt.runtime.scoring.backends.network import Network, load_encoder
@@ -90,8 +90,8 @@ def export(
 
 @contextmanager
 def _new_model(out: Path, force: bool) -> Iterator[Path]:
-    """Give a folder to write to, which stands at `out` when the block ends; Ctrl-C is heard."""
-    with new_folder(out, replace=force) as folder, heard():
+    """Give a folder to write to, which stands at `out` when the block ends; Ctrl-C ends it."""
+    with new_folder(out, replace=force) as folder, keep_signals():
         yield folder
 
 

@@ -54,7 +54,7 @@ def export_graph(
         # Of rotary positions that depend on the length, optimum's trace keeps one branch.
         optimum_can = (
             network.classifies
-            and not network.turns_by_length
+            and not network.rotates_by_length
             and has_module("optimum.exporters.onnx")
         )
         if exporter == "torch" or not optimum_can:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xopt.optimize.cascade.attempt import Tried, try_cascade
+from xopt.optimize.cascade.attempt import CascadeAttempt, try_cascade
 from xopt.optimize.export import export
 from xopt.optimize.half import FP16, halve
 from xopt.optimize.judge.statistics import PASSED, UNDECIDED
@@ -57,7 +57,7 @@ class Outcome:
     validation: Validation
     bench: Bench
     recommendation: Recommendation
-    cascade: Tried | None
+    cascade: CascadeAttempt | None
 
 
 def optimize(

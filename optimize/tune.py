@@ -31,7 +31,7 @@ FIRST_PAIRS = {"cpu": 24, "cuda": 4096}  # in the first rung; each further one d
 FINALISTS = 4  # plans of the last rung: the fastest of them changes from run to run
 # Share of the fastest variant's speed before tuning, which gains up to 1.6 times more for one
 # variant than for another.
-CONTENDS = 0.6
+CONTENDER_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def contenders(
         log.info("tune: %s scores %.0f pairs/s before it is tuned", variant, speeds[variant])
     exact = [variant for variant in variants if folder.variant(variant).precision == "fp32"]
     fastest_exact = max(exact, key=lambda variant: speeds[variant], default=None)
-    least = CONTENDS * max(speeds.values())
+    least = CONTENDER_SHARE * max(speeds.values())
     return [name for name in variants if speeds[name] >= least or name == fastest_exact]
 
 

@@ -24,7 +24,7 @@ from xopt.runtime.errors import BadInput
 __all__ = [
     "already_there",
     "check_writable",
-    "heard",
+    "keep_signals",
     "locked",
     "new_file",
     "new_folder",
@@ -49,7 +49,7 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def heard() -> Iterator[None]:
+def keep_signals() -> Iterator[None]:
     """Let Ctrl-C and a termination end the block, even where a library swallows them.
 
     A handler raises an exception, which torch's exporter loses in callbacks or wraps in errors of

@@ -132,7 +132,9 @@ def test_a_gate_that_int8_cannot_hold_leaves_the_folder_as_it_was(
 ) -> None:
     before = (tiny_copy.path / "xopt.json").read_bytes()
     gate = ("quantize", tiny_copy.path, "--int8", "--depth", 6, "--min-tau", 1)
-    assert_refused(xopt(*gate, "--queries", 4), "a fifth of the data's do, so give 50 or more")
+    assert_refused(
+        xopt(*gate, "--queries", 4), "a fifth of the data's queries are used, so give 50 or more"
+    )
     result = xopt(*gate, "--queries", 50)
     assert result.exit_code == 1
     assert "no INT8 passes" in result.stderr
@@ -250,7 +252,7 @@ def main_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("xopt.optimize.pipeline.saturates", lambda: False)
     one_process = replace(STRATEGIES["concurrent"], workers=None)  # `test_bench.py` has its four
     monkeypatch.setitem(STRATEGIES, "concurrent", one_process)
-    monkeypatch.setattr("xopt.optimize.tune.CONTENDS", 0.0)
+    monkeypatch.setattr("xopt.optimize.tune.CONTENDER_SHARE", 0.0)
 
 
 def test_the_main_job_recommends_on_a_users_own_data(

@@ -30,7 +30,7 @@ def test_what_is_not_there_is_an_attribute_error() -> None:
 
 
 def test_editors_are_told_of_every_name() -> None:
-    source = (ROOT / "xopt" / "__init__.py").read_text(encoding="utf-8")
+    source = (ROOT / "face" / "__init__.py").read_text(encoding="utf-8")
     for_editors = source.partition("if TYPE_CHECKING:")[2].partition("__all__")[0]
     for name in xopt.__all__:
         assert re.search(rf"\b{name}\b", for_editors), name

@@ -103,7 +103,7 @@ def cascade(
     into DIR. Needs no labels. Exits with 1 if no saving is safe, with --check as `validate` does.
     """
     from xopt.optimize.cascade.certify import certify
-    from xopt.optimize.cascade.parts import default_variant
+    from xopt.optimize.cascade.parts import variant_to_certify
 
     if checking:
         options.refuse(MAKING, "is for making a cascade, and --check changes nothing")
@@ -112,7 +112,7 @@ def cascade(
     certified = certify(
         model,
         read(first=column),
-        variant or default_variant(model, device),
+        variant or variant_to_certify(model, device),
         first=order,
         column=column,
         confidence=_confidence(confidence, in_expectation),

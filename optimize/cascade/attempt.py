@@ -11,7 +11,7 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 
-__all__ = ["Tried", "try_cascade"]
+__all__ = ["CascadeAttempt", "try_cascade"]
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ BENCH_QUERIES = 8
 
 
 @dataclass(frozen=True)
-class Tried:
+class CascadeAttempt:
     """What was certified and, if that saves pairs, its bench."""
 
     certified: Certified
@@ -34,7 +34,7 @@ def try_cascade(
     speeds: dict[str, float],
     minutes: float | None,
     device: str,
-) -> Tried | None:
+) -> CascadeAttempt | None:
     """Certify a cascade with the defaults and time it.
 
     speeds: pairs a second, of the variant and of what may score the reference.
@@ -67,11 +67,11 @@ def try_cascade(
 
 def _certify_and_time(
     folder: ModelFolder, candidates: Candidates, variant: str, device: str
-) -> Tried:
+) -> CascadeAttempt:
     certified = certify(folder, candidates, variant, device=device)
     if certified.cascade is None:
-        return Tried(certified, None)
+        return CascadeAttempt(certified, None)
     few = candidates.split()[1].between(0, BENCH_QUERIES)
     cases = [Case(variant, "planned"), Case(variant, "cascade")]
     with_cascade = ModelFolder.open(folder.path, folder.trusted)
-    return Tried(certified, bench(with_cascade, few, cases, repeat=1, device=device))
+    return CascadeAttempt(certified, bench(with_cascade, few, cases, repeat=1, device=device))

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from xopt.optimize.cascade.parts import (
     ORDERS,
     ScoredCandidates,
-    default_variant,
     make_evidence_source,
     preparing_queries,
     queries_with_evidence,
     score_candidates,
+    variant_to_certify,
     without_repeated_queries,
 )
 from xopt.optimize.cascade.walk import (
@@ -197,7 +197,7 @@ def split_queries(
     used = preparing_queries(folder, variant)
     if first not in (None, *ORDERS):
         cheaper = ModelFolder.open(str(first), folder.trusted)
-        used |= preparing_queries(cheaper, default_variant(cheaper, device))
+        used |= preparing_queries(cheaper, variant_to_certify(cheaper, device))
     judging = others.without(used)
     queries = len(judging.groups())
     needed = queries_needed(terms.max_loss, terms.error)

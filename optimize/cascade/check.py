@@ -14,7 +14,7 @@ from xopt.optimize.cascade.parts import (
 from xopt.optimize.judge.statistics import Gate, GateResult, Interval, hold, interval
 from xopt.optimize.validate import EXACT_VARIANT, Reference
 from xopt.runtime.cascade.cascade import Certificate, find_cheaper_model, open_cascade
-from xopt.runtime.cascade.loss import Cascaded
+from xopt.runtime.cascade.loss import CascadeLosses
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -67,7 +67,7 @@ def check(
     queries = len(new.groups())
     reference = Reference(folder, new, EXACT_VARIANT, threads, device).of(queries)
     scores = [ranked.scores for ranked in scorer.rank_all(candidate_lists(new))]
-    losses = Cascaded.of(cascade, new, reference, np.concatenate(scores)).losses
+    losses = CascadeLosses.of(cascade, new, reference, np.concatenate(scores)).losses
     shares = [np.isfinite(each).mean() for each in scores]
     return Checked(
         folder=str(folder.path),

@@ -24,7 +24,7 @@ __all__ = [
     "ORDERS",
     "ScoredCandidates",
     "candidate_lists",
-    "default_variant",
+    "variant_to_certify",
     "make_evidence_source",
     "preparing_queries",
     "queries_with_evidence",
@@ -96,7 +96,7 @@ def make_evidence_source(
     if first == "learned":
         return EvidenceSource(scorer, first, lexicon), {}
     cheaper = ModelFolder.open(first, folder.trusted)
-    variant = default_variant(cheaper, device)
+    variant = variant_to_certify(cheaper, device)
     source = open_evidence_source(scorer, "model", lexicon, (cheaper, variant), threads, device)
     return source, {
         "model": str(cheaper.path.resolve()),
@@ -134,7 +134,7 @@ def _document_ids(encoder: Encoder, candidates: Candidates) -> list[NDArray[np.i
     return list(found.values())
 
 
-def default_variant(folder: ModelFolder, device: str) -> str:
+def variant_to_certify(folder: ModelFolder, device: str) -> str:
     """Return the recommended variant, else the one that is likely the fastest."""
     recommended = folder.manifest.recommended(machine_name(device))
     if recommended:

@@ -19,7 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from xopt.optimize.model.source import read_json
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import MANIFEST
-from xopt.runtime.scoring.backends.network import decodes, reads_last
+from xopt.runtime.scoring.backends.network import is_decoder_classifier, reads_last_token
 from xopt.runtime.scoring.encode import Pair, render
 
 __all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of"]
@@ -60,12 +60,12 @@ def encoder_facts(encoder: Any, model: str) -> dict[str, Any]:
         "labels": encoder.num_labels,
         "activation": f"{activation.__module__}.{activation.__qualname__}",
         "pad_id": tokenizer.pad_token_id,
-        "padding_side": "left" if reads_last(encoder) else "right",
+        "padding_side": "left" if reads_last_token(encoder) else "right",
         "truncation_side": tokenizer.truncation_side,
         "inputs": list(tokenizer.model_input_names),
         "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
     }
-    if decodes(encoder):  # its head reads the last token that is not padding
+    if is_decoder_classifier(encoder):  # its head reads the last token that is not padding
         facts["trailing_pad"] = encoder.config.pad_token_id
     special = 0 if facts["template"] else tokenizer.num_special_tokens_to_add(pair=True)
     if facts["max_length"] <= special:
@@ -87,7 +87,7 @@ def _check_tokenizer(encoder: Any, model: str) -> None:
             f"{model}: its tokenizer has no padding token; "
             "set pad_token in tokenizer_config.json, and pad_token_id in config.json"
         )
-    if decodes(encoder) and encoder.config.pad_token_id != tokenizer.pad_token_id:
+    if is_decoder_classifier(encoder) and encoder.config.pad_token_id != tokenizer.pad_token_id:
         raise BadInput(
             f"{model}: pads with the id {tokenizer.pad_token_id}, "
             f"its head expects {encoder.config.pad_token_id}; "

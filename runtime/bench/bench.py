@@ -23,7 +23,7 @@ from xopt.runtime.bench.shape import ModelShape
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec, strategy_named
 from xopt.runtime.bench.worker import started
 from xopt.runtime.cascade.cascade import Cascade
-from xopt.runtime.cascade.loss import Cascaded
+from xopt.runtime.cascade.loss import CascadeLosses
 from xopt.runtime.data.agreement import Agreement, agreement
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
@@ -98,7 +98,7 @@ class Measured:
     peak_cores: float
     root_mean_cores: float
     agreement: Agreement | None
-    cascaded: Cascaded | None
+    cascaded: CascadeLosses | None
     explained: Explained | None
     rounds: tuple[Round, ...]
 
@@ -277,7 +277,7 @@ def _summarise(
     pairs: int,
     tokens: int,
     agreed: Agreement | None,
-    cascaded: Cascaded | None,
+    cascaded: CascadeLosses | None,
     explained: Explained | None,
 ) -> Measured:
     own = rounds[case]
@@ -309,13 +309,13 @@ def _compare(
     candidates: Candidates,
     case: Case,
     logits: dict[Case, NDArray[np.float32]],
-) -> tuple[Agreement | None, Cascaded | None]:
+) -> tuple[Agreement | None, CascadeLosses | None]:
     rank = folder.manifest.ranking
     reference = rank(logits[BASELINE])
     scores = rank(logits[case])
     cascaded = None
     if STRATEGIES[case.strategy].by_query:
-        cascaded = Cascaded.of(Cascade.of(folder), candidates, reference, scores)
+        cascaded = CascadeLosses.of(Cascade.of(folder), candidates, reference, scores)
         scores = np.nan_to_num(scores, nan=-np.inf)  # what was not scored comes last
     elif not np.isfinite(logits[case]).all():
         unsound = int((~np.isfinite(logits[case])).sum())

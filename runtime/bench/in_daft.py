@@ -16,8 +16,8 @@ from daft import DataType, col
 from numpy.typing import NDArray
 
 from xopt.runtime.bench.strategy import STRATEGIES, ScorerSpec
-from xopt.runtime.frames.cascade import KEY, ROW, CascadeUDF, together
-from xopt.runtime.frames.instances import instances
+from xopt.runtime.frames.cascade import QUERY_KEY, ROW, CascadeUDF, group_by_query
+from xopt.runtime.frames.instances import make_udf
 from xopt.runtime.frames.rerank import RerankUDF
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.plan import ROWS_A_CALL
@@ -112,7 +112,7 @@ def _run_scorer(
     spec: ScorerSpec, pairs: Sequence[Pair], warm_up: list[Pair], frame: daft.DataFrame | None
 ) -> Callable[[], DaftRun]:
     strategy = STRATEGIES[spec.strategy]
-    udf = instances(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)
+    udf = make_udf(TimedUDF, strategy.workers, None, spec.device)(spec.open, warm_up)
     rows_a_call = strategy.rows_a_call
     if strategy.batch_size is None:
         rows_a_call = ROWS_A_CALL[spec.device]
@@ -145,7 +145,7 @@ def _run_cascade(
     query_ids: Sequence[str],
     first_scores: Sequence[float] | None,
 ) -> Callable[[], DaftRun]:
-    opener = instances(TimedCascadeUDF, None, None, spec.device)
+    opener = make_udf(TimedCascadeUDF, None, None, spec.device)
     udf = opener(spec.open_cascade, warm_up, nulls="raise")
     first = list(first_scores or [0.0] * len(pairs))
 
@@ -154,8 +154,8 @@ def _run_cascade(
             pairs[:count], {"query_id": list(query_ids[:count]), "first": first[:count]}
         )
         start = time.monotonic()
-        grouped, _ = together(frame, "query_id")
-        timed = udf.timed(*(col(name) for name in (KEY, "query", "text", ROW, "first")))
+        grouped, _ = group_by_query(frame, "query_id")
+        timed = udf.timed(*(col(name) for name in (QUERY_KEY, "query", "text", ROW, "first")))
         results = grouped.with_column("timed", timed).with_columns(
             {"logits": col("timed")["logits"], "stamp": col("timed")["stamp"]}
         )

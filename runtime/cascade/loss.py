@@ -11,7 +11,7 @@ from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.data.quality import gains, rank_weights
 
-__all__ = ["Cascaded", "ranking_loss"]
+__all__ = ["CascadeLosses", "ranking_loss"]
 
 
 def ranking_loss(
@@ -42,7 +42,7 @@ def ranking_loss(
 
 
 @dataclass(frozen=True)
-class Cascaded:
+class CascadeLosses:
     """The share of pairs that a cascade scored, and its loss on each query.
 
     seen: how many of the queries made the cascade.
@@ -58,7 +58,7 @@ class Cascaded:
         candidates: Candidates,
         reference: NDArray[np.float32],
         scores: NDArray[np.float32],
-    ) -> Cascaded:
+    ) -> CascadeLosses:
         """Compare a cascade's scores, NaN if not scored, with the reference's."""
         own = cascade.certificate
         scored = np.isfinite(scores)
@@ -70,4 +70,4 @@ class Cascaded:
             losses.append(
                 ranking_loss(reference[rows], ranking, scored[rows], own.top, own.measure)
             )
-        return Cascaded(float(scored.mean()), tuple(losses), seen)
+        return CascadeLosses(float(scored.mean()), tuple(losses), seen)

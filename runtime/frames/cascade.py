@@ -20,7 +20,7 @@ from xopt.runtime.frames.columns import PREFIX, FrameColumns
 from xopt.runtime.frames.instances import NullScores, open_timed
 from xopt.runtime.scoring.encode import Pair
 
-__all__ = ["KEY", "ROW", "CascadeUDF", "check_cascade", "rank_by_cascade", "together"]
+__all__ = ["QUERY_KEY", "ROW", "CascadeUDF", "check_cascade", "rank_by_cascade", "group_by_query"]
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ RANKED = DataType.struct(
     {"score": DataType.list(DataType.float32()), "rank": DataType.list(DataType.int64())}
 )
 ROW = f"{PREFIX}row"  # the order of the candidates, which grouping loses
-KEY = f"{PREFIX}key"  # what they are grouped by
+QUERY_KEY = f"{PREFIX}key"  # what they are grouped by
 FIRST = f"{PREFIX}first"  # the first stage's score, of a column that may be replaced
 RESULT = f"{PREFIX}result"
 QUERIES_A_CALL = 64
@@ -185,15 +185,15 @@ def types_of(candidates: daft.DataFrame) -> dict[str, DataType]:
     return {field.name: field.dtype for field in candidates.schema()}
 
 
-def together(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame, list[str]]:
+def group_by_query(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame, list[str]]:
     """Make a row a query. Returns the frame, and the names of its columns of lists.
 
-    `KEY` is the query's id. Lists are all columns of the candidates, the id's own among
+    `QUERY_KEY` is the query's id. Lists are all columns of the candidates, the id's own among
     them, since it may also be the query's text, and `ROW`, where each candidate stood.
     """
     numbered = candidates.with_column(ROW, monotonically_increasing_id())
     lists = numbered.column_names
-    grouped = numbered.with_column(KEY, col(query_id)).groupby(KEY)
+    grouped = numbered.with_column(QUERY_KEY, col(query_id)).groupby(QUERY_KEY)
     queries = grouped.agg(*(col(name).list_agg() for name in lists))
     return queries.into_batches(QUERIES_A_CALL), lists
 
@@ -207,8 +207,8 @@ def rank_by_cascade(candidates: daft.DataFrame, udf: Any, columns: FrameColumns)
     for name in (columns.query, columns.text):
         # A column of nulls alone has no type.
         selected = selected.with_column(name, col(name).cast(DataType.string()))
-    grouped, lists = together(selected, columns.query_id)
-    inputs = [col(name) for name in (KEY, columns.query, columns.text, ROW, FIRST)]
+    grouped, lists = group_by_query(selected, columns.query_id)
+    inputs = [col(name) for name in (QUERY_KEY, columns.query, columns.text, ROW, FIRST)]
     ranked = grouped.with_column(RESULT, udf.rank(*inputs))
     ranked = ranked.with_column(columns.score, col(RESULT)["score"])
     ranked = ranked.with_column(columns.rank, col(RESULT)["rank"])

@@ -13,7 +13,7 @@ import daft
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.device import claim_gpu
 
-__all__ = ["NullScores", "instances", "open_timed"]
+__all__ = ["NullScores", "make_udf", "open_timed"]
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class NullScores:
             )
 
 
-def instances(
+def make_udf(
     kind: type[Any],
     workers: int | None,
     threads: int | None,

@@ -28,7 +28,7 @@ from xopt.runtime.frames.cascade import (
     types_of,
 )
 from xopt.runtime.frames.columns import PREFIX, FrameColumns
-from xopt.runtime.frames.instances import NullScores, instances, open_timed
+from xopt.runtime.frames.instances import NullScores, make_udf, open_timed
 from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.device import check_name
 from xopt.runtime.scoring.encode import Pair
@@ -262,7 +262,7 @@ class _UDFs:
             trust_remote_code=self.trust_remote_code,
         )
         own_gpu = self.workers is not None and self.device == "cuda"
-        udf = instances(kind, self.workers, self.threads, self.device)
+        udf = make_udf(kind, self.workers, self.threads, self.device)
         return udf(opener, own_gpu=own_gpu, nulls=self.nulls, **others)
 
 

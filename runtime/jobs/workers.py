@@ -19,7 +19,7 @@ import pyarrow as pa
 from daft import DataType, col
 
 from xopt.runtime.errors import BadInput, GateFailed, first_line
-from xopt.runtime.frames.instances import instances
+from xopt.runtime.frames.instances import make_udf
 from xopt.runtime.jobs.inputs.parts import Part
 from xopt.runtime.jobs.score import Assignment, PartScorer
 from xopt.runtime.scoring.device import claim_gpu
@@ -74,7 +74,7 @@ def do_parts(
     where a part cannot be done, or where that happens without an end.
     """
     device = assignment.device
-    udf = instances(PartsUDF, workers, cpus, device)(assignment, device == "cuda")
+    udf = make_udf(PartsUDF, workers, cpus, device)(assignment, device == "cuda")
     todo = list(parts)
     failures = 0
     while todo:

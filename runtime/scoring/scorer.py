@@ -23,6 +23,7 @@ from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
 from xopt.runtime.scoring.backends.backend import Backend, OutOfMemory
 from xopt.runtime.scoring.default import default_variant
+from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Encoder, Encoding, Pair, Tokens, check_pairs, windows
 from xopt.runtime.scoring.plan import Forward, default_plan, plan_forwards
 from xopt.runtime.scoring.stages import Stages, Stopwatch
@@ -271,9 +272,7 @@ def open_scorer(
 ) -> PlannedScorer:
     """Open a variant of a model folder.
 
-    `variant` is by default the one that `xopt optimize` recommended for this machine,
-    or else onnx-fp32; the log says which.
-
+    `variant` is by default the one recommended for this machine, or else onnx-fp32.
     Without `plan` the scorer uses the one that `xopt tune` found for this machine,
     or else a default one for `threads`, by default all usable cores.
     `trust_remote_code` lets torch variants run code that came with the model.
@@ -284,7 +283,10 @@ def open_scorer(
         raise BadInput(f"threads is {threads}; give at least 1, or leave it out for all cores")
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder, trust_remote_code)
-    chosen = folder.variant(variant or default_variant(folder, device))
+    if variant is None:
+        check_device(device)
+        variant = default_variant(folder, device)
+    chosen = folder.variant(variant)
     check_variant(chosen, device)  # before a plan is looked up for a device that is not there
     plan = plan or find_plan(folder, chosen, threads, device)
     open_backend = BACKENDS[chosen.backend].open

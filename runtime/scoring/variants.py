@@ -25,7 +25,7 @@ __all__ = [
     "check_variant",
     "exported_variants",
     "overflows",
-    "reads_as_others",
+    "runs_in_sentence_transformers",
     "variants_on",
 ]
 
@@ -69,7 +69,7 @@ class BackendKind:
     in_sentence_transformers: Callable[[ModelFolder], bool] = _never
 
 
-def reads_as_others(folder: ModelFolder) -> bool:
+def runs_in_sentence_transformers(folder: ModelFolder) -> bool:
     """Return whether the folder's graphs take pairs as other tools make them."""
     manifest = folder.manifest
     plain = manifest.padding_side == "right" and not manifest.template
@@ -77,7 +77,7 @@ def reads_as_others(folder: ModelFolder) -> bool:
 
 
 def _optimum_runs(folder: ModelFolder) -> bool:
-    return has_module("optimum.onnxruntime") and reads_as_others(folder)
+    return has_module("optimum.onnxruntime") and runs_in_sentence_transformers(folder)
 
 
 BACKENDS = {

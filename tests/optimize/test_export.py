@@ -233,7 +233,8 @@ def test_without_onnx_the_folder_holds_torch_alone(tmp_path: Path) -> None:
     }
     assert not (made.path / "onnx").exists()
     with pytest.raises(BadInput, match="no variant 'onnx-fp32', only torch-fp32"):
-        open_scorer(made.path)
+        open_scorer(made.path, "onnx-fp32")
+    assert np.isfinite(open_scorer(made.path).score([("data", "index")])).all()  # torch-fp32
     with pytest.raises(
         BadInput,
         match=r"model.onnx: not made at export; export the model again, without `torch_only=True`",

@@ -300,11 +300,11 @@ def test_an_interrupt_that_an_exporter_loses_still_ends_the_export(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def losing(*_: Any, **__: Any) -> None:
-        heard = signal.getsignal(signal.SIGINT)
-        assert callable(heard)
+        handler = signal.getsignal(signal.SIGINT)
+        assert callable(handler)
         try:
             # as Python calls it; libraries of this process have handlers of their own
-            heard(signal.SIGINT, None)
+            handler(signal.SIGINT, None)
         except KeyboardInterrupt:  # as a callback does, or an error of the exporter's own around it
             raise RuntimeError("something else") from None
 

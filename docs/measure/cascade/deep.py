@@ -16,7 +16,7 @@ import numpy as np
 from xopt.runtime.bench.in_daft import run_strategy
 from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.cascade.cascade import Cascade
-from xopt.runtime.cascade.loss import Cascaded
+from xopt.runtime.cascade.loss import CascadeLosses
 from xopt.runtime.data.candidates import read_candidates
 from xopt.runtime.folder import ModelFolder
 
@@ -43,7 +43,7 @@ def main() -> None:
     for number in range(given.repeat):
         planned, fewer = (run() for run in runs)
         took_s = [made.end_s - made.start_s for made in (planned, fewer)]
-        found = Cascaded.of(cascade, candidates, planned.scores, fewer.scores)
+        found = CascadeLosses.of(cascade, candidates, planned.scores, fewer.scores)
         depths = sorted(
             int(np.isfinite(fewer.scores[rows]).sum()) for rows in candidates.groups().values()
         )

@@ -28,12 +28,12 @@ __all__ = [
     "DTYPE",
     "Network",
     "compare_only",
-    "decodes",
+    "is_decoder_classifier",
     "its_own_code",
     "load_encoder",
     "load_own",
     "pooling_of",
-    "reads_last",
+    "reads_last_token",
     "rope_type",
 ]
 
@@ -90,9 +90,9 @@ def load_own(folder: ModelFolder, dtype: torch.dtype = torch.float32, **model_kw
         return load_encoder(folder.path, dtype, trusted=folder.trusted, **model_kwargs)
 
 
-def reads_last(encoder: Any) -> bool:
+def reads_last_token(encoder: Any) -> bool:
     """Return whether a score is read from the last token."""
-    if isinstance(encoder[-1], LogitScore) or decodes(encoder):
+    if isinstance(encoder[-1], LogitScore) or is_decoder_classifier(encoder):
         return True
     pooling = pooling_of(encoder)
     if pooling is None or pooling.pooling_mode != "lasttoken":
@@ -112,7 +112,7 @@ def rope_type(config: dict[str, Any]) -> str:
     return str(rope.get("rope_type", rope.get("type", "default")))
 
 
-def decodes(encoder: Any) -> bool:
+def is_decoder_classifier(encoder: Any) -> bool:
     """Return whether this is a decoder with a classification head."""
     return isinstance(getattr(encoder.model, "score", None), nn.Linear)
 
@@ -133,11 +133,11 @@ class Network(nn.Module):
         super().__init__()
         config = encoder.model.config
         self.encoder = encoder
-        self.last = reads_last(encoder)
-        self.decodes = decodes(encoder)
+        self.last = reads_last_token(encoder)
+        self.is_decoder_classifier = is_decoder_classifier(encoder)
         self.kind = str(config.model_type)
         self.classifies = len(encoder) == 1  # with a head of transformers' own
-        self.turns_by_length = rope_type(config.to_dict()) in ("dynamic", "longrope")
+        self.rotates_by_length = rope_type(config.to_dict()) in ("dynamic", "longrope")
         has_messages = "message" in encoder[0].modality_config
         self.constants: dict[str, Any] = {"modality": "message" if has_messages else "text"}
         parameters = inspect.signature(encoder.model.forward).parameters
@@ -157,7 +157,7 @@ class Network(nn.Module):
         if self.needs_positions:
             features["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         modules = list(self.encoder)
-        if self.decodes:
+        if self.is_decoder_classifier:
             del features["modality"]
             hidden = self.encoder.model.base_model(**features)[0]
             features["scores"] = self.encoder.model.score(hidden[:, -1])

@@ -210,7 +210,7 @@ def test_files_are_ranked_by_the_cascade(
         assert np.allclose(scores, ranked.scores, atol=1e-4, equal_nan=True)
         skipped += int(np.isnan(ranked.scores).sum())
     assert (made.counts.skipped, made.counts.null, made.counts.not_finite) == (skipped, 1, 0)
-    with pytest.raises(BadInput, match="its cascade goes without --first"):
+    with pytest.raises(BadInput, match="its cascade goes without `first=`"):
         rerank_files(
             folder, [tmp_path / "in.jsonl"], tmp_path / "b.jsonl", cascade=True, first="text"
         )

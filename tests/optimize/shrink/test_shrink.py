@@ -124,9 +124,9 @@ def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(
     assert rankable(queries) is queries
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    with pytest.raises(BadInput, match="each row needs query and text"):
+    with pytest.raises(BadInput, match="no column 'query', only text"):
         read_candidates(str(file))
-    with pytest.raises(BadInput, match="has no queries; leave out --depth"):
+    with pytest.raises(BadInput, match="has no queries; leave out `depth=`"):
         read_candidates(str(file), documents=True, depth=10)
     drawn = rankable(read_candidates(str(file), documents=True))
     with file.open("a") as more:

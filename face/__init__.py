@@ -6,7 +6,6 @@ Every name is imported when it is first used. `docs/python.md` shows the whole w
 from __future__ import annotations
 
 from importlib import import_module
-from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -56,9 +55,6 @@ __all__ = [
     "tune",
     "validate",
 ]
-
-# In the checkout Python finds this folder first, and the others where xopt is installed.
-__path__ = extend_path(__path__, __name__)
 
 # The module of each name. `xopt.optimize` is a package, so what it does as a whole is
 # `optimize_model`.
