@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+import regex
 
 from xopt.runtime.data.bm25 import UNSPACED, bm25_ranking
 from xopt.runtime.data.candidates import Candidates, Row
@@ -27,7 +27,10 @@ MOST_WORDS = 24
 MOST_DOCUMENTS = 20_000  # that sentences are drawn from
 MOST_QUERIES = 10_000  # that BM25 ranks documents for: enough for hours of training
 DRAWN_QUERIES = 320  # for documents that come without any
-SENTENCE_END = re.compile(r"(?<=[.!?\n])\s+|(?<=[。！？])\s*")
+# Thai and its like end a sentence with a blank, and have none between words.
+SENTENCE_END = regex.compile(
+    r"(?<=[.!?\n।॥؟۔])\s+|(?<=[。！？។။])\s*|\s+(?=[\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}])"
+)
 
 
 def rankable(candidates: Candidates) -> Candidates:
@@ -173,5 +176,5 @@ def _could_be_query(sentence: str) -> bool:
     """Whether it is neither too short nor too long."""
     spaced = UNSPACED.sub(" ", sentence).split()
     unspaced = "".join(UNSPACED.findall(sentence))
-    words = len(spaced) + len(unspaced) // 2  # of Chinese and Japanese, two characters each
+    words = len(spaced) + len(unspaced) // 2  # where none are set apart, two characters each
     return FEWEST_WORDS <= words <= MOST_WORDS

@@ -25,8 +25,12 @@ UNSPACED = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{M}\u30fc]*"
 )
 LETTER = regex.compile(r"\X")  # with its marks
-# Points and vowel signs that Hebrew and Arabic write or leave out, and Arabic's lengthening.
-OPTIONAL = regex.compile(r"[\u0591-\u05bd\u05bf-\u05c7\u0610-\u061a\u0640\u064b-\u065f\u0670]")
+# Points and vowel signs that Hebrew and Arabic write or leave out, Arabic's lengthening, soft
+# hyphens, and signs without a width that only tell how letters join.
+OPTIONAL = regex.compile(
+    r"[\u00ad\u200b-\u200d\u2060\ufeff\u0591-\u05bd\u05bf-\u05c7]"
+    r"|[\u0610-\u061a\u0640\u064b-\u065f\u0670\u06d6-\u06ed]"
+)
 
 
 def bm25_ranking(

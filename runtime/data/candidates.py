@@ -35,6 +35,7 @@ __all__ = [
     "preparing",
     "query_hash",
     "read_candidates",
+    "read_collection",
 ]
 
 DEMO_QUERIES, DEMO_DEPTH = 512, 25
@@ -200,15 +201,14 @@ def read_candidates(
     docs/data.md says how each field is read. Raises BadInput where the data is missing, empty or
     has a bad row; a warning counts what is left out.
     """
+    name = shown(data)
     sources = find_sources([data])
-    _check_options(sources[0], run, split, columns)
-    if sources[0].kind == "demo":
-        found = demo_candidates()
-    elif sources[0].has_first_stage:
-        found = _collection(sources[0], run, split or SPLIT, depth or COLLECTION_DEPTH)
+    for source in sources:
+        _check_options(source, run, split, columns)
+    if sources[0].has_first_stage and len(sources) == 1:
+        found = read_collection(sources[0], run, split, depth)
     else:
         found = _from_tables(data, sources, split or SPLIT, columns, documents)
-    name = shown(data)
     if not found.rows:
         needs = "each row needs query and text, of CSV and TSV below a header"
         raise BadInput(f"{name}: no candidates in it; {needs}")
@@ -216,6 +216,15 @@ def read_candidates(
         _check_documents(found, name, depth, queries)
     _warn_of_strangers(found)
     return found.cut(depth).draw(queries)
+
+
+def read_collection(
+    source: Source, run: str | None, split: str | None, depth: int | None
+) -> Candidates:
+    """Read the candidates of a source with a first stage; see `read_candidates`."""
+    if source.kind == "demo":
+        return demo_candidates().cut(depth)
+    return _collection(source, run, split or SPLIT, depth or COLLECTION_DEPTH)
 
 
 def _check_options(source: Source, run: str | None, split: str | None, columns: Columns) -> None:
@@ -289,7 +298,8 @@ def _collection(source: Source, run: str | None, split: str, depth: int) -> Cand
     else:
         collection = read_beir(source.name, source.place, split, given)
     rows = []
-    for query_id, ranking in first_stage(collection, depth, run):
+    run_name = shown(run) if run is not None else None
+    for query_id, ranking in first_stage(collection, depth, run_name):
         query = collection.queries[query_id]
         rows += [Row(query_id, query, doc_id, collection.corpus[doc_id]) for doc_id in ranking]
     ranked = {row.query_id for row in rows}
@@ -297,7 +307,7 @@ def _collection(source: Source, run: str | None, split: str, depth: int) -> Cand
     if len(qrels) < len(collection.qrels):
         log.warning(
             "%s: %d of %d judged queries are not ranked",
-            run or source.name,
+            run_name or source.name,
             len(collection.qrels) - len(qrels),
             len(collection.qrels),
         )
@@ -308,6 +318,9 @@ def _from_tables(
     data: str, sources: Sequence[Source], split: str, asked: Columns, no_query: bool
 ) -> Candidates:
     found = _Rows()
+    collection = next((source.name for source in sources if source.has_first_stage), None)
+    if collection is not None:
+        raise BadInput(f"{collection}: a collection beside other data; name one data set")
     for source in sources:
         table = open_table(source, split)
         if not table.names:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from xopt.runtime.data.places import Place
+from xopt.runtime.data.places import Place, reached
 from xopt.runtime.errors import BadInput, first_line
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
 JSON = {b"xopt": b"json"}  # marks a column of values that no one type holds, each as JSON
 BATCH_ROWS = 4096
 BATCH_BYTES = 1 << 25
+PROBE_ROWS = 64  # by which the size of rows is seen
+INTEGER_DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}  # of the largest whole number, by bits
 UTC = ("Etc/UTC", "Z", "+00:00", "Zulu", "Etc/Zulu")
 
 
@@ -35,17 +38,34 @@ def open_parquet(name: str, place: Place) -> pq.ParquetFile:
     Times in Spark's INT96 are read as microseconds: as nanoseconds they would end in 2262.
     """
     try:
-        file = place.system.open_input_file(place.path)
+        with reached(place):
+            file = _opened(place)
         return pq.ParquetFile(file, pre_buffer=not place.is_local, coerce_int96_timestamp_unit="us")
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BadInput(f"{name}: not a Parquet file ({first_line(error)})") from error
 
 
-def row_bytes(opened: pq.ParquetFile) -> float:
-    """Estimate the bytes of a row in memory, by the sizes that the file states."""
+def _opened(place: Place) -> Any:
+    """A file that is read from any place on. On HTTP it is read whole: servers may not know how."""
+    if place.path.startswith(("http://", "https://")):
+        with place.open() as stream:
+            return pa.BufferReader(stream.read())
+    return place.system.open_input_file(place.path)
+
+
+def row_bytes(opened: pq.ParquetFile, columns: Sequence[str] | None = None) -> float:
+    """Estimate the bytes of a row in memory, by the sizes that the file states and some rows.
+
+    A text that stands in many rows may take the bytes of one in the file.
+    """
     meta = opened.metadata
     size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-    return float(size / max(1, meta.num_rows))
+    stated = size / max(1, meta.num_rows)
+    try:
+        first = next(opened.iter_batches(PROBE_ROWS, columns=columns), None)
+    except (pa.ArrowException, OSError):  # a damaged file, which says so when it is read
+        first = None
+    return float(max(stated, first.nbytes / first.num_rows) if first else stated)
 
 
 def batches_of(
@@ -55,10 +75,13 @@ def batches_of(
 
     Row group by row group: what is fetched ahead from a store is kept until the call ends.
     """
-    rows = int(max(1, min(BATCH_ROWS, BATCH_BYTES / max(1.0, row_bytes(opened)))))
+    per_row = max(1.0, row_bytes(opened, list(columns)))
     for group in range(first_group, opened.metadata.num_row_groups):
+        rows = int(max(1, min(BATCH_ROWS, BATCH_BYTES / per_row)))
         for batch in opened.iter_batches(rows, row_groups=[group], columns=list(columns)):
-            yield plain(batch)
+            made = plain(batch)
+            per_row = max(per_row, made.nbytes / max(1, made.num_rows))
+            yield made
 
 
 def damaged(name: str, row: int, schema: pa.Schema, error: BaseException) -> BadInput:
@@ -97,14 +120,24 @@ def one_schema(
     return pa.schema(list(together.values()))
 
 
-def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Take the columns of `schema` out of a table; those that it lacks are null."""
-    columns = [
-        table.column(field.name).cast(field.type)
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
-        for field in schema
-    ]
+def conformed(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
+    """Take the columns of `schema` out of a table; those that it lacks are null.
+
+    Raises BadInput where a value does not fit: a date beyond 2262 beside nanoseconds.
+    """
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(len(table), field.type))
+            continue
+        try:
+            columns.append(table.column(field.name).cast(field.type))
+        except pa.ArrowException as error:
+            raise BadInput(
+                f"{name}: column {field.name!r} holds a value that {field.type}, the type of all "
+                f"inputs together, does not hold ({first_line(error)}); cast it first, or leave "
+                "the column out with `ids_only=True`"
+            ) from error
     return pa.Table.from_arrays(columns, schema=schema)
 
 
@@ -143,16 +176,32 @@ def _joined(one: pa.Field, other: pa.Field, is_id: bool) -> pa.Field | None:
 
 
 def _holds(wide: pa.DataType, kind: pa.DataType) -> bool:
-    """Whether a type holds all values of another one, as they are."""
+    """Whether a type holds the values of another one, as they are.
+
+    A time that is too far for the unit is seen when it is read: see `conformed`.
+    """
+    if wide == kind or pa.types.is_null(kind):
+        return True
     if _is_list(wide):
-        return not _is_list(kind) or _holds(wide.value_type, kind.value_type)
+        return _holds(wide.value_type, kind.value_type)
+    if pa.types.is_map(wide):
+        return _holds(wide.key_type, kind.key_type) and _holds(wide.item_type, kind.item_type)
     if pa.types.is_struct(wide):
-        return all(_holds(wide.field(f.name).type, f.type) for f in kind)
+        return all(_holds(wide.field(field.name).type, field.type) for field in kind)
+    return _holds_plain(wide, kind)
+
+
+def _holds_plain(wide: pa.DataType, kind: pa.DataType) -> bool:
+    """As `_holds`, of types that hold no others."""
+    if pa.types.is_decimal(kind):
+        return bool(pa.types.is_decimal(wide))
+    if not pa.types.is_integer(kind):
+        return (wide, kind) != (pa.large_binary(), pa.large_string())
+    if pa.types.is_decimal(wide):
+        return bool(wide.precision - wide.scale >= INTEGER_DIGITS[kind.bit_width])
     if pa.types.is_floating(wide):
-        is_wide = pa.types.is_integer(kind) and kind.bit_width > 32
-        return not is_wide and not pa.types.is_decimal(kind)
-    loses = {pa.int64(): pa.uint64(), pa.large_binary(): pa.large_string()}
-    return bool(loses.get(wide) != kind)
+        return bool(kind.bit_width <= 32)
+    return bool(kind != pa.uint64())
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -207,10 +256,8 @@ def _plain_nested(kind: pa.DataType) -> pa.DataType:
         return pa.struct([pa.field(field.name, _plain_type(field.type)) for field in kind])
     if not _is_list(kind):  # a union
         return kind
-    item = pa.field("item", _plain_type(kind.value_type))
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(item, kind.list_size)
-    return pa.large_list(item)
+    # Of lists of one size too: Arrow writes nulls among these, but cannot read them.
+    return pa.large_list(pa.field("item", _plain_type(kind.value_type)))
 
 
 def _plain_array(array: pa.Array, kind: pa.DataType) -> pa.Array:

@@ -16,11 +16,13 @@ from pyarrow import fs
 
 from xopt.runtime.errors import BadInput, first_line
 
-__all__ = ["Place", "located", "shown"]
+__all__ = ["Place", "located", "reached", "shown"]
 
-# What follows the path of an address: a signature there is a secret. A question mark that no
-# `key=value` follows is a wildcard.
+# Secrets of an address: a user with a password, and a signature behind the path. A question mark
+# that no `key=value` follows is a wildcard, but on HTTP.
+USER = re.compile(r"(?<=://)[^/@]*@")
 AFTER_PATH = re.compile(r"\?[^/?]*=.*$|#.*$")
+AFTER_HTTP_PATH = re.compile(r"[?#].*$")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Place:
             with Path(self.path).open("rb") as file:
                 yield file
         else:
-            with self.system.open_input_stream(self.path, compression=None) as stream:
-                yield io.BufferedReader(stream)
+            with reached(self), self.system.open_input_stream(self.path, compression=None) as raw:
+                yield io.BufferedReader(raw)
 
 
 def located(name: str) -> Place:
@@ -61,8 +63,26 @@ def located(name: str) -> Place:
 
 
 def shown(name: str) -> str:
-    """Take the query and the fragment from an address: messages show neither."""
-    return AFTER_PATH.sub("", name) if "://" in name else name
+    """Take the secrets from an address (user, query and fragment): messages show none."""
+    if "://" not in name:
+        return name
+    after = AFTER_HTTP_PATH if name.startswith("http") else AFTER_PATH
+    return after.sub("", USER.sub("", name))
+
+
+@contextmanager
+def reached(place: Place) -> Iterator[None]:
+    """Raises BadInput, without secrets, for whatever a store raises within the block."""
+    try:
+        yield
+    except BadInput:
+        raise
+    except Exception as error:  # each store has its own
+        if place.is_local:
+            raise
+        reason = first_line(error).replace(place.path, shown(place.path))
+        reason = reason.replace(place.store, shown(place.store))
+        raise BadInput(f"{shown(place.store)}: cannot be read ({reason})") from None
 
 
 @functools.cache

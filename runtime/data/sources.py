@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from pyarrow import fs
 
-from xopt.runtime.data.places import Place, located, shown
+from xopt.runtime.data.places import Place, located, reached, shown
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
 
@@ -101,7 +102,8 @@ def _named(given: str, made: Sequence[Path]) -> list[Source]:
     if place.is_local and Path(place.path) in made:
         raise BadInput(f"{name}: is what would be written; give another `out=`")
     try:
-        type_ = place.system.get_file_info(place.path).type
+        with reached(place):
+            type_ = place.system.get_file_info(place.path).type
         if type_ == fs.FileType.Directory:
             found = _in_folder(name, place, made)
             if not found:
@@ -172,34 +174,46 @@ def _files(prefix: str, folder: Place, pattern: str, made: Sequence[Path]) -> li
     packed ones, which are refused.
     """
     found: dict[str, Source] = {}
-    others, results, empty = [], [], []
+    others: list[str] = []
+    results: list[str] = []
+    empty: list[str] = []
     for path, is_folder in sorted(_globbed(folder, pattern).items()):
-        name = prefix + path
-        place = replace(folder, path=f"{folder.path.rstrip('/')}/{path}")
-        kind = _kind(path)
         if is_folder and pattern.endswith("**"):
             continue  # what is in it fits too
-        if place.is_local and not Path(place.path).exists():
-            raise BadInput(f"{name}: a link to what is not there; mend or remove it")
-        if place.is_local and _is_made(Path(place.path), made):
+        name = prefix + path
+        place = _below(folder, path, name)
+        if _is_made(place, made):
             continue
-        if place.is_local and _is_of_a_job(Path(folder.path), PurePosixPath(path)):
+        if _is_of_a_job(folder, PurePosixPath(path)):
             results.append(path)
         elif is_folder:
             within = _in_folder(name, place, made)
             found.update((source.name, source) for source in within)
             empty += [] if within else [path]
-        elif kind is not None:
+        elif (kind := _kind(path)) is not None:
             _check_name(name)
             found[name] = Source(name, kind, place)
         else:
             _refuse_packed(name)
             others.append(path)
+    _warn(prefix, f"{len(results)} files that jobs of `xopt rerank` made are left out", results)
     if found:
         _warn(prefix, f"{len(others)} files of other kinds are left out", others)
-        _warn(prefix, f"{len(results)} files that jobs of `xopt rerank` made are left out", results)
         _warn(prefix, f"{len(empty)} folders without {KINDS} files are left out", empty)
     return [found[name] for name in sorted(found)]
+
+
+def _below(folder: Place, path: str, name: str) -> Place:
+    """The place of a path below a folder. Raises BadInput for a link that leads nowhere.
+
+    On this machine links are followed: what has several names is one file.
+    """
+    place = f"{folder.path.rstrip('/')}/{path}"
+    if not folder.is_local:
+        return replace(folder, path=place)
+    if not Path(place).exists():
+        raise BadInput(f"{name}: a link to what is not there; mend or remove it")
+    return Place(os.path.realpath(place))
 
 
 def _warn(prefix: str, what: str, names: Sequence[str]) -> None:
@@ -218,7 +232,11 @@ def _globbed(folder: Place, pattern: str) -> dict[str, bool]:
 
         top = folder.path.rstrip("/")
         try:
-            matches = ArrowFSWrapper(folder.system).glob(f"{top}/{pattern}", detail=True)
+            system = ArrowFSWrapper(folder.system)
+            if pattern == "**":
+                matches = system.find(top, detail=True)
+            else:
+                matches = system.glob(f"{glob.escape(top)}/{pattern}", detail=True)
         except ValueError as error:  # of `**` beside other letters
             raise BadInput(f"{shown(folder.store)}: not a pattern ({first_line(error)})") from error
         found = {
@@ -228,25 +246,27 @@ def _globbed(folder: Place, pattern: str) -> dict[str, bool]:
     return {path: is_folder for path, is_folder in found.items() if not _is_hidden(path)}
 
 
+def _is_made(place: Place, made: Sequence[Path]) -> bool:
+    """Whether it is, or lies in, what the job makes."""
+    own = Path(place.path)
+    return place.is_local and any(own == each or each in own.parents for each in made)
+
+
 def _is_hidden(path: str) -> bool:
     """Whether a path is empty, or a part of it is none of a table's."""
     return not path or any(part.startswith(HIDDEN) for part in path.split("/"))
 
 
-def _is_made(path: Path, made: Sequence[Path]) -> bool:
-    """Whether it is, or lies in, what the job makes."""
-    own = path.resolve()
-    return any(own == place or place in own.parents for place in made)
-
-
-def _is_of_a_job(folder: Path, path: PurePosixPath) -> bool:
+def _is_of_a_job(folder: Place, path: PurePosixPath) -> bool:
     """Whether a file below a folder is what another job made there, or lies in that job's own.
 
     A job's folder stands beside what it makes. A folder or a file that is named itself is read.
     """
+    if not folder.is_local:
+        return False
     for each in (path, *path.parents[:-1]):
-        beside = folder / each.with_name(f"{each.name}.job")
-        inside = folder / each
+        beside = Path(folder.path, each.with_name(f"{each.name}.job"))
+        inside = Path(folder.path, each)
         if (beside / "job.json").is_file():
             return True
         if each.suffix == ".job" and (inside / "job.json").is_file():
@@ -276,7 +296,7 @@ def _refuse_tables_with_a_log(sources: Sequence[Source]) -> None:
         path = PurePosixPath(source.place.path)
         above = path.parents if source.kind != "collection" else (path, *path.parents)
         for folder in above:
-            if "=" not in folder.name:  # a partition lies within the table's folder
+            if str(folder) != ".":
                 folders.setdefault(replace(source.place, path=str(folder)), source)
     for place, source in folders.items():
         table = _table_with_a_log(place)
@@ -292,7 +312,7 @@ def _table_with_a_log(folder: Place) -> str | None:
     names = [f"{folder.path.rstrip('/')}/{name}" for name in LOGS]
     try:
         infos = folder.system.get_file_info(names)
-    except OSError:  # a folder that may not be looked into
+    except Exception:  # a folder that may not be looked into, for which each store has its own
         return None
     for info, (name, table) in zip(infos, LOGS.items(), strict=True):
         if info.type != fs.FileType.Directory:
@@ -304,7 +324,7 @@ def _table_with_a_log(folder: Place) -> str | None:
 
 def _is_icebergs(system: fs.FileSystem, folder: str) -> bool:
     found = system.get_file_info(fs.FileSelector(folder))
-    return any(info.path.endswith(".metadata.json") for info in found)
+    return any(".metadata.json" in info.path for info in found)
 
 
 def _sha256_of_all(folder: Path, files: Iterable[Path], more: Sequence[str] = ()) -> str:

@@ -122,7 +122,7 @@ class Job:
             return None
         try:
             return Job(target, Record.from_json(file.read_text(encoding="utf-8"), target.job))
-        except (ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
             raise BadInput(
                 f"{file}: not a job that this xopt reads ({error}); start again with `force=True`"
             ) from error
@@ -144,8 +144,8 @@ class Job:
         """
         begun = f"{self.target.job}: this job was begun with"
         for name, value in self.record.settings.items():
-            if settings[name] != value:
-                raise BadInput(f"{begun} {name}={value!r}, not {settings[name]!r}; {AGAIN}")
+            if settings.get(name) != value:
+                raise BadInput(f"{begun} {name}={value!r}, not {settings.get(name)!r}; {AGAIN}")
         self._check_sources(sources, begun)
         if model != self.record.model:
             raise BadInput(f"{begun} another model folder, or that was made again since; {AGAIN}")
@@ -159,17 +159,13 @@ class Job:
 
     def _check_sources(self, sources: Sequence[Source], begun: str) -> None:
         """Raises BadInput for other sources; those of the same content may have moved."""
-        before = [source.fingerprint for source in self.record.sources]
-        if all(before) and before == [source.fingerprint for source in sources]:
-            return
-        old = [_where(source) for source in self.record.sources]
-        new = [_where(source) for source in sources]
-        if old != new:
-            raise BadInput(
-                f"{begun} the inputs {', '.join(old):.160}, not {', '.join(new):.160}; {AGAIN}"
-            )
-        for fingerprint, source in zip(before, sources, strict=True):
-            if fingerprint != source.fingerprint:
+        pairs = list(zip(self.record.sources, sources, strict=False))
+        if len(self.record.sources) != len(sources) or not all(_are_one(*pair) for pair in pairs):
+            before = ", ".join(map(_where, self.record.sources))
+            now = ", ".join(map(_where, sources))
+            raise BadInput(f"{begun} the inputs {before:.160}, not {now:.160}; {AGAIN}")
+        for was, source in pairs:
+            if was.fingerprint != source.fingerprint:
                 raise BadInput(
                     f"{source.name}: changed since {self.target.job} was begun; put it back, "
                     f"{AGAIN}"
@@ -247,6 +243,18 @@ class Job:
                 note = json.loads(self.target.note(number).read_text(encoding="utf-8"))
                 found[number] = Counts(**note)
         return found
+
+
+def _are_one(was: Source, source: Source) -> bool:
+    """Whether a source is the one that was: at its place, or moved on this machine.
+
+    Elsewhere size and time are not enough to know a file by.
+    """
+    if was.kind != source.kind:
+        return False
+    local = [each.place is not None and each.place.is_local for each in (was, source)]
+    same_content = all(local) and was.fingerprint == source.fingerprint
+    return same_content or _where(was) == _where(source)
 
 
 def _where(source: Source) -> str:

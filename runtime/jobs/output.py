@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import math
 import shutil
@@ -30,6 +31,9 @@ KINDS = {
     ".run": "run",
     ".trec": "run",
 }
+INFINITY = np.float32(np.inf)
+ONE = np.float32(1)
+LOWEST = np.finfo(np.float32).min
 TAG = "xopt"  # the last field of a run's lines
 # A row group's size in a Parquet file that is made of many parts.
 GROUP_ROWS = 1 << 17
@@ -198,18 +202,33 @@ def run_lines(
     documents' ids. What has the score of the one before is given the next lower float, and what has
     none is given one that is lower by 1 or more.
     """
-    lines = []
+    written = np.empty(len(scores), np.float32)
+    for start, stop in itertools.pairwise([*np.flatnonzero(ranks == 1), len(scores)]):
+        written[start:stop] = _falling(scores[start:stop])
+    return [
+        f"{query_id} Q0 {doc_id} {rank} {score:.9g} {TAG}"
+        for query_id, doc_id, rank, score in zip(query_ids, doc_ids, ranks, written, strict=True)
+    ]
+
+
+@np.errstate(over="ignore")  # beyond the last float lies infinity
+def _falling(scores: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scores of one query by rank, each below the one before; NaN is what has none."""
+    falling = scores.copy()
     last = np.float32(np.inf)
-    for query_id, doc_id, rank, score in zip(query_ids, doc_ids, ranks, scores, strict=True):
-        if rank == 1:
-            last = np.float32(np.inf)
-        below = np.nextafter(last, np.float32(-np.inf))
-        if np.isnan(score):
-            last = min(np.float32(last - 1), below) if np.isfinite(last) else np.float32(-1)
-        else:
+    for row, score in enumerate(scores):
+        below = np.nextafter(last, -INFINITY)
+        if not np.isnan(score):
             last = min(score, below)
-        lines.append(f"{query_id} Q0 {doc_id} {rank} {last:.9g} {TAG}")
-    return lines
+        else:
+            last = min(last - ONE, below) if np.isfinite(last) else -ONE
+        falling[row] = last
+    # At the lowest of all floats there is no lower one: those before it are higher instead.
+    above = LOWEST
+    for row in range(len(falling) - 1, -1, -1):
+        falling[row] = max(falling[row], above)
+        above = np.nextafter(falling[row], INFINITY)
+    return falling
 
 
 def _json_lines(table: pa.Table) -> list[str]:

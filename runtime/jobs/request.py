@@ -10,7 +10,7 @@ from typing import Any
 
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.fingerprint import model_fingerprint
-from xopt.runtime.data.candidates import SPLIT, read_candidates
+from xopt.runtime.data.candidates import SPLIT, read_collection
 from xopt.runtime.data.columns import Columns
 from xopt.runtime.data.sources import Source, find_sources, fingerprinted
 from xopt.runtime.data.text import Row
@@ -134,7 +134,7 @@ class Request:
 
     def _collection(self, source: Source) -> Iterable[Row]:
         asked = self.settings
-        found = read_candidates(source.name, run=asked.run, split=asked.split, depth=asked.depth)
+        found = read_collection(source, asked.run, asked.split, asked.depth)
         for number, row in enumerate(found.rows):
             values = (row.query_id, row.query, row.doc_id, row.text)
             yield f"{source.name}: row {number}", dict(zip(COLLECTION, values, strict=True))

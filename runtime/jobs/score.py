@@ -150,7 +150,7 @@ class PartScorer:
             if number not in self._readers:
                 self._readers = {number: Reader(file, self.assignment.schema.names)}
             table = self._readers[number].rows(start, stop)
-            tables.append(conformed(table, self.assignment.schema))
+            tables.append(conformed(table, self.assignment.schema, file.name))
             pairs.append(pairs_at(table, file, range(start, stop)))
         return pa.concat_tables(tables), Pairs(pa.concat_tables(pairs))
 

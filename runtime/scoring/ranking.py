@@ -21,8 +21,7 @@ def ranked(
     query, from 1.
     """
     numbers = np.zeros(len(scores), np.int64) if queries is None else np.asarray(queries)
-    keys = np.where(np.isnan(scores), np.inf, -np.asarray(scores, np.float64))
-    order = np.lexsort((keys, numbers))
+    order = np.lexsort((-np.asarray(scores, np.float64), np.isnan(scores), numbers))
     starts = np.searchsorted(numbers[order], numbers[order], side="left")
     ranks = np.empty(len(scores), np.int64)
     ranks[order] = np.arange(len(scores)) - starts + 1

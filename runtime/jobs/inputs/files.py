@@ -54,7 +54,7 @@ def pairs_at(table: pa.Table, file: File, places: Sequence[int] | NDArray[np.int
     """Take what is to be scored out of rows of a file, which stand at `places`, as `PAIRS`."""
     values = {name: table.column(name).combine_chunks() for name in file.columns.names()}
     pairs = pairs_of(values, file.columns, lambda row: f"{file.name}: row {places[row]}")
-    return conformed(pairs, PAIRS)
+    return conformed(pairs, PAIRS, file.name)
 
 
 class Reader:

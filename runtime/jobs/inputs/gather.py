@@ -88,7 +88,7 @@ def _chosen(
             for table, first, last in _batches_with(file, rows, schema.names):
                 chosen = rows[first:last]
                 made = renamed(pairs_at(table, file, chosen), columns)
-                own = conformed(table, schema)
+                own = conformed(table, schema, file.name)
                 made.update(zip(schema.names, own.columns, strict=True))
                 made[PLACE] = pa.array(before + chosen)
                 yield pa.table(made), hashes[first:last]

@@ -94,7 +94,7 @@ def plan(
     ids = _ids(each.columns for each in found)
     schemas = [_kept(each, wanted) for each in found]
     schema = one_schema(schemas, [file.name for file in files], ids)
-    scanned = scan(files, schema.names, wanted.words)
+    scanned = scan(files, schema, wanted.words)
     runs = scanned.table()
     scattered = scanned.scattered()
     parts = cut(runs[~scattered], files, wanted.part_rows)

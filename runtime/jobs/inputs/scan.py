@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from xopt.runtime.data.parquet import batches_of, damaged, open_parquet
+from xopt.runtime.data.parquet import batches_of, conformed, damaged, open_parquet
 from xopt.runtime.errors import BadInput
 from xopt.runtime.jobs.inputs.files import File, pairs_at
 
@@ -52,8 +52,11 @@ class Runs:
         return np.isin(queries, starts[counts > 1])
 
 
-def scan(files: Sequence[File], names: Sequence[str] = (), words: bool = False) -> Runs:
-    """Read the ids and queries of all files, and on this machine the columns `names` too.
+NOTHING = pa.schema([])
+
+
+def scan(files: Sequence[File], schema: pa.Schema = NOTHING, words: bool = False) -> Runs:
+    """Read the ids and queries of all files, and on this machine the columns of `schema` too.
 
     Raises BadInput, with the row, where an id is null or blank, stands for two queries or, with
     `words`, holds blanks; where a document stands twice among those of a query that follow each
@@ -63,22 +66,25 @@ def scan(files: Sequence[File], names: Sequence[str] = (), words: bool = False) 
     queries = _Queries(words)
     for number, file in enumerate(files):
         seen = file
-        wanted = [*file.columns.names(), *names]
+        kept = schema
+        wanted = [*file.columns.names(), *schema.names]
         if not file.place.is_local:  # texts and others are fetched once, to be scored
             seen = replace(file, columns=replace(file.columns, text=None, title=None))
             wanted = seen.columns.names()
+            kept = NOTHING
         with open_parquet(file.name, file.place) as opened:
-            schema = opened.schema_arrow
-            chosen = [name for name in schema.names if name in wanted]
+            there = opened.schema_arrow
+            chosen = [name for name in there.names if name in wanted]
             at = 0
             try:
                 for batch in batches_of(opened, chosen):
                     batch.validate(full=True)
+                    conformed(pa.Table.from_batches([batch]), kept, file.name)
                     for start, stop, query in queries.seen(batch, seen, at):
                         runs.add(number, start, stop, query)
                     at += batch.num_rows
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-                raise damaged(file.name, at, schema, error) from error
+                raise damaged(file.name, at, there, error) from error
     return runs
 
 

@@ -131,7 +131,7 @@ def test_documents_without_queries_and_with_one_each_are_ranked_by_bm25(
     drawn = rankable(read_candidates(str(file), documents=True))
     with file.open("a") as more:
         more.write(json.dumps({"query": "a query", "text": "a text"}) + "\n")
-    with pytest.raises(BadInput, match="texts.jsonl:1: query is None, not a query"):
+    with pytest.raises(BadInput, match=r"texts\.jsonl:1: query is None, not a query"):
         read_candidates(str(file), documents=True)
     groups = drawn.groups()
     assert len(groups) == 112  # two sentences each: the third has too few words

@@ -65,6 +65,8 @@ SAME = [
     (pa.binary(), pa.large_binary()),
     (pa.timestamp("us", "UTC"), pa.timestamp("us", "Etc/UTC")),
     (pa.timestamp("us"), pa.timestamp("ms")),
+    (pa.timestamp("ns"), pa.timestamp("us")),
+    (pa.list_(pa.null()), pa.list_(pa.struct([("a", pa.int64())]))),
     (pa.int32(), pa.int64()),
     (pa.int32(), pa.float64()),
     (pa.float32(), pa.float64()),
@@ -77,6 +79,9 @@ OTHER = [
     (pa.bool_(), pa.int64()),
     (pa.binary(), pa.string()),
     (pa.list_(pa.int64()), pa.list_(pa.string())),
+    (pa.map_(pa.string(), pa.binary()), pa.map_(pa.string(), pa.string())),
+    (pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.float64())),
+    (pa.int64(), pa.decimal128(5, 2)),
     (pa.list_(pa.string()), pa.string()),
     (pa.timestamp("us"), pa.date32()),
     (pa.timestamp("us"), pa.timestamp("us", "UTC")),
@@ -140,6 +145,33 @@ def test_times_within_lists_are_written_as_text(
     assert len(second) == 1
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_embeddings_that_an_input_lacks_are_null(
+    tiny: ModelFolder, tmp_path: Path, apart: bool
+) -> None:
+    ids = ["q1", "q2"] if apart else ["q1", "q1"]
+    emb = pa.array([[1.0, 2.0]] * 2, pa.list_(pa.float32(), 2))
+    for name, columns in (("a", {"emb": emb}), ("b", {}), ("c", {"emb": emb})):
+        pq.write_table(table(query_id=ids, **columns), tmp_path / f"{name}.parquet")
+    files = [tmp_path / f"{name}.parquet" for name in "abc"]
+    rerank_files(tiny.path, files, tmp_path / "out.parquet")
+    found = pq.read_table(tmp_path / "out.parquet")["emb"].to_pylist()
+    assert sorted(map(str, found)) == ["None"] * 2 + ["[1.0, 2.0]"] * 4
+
+
+def test_a_date_that_does_not_fit_is_refused_before_anything_is_scored(
+    tiny: ModelFolder, tmp_path: Path
+) -> None:
+    pq.write_table(table(at=pa.array(FAR, pa.timestamp("us"))), tmp_path / "a.parquet")
+    pq.write_table(table(at=pa.array([0, 1], pa.timestamp("ns"))), tmp_path / "b.parquet")
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    with pytest.raises(
+        BadInput, match=r"a\.parquet: column 'at' holds a value that timestamp\[ns\]"
+    ):
+        rerank_files(tiny.path, files, tmp_path / "out.parquet")
+    assert not list((tmp_path).glob("out*"))
+
+
 def test_a_null_among_lists_of_one_size_is_named(tiny: ModelFolder, tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     column = pa.array([[1.0, 2.0], None], pa.list_(pa.float32(), 2))
@@ -155,6 +187,12 @@ def test_batches_are_bounded_by_bytes_and_row_groups(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     wide = pa.array([rng.bytes(100_000) for _ in range(1200)])
     pq.write_table(table(wide=wide), file, row_group_size=500)
+    with open_parquet("a", located(str(file))) as opened:
+        batches = list(batches_of(opened, ["text", "wide"]))
+    assert sum(batch.num_rows for batch in batches) == 1200
+    assert max(batch.nbytes for batch in batches) <= BATCH_BYTES
+    same = pa.array(["x" * 100_000] * 1200)  # which takes the bytes of one in the file
+    pq.write_table(table(wide=same), file)
     with open_parquet("a", located(str(file))) as opened:
         batches = list(batches_of(opened, ["text", "wide"]))
     assert sum(batch.num_rows for batch in batches) == 1200

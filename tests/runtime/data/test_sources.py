@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,6 +21,7 @@ from xopt.runtime.data.places import located, shown
 from xopt.runtime.data.sources import find_sources
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.machine import machine_name
 
 TABLE = pa.table({"query": ["data"], "text": ["index"]})
 
@@ -42,7 +44,7 @@ def parquet(path: Path, table: pa.Table = TABLE) -> Path:
 def test_a_table_whose_log_says_which_files_count_is_refused(
     tmp_path: Path, log: str, said: str
 ) -> None:
-    root = tmp_path / "lake" / "t"
+    root = tmp_path / "lake" / "t=1"
     file = parquet(root / "day=1" / "a.parquet")
     (root / log).parent.mkdir(parents=True)
     (root / log).write_text("{}")
@@ -146,3 +148,77 @@ def test_a_job_that_was_moved_goes_on(tiny: ModelFolder, tmp_path: Path) -> None
     (new / "out.jsonl").unlink()
     made = rerank_files(tiny.path, [new / name for name in names], new / "out.jsonl")
     assert (new / "out.jsonl").read_bytes() == before
+
+
+def test_what_has_several_names_is_one_file(tmp_path: Path) -> None:
+    parquet(tmp_path / "real" / "a.parquet")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "b.parquet").symlink_to("a.parquet")
+    for given in (tmp_path, tmp_path / "real", f"{tmp_path}/*/a.parquet"):
+        with pytest.raises(BadInput, match="named twice, also as"):
+            find_sources([str(given)])
+
+
+def test_a_folder_on_a_store_may_be_called_as_a_pattern(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    with store.open("/odd[1]/a.parquet", "wb") as stream:
+        pq.write_table(TABLE, stream)
+    assert len(find_sources(["memory://odd[1]"])) == 1
+    store.rm_file("/odd[1]/a.parquet")
+
+
+@pytest.mark.parametrize("names", [("b1", "b2"), ("b1", "a.parquet")])
+def test_a_collection_beside_other_data_is_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name.endswith(".parquet"):
+            parquet(tmp_path / name)
+        else:
+            (tmp_path / name / "qrels").mkdir(parents=True)
+    with pytest.raises(BadInput, match="b1: a collection beside other data; name one data set"):
+        read_candidates(f"{tmp_path}/*")
+
+
+def test_secrets_of_an_address_are_not_shown() -> None:
+    assert shown("s3://KEY:SECRET@bucket/a.parquet") == "s3://bucket/a.parquet"
+    assert shown("https://h/a.parquet?SECRET") == "https://h/a.parquet"
+
+
+def test_other_inputs_are_not_taken_for_those_of_a_job(tiny: ModelFolder, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for name in ("a", "b"):
+        with store.open(f"/jobs/{name}.jsonl", "wb") as stream:
+            stream.write(b'{"query": "data", "text": "%s"}\n' % name.encode())
+    out = tmp_path / "out.jsonl"
+    rerank_files(tiny.path, ["memory://jobs/a.jsonl"], out)
+    with pytest.raises(BadInput, match="was begun with the inputs"):
+        rerank_files(tiny.path, ["memory://jobs/b.jsonl"], out)
+    (tmp_path / "a.csv").write_text("query,text\ndata,index\n")
+    rerank_files(tiny.path, [tmp_path / "a.csv"], tmp_path / "local.jsonl")
+    (tmp_path / "a.csv").rename(tmp_path / "c.csv")
+    assert rerank_files(tiny.path, [tmp_path / "c.csv"], tmp_path / "local.jsonl").parts_now == 0
+    (tmp_path / "c.csv").write_text("query,text\ndata,shard\n")
+    with pytest.raises(BadInput, match=r"c\.csv"):
+        rerank_files(tiny.path, [tmp_path / "c.csv"], tmp_path / "local.jsonl")
+    store.rm("/jobs", recursive=True)
+
+
+def test_a_job_keeps_the_variant_that_it_was_begun_with(
+    tiny_copy: ModelFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = parquet(tmp_path / "a.parquet")
+    machine = machine_name("cpu")
+
+    def recommend(variant: str | None) -> None:
+        measured = {machine: {"recommended": variant, "variants": {}}}
+        tiny_copy.write(lambda manifest: replace(manifest, measured=measured))
+
+    recommend("onnx-int8")
+    made = rerank_files(tiny_copy.path, [file], tmp_path / "out.jsonl")
+    assert made.variant == "onnx-int8"
+    assert f"onnx-int8 scores, which `xopt optimize` recommended on {machine}" in caplog.text
+    recommend(None)  # as another core limit does, or a later measurement
+    again = rerank_files(tiny_copy.path, [file], tmp_path / "out.jsonl")
+    assert (again.variant, again.parts_now) == ("onnx-int8", 0)
+    assert rerank_files(tiny_copy.path, [file], tmp_path / "new.jsonl").variant == "onnx-fp32"
+    with pytest.raises(BadInput, match="was begun with variant='onnx-int8', not 'onnx-fp32'"):
+        rerank_files(tiny_copy.path, [file], tmp_path / "out.jsonl", variant="onnx-fp32")
