@@ -125,14 +125,7 @@ def judge(
     same = all_scored and not reason and difference["max_difference"] <= rounding
 
     depth = len(candidates.rows) / len(candidates.groups())
-    decided = {each.gate.measure: each for each in earlier if each.verdict != UNDECIDED}
-    results = []
-    for gate in _with_steps(gates, depth):
-        by_query = values.get(gate.measure, NOT_MEASURED)
-        if gate.measure in decided:
-            results.append(decided[gate.measure])
-        elif gate.asked or np.isfinite(by_query).any():
-            results.append(hold(gate, by_query, same, level))
+    results = _gate_results(_with_steps(gates, depth), values, same, level, earlier)
     measures = {name: interval(by_query, level=level) for name, by_query in values.items()}
     for result in results:
         if result.gate.measure in measures:
@@ -151,6 +144,25 @@ def judge(
         gates=tuple(results),
         losses=losses,
     )
+
+
+def _gate_results(
+    gates: Sequence[Gate],
+    values: dict[str, Values],
+    same: bool,
+    level: float,
+    earlier: Sequence[GateResult],
+) -> list[GateResult]:
+    """Check gates on their measures' values; what `earlier` looks decided stays."""
+    decided = {each.gate.measure: each for each in earlier if each.verdict != UNDECIDED}
+    results = []
+    for gate in gates:
+        by_query = values.get(gate.measure, NOT_MEASURED)
+        if gate.measure in decided:
+            results.append(decided[gate.measure])
+        elif gate.asked or np.isfinite(by_query).any():
+            results.append(hold(gate, by_query, same, level))
+    return results
 
 
 def _measured(

@@ -276,7 +276,6 @@ def open_scorer(
     Without `plan` the scorer uses the one that `xopt tune` found for this machine,
     or else a default one for `threads`, by default all usable cores.
     `trust_remote_code` lets torch variants run code that came with the model.
-    ONNX variants import neither torch nor transformers.
     Raises BadInput where folder, variant or device is not there, or a file is damaged.
     """
     if threads is not None and threads < 1:
