@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from pyarrow import fs
 
 from xopt.runtime.data.places import Place, located, reached, shown
+from xopt.runtime.data.text import READERS
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
 
@@ -22,8 +23,7 @@ __all__ = ["DEMO", "KINDS", "Source", "find_sources", "fingerprinted"]
 log = logging.getLogger(__name__)
 
 DEMO = "demo"
-TEXTS = (".jsonl", ".ndjson", ".csv", ".tsv")
-KINDS = ", ".join((*TEXTS, ".parquet"))
+KINDS = ", ".join((*READERS, ".parquet"))
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".snappy")
 WILD = "*?["
 # Hadoop, Spark and others take files whose names begin so for none of a table's.
@@ -138,7 +138,7 @@ def _kind(name: str) -> str | None:
     lower = name.lower()
     if lower.endswith(".parquet"):
         return "parquet"
-    return "text" if lower.removesuffix(".gz").endswith(TEXTS) else None
+    return "text" if lower.removesuffix(".gz").endswith(tuple(READERS)) else None
 
 
 def _in_folder(name: str, place: Place, made: Sequence[Path]) -> list[Source]:

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from xopt.runtime.data.places import Place
 from xopt.runtime.errors import BadInput
 
-__all__ = ["Row", "open_text", "read_jsonl", "read_rows", "readable"]
+__all__ = ["READERS", "Row", "open_text", "read_jsonl", "read_rows", "readable"]
 
 Row = tuple[str, dict[str, Any]]  # where a row stands, for messages, and its values by column
 GZIP = b"\x1f\x8b"
@@ -28,13 +28,9 @@ def read_rows(name: str, place: Place) -> Iterator[Row]:
     Raises BadInput where it is damaged, in another encoding, or no file of its kind.
     """
     kind = name.lower().removesuffix(".gz")
+    suffix = next(suffix for suffix in READERS if kind.endswith(suffix))
     with readable(name):
-        if kind.endswith(".csv"):
-            yield from _csv(name, place)
-        elif kind.endswith(".tsv"):
-            yield from _tsv(name, place)
-        else:
-            yield from read_jsonl(name, place)
+        yield from READERS[suffix](name, place)
 
 
 @contextmanager
@@ -177,3 +173,7 @@ def _row(columns: list[str], fields: list[str], where: str) -> dict[str, Any]:
             f"{len(columns)}"
         )
     return dict(zip(columns, fields, strict=True))
+
+
+# By what the name of a file ends in, but for .gz.
+READERS = {".jsonl": read_jsonl, ".ndjson": read_jsonl, ".csv": _csv, ".tsv": _tsv}
