@@ -242,11 +242,12 @@ def why_not_passed(judged: Judged) -> list[str]:
         found.append(
             "undecided: no gate can be measured on this data, a candidate or a few for each query"
         )
-    found += [_reason(result) for result in judged.gates if result.verdict != "pass"]
+    has_failed = judged.verdict == "fail"
+    found += [_reason(each, has_failed) for each in judged.gates if each.verdict != "pass"]
     return found
 
 
-def _reason(result: GateResult) -> str:
+def _reason(result: GateResult, variant_failed: bool) -> str:
     """Explain a gate that failed or is undecided."""
     gate = result.gate
     bound = f"asked {'at most' if gate.at_most else 'at least'} {gate.bound:g}"
@@ -255,6 +256,8 @@ def _reason(result: GateResult) -> str:
         return f"FAIL: {measured}"
     if not result.interval.queries:
         return f"undecided: {gate.measure}, {bound}, cannot be measured on these queries"
+    if variant_failed and not gate.veto:
+        return f"open: {measured}; no more queries were scored once another gate had failed"
     prefix = "not shown, and not held against it" if gate.veto else "undecided"
     reason = f"{prefix}: {measured}; {result.interval.queries} queries are too few"
     if result.queries_needed:
