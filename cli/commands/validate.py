@@ -257,7 +257,7 @@ def _reason(result: GateResult, variant_failed: bool) -> str:
     if not result.interval.queries:
         return f"undecided: {gate.measure}, {bound}, cannot be measured on these queries"
     if variant_failed and not gate.veto:
-        return f"open: {measured}; no more queries were scored once another gate had failed"
+        return f"open: {measured}; no more queries were scored once the variant had failed"
     prefix = "not shown, and not held against it" if gate.veto else "undecided"
     reason = f"{prefix}: {measured}; {result.interval.queries} queries are too few"
     if result.queries_needed:
