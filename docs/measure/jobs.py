@@ -1,8 +1,10 @@
 """What a job over files costs beside its scorer, and whether its memory stays flat.
 
-python docs/measure/jobs.py rate DIR          # job and bare scorer on the same pairs of the demo
-data, in turns python docs/measure/jobs.py memory DIR ROWS   # so many short pairs on disk; a tiny
-model makes it quick
+    python docs/measure/jobs.py rate DIR
+    python docs/measure/jobs.py memory DIR ROWS
+
+`rate` has the job and the bare scorer on the same pairs of the demo data, in turns. `memory` has
+so many short pairs on disk; a tiny model makes it quick.
 """
 
 from __future__ import annotations
