@@ -101,8 +101,9 @@ def _reached(address: str) -> tuple[fs.FileSystem, str]:
 
         system, path = fsspec.core.url_to_fs(address)
         return fs.PyFileSystem(fs.FSSpecHandler(system)), path
-    except ImportError:  # fsspec lacks a package for a store that Arrow may well know
-        pass
+    except ImportError as error:  # it lacks a package for a store, which Arrow may well know
+        if why.startswith("Unrecognized"):
+            why = first_line(error)
     except (ValueError, OSError) as error:
         why = first_line(error)
     raise BadInput(f"{shown(address)}: cannot be reached ({why})")
