@@ -162,7 +162,8 @@ class Candidates:
 def preparing(candidates: Candidates) -> Candidates:
     """Give the part of candidates to prepare with.
 
-    Where one query leaves none, it is that of the demo data, with a warning.
+    With a single query nothing is left to prepare with: the demo data's part is used instead, with
+    a warning.
     """
     part = candidates.split()[0]
     if part.rows:
@@ -315,7 +316,7 @@ def _collection(source: Source, run: str | None, split: str, depth: int) -> Cand
 
 
 def _from_tables(
-    data: str, sources: Sequence[Source], split: str, asked: Columns, no_query: bool
+    data: str, sources: Sequence[Source], split: str, asked: Columns, without_query: bool
 ) -> Candidates:
     found = _Rows()
     collection = next((source.name for source in sources if source.has_first_stage), None)
@@ -330,7 +331,7 @@ def _from_tables(
                 f"{source.name}: no column {asked.first!r}, only {', '.join(table.names)}, nor a "
                 "model folder of that name"
             )
-        columns = columns_of(asked, table.names, source.name, no_query)
+        columns = columns_of(asked, table.names, source.name, without_query)
         if table.schema is not None:
             check_types(table.schema, columns, source.name)
         graded = [GRADE] if GRADE in table.names else []

@@ -26,7 +26,7 @@ DEMO = "demo"
 KINDS = ", ".join((*READERS, ".parquet"))
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".snappy")
 WILD = "*?["
-# Hadoop, Spark and others take files whose names begin so for none of a table's.
+# Hadoop and Spark skip files whose names begin so.
 HIDDEN = (".", "_")
 COLLECTION_FILES = ("corpus.jsonl*", "queries.jsonl*", "qrels/*")
 COLLECTION_MARKS = ("corpus.jsonl", "corpus.jsonl.gz", "qrels")  # by which a BEIR folder is known
@@ -83,8 +83,9 @@ def find_sources(inputs: Iterable[str], made: Sequence[Path] = ()) -> list[Sourc
 def fingerprinted(sources: Sequence[Source], run: str | None) -> list[Source]:
     """Fill in what tells whether a source has changed.
 
-    The sha256 of a local file, or of all files of a local folder, with that of the run; size and
-    time of change on a store; nothing for a data set that a library provides.
+    Of a local file it is the sha256, of a local collection or dataset that of all its files, on a
+    store size and time of change. A collection has the run's sha256 with it, and a data set that a
+    library provides has that alone.
     """
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda source: _fingerprint(source, run), sources)

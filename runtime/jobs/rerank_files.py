@@ -115,7 +115,7 @@ def rerank_files(
     Raises BadInput where an input, the model or a column is missing or of no use, where the job
     was begun with others, or where it cannot go on; what was done is kept.
     """
-    columns = Columns(query, text, None, query_id, doc_id, first)
+    columns = Columns(query, text, query_id=query_id, doc_id=doc_id, first=first)
     settings = Settings(variant, cascade, columns, score, rank, top_k, ids_only, run, split, depth)
     resources = Resources(device, threads, workers, where)
     model = ModelFolder.open(os.fspath(folder), trust_remote_code)
@@ -132,7 +132,7 @@ def run_job(
     resources: Resources,
     force: bool = False,
 ) -> Reranked:
-    """Do what `rerank_files` does."""
+    """Find or begin the job, do the parts that are left, join them, and tidy up."""
     start = time.monotonic()
     request = checked_request(model, inputs, out, settings, resources)
     with only_one(request.target):
