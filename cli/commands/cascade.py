@@ -205,7 +205,7 @@ def _print_cascade(output: Output, certified: Certified, found: Cascade) -> None
         f"of which {certified.variant} by itself lost {certified.variant_loss:.4f}. "
         f"{certified.chosen_with} other queries chose it."
     )
-    output.line(f"    from xopt.runtime import open_cascade; {certified.python}")
+    output.line(f"    from xopt import open_cascade; {certified.python}")
 
 
 def print_checked(output: Output, checked: Checked) -> None:

@@ -103,7 +103,7 @@ def print_recommendation(
         f"{chosen.queries} queries.",
     ]
     output.line("; ".join(parts))
-    output.line(f"    from xopt.runtime import open_scorer; {recommendation.python}")
+    output.line(f"    from xopt import open_scorer; {recommendation.python}")
     for variant, ratio in recommendation.undecided.items():
         reasons = "; ".join(why_not_passed(judged[variant])) or "undecided"
         output.line(f"{variant} is faster, {ratio:.1f} times. {reasons}")
