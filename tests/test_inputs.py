@@ -187,3 +187,18 @@ def test_the_same_columns_have_the_same_options(xopt: Xopt) -> None:
         text = " ".join(xopt(command, "--help").output.split())
         for option in ("--query COLUMN", "--text COLUMN", "--query-id COLUMN", "--doc-id COLUMN"):
             assert option in text, command
+
+
+def test_an_option_that_an_input_has_no_use_for_is_refused(
+    xopt: Xopt, tiny: ModelFolder, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    for more in (["--split", "dev"], ["--run", str(tiny.path / "xopt.json")]):
+        for asked in (
+            ["validate", str(tiny.path), "--data", "demo"],
+            ["rerank", str(tiny.path), "demo", "-o", str(out)],
+        ):
+            result = xopt(*asked, *more)
+            assert result.exit_code == 2
+            assert f"{more[0]} " in result.output
+    assert not out.exists()

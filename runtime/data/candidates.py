@@ -31,6 +31,7 @@ __all__ = [
     "DEMO_QUERIES",
     "Candidates",
     "Row",
+    "check_options",
     "demo_candidates",
     "preparing",
     "query_hash",
@@ -205,7 +206,7 @@ def read_candidates(
     name = shown(data)
     sources = find_sources([data])
     for source in sources:
-        _check_options(source, run, split, columns)
+        check_options(source, run, split, columns)
     if sources[0].has_first_stage and len(sources) == 1:
         found = read_collection(sources[0], run, split, depth)
     else:
@@ -228,7 +229,9 @@ def read_collection(
     return _collection(source, run, split or SPLIT, depth or COLLECTION_DEPTH)
 
 
-def _check_options(source: Source, run: str | None, split: str | None, columns: Columns) -> None:
+def check_options(
+    source: Source, run: str | None, split: str | None, columns: Columns = USUAL
+) -> None:
     """Raises BadInput for an option that the data has no use for."""
     if split and source.kind not in ("collection", "hf"):
         raise BadInput(

@@ -225,8 +225,7 @@ def _warn(prefix: str, what: str, names: Sequence[str]) -> None:
 def _globbed(folder: Place, pattern: str) -> dict[str, bool]:
     """What fits a pattern below a folder, by its path from there, and whether it is a folder."""
     if folder.is_local:
-        # Unlike Path.glob, it follows links to folders.
-        names = glob.glob(pattern, root_dir=folder.path, recursive=True)  # noqa: PTH207
+        names = glob.glob(pattern, root_dir=folder.path, recursive=True)  # noqa: PTH207 # follows links
         found = {name.rstrip("/"): Path(folder.path, name).is_dir() for name in names}
     else:
         from fsspec.implementations.arrow import ArrowFSWrapper

@@ -10,7 +10,7 @@ from typing import Any
 
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.fingerprint import model_fingerprint
-from xopt.runtime.data.candidates import SPLIT, read_collection
+from xopt.runtime.data.candidates import SPLIT, check_options, read_collection
 from xopt.runtime.data.columns import Columns
 from xopt.runtime.data.sources import Source, find_sources, fingerprinted
 from xopt.runtime.data.text import Row
@@ -163,8 +163,15 @@ def checked_request(
             "by; export it with `rank_label=`"
         )
     sources = find_sources(inputs, (target.out, target.job))
+    if settings.run is not None and not Path(settings.run).is_file():
+        raise BadInput(f"{settings.run}: no such file; `run=` takes a TREC run")
     for source in sources:
-        _check_options(source, settings)
+        check_options(source, settings.run, settings.split)
+        if settings.depth and not source.has_first_stage:
+            raise BadInput(
+                f"{source.name}: `depth=` is for BEIR folders and irds: datasets; of a table all "
+                "rows are ranked"
+            )
     sources = fingerprinted(sources, settings.run)
     if settings.cascade:
         settings = replace(settings, variant=_cascades_variant(model, settings))
@@ -186,26 +193,6 @@ def _check_values(settings: Settings, resources: Resources) -> None:
             raise BadInput(f"{name} is {value!r}; give a whole number, at least 1, or leave it out")
     if settings.score == settings.rank or not settings.score or not settings.rank:
         raise BadInput(f"score={settings.score!r}, rank={settings.rank!r}: name two columns")
-
-
-def _check_options(source: Source, settings: Settings) -> None:
-    """Raises BadInput for what an input has no use for."""
-    if settings.run is not None and not Path(settings.run).is_file():
-        raise BadInput(f"{settings.run}: no such file; `run=` takes a TREC run")
-    if settings.run is not None and not source.has_first_stage:
-        raise BadInput(
-            f"{source.name}: `run=` names documents of a BEIR folder or an irds: dataset; this is "
-            "neither"
-        )
-    if settings.depth and not source.has_first_stage:
-        raise BadInput(
-            f"{source.name}: `depth=` is for BEIR folders and irds: datasets; of a table all rows "
-            "are ranked"
-        )
-    if settings.split and source.kind in ("parquet", "text"):
-        raise BadInput(
-            f"{source.name}: `split=` is for BEIR folders and hf: datasets; a file has none"
-        )
 
 
 def _cascades_variant(model: ModelFolder, settings: Settings) -> str:

@@ -74,7 +74,7 @@ class TorchBackend:
         if self.device == "cpu":
             return time.monotonic()
         # torch has no types for it
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call] # torch's
         event.record()
         return event
 

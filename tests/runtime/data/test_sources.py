@@ -84,7 +84,7 @@ def test_names_are_what_they_are(tmp_path: Path, folder: str) -> None:
 def served(tmp_path: Path) -> Iterator[str]:
     """The address of a server of files in `tmp_path`, which knows no ranges."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.log_message = lambda *_: None  # type: ignore[attr-defined]
+    handler.log_message = lambda *_: None  # type: ignore[attr-defined] # quiet
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
