@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph
 from xopt.optimize.graph.absorb import absorb_keys
-from xopt.optimize.graph.attention import fuse_attention
+from xopt.optimize.graph.attention import LENGTHS, fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
@@ -44,6 +45,8 @@ __all__ = ["check_place", "export"]
 log = logging.getLogger(__name__)
 
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+# Such as `sliding_window` and `local_attention`
+WINDOW_SETTINGS = re.compile("window|local|chunk")
 
 
 def export(
@@ -169,6 +172,7 @@ def _write_onnx(
     network = Network(load_encoder(folder, trusted=trusted, attn_implementation="eager"))
     read = {"attention_mask", *tokenizer_outputs}
     inputs = [name for name in GRAPH_INPUTS if name in read]
+    lengths = _mask_lengths(network.encoder.model.config.to_dict())
     graph, made_by = export_graph(network, inputs, exporter)
     graph, _ = reorder_gelu(graph)
     graph, narrowed = keep_one_row(graph)
@@ -177,8 +181,8 @@ def _write_onnx(
     log.info("export: %d attentions of one token make no keys and values", absorbed)
     fused = 0
     if not portable:
-        graph, fused = fuse_attention(graph)
-    log.info("export: %d attentions are one operator where no pair is padded", fused)
+        graph, fused = fuse_attention(graph, lengths)
+    log.info("export: %d attentions need no mask where no pair is padded", fused)
     (folder / ONNX_FILE).parent.mkdir()
     write_graph(graph, folder / ONNX_FILE)
     return {
@@ -188,6 +192,19 @@ def _write_onnx(
         "absorbed": absorbed,
         "fused_attentions": fused,
     }
+
+
+def _mask_lengths(config: dict[str, Any]) -> list[int]:
+    """Return lengths of pairs, in tokens, that show which tokens a model's masks let a token see.
+
+    Pairs longer than a window show it. The model's configuration says how long windows are.
+    """
+    longest = max(LENGTHS)
+    windows = []
+    for name, value in config.items():
+        if WINDOW_SETTINGS.search(name) and isinstance(value, int) and value > longest:
+            windows.append(value)
+    return [*LENGTHS, *(window + longest for window in windows)]
 
 
 def _write_manifest(

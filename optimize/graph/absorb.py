@@ -40,12 +40,13 @@ def absorb_keys(model: ModelProto) -> tuple[ModelProto, int]:
     absorbed: dict[str, tuple[Attention, _Projection, _Projection]] = {}
     replaced: set[str] = set()
     for attention in find_attentions(model):
-        if attention.query_rows != 1:
+        core = attention.core
+        if core.query_rows != 1:
             continue
         _, key, value = attention.inputs
         with contextlib.suppress(LookupError):
             projections = _projection(index, key), _projection(index, value)
-            absorbed[attention.output] = (attention, *projections)
+            absorbed[core.output] = (attention, *projections)
             replaced.update(node.output[0] for node in attention.nodes)
     if not absorbed:
         return model, 0
@@ -94,12 +95,13 @@ def _constant(index: GraphIndex, name: str, rank: int) -> NDArray[np.float32]:
 def _write_absorbed(
     write: GraphWriter, attention: Attention, key: _Projection, value: _Projection
 ) -> None:
-    prefix = f"{attention.output}/absorbed"
+    core = attention.core
+    prefix = f"{core.output}/absorbed"
     query_axis = write.constant(f"{prefix}/row", np.array([2], np.int64))
-    per_head = (-1, attention.heads, attention.head_size)
+    per_head = (-1, core.heads, core.head_size)
 
     write.nodes += attention.split_query
-    key_weight = key.weight * key.weight.dtype.type(attention.scale)
+    key_weight = key.weight * key.weight.dtype.type(core.scale)
     by_key = write.constant(f"{prefix}/by_key", key_weight.reshape(per_head).transpose(1, 2, 0))
     query = attention.split_query[-1].output[0]
     # [pairs, heads, 1, channels]
@@ -109,17 +111,17 @@ def _write_absorbed(
     scores = write.node("MatMul", [query_rows, x_transposed], f"{prefix}/scores")
     scores_row = write.node("Unsqueeze", [scores, query_axis], f"{prefix}/scores_row")
 
-    add_mask = attention.add_mask
-    inputs = [scores_row if name == attention.scores else name for name in add_mask.input]
-    write.nodes += [copied(add_mask, inputs), attention.softmax]
+    add_mask = core.add_mask
+    inputs = [scores_row if name == core.scores else name for name in add_mask.input]
+    write.nodes += [copied(add_mask, inputs), core.softmax]
 
     by_value = write.constant(
         f"{prefix}/by_value", value.weight.reshape(per_head).transpose(1, 0, 2)
     )
     bias = write.constant(f"{prefix}/bias", value.bias.reshape(per_head).transpose(1, 0, 2))
-    shares = write.node("Squeeze", [attention.softmax.output[0], query_axis], f"{prefix}/shares")
+    shares = write.node("Squeeze", [core.softmax.output[0], query_axis], f"{prefix}/shares")
     mean = write.node("MatMul", [shares, value.x], f"{prefix}/mean")
     mean_row = write.node("Unsqueeze", [mean, query_axis], f"{prefix}/mean_row")
     heads = write.node("MatMul", [mean_row, by_value], f"{prefix}/heads")
-    write.node("Add", [heads, bias], attention.join_heads[0].input[0])
-    write.nodes += attention.join_heads
+    write.node("Add", [heads, bias], core.join_heads[0].input[0])
+    write.nodes += core.join_heads

@@ -1,4 +1,4 @@
-"""Finding attention of BERT's shape in a graph."""
+"""Finding attention in a graph: of any kind, and of BERT's shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from onnx import ModelProto, NodeProto
 from xopt.optimize.graph.shapes import Dim, tensor_shapes
 from xopt.optimize.graph.structure import GraphIndex
 
-__all__ = ["Attention", "find_attentions"]
+__all__ = [
+    "HEADS_AND_CHANNELS_FIRST",
+    "HEADS_FIRST",
+    "Attention",
+    "AttentionIndex",
+    "Core",
+    "find_attentions",
+    "find_cores",
+    "permutation",
+]
 
 # Orders of a Transpose that brings the heads before the tokens, and the keys' channels too.
 HEADS_FIRST = [0, 2, 1, 3]
@@ -22,23 +31,23 @@ Reshaped = tuple[NodeProto, NodeProto]  # a Reshape and a Transpose, in either o
 
 
 @dataclass(frozen=True)
-class Attention:
-    """The nodes from query, key and value to the heads' results side by side.
+class Core:
+    """The nodes of one attention from the product of query and key to the joined heads.
 
-    `inputs`: query, key and value, each [pairs, tokens, channels].
+    `query` and `value`: [pairs, heads, tokens, channels]. `key`: [pairs, heads, channels, tokens].
     `query_rows`: the query's tokens, where their number is known.
     `scores`: [pairs, heads, query rows, tokens], to which `add_mask` adds `mask`.
-    `nodes`: all nodes, in the graph's order.
     """
 
-    inputs: tuple[str, str, str]
+    query: str
+    key: str
+    value: str
     query_rows: Dim
     heads: int
     head_size: int
     scale: float
     scores: str
     mask: str
-    split_query: Reshaped
     add_mask: NodeProto
     softmax: NodeProto
     join_heads: Reshaped
@@ -47,22 +56,48 @@ class Attention:
     @property
     def output(self) -> str:
         """The heads' results, [pairs, query rows, channels]."""
-        return str(self.nodes[-1].output[0])
+        return str(self.join_heads[-1].output[0])
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention of BERT's shape: without biases of its own or rotated queries.
+
+    `inputs`: query, key and value, each [pairs, tokens, channels].
+    `nodes`: all nodes from these to the output, in the graph's order.
+    """
+
+    core: Core
+    inputs: tuple[str, str, str]
+    split_query: Reshaped
+    nodes: tuple[NodeProto, ...]
 
 
 def find_attentions(model: ModelProto) -> list[Attention]:
-    """Find all attentions of BERT's shape: without biases of their own or rotated queries."""
-    index = _AttentionIndex(model)
+    """Find all attentions of BERT's shape."""
+    index = AttentionIndex(model)
     found = []
-    for node in model.graph.node:
-        if node.op_type == "Softmax":
-            # A node, a constant or a shape is missing, or another than BERT's.
-            with contextlib.suppress(LookupError, ValueError):
-                found.append(_attention_around(index, node))
+    for core in find_cores(index):
+        # A node is missing, or another than BERT's.
+        with contextlib.suppress(LookupError):
+            found.append(_split_as_bert(index, core))
     return found
 
 
-class _AttentionIndex(GraphIndex):
+def find_cores(index: AttentionIndex) -> list[Core]:
+    """Find the cores of all attentions whose masks are added."""
+    found = []
+    for node in list(index.producers.values()):
+        if node.op_type == "Softmax":
+            # A node, a constant or a shape is missing, or another than attention's.
+            with contextlib.suppress(LookupError, ValueError):
+                found.append(_core_around(index, node))
+    return found
+
+
+class AttentionIndex(GraphIndex):
+    """What finding attention asks of a graph. Methods raise LookupError for what is not there."""
+
     def __init__(self, model: ModelProto) -> None:
         super().__init__(model)
         self.position = {node.output[0]: i for i, node in enumerate(model.graph.node)}
@@ -98,16 +133,13 @@ class _AttentionIndex(GraphIndex):
         return tuple(by_output[name] for name in ordered)
 
 
-def _attention_around(index: _AttentionIndex, softmax: NodeProto) -> Attention:
+def _core_around(index: AttentionIndex, softmax: NodeProto) -> Core:
     """Read the attention around a softmax. Raises LookupError or ValueError for another shape."""
     add_mask = index.producer(softmax.input[0], "Add")
     product, scaled, mask = index.score_nodes(add_mask)
     weighted = index.only_consumer(softmax, "MatMul")
     transpose = index.only_consumer(weighted, "Transpose")
     reshape = index.only_consumer(transpose, "Reshape")
-    query = index.split_heads(product.input[0], HEADS_FIRST)
-    key = index.split_heads(product.input[1], HEADS_AND_CHANNELS_FIRST)
-    value = index.split_heads(weighted.input[1], HEADS_FIRST)
     _, heads, query_rows, head_size = index.shapes[product.input[0]]
     _, _, channels = index.shapes[reshape.output[0]]
     if not isinstance(heads, int) or not isinstance(head_size, int):
@@ -115,24 +147,37 @@ def _attention_around(index: _AttentionIndex, softmax: NodeProto) -> Attention:
     if heads * head_size != channels or weighted.input[0] != softmax.output[0]:
         raise LookupError(softmax.output[0])
     _check_order(transpose, HEADS_FIRST)
-    middle = (product, scaled, add_mask, softmax, weighted, transpose, reshape)
-    return Attention(
-        inputs=(query[0].input[0], key[0].input[0], value[0].input[0]),
+    return Core(
+        query=product.input[0],
+        key=product.input[1],
+        value=weighted.input[1],
         query_rows=query_rows,
         heads=heads,
         head_size=head_size,
         scale=_scale(index, product, scaled),
         scores=scaled.output[0],
         mask=mask,
-        split_query=query,
         add_mask=add_mask,
         softmax=softmax,
         join_heads=(transpose, reshape),
-        nodes=index.without_other_consumers((*query, *key, *value, *middle)),
+        nodes=(product, scaled, add_mask, softmax, weighted, transpose, reshape),
     )
 
 
-def _scale(index: _AttentionIndex, product: NodeProto, scaled: NodeProto) -> float:
+def _split_as_bert(index: AttentionIndex, core: Core) -> Attention:
+    """Read where a core's heads come from. Raises LookupError where it is not as in BERT."""
+    query = index.split_heads(core.query, HEADS_FIRST)
+    key = index.split_heads(core.key, HEADS_AND_CHANNELS_FIRST)
+    value = index.split_heads(core.value, HEADS_FIRST)
+    return Attention(
+        core=core,
+        inputs=(query[0].input[0], key[0].input[0], value[0].input[0]),
+        split_query=query,
+        nodes=index.without_other_consumers((*query, *key, *value, *core.nodes)),
+    )
+
+
+def _scale(index: AttentionIndex, product: NodeProto, scaled: NodeProto) -> float:
     if scaled is product:
         return 1.0
     factor = float(index.constant(scaled.input[1]).item())  # ValueError where it is no scalar
@@ -140,5 +185,10 @@ def _scale(index: _AttentionIndex, product: NodeProto, scaled: NodeProto) -> flo
 
 
 def _check_order(transpose: NodeProto, order: list[int]) -> None:
-    if list(transpose.attribute[0].ints) != order:
+    if permutation(transpose) != order:
         raise LookupError(transpose.name)
+
+
+def permutation(transpose: NodeProto) -> list[int]:
+    """Return the order in which a Transpose puts the axes."""
+    return list(transpose.attribute[0].ints)

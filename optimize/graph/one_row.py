@@ -21,7 +21,7 @@ from onnx import ModelProto, NodeProto
 from xopt.optimize.graph.shapes import Dim, shapes_from_inputs, tensor_shapes
 from xopt.optimize.graph.structure import GraphIndex, GraphWriter, branch_reads, copied, rebuilt
 
-__all__ = ["ELEMENTWISE", "keep_one_row"]
+__all__ = ["ELEMENTWISE", "END", "keep_one_row"]
 
 ELEMENTWISE = (
     "Abs Add Cast Clip Div Elu Equal Erf Exp Gelu Greater GreaterOrEqual HardSigmoid HardSwish "
