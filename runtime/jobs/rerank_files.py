@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ import numpy as np
 from xopt.runtime.data.columns import Columns
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.parts import Part, Slice
-from xopt.runtime.jobs.job import Job, only_one
+from xopt.runtime.jobs.job import Job, Settings, only_one
 from xopt.runtime.jobs.progress import Progress
-from xopt.runtime.jobs.request import NATIVE, Request, Resources, Settings, checked_request
+from xopt.runtime.jobs.request import NATIVE, Request, Resources, checked_request
 from xopt.runtime.jobs.score import Counts, PartScorer
 
 __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
@@ -171,7 +171,7 @@ def _begun(request: Request, resources: Resources, force: bool) -> tuple[Request
         request.target.check_free(force)
         return request.with_variant_of(None, resources), None
     request = request.with_variant_of(job.record.settings, resources)
-    job.go_on(asdict(request.settings), request.sources, request.fingerprint)
+    job.go_on(request.settings, request.sources, request.fingerprint(like=job.record.model))
     return request, job
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +65,12 @@ class Counts:
     written: int = 0
     bytes: int = 0
     seconds: float = 0.0
+
+    @staticmethod
+    def noted(note: dict[str, Any]) -> Counts:
+        """Give what a note says, without what only a newer version counts."""
+        known = [field.name for field in fields(Counts)]
+        return Counts(**{name: note[name] for name in known if name in note})
 
     def plus(self, other: Counts) -> Counts:
         """Both together."""

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from helpers.rankings import Record
+
+from xopt.runtime import rerank_files
+from xopt.runtime.cascade.fingerprint import model_fingerprint
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+from xopt.runtime.jobs.inputs import parts
+from xopt.runtime.jobs.score import PartScorer
+
+Change = Callable[[dict[str, Any]], object]
+OUT = "out.jsonl"
+
+
+@pytest.fixture(scope="module")
+def stopped(
+    tiny: ModelFolder, records: list[Record], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with inputs, and a job over them that was stopped after its first part.
+
+    Not to be changed.
+    """
+    folder = tmp_path_factory.mktemp("stopped")
+    half = len(records) // 2
+    pq.write_table(pa.Table.from_pylist(records[:half]), folder / "first.parquet")
+    lines = [json.dumps(record) + "\n" for record in records[half:]]
+    (folder / "second.jsonl").write_text("".join(lines), encoding="utf-8")
+    inputs = [folder / "first.parquet", folder / "second.jsonl"]
+    rerank_files(tiny.path, inputs, folder / "whole.jsonl", variant="onnx-fp32")
+    read = PartScorer.read
+
+    def read_one(self: PartScorer, part: parts.Part) -> object:
+        if part.number:
+            raise KeyboardInterrupt
+        return read(self, part)
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setitem(parts.PART_ROWS, "cpu", 40)
+        patched.setattr(PartScorer, "read", read_one)
+        rerank_files(tiny.path, inputs, folder / OUT, variant="onnx-fp32")
+    return folder
+
+
+@pytest.fixture
+def copied(stopped: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(stopped, tmp_path / "copied")
+
+
+def go_on(model: ModelFolder, folder: Path, **options: Any) -> int:
+    """Go on with the job in a folder, and give the number of parts that it left to do."""
+    inputs = [folder / "first.parquet", folder / "second.jsonl"]
+    made = rerank_files(model.path, inputs, folder / OUT, **options)
+    assert (folder / OUT).read_bytes() == (folder / "whole.jsonl").read_bytes()
+    return made.parts - made.parts_now
+
+
+def change_record(folder: Path, change: Change) -> bytes:
+    """Change a job's record, and give its bytes."""
+    file = folder / f"{OUT}.job" / "job.json"
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+    return file.read_bytes()
+
+
+def test_a_job_of_an_earlier_version_goes_on(tiny: ModelFolder, copied: Path) -> None:
+    def as_before(values: dict[str, Any]) -> None:
+        values["model"] = model_fingerprint(tiny, "onnx-fp32", cascade=False, like="0" * 64)
+        del values["settings"]["depth"]
+        del values["settings"]["score"]
+        del values["settings"]["columns"]["first"]
+        del values["files"][0]["columns"]["title"]
+        del values["finished"]
+
+    change_record(copied, as_before)
+    assert go_on(tiny, copied) == 1
+
+
+def test_what_a_newer_version_left_empty_is_no_hindrance(tiny: ModelFolder, copied: Path) -> None:
+    def add(values: dict[str, Any]) -> None:
+        places = (values, values["settings"], values["settings"]["columns"], values["files"][0])
+        for place in places:
+            place["new"] = None
+
+    change_record(copied, add)
+    note = copied / f"{OUT}.job" / "done" / "000000.json"
+    note.write_text(json.dumps({**json.loads(note.read_text()), "new": 7}))
+    assert go_on(tiny, copied) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "which"),
+    [
+        (lambda values: values.update(format=3), r"newer xopt \(format 3\)"),
+        (lambda values: values.update(format=1), r"earlier xopt \(format 1\)"),
+        (lambda values: values.update(new=1), "which has 'new'"),
+        (lambda values: values["settings"].update(new="x"), "which has 'new'"),
+        (lambda values: values["settings"]["columns"].update(new="x"), "which has 'new'"),
+        (lambda values: values["sources"][0].update(new="x"), "which has 'new'"),
+        (lambda values: values["sources"][0]["place"].update(new="x"), "which has 'new'"),
+        (lambda values: values["files"][0].update(new="x"), "which has 'new'"),
+        (lambda values: values["files"][0]["columns"].update(new="x"), "which has 'new'"),
+    ],
+)
+def test_a_job_of_another_version_is_refused_and_kept(
+    tiny: ModelFolder, copied: Path, change: Change, which: str
+) -> None:
+    before = change_record(copied, change)
+    said = rf"out.jsonl.job: was begun by an? .*{which}.*; use that version, or give another `out="
+    with pytest.raises(BadInput, match=said) as refused:
+        go_on(tiny, copied)
+    assert "\n" not in str(refused.value)
+    assert "force" not in str(refused.value)
+    assert (copied / f"{OUT}.job" / "job.json").read_bytes() == before
+    assert (copied / f"{OUT}.job" / "parts" / "part-000000.jsonl").is_file()
+
+
+def test_a_fingerprint_of_a_newer_version_is_refused(tiny: ModelFolder, copied: Path) -> None:
+    change_record(copied, lambda values: values.update(model="3:0123"))
+    with pytest.raises(BadInput, match=r"by a newer xopt \(scheme 3\); use that version"):
+        go_on(tiny, copied)
+
+
+def test_the_command_says_it_in_one_line(
+    xopt: Callable[..., Result], tiny: ModelFolder, copied: Path
+) -> None:
+    change_record(copied, lambda values: values["settings"].update(new="x"))
+    result = xopt("rerank", tiny.path, copied / "first.parquet", "-o", copied / OUT)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].endswith(
+        "was begun by a newer xopt (which has 'new'); use that version, or give another --out"
+    )
+
+
+def test_the_column_that_differs_is_named(tiny: ModelFolder, copied: Path) -> None:
+    with pytest.raises(BadInput, match="was begun with query='', not 'text'; give another `out="):
+        go_on(tiny, copied, query="text")
+    with pytest.raises(BadInput, match="was begun with doc_id=None, not 'n'; give another `out="):
+        go_on(tiny, copied, doc_id="n")
+
+
+def test_a_damaged_record_is_told_from_one_of_another_version(
+    tiny: ModelFolder, copied: Path
+) -> None:
+    change_record(copied, lambda values: values.pop("files"))
+    with pytest.raises(BadInput, match=r"job.json: is damaged \('files'\); bring it back"):
+        go_on(tiny, copied)
