@@ -119,7 +119,7 @@ def is_same(was: Source, source: Source) -> bool:
     place = source.place
     if place is None or place.is_local or source.kind not in ("parquet", "text"):
         return was.fingerprint == source.fingerprint
-    log.info("%s: is read whole, to compare it with %s", source.name, was.where)
+    log.info("%s: is read whole, since its sha256 tells whether it is the same", source.name)
     digest = hashlib.sha256()
     with place.open() as stream:
         while block := stream.read(BLOCK_BYTES):

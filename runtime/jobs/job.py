@@ -219,9 +219,11 @@ class Job:
             now = ", ".join(source.where for source in sources)
             raise BadInput(f"{begun} the inputs {then:.160}, not {now:.160}; {AGAIN}")
         if not all(same):
-            changed = sources[same.index(False)]
+            changed = sources[same.index(False)].name
+            if self.record.settings.run is not None:
+                changed += " or its run"
             raise BadInput(
-                f"{changed.name}: changed since {self.target.job} was begun; put it back, {AGAIN}"
+                f"{changed}: changed since {self.target.job} was begun; put it back, {AGAIN}"
             )
 
     def parts(self) -> list[Part]:

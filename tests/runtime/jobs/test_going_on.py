@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -57,12 +59,22 @@ def copied(stopped: Path, tmp_path: Path) -> Path:
     return shutil.copytree(stopped, tmp_path / "copied")
 
 
-def go_on(model: ModelFolder, folder: Path, **options: Any) -> int:
-    """Go on with the job in a folder, and give the number of parts that it left to do."""
-    inputs = [folder / "first.parquet", folder / "second.jsonl"]
+INPUTS = ("first.parquet", "second.jsonl")
+
+
+def go_on(model: ModelFolder, folder: Path, mount: str | Path = "", **options: Any) -> int:
+    """Go on with the job in a folder, and give the number of parts that were done before."""
+    inputs = [f"{mount or folder}/{name}" for name in INPUTS]
     made = rerank_files(model.path, inputs, folder / OUT, **options)
     assert (folder / OUT).read_bytes() == (folder / "whole.jsonl").read_bytes()
     return made.parts - made.parts_now
+
+
+@pytest.fixture
+def store() -> Iterator[fsspec.AbstractFileSystem]:
+    store = fsspec.filesystem("memory")
+    yield store
+    store.rm("/moved", recursive=True)
 
 
 def change_record(folder: Path, change: Change) -> bytes:
@@ -156,3 +168,86 @@ def test_a_damaged_record_is_told_from_one_of_another_version(
     change_record(copied, lambda values: values.pop("files"))
     with pytest.raises(BadInput, match=r"job.json: is damaged \('files'\); bring it back"):
         go_on(tiny, copied)
+
+
+def test_a_job_goes_on_where_it_was_moved_to_with_its_inputs(
+    tiny: ModelFolder, copied: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.move(copied, tmp_path / "moved"))
+    for name in INPUTS:
+        os.utime(moved / name, (0, 0))
+    assert go_on(tiny, moved) == 1
+
+
+def test_inputs_lie_under_another_mount(tiny: ModelFolder, copied: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    for name in INPUTS:
+        shutil.move(copied / name, mount / name)
+        os.utime(mount / name, (0, 0))
+    (tmp_path / "other").mkdir()
+    for name in INPUTS:
+        shutil.copy(mount / name, tmp_path / "other" / name)
+    (tmp_path / "other" / INPUTS[1]).write_text('{"query": "data", "text": "index"}\n')
+    with pytest.raises(BadInput, match=r"was begun with the inputs .*, not .*other/first.parquet"):
+        go_on(tiny, copied, tmp_path / "other")
+    assert go_on(tiny, copied, mount) == 1
+    (mount / INPUTS[0]).write_bytes((mount / INPUTS[0]).read_bytes()[::-1])
+    with pytest.raises(BadInput, match=r"mount/first.parquet: changed since .* was begun"):
+        go_on(tiny, copied, mount)
+
+
+def test_local_inputs_were_moved_to_a_store(
+    tiny: ModelFolder, copied: Path, store: fsspec.AbstractFileSystem, tmp_path: Path
+) -> None:
+    store.put(str(copied), "/moved/here", recursive=True)
+    mount = Path(shutil.move(copied / INPUTS[0], tmp_path / INPUTS[0])).parent
+    shutil.move(copied / INPUTS[1], mount / INPUTS[1])
+    assert go_on(tiny, copied, "memory://moved/here") == 1
+    for place in ("memory://moved/here", mount):  # all is done, and known by its content still
+        assert go_on(tiny, copied, place) == 3
+    store.pipe("/moved/here/first.parquet", b"other")
+    with pytest.raises(BadInput, match=r"changed since .* was begun; put it back"):
+        go_on(tiny, copied, "memory://moved/here")
+
+
+def test_inputs_on_a_store_are_known_where_they_lie_alone(
+    tiny: ModelFolder, copied: Path, store: fsspec.AbstractFileSystem
+) -> None:
+    for place in ("here", "there"):
+        store.put(str(copied / INPUTS[0]), f"/moved/{place}/first.parquet")
+    out = copied / "stored.jsonl"
+    rerank_files(tiny.path, ["memory://moved/here/first.parquet"], out)
+    assert not rerank_files(tiny.path, ["memory://moved/here/first.parquet"], out).parts_now
+    for other in ("memory://moved/there/first.parquet", copied / INPUTS[0]):
+        with pytest.raises(BadInput, match=r"was begun with the inputs /moved/here/first.parquet"):
+            rerank_files(tiny.path, [other], out)
+
+
+def test_a_collection_and_its_run_may_move(tiny: ModelFolder, tmp_path: Path) -> None:
+    beir = tmp_path / "before" / "beir"
+    beir.mkdir(parents=True)
+    documents = [{"_id": f"d{n}", "text": f"index {n}"} for n in range(3)]
+    (beir / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in documents))
+    (beir / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "data"}) + "\n")
+    (beir / "first.run").write_text("q Q0 d2 1 9 bm25\nq Q0 d1 2 8 bm25\n")
+    out = tmp_path / "before" / "out.run"
+    assert rerank_files(tiny.path, [beir], out, run=str(beir / "first.run")).parts_now == 1
+    moved = Path(shutil.move(tmp_path / "before", tmp_path / "after"))
+    beir = moved / "beir"
+    out = moved / "out.run"
+    assert rerank_files(tiny.path, [beir], out, run=str(beir / "first.run")).parts_now == 0
+    (beir / "first.run").write_text("q Q0 d1 1 9 bm25\n")
+    with pytest.raises(BadInput, match=r"the inputs .*before/beir, not .*after/beir"):
+        rerank_files(tiny.path, [beir], out, run=str(beir / "first.run"))
+    with pytest.raises(BadInput, match=r"was begun with run='.*first.run', not None"):
+        rerank_files(tiny.path, [beir], out)
+
+
+def test_a_data_set_on_this_machine_may_move(tiny: ModelFolder, copied: Path) -> None:
+    (copied / "set").mkdir()
+    shutil.copy(copied / INPUTS[0], copied / "set" / "test.parquet")
+    out = copied / "set.jsonl"
+    assert rerank_files(tiny.path, [f"hf:{copied}/set"], out).parts_now == 1
+    shutil.move(copied / "set", copied / "moved")
+    assert rerank_files(tiny.path, [f"hf:{copied}/moved"], out).parts_now == 0
