@@ -6,7 +6,7 @@ import base64
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -249,6 +249,19 @@ class Job:
         done = self.done()
         return [part for part in parts if part.number not in done]
 
+    def killed(self, done: Collection[int]) -> dict[int, int]:
+        """Give the parts, but those done, within which processes were killed, and how often."""
+        times = {
+            int(mark.stem): len(mark.read_text(encoding="utf-8").splitlines())
+            for mark in self.target.marks()
+        }
+        return {number: count for number, count in times.items() if number not in done}
+
+    def forget_killed(self) -> None:
+        """Remove the marks of parts that were begun: nothing runs, and none is to blame."""
+        for mark in self.target.marks():
+            mark.unlink(missing_ok=True)
+
     def finish(self) -> None:
         """Make the one file of the parts, if that is asked."""
         if self.target.one_file:
@@ -260,6 +273,7 @@ class Job:
 
     def tidy(self) -> None:
         """Remove what a finished job no longer needs."""
+        self.forget_killed()
         for folder in (*self.target.job.glob("prepared*"), self.target.job / "parts"):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -204,6 +204,7 @@ def _job(request: Request, resources: Resources, force: bool) -> tuple[Request, 
 def _do(request: Request, job: Job, resources: Resources) -> None:
     """Do the parts that are left."""
     done = job.done()
+    _say_killed(job.killed(done))
     rows = {part.number: part.rows for part in job.parts()}
     progress = Progress(sum(rows.values()), sum(rows[number] for number in done))
     assignment = request.assignment(job.record, resources)
@@ -228,7 +229,24 @@ def _do(request: Request, job: Job, resources: Resources) -> None:
     def tell() -> None:
         progress.at(sum(rows[number] for number in job.noted()))
 
-    do_parts(assignment, todo, workers, cpus, job.left, tell)
+    try:
+        do_parts(assignment, todo, workers, cpus, job.left, tell)
+    except (KeyboardInterrupt, SystemExit):
+        job.forget_killed()  # its workers were, on purpose
+        raise
+
+
+def _say_killed(times: dict[int, int]) -> None:
+    """Warn of parts within which earlier processes were killed, most often of all."""
+    most = max(times.values(), default=0)
+    parts = [str(number) for number, count in times.items() if count == most]
+    if parts:
+        log.warning(
+            "rerank: was killed within part %s (%d so far); if memory ran out there, give "
+            "`threads=1` or fewer `workers=`, or begin with another `variant=` and `out=`",
+            " or ".join(parts),
+            most,
+        )
 
 
 def preview(

@@ -11,7 +11,7 @@ import pytest
 from helpers import golden
 
 from xopt.runtime.cascade import fingerprint
-from xopt.runtime.cascade.cascade import Cascade, Certificate
+from xopt.runtime.cascade.cascade import Cascade, Certificate, find_cheaper_model
 from xopt.runtime.cascade.fingerprint import model_fingerprint
 from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import Rule
@@ -125,6 +125,17 @@ def test_fingerprints_from_before_they_had_a_scheme_are_known(cascade: bool) -> 
     assert now.startswith("2:")
     with pytest.raises(BadInput, match=r"by a newer xopt \(scheme 3\); use that version"):
         model_fingerprint(model, golden.VARIANT, cascade, like="3:0123")
+
+
+def test_a_cascade_knows_its_cheaper_model_by_either_scheme() -> None:
+    folder = ModelFolder.open(FIRST / golden.MODEL)
+    order = replace(Cascade.of(folder).order, model=str(folder.path), variant=golden.VARIANT)
+    now = model_fingerprint(folder, golden.VARIANT, cascade=False)
+    for sha256 in (WITHOUT_SCHEME[False], now):
+        found = find_cheaper_model(folder, replace(order, sha256=sha256))
+        assert found == (folder, golden.VARIANT)
+    with pytest.raises(BadInput, match=r"is not what the cascade of .* was certified with"):
+        find_cheaper_model(folder, replace(order, sha256="0" * 64))
 
 
 def test_each_field_of_the_manifest_makes_scores_or_does_not() -> None:

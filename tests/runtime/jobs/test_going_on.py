@@ -3,6 +3,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -251,3 +254,33 @@ def test_a_data_set_on_this_machine_may_move(tiny: ModelFolder, copied: Path) ->
     assert rerank_files(tiny.path, [f"hf:{copied}/set"], out).parts_now == 1
     shutil.move(copied / "set", copied / "moved")
     assert rerank_files(tiny.path, [f"hf:{copied}/moved"], out).parts_now == 0
+
+
+KILLED = """
+import os, signal, sys
+from xopt.runtime import rerank_files
+from xopt.runtime.jobs.score import PartScorer
+read = PartScorer.read
+def killed(self, part):
+    if part.number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(self, part)
+PartScorer.read = killed
+model, out, *inputs = sys.argv[1:]
+rerank_files(model, inputs, out)
+"""
+
+
+def test_a_part_that_has_killed_the_job_is_named(
+    tiny: ModelFolder, copied: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = [str(copied / name) for name in INPUTS]
+    command = [sys.executable, "-c", KILLED, str(tiny.path), str(copied / OUT), *inputs]
+    for _ in range(2):
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert go_on(tiny, copied) == 2
+    assert "was killed within part 2 (2 so far); if memory ran out there, give" in caplog.text
+    caplog.clear()
+    assert go_on(tiny, copied) == 3
+    assert "killed within" not in caplog.text
+    assert not list(copied.rglob("*.begun"))
