@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, new_file, scratch_beside, sha256_of
+from xopt.runtime.formats import OtherVersion, check_format, read
 
 __all__ = [
     "MANIFEST",
@@ -145,15 +146,19 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str) -> Manifest:
+        """Read what `to_json` wrote.
+
+        Raises OtherVersion for what another version wrote, and ValueError, TypeError or
+        AttributeError for anything else.
+        """
         values = json.loads(text)
-        if values.pop("format") != FORMAT:
-            raise ValueError("another format")
-        variants = values["variants"].items()
-        values["variants"] = {name: Variant(**variant) for name, variant in variants}
-        for plans in values["plans"].values():
+        check_format(values, FORMAT)
+        variants = values.get("variants", {}).items()
+        values["variants"] = {name: read(Variant, variant) for name, variant in variants}
+        for plans in values.get("plans", {}).values():
             for name, plan in plans.items():
-                plans[name] = Plan(**plan)
-        return Manifest(**values)
+                plans[name] = read(Plan, plan)
+        return read(Manifest, values)
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,14 @@ class ModelFolder:
             )
         try:
             manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except OtherVersion as error:
             raise BadInput(
-                f"{file}: not a manifest that this xopt reads ({error}); export the model again"
+                f"{file}: was written by {error}; use that version, or export the model to another "
+                "folder"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
+            raise BadInput(
+                f"{file}: is damaged, or no manifest ({error}); export the model again"
             ) from error
         return ModelFolder(folder, manifest, trusted)
 

@@ -100,7 +100,8 @@ def rerank(
     same command resumes from there, and scores nothing once all is done.
     """
     from xopt.runtime.data.columns import Columns
-    from xopt.runtime.jobs.request import Resources, Settings
+    from xopt.runtime.jobs.job import Settings
+    from xopt.runtime.jobs.request import Resources
     from xopt.runtime.jobs.rerank_files import preview, run_job
 
     names = (*options.COLUMN_OPTIONS, "first")

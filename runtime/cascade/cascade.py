@@ -20,6 +20,7 @@ from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import PartialRanking, Rule
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.formats import OtherVersion, read
 from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 from xopt.runtime.scoring.stages import Stages
@@ -91,16 +92,20 @@ class Cascade:
                 f"make one with `xopt cascade {folder.path} --data DATA`"
             )
         try:
-            return Cascade(
-                order=Order(**kept["order"]),
-                rule=Rule(**kept["rule"]),
-                variant=kept["variant"],
-                certificate=Certificate(**kept["certificate"]),
-            )
-        except (KeyError, TypeError) as error:
+            order = read(Order, kept["order"])
+            rule = read(Rule, kept["rule"])
+            certificate = read(Certificate, kept["certificate"])
+            made = {"order": order, "rule": rule, "certificate": certificate}
+            return read(Cascade, {**kept, **made})
+        except OtherVersion as error:
             raise BadInput(
-                f"{folder.path}: its cascade is of another version of xopt ({error}); "
-                "make it again with `xopt cascade`"
+                f"{folder.path}: its cascade was made by {error}; use that version, or make it "
+                "again with `xopt cascade`"
+            ) from error
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            raise BadInput(
+                f"{folder.path}: its cascade is damaged ({error}); make it again with "
+                "`xopt cascade`"
             ) from error
 
     def beyond(self, top_k: int | None) -> str:
@@ -323,7 +328,8 @@ def find_cheaper_model(folder: ModelFolder, order: Order) -> tuple[ModelFolder, 
         )
     cheaper = ModelFolder.open(place, folder.trusted)
     variant = cheaper.variant(str(order.variant)).name
-    if model_fingerprint(cheaper, variant, cascade=False) != order.sha256:
+    certified = str(order.sha256)
+    if model_fingerprint(cheaper, variant, cascade=False, like=certified) != certified:
         raise BadInput(
             f"{path}: {variant} is not what the cascade of {folder.path} was certified "
             f"with; make that again with `{again} {path}`"

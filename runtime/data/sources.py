@@ -6,6 +6,7 @@ import glob
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from xopt.runtime.data.text import READERS
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of
 
-__all__ = ["DEMO", "KINDS", "Source", "find_sources", "fingerprinted"]
+__all__ = ["DEMO", "KINDS", "Source", "find_sources", "fingerprinted", "is_same"]
 
 log = logging.getLogger(__name__)
 
 DEMO = "demo"
 KINDS = ", ".join((*READERS, ".parquet"))
+BLOCK_BYTES = 1 << 20
+SHA256 = re.compile("[0-9a-f]{64}")
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".snappy")
 WILD = "*?["
 # Hadoop and Spark skip files whose names begin so.
@@ -58,6 +61,17 @@ class Source:
         """Whether documents are chosen for its queries; else its rows are the candidates."""
         return self.kind in ("collection", "irds", "demo")
 
+    @property
+    def where(self) -> str:
+        """Its path, without secrets, or its name."""
+        return shown(self.place.path) if self.place is not None else self.name
+
+    @property
+    def is_known_by_content(self) -> bool:
+        """Whether the fingerprint is the sha256 of all that it holds."""
+        is_sha256 = SHA256.fullmatch(self.fingerprint) is not None
+        return is_sha256 and self.kind not in ("irds", "demo")  # they have the run's
+
 
 def find_sources(inputs: Iterable[str], made: Sequence[Path] = ()) -> list[Source]:
     """Find what `inputs` name, in their order; the files of a folder or a pattern by name.
@@ -90,6 +104,27 @@ def fingerprinted(sources: Sequence[Source], run: str | None) -> list[Source]:
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda source: _fingerprint(source, run), sources)
         return [replace(s, fingerprint=each) for s, each in zip(sources, prints, strict=True)]
+
+
+def is_same(was: Source, source: Source) -> bool:
+    """Whether a source is the one that it was, with the content that it had.
+
+    What lay on this machine may lie elsewhere: on a store it is read, for its sha256. Size and time
+    are enough for what lies on a store where it lay, and nowhere else.
+    """
+    if was.kind != source.kind:
+        return False
+    if not was.is_known_by_content:
+        return was.where == source.where and was.fingerprint == source.fingerprint
+    place = source.place
+    if place is None or place.is_local or source.kind not in ("parquet", "text"):
+        return was.fingerprint == source.fingerprint
+    log.info("%s: is read whole, since its sha256 tells whether it is the same", source.name)
+    digest = hashlib.sha256()
+    with place.open() as stream:
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest() == was.fingerprint
 
 
 def _named(given: str, made: Sequence[Path]) -> list[Source]:

@@ -6,8 +6,8 @@ import base64
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,29 +15,52 @@ import pyarrow as pa
 
 from xopt.runtime.data.columns import Columns
 from xopt.runtime.data.places import Place, shown
-from xopt.runtime.data.sources import Source
+from xopt.runtime.data.sources import Source, is_same
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import check_writable, locked, write_text, writing
+from xopt.runtime.formats import OtherVersion, check_format, read
 from xopt.runtime.jobs.inputs.files import File
 from xopt.runtime.jobs.inputs.parts import Part, Slice
 from xopt.runtime.jobs.output import Target
 from xopt.runtime.jobs.score import Counts
 
-__all__ = ["Job", "Record", "only_one"]
+__all__ = ["Job", "Record", "Settings", "only_one"]
 
 FORMAT = 2
 AGAIN = "give another `out=`, or start again with `force=True`"
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What makes a job another one: see `rerank_files`. variant: None until it is chosen."""
+
+    variant: str | None = None
+    cascade: bool = False
+    columns: Columns = field(default_factory=Columns)
+    score: str = "score"
+    rank: str = "rank"
+    top_k: int | None = None
+    ids_only: bool = False
+    run: str | None = None
+    split: str | None = None
+    depth: int | None = None
+
+    def by_name(self) -> dict[str, Any]:
+        """Give the values by the names of their arguments, those of columns too."""
+        values = asdict(self)
+        columns = values.pop("columns")
+        return {**values, **columns}
+
+
+@dataclass(frozen=True)
 class Record:
     """What a job is, and how it is cut.
 
-    settings: what makes it another job, by name. replaces: whether a file that stood at OUT before
-    is to be replaced. finished: the bytes of the one file that was made.
+    model: the fingerprint of what makes the scores. replaces: whether a file that stood at OUT
+    before is to be replaced. finished: the bytes of the one file that was made.
     """
 
-    settings: dict[str, Any]
+    settings: Settings
     sources: tuple[Source, ...]
     model: str
     files: tuple[File, ...]
@@ -66,37 +89,58 @@ class Record:
 
     @staticmethod
     def from_json(text: str, folder: Path) -> Record:
-        """Read what `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        """Read what `to_json` wrote.
+
+        Raises OtherVersion for what another version wrote, and ValueError, KeyError or TypeError
+        for anything else.
+        """
         values = json.loads(text)
-        if values.pop("format") != FORMAT:
-            raise ValueError("another format")
-        values["sources"] = tuple(
-            Source(**{**each, "place": _place(each["place"], folder)}) for each in values["sources"]
-        )
+        check_format(values, FORMAT)
+        values["settings"] = _settings(values["settings"])
+        values["sources"] = tuple(_source(each, folder) for each in values["sources"])
         values["files"] = tuple(_file(each, folder) for each in values["files"])
         values["schema"] = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(values["schema"])))
         values["parts"] = tuple(tuple(map(_slice, part)) for part in values["parts"])
-        return Record(**values)
+        return read(Record, values)
 
     def found_at(self, sources: Sequence[Source]) -> Record:
-        """Give the record with the places where its sources are now.
+        """Give the record with the places where its sources are now, which may have moved.
 
-        They may have moved, and the address of a store may have another signature.
+        The address of a store may have another signature. A fingerprint of content stays.
         """
-        moved = {old.place: new.place for old, new in zip(self.sources, sources, strict=True)}
-        files = [replace(file, place=moved.get(file.place) or file.place) for file in self.files]
-        return replace(self, sources=tuple(sources), files=tuple(files))
+        pairs = list(zip(self.sources, sources, strict=True))
+        now = [replace(new, fingerprint=old.fingerprint) for old, new in pairs]
+        places = {old.place: new.place for old, new in pairs}
+        names = {old.name: new.name for old, new in pairs}
+        files = [
+            replace(
+                file,
+                name=names.get(file.name, file.name),
+                place=places.get(file.place) or file.place,
+            )
+            for file in self.files
+        ]
+        return replace(self, sources=tuple(now), files=tuple(files))
 
 
 def _place(values: dict[str, str] | None, folder: Path) -> Place | None:
-    if values is None or values["store"] or Path(values["path"]).is_absolute():
-        return None if values is None else Place(**values)
-    return Place(str(folder / values["path"]))
+    if values is None:
+        return None
+    place = read(Place, values)
+    return replace(place, path=str(folder / place.path)) if place.is_local else place
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    return read(Settings, {**values, "columns": read(Columns, values.get("columns", {}))})
+
+
+def _source(values: dict[str, Any], folder: Path) -> Source:
+    return read(Source, {**values, "place": _place(values["place"], folder)})
 
 
 def _file(values: dict[str, Any], folder: Path) -> File:
-    columns = Columns(**values["columns"])
-    return File(**{**values, "columns": columns, "place": _place(values["place"], folder)})
+    columns = read(Columns, values["columns"])
+    return read(File, {**values, "columns": columns, "place": _place(values["place"], folder)})
 
 
 def _slice(values: Sequence[int]) -> Slice:
@@ -122,10 +166,12 @@ class Job:
             return None
         try:
             return Job(target, Record.from_json(file.read_text(encoding="utf-8"), target.job))
-        except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        except OtherVersion as error:
             raise BadInput(
-                f"{file}: not a job that this xopt reads ({error}); start again with `force=True`"
+                f"{target.job}: was begun by {error}; use that version, or give another `out=`"
             ) from error
+        except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+            raise BadInput(f"{file}: is damaged ({error}); bring it back, {AGAIN}") from error
 
     @staticmethod
     def begin(target: Target, record: Record) -> Job:
@@ -136,16 +182,19 @@ class Job:
         write_text(target.record, record.to_json(target.job))
         return job
 
-    def go_on(self, settings: dict[str, Any], sources: Sequence[Source], model: str) -> None:
+    def go_on(self, settings: Settings, sources: Sequence[Source], model: str) -> None:
         """Go on with these sources.
 
         Raises BadInput where something else is asked than the job was begun for, its inputs or its
         model changed, or something stands at OUT that it did not make.
         """
         begun = f"{self.target.job}: this job was begun with"
-        for name, value in self.record.settings.items():
-            if settings.get(name) != value:
-                raise BadInput(f"{begun} {name}={value!r}, not {settings.get(name)!r}; {AGAIN}")
+        asked = settings.by_name()
+        for name, value in self.record.settings.by_name().items():
+            # Of a run the content counts, which stands in the sources' fingerprints.
+            is_moved_run = name == "run" and value and asked[name]
+            if asked[name] != value and not is_moved_run:
+                raise BadInput(f"{begun} {name}={value!r}, not {asked[name]!r}; {AGAIN}")
         self._check_sources(sources, begun)
         if model != self.record.model:
             raise BadInput(f"{begun} another model folder, or that was made again since; {AGAIN}")
@@ -159,17 +208,23 @@ class Job:
 
     def _check_sources(self, sources: Sequence[Source], begun: str) -> None:
         """Raises BadInput for other sources; those of the same content may have moved."""
-        pairs = list(zip(self.record.sources, sources, strict=False))
-        if len(self.record.sources) != len(sources) or not all(_are_one(*pair) for pair in pairs):
-            before = ", ".join(map(_where, self.record.sources))
-            now = ", ".join(map(_where, sources))
-            raise BadInput(f"{begun} the inputs {before:.160}, not {now:.160}; {AGAIN}")
-        for was, source in pairs:
-            if was.fingerprint != source.fingerprint:
-                raise BadInput(
-                    f"{source.name}: changed since {self.target.job} was begun; put it back, "
-                    f"{AGAIN}"
-                )
+        before = self.record.sources
+        pairs = list(zip(before, sources, strict=False))
+        same = [is_same(*pair) for pair in pairs]
+        # What is not the same was changed where it lies, or is another input.
+        stayed = [(was.kind, was.where) == (now.kind, now.where) for was, now in pairs]
+        is_other = [not (one or other) for one, other in zip(same, stayed, strict=True)]
+        if any(is_other) or len(before) != len(sources):
+            then = ", ".join(source.where for source in before)
+            now = ", ".join(source.where for source in sources)
+            raise BadInput(f"{begun} the inputs {then:.160}, not {now:.160}; {AGAIN}")
+        if not all(same):
+            changed = sources[same.index(False)].name
+            if self.record.settings.run is not None:
+                changed += " or its run"
+            raise BadInput(
+                f"{changed}: changed since {self.target.job} was begun; put it back, {AGAIN}"
+            )
 
     def parts(self) -> list[Part]:
         """Give all parts."""
@@ -194,6 +249,19 @@ class Job:
         done = self.done()
         return [part for part in parts if part.number not in done]
 
+    def killed(self, done: Collection[int]) -> dict[int, int]:
+        """Give the parts, but those done, within which processes were killed, and how often."""
+        times = {
+            int(mark.stem): len(mark.read_text(encoding="utf-8").splitlines())
+            for mark in self.target.marks()
+        }
+        return {number: count for number, count in times.items() if number not in done}
+
+    def forget_killed(self) -> None:
+        """Remove the marks of parts that were begun: nothing runs, and none is to blame."""
+        for mark in self.target.marks():
+            mark.unlink(missing_ok=True)
+
     def finish(self) -> None:
         """Make the one file of the parts, if that is asked."""
         if self.target.one_file:
@@ -205,6 +273,7 @@ class Job:
 
     def tidy(self) -> None:
         """Remove what a finished job no longer needs."""
+        self.forget_killed()
         for folder in (*self.target.job.glob("prepared*"), self.target.job / "parts"):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -239,26 +308,10 @@ class Job:
         found = {}
         for number in range(len(self.record.parts)):
             # A note that is not there, or was cut short by a power failure, is none.
-            with contextlib.suppress(OSError, ValueError, TypeError):
+            with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
                 note = json.loads(self.target.note(number).read_text(encoding="utf-8"))
-                found[number] = Counts(**note)
+                found[number] = Counts.noted(note)
         return found
-
-
-def _are_one(was: Source, source: Source) -> bool:
-    """Whether a source is the one that was: at its place, or moved on this machine.
-
-    Elsewhere size and time are not enough to know a file by.
-    """
-    if was.kind != source.kind:
-        return False
-    local = [each.place is not None and each.place.is_local for each in (was, source)]
-    same_content = all(local) and was.fingerprint == source.fingerprint
-    return same_content or _where(was) == _where(source)
-
-
-def _where(source: Source) -> str:
-    return shown(source.place.path) if source.place is not None else source.name
 
 
 @contextlib.contextmanager

@@ -62,6 +62,14 @@ class Target:
         """The file that says that a part is done."""
         return self.job / "done" / f"{number:06d}.json"
 
+    def mark(self, number: int) -> Path:
+        """The file that says that a part was begun: a line each time. It goes when that ends."""
+        return self.job / "done" / f"{number:06d}.begun"
+
+    def marks(self) -> list[Path]:
+        """The marks of parts that were begun and have not ended."""
+        return sorted((self.job / "done").glob("*.begun"))
+
     def part(self, number: int) -> Path:
         """The file of a part."""
         folder = self.job / "parts" if self.one_file else self.out

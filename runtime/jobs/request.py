@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from xopt.runtime.cascade.cascade import Cascade
 from xopt.runtime.cascade.fingerprint import model_fingerprint
 from xopt.runtime.data.candidates import SPLIT, check_options, read_collection
-from xopt.runtime.data.columns import Columns
 from xopt.runtime.data.sources import Source, find_sources, fingerprinted
 from xopt.runtime.data.text import Row
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.parts import part_rows
 from xopt.runtime.jobs.inputs.plan import COLLECTION, Planned, Wanted, plan
-from xopt.runtime.jobs.job import Record
+from xopt.runtime.jobs.job import Record, Settings
 from xopt.runtime.jobs.output import Target, target_of
 from xopt.runtime.jobs.score import Assignment
 from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.device import check_device, check_name
 
-__all__ = ["NATIVE", "Request", "Resources", "Settings", "checked_request"]
+__all__ = ["NATIVE", "Request", "Resources", "checked_request"]
 
 log = logging.getLogger(__name__)
 
 NATIVE = "native"  # where: this machine
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What makes a job another one: see `rerank_files`. variant: None until it is chosen."""
-
-    variant: str | None = None
-    cascade: bool = False
-    columns: Columns = field(default_factory=Columns)
-    score: str = "score"
-    rank: str = "rank"
-    top_k: int | None = None
-    ids_only: bool = False
-    run: str | None = None
-    split: str | None = None
-    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,17 +48,17 @@ class Request:
     sources: tuple[Source, ...]
     target: Target
 
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of what makes the scores."""
-        return model_fingerprint(self.model, str(self.settings.variant), self.settings.cascade)
+    def fingerprint(self, like: str = "") -> str:
+        """The fingerprint of what makes the scores, by the scheme of an earlier one."""
+        settings = self.settings
+        return model_fingerprint(self.model, str(settings.variant), settings.cascade, like)
 
-    def with_variant_of(self, begun: dict[str, Any] | None, resources: Resources) -> Request:
+    def with_variant_of(self, begun: Settings | None, resources: Resources) -> Request:
         """Choose a variant if none was asked for: that of the begun job, or the default."""
         if self.settings.variant is not None:
             return self
-        if begun is not None and begun["variant"] in self.model.manifest.variants:
-            name = begun["variant"]
+        if begun is not None and begun.variant in self.model.manifest.variants:
+            name = begun.variant
         elif resources.device != "cpu" and resources.where != NATIVE:
             name = default_variant(self.model, None)  # which GPUs a cluster has, its nodes know
         else:
@@ -123,9 +105,9 @@ class Request:
     def record(self, planned: Planned, replaces: bool) -> Record:
         """What is kept of it."""
         return Record(
-            settings=asdict(self.settings),
+            settings=self.settings,
             sources=self.sources,
-            model=self.fingerprint,
+            model=self.fingerprint(),
             files=planned.files,
             schema=planned.schema,
             parts=planned.parts,

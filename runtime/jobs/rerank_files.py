@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ import numpy as np
 from xopt.runtime.data.columns import Columns
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.parts import Part, Slice
-from xopt.runtime.jobs.job import Job, only_one
+from xopt.runtime.jobs.job import Job, Settings, only_one
 from xopt.runtime.jobs.progress import Progress
-from xopt.runtime.jobs.request import NATIVE, Request, Resources, Settings, checked_request
+from xopt.runtime.jobs.request import NATIVE, Request, Resources, checked_request
 from xopt.runtime.jobs.score import Counts, PartScorer
 
 __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
@@ -171,7 +171,7 @@ def _begun(request: Request, resources: Resources, force: bool) -> tuple[Request
         request.target.check_free(force)
         return request.with_variant_of(None, resources), None
     request = request.with_variant_of(job.record.settings, resources)
-    job.go_on(asdict(request.settings), request.sources, request.fingerprint)
+    job.go_on(request.settings, request.sources, request.fingerprint(like=job.record.model))
     return request, job
 
 
@@ -204,6 +204,7 @@ def _job(request: Request, resources: Resources, force: bool) -> tuple[Request, 
 def _do(request: Request, job: Job, resources: Resources) -> None:
     """Do the parts that are left."""
     done = job.done()
+    _say_killed(job.killed(done))
     rows = {part.number: part.rows for part in job.parts()}
     progress = Progress(sum(rows.values()), sum(rows[number] for number in done))
     assignment = request.assignment(job.record, resources)
@@ -228,7 +229,24 @@ def _do(request: Request, job: Job, resources: Resources) -> None:
     def tell() -> None:
         progress.at(sum(rows[number] for number in job.noted()))
 
-    do_parts(assignment, todo, workers, cpus, job.left, tell)
+    try:
+        do_parts(assignment, todo, workers, cpus, job.left, tell)
+    except (KeyboardInterrupt, SystemExit):
+        job.forget_killed()  # its workers were, on purpose
+        raise
+
+
+def _say_killed(times: dict[int, int]) -> None:
+    """Warn of parts within which earlier processes were killed, most often of all."""
+    most = max(times.values(), default=0)
+    parts = [str(number) for number, count in times.items() if count == most]
+    if parts:
+        log.warning(
+            "rerank: was killed within part %s (%d so far); if memory ran out there, give "
+            "`threads=1` or fewer `workers=`, or begin with another `variant=` and `out=`",
+            " or ".join(parts),
+            most,
+        )
 
 
 def preview(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.cascade.cascade import CascadeScorer, Lists, open_cascade
 from xopt.runtime.data.parquet import conformed
-from xopt.runtime.files import new_file
+from xopt.runtime.files import new_file, writing
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.files import File, Reader, pairs_at
 from xopt.runtime.jobs.inputs.parts import Part
@@ -65,6 +66,12 @@ class Counts:
     bytes: int = 0
     seconds: float = 0.0
 
+    @staticmethod
+    def noted(note: dict[str, Any]) -> Counts:
+        """Give what a note says, without what only a newer version counts."""
+        known = [field.name for field in fields(Counts)]
+        return Counts(**{name: note[name] for name in known if name in note})
+
     def plus(self, other: Counts) -> Counts:
         """Both together."""
         mine, theirs = asdict(self), asdict(other)
@@ -111,7 +118,19 @@ class PartScorer:
         self._readers: dict[int, Reader] = {}
 
     def do(self, part: Part) -> Counts:
-        """Score a part and write it, then note that it is done. Raises BadInput where it cannot."""
+        """Score a part and write it, then note that it is done. Raises BadInput where it cannot.
+
+        A mark stays where the process is killed within it.
+        """
+        mark = self.assignment.target.mark(part.number)
+        with writing(mark), mark.open("a", encoding="utf-8") as stream:
+            stream.write("begun\n")
+        try:
+            return self._do(part)
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _do(self, part: Part) -> Counts:
         start = time.monotonic()
         before = (self.cascade or self.scorer).stages
         self._not_finite = 0

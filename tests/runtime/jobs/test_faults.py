@@ -266,6 +266,7 @@ def test_a_termination_ends_workers_too(
     process.send_signal(number)
     process.communicate()
     assert process.returncode == 128 + number
+    assert not list(tmp_path.rglob("*.begun"))  # which would blame parts
     gone, alive = psutil.wait_procs(children, timeout=20)
     assert (len(gone), alive) == (len(children), [])
     rerank_files(tiny.path, [many], out)
