@@ -8,6 +8,7 @@ from typing import Any
 
 import openvino
 from openvino import opset13 as opset
+from openvino.frontend.onnx import ConversionExtension
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan, Variant
@@ -27,6 +28,9 @@ ELSE = 1  # an If's branch for padded pairs
 # Permutations of [pairs, tokens, heads, channels]
 HEADS_FIRST = [0, 2, 1, 3]
 KEYS_TURNED = [0, 2, 3, 1]
+# Operators in the branches of an If that are never taken here, and their outputs. OpenVINO does not
+# read them in all the forms that onnxruntime does.
+UNREAD = {"RotaryEmbedding": 1, "GroupQueryAttention": 3}
 # Of what is not INT8; with INT8 products bfloat16 between them where the processor multiplies it.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "f32"}
 
@@ -63,6 +67,8 @@ class OpenVinoBackend(PaddedArrays):
         }
         try:
             core = openvino.Core()
+            for operator, outputs in UNREAD.items():
+                core.add_extension(_stand_in(operator, outputs))
             model = _prepared(core.read_model(self.file))
             return core.compile_model(model, self.device, properties)
         except RuntimeError as error:
@@ -98,6 +104,15 @@ class OpenVinoBackend(PaddedArrays):
                 kind = kind_of(operator, weights=node.node_type != "MatMul")
                 times[kind] += node.real_time.total_seconds()
         return times
+
+
+def _stand_in(operator: str, outputs: int) -> ConversionExtension:
+    """Let OpenVINO read an operator that it then drops."""
+
+    def converted(node: Any) -> list[Any]:
+        return [opset.abs(node.get_input(number)).output(0) for number in range(outputs)]
+
+    return ConversionExtension(operator, "com.microsoft", converted)
 
 
 def _prepared(model: Any) -> Any:
