@@ -29,7 +29,6 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], int]] = {
         2,
     ),
     "qwen2": (partial(make_tiny, architecture="qwen2"), 2),
-    "gemma": (partial(make_tiny, architecture="gemma"), 2),
     "qwen3, LogitScore": (make_logit_score, 2),
     # Its last layer's token sees a window too, which no operator knows.
     "mistral, a window": (partial(make_tiny, architecture="mistral", sliding_window=WINDOW), 0),
@@ -61,8 +60,9 @@ def check_same(
 def test_attention_is_one_operator_and_no_score_changes(architecture: str, exporter: str) -> None:
     plain, _ = keep_one_row(exported(architecture, exporter))
     fused, count = fuse_attention(plain)
-    last_is_local = architecture == "modernbert"
-    assert count == (2 if as_bert(architecture) else int(last_is_local))
+    # ModernBERT's last layer here is local; optimum writes its first one in another shape.
+    is_rotated = (architecture, exporter) == ("modernbert", "torch")
+    assert count == (2 if as_bert(architecture) else int(is_rotated))
     check_same(plain, fused, (2, 7, MAX_LENGTH))
 
 
