@@ -33,6 +33,12 @@ FAST_ACTIVATIONS: dict[str, Callable[[Scores], Scores]] = {
     "torch.nn.modules.linear.Identity": lambda logits: logits,
     "torch.nn.modules.activation.Sigmoid": expit,
 }
+# Activations that keep the order of logits. In float32 they tie large ones, which still rank.
+KEEP_ORDER = (
+    *FAST_ACTIVATIONS,
+    "torch.nn.modules.activation.LogSigmoid",
+    "torch.nn.modules.activation.Tanh",
+)
 # Arguments of sentence-transformers that have no effect here.
 NO_EFFECT = ("num_workers", "chunk_size")
 NO_EFFECT_IN_RANK = (*NO_EFFECT, "apply_softmax", "convert_to_numpy", "convert_to_tensor")
@@ -184,6 +190,9 @@ class CrossEncoder:
         """Rank documents, best first; ties stay in order.
 
         Each has `corpus_id`, `score` as a Python float and, where asked for, `text`.
+        Logits rank, so that a sigmoid of 1.0 for all good documents ties none of them.
+        An activation that is not known to keep their order ranks by its scores, and among
+        equal ones by logits.
         A model of several labels ranks by the one that it was exported with.
         Raises ValueError where there is none.
         """
@@ -200,10 +209,7 @@ class CrossEncoder:
         logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
         ranking = self.folder.manifest.ranking
         scores = ranking(self._activated(logits, activation_fn))
-        # Of several labels the logits rank, which validate judges: activations may reorder
-        # differences.
-        order, _ = ranked(scores if self.num_labels == 1 else ranking(logits))
-        best = order[:top_k].tolist()
+        best = self._order(ranking(logits), scores, activation_fn)[:top_k].tolist()
         if return_documents:
             return [_result(row, scores[row], text=documents[row]) for row in best]
         return [_result(row, scores[row]) for row in best]
@@ -261,6 +267,20 @@ class CrossEncoder:
         ]
         return checked(pairs, np.concatenate(logits))
 
+    def _order(
+        self, logits: Scores, scores: Scores, activation_fn: Callable[..., Any] | None
+    ) -> NDArray[np.int64]:
+        """Return the rows best first, of the logits to rank by and what was made of them."""
+        by_logits, _ = ranked(logits)
+        activation_fn = activation_fn or self._own_activation_fn
+        path = _path_of(activation_fn) if activation_fn else self.folder.manifest.activation
+        # Of several labels the logits rank, which validate judges: activations may reorder
+        # differences.
+        if self.num_labels > 1 or path in KEEP_ORDER:
+            return by_logits
+        by_scores, _ = ranked(scores[by_logits])
+        return by_logits[by_scores]
+
     def _activated(self, logits: Scores, activation_fn: Callable[..., Any] | None) -> Scores:
         activation_fn = activation_fn or self._own_activation_fn
         fast = FAST_ACTIVATIONS.get(self.folder.manifest.activation)
@@ -283,6 +303,12 @@ def _cut_to(folder: ModelFolder, tokens: int) -> ModelFolder:
     if tokens < 1:
         raise BadInput(f"max_length is {tokens}; give at least 1, or leave it out")
     return replace(folder, manifest=replace(folder.manifest, max_length=tokens))
+
+
+def _path_of(activation_fn: Callable[..., Any]) -> str:
+    """Return the module and name of an activation's class, as the manifest has them."""
+    kind = type(activation_fn)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _pair(pair: Any) -> Any:

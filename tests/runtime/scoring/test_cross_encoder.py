@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import daft
 import numpy as np
 import pytest
 import sentence_transformers
@@ -16,7 +17,7 @@ from helpers.tiny import make_logit_score, make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs
-from xopt.runtime import CrossEncoder
+from xopt.runtime import CrossEncoder, rerank
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import machine_name
@@ -98,6 +99,72 @@ def test_rank_gives_what_sentence_transformers_gives(
         scores = theirs.predict([("ranking data", text) for text in texts])
         order = np.argsort(scores[:, 0] - scores[:, 2], kind="stable")[:top_k]
         assert [row["corpus_id"] for row in ranked] == order.tolist()
+
+
+@pytest.fixture(scope="module")
+def hot(tmp_path_factory: pytest.TempPathFactory) -> CrossEncoder:
+    """A model of large logits, whose sigmoid is 1.0 for most documents."""
+    root = tmp_path_factory.mktemp("hot")
+    make_tiny(root / "tiny")
+    model = sentence_transformers.CrossEncoder(str(root / "tiny"), device="cpu")
+    classifier = model.model.classifier
+    classifier.weight.data *= 200
+    classifier.bias.data += 150
+    model.save_pretrained(str(root / "model"), create_model_card=False)
+    return CrossEncoder(export(str(root / "model"), root / "out").path)
+
+
+WORDS = ("data", "index", "ranking", "search")
+DOCUMENTS = [f"{first} {second} engine" for first in WORDS for second in WORDS]
+
+
+def ids(ranking: list[dict[str, Any]]) -> list[int]:
+    return [row["corpus_id"] for row in ranking]
+
+
+def test_documents_whose_sigmoid_is_one_are_ranked_by_their_logits(hot: CrossEncoder) -> None:
+    logits = hot.scorer.score([("data", text) for text in DOCUMENTS])
+    order = np.argsort(-logits, kind="stable").tolist()
+    best = hot.rank("data", DOCUMENTS)
+    assert sum(row["score"] == 1.0 for row in best) > len(DOCUMENTS) / 2
+    assert ids(best) == order
+    assert ids(hot.rank("data", DOCUMENTS, top_k=3)) == order[:3]
+    assert len(set(logits.tolist())) == len(DOCUMENTS)
+    last = len(DOCUMENTS) - 1
+    assert ids(hot.rank("data", DOCUMENTS[::-1])) == [last - row for row in order]
+    table = daft.from_pydict({"query": ["data"] * len(DOCUMENTS), "text": DOCUMENTS})
+    table = table.with_column("query_id", daft.lit("1"))
+    frame = rerank(table, hot.folder.path, top_k=len(DOCUMENTS)).sort("rank").to_pydict()
+    assert frame["text"] == [DOCUMENTS[row] for row in order]
+
+
+def inverse(logits: torch.Tensor) -> torch.Tensor:
+    return -logits
+
+
+def top(logits: torch.Tensor) -> torch.Tensor:
+    return (logits > 150).float()
+
+
+@pytest.mark.parametrize(
+    ("activation_fn", "reversed_"),
+    [
+        (torch.nn.Sigmoid(), False),
+        (torch.nn.Identity(), False),
+        (torch.nn.Tanh(), False),
+        (torch.sigmoid, False),
+        (top, False),
+        (inverse, True),
+    ],
+)
+def test_an_activation_ranks_where_it_does_not_keep_the_order_and_its_ties_are_by_logit(
+    hot: CrossEncoder, activation_fn: Any, reversed_: bool
+) -> None:
+    order = ids(hot.rank("data", DOCUMENTS))
+    expected = order[::-1] if reversed_ else order
+    assert ids(hot.rank("data", DOCUMENTS, activation_fn=activation_fn)) == expected
+    own = CrossEncoder(hot.folder.path, activation_fn=activation_fn)
+    assert ids(own.rank("data", DOCUMENTS, top_k=5)) == expected[:5]
 
 
 def test_what_older_versions_call_arguments_is_taken(both: Both) -> None:
