@@ -302,7 +302,7 @@ def main() -> None:
     names = sys.argv[1:] or list(CLIENTS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = export("demo", Path(scratch) / "demo-xopt")
-        print("| client | version | line | same | class in its place |", flush=True)
+        print("| client | version | line | same, apart by | class in its place |", flush=True)
         print("|---|---|---|---|---|", flush=True)
         for name in names:
             client = CLIENTS[name]
