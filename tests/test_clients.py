@@ -100,6 +100,7 @@ def test_evaluators_find_the_same(both: Both, tmp_path: Path, make: Callable[[Pa
     assert found == pytest.approx(evaluator(theirs), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_evaluator_of_several_labels_finds_the_same(both_of_three: Both) -> None:
     mine, theirs = both_of_three
     labels = [len(text) % 3 for _, text in PAIRS]
