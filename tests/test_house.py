@@ -17,6 +17,7 @@ ROOMS = [  # each may import from itself and from those before it
     "xopt.runtime.frames",
     "xopt.runtime.jobs",
     "xopt.runtime.bench",
+    "xopt.integrations",
     "xopt.optimize.graph",
     "xopt.optimize.int8",
     "xopt.optimize.judge",

@@ -6,10 +6,10 @@ import functools
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +18,18 @@ from scipy.special import expit, softmax
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.scoring.default import default_variant
-from xopt.runtime.scoring.device import check_device
+from xopt.runtime.scoring.device import check_device, unnumbered
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.ranking import ranked
 from xopt.runtime.scoring.scorer import checked, open_scorer
+from xopt.runtime.scoring.st_arguments import (
+    ABSENT,
+    NO_EFFECT_IN_PREDICT,
+    NO_EFFECT_IN_RANK,
+    ModelCard,
+    check_call,
+    opening,
+)
 
 __all__ = ["CrossEncoder"]
 
@@ -33,9 +41,12 @@ FAST_ACTIVATIONS: dict[str, Callable[[Scores], Scores]] = {
     "torch.nn.modules.linear.Identity": lambda logits: logits,
     "torch.nn.modules.activation.Sigmoid": expit,
 }
-# Arguments of sentence-transformers that have no effect here.
-NO_EFFECT = ("num_workers", "chunk_size")
-NO_EFFECT_IN_RANK = (*NO_EFFECT, "apply_softmax", "convert_to_numpy", "convert_to_tensor")
+# Activations that keep the order of logits. In float32 they tie large ones, which still rank.
+KEEP_ORDER = (
+    *FAST_ACTIVATIONS,
+    "torch.nn.modules.activation.LogSigmoid",
+    "torch.nn.modules.activation.Tanh",
+)
 PROGRESS_PAIRS = 4096  # pairs between two steps of a progress bar
 
 
@@ -46,49 +57,82 @@ class CrossEncoder:
     or else onnx-fp32. `max_length` cuts pairs shorter than the folder does.
     `activation_fn`, a function of torch tensors, replaces the model's own.
     `plan`, `threads`, `trust_remote_code` and the errors raised are those of `open_scorer`.
+    `others` are arguments of sentence-transformers, older ones too, and `variant` may be its
+    number of labels. BadInput says why one cannot be had.
     """
+
+    model_card_data = ModelCard()
 
     def __init__(
         self,
-        model_name_or_path: str | Path,
-        variant: str | None = None,
-        *,
-        device: str | None = None,
+        model_name_or_path: str | Path | None = None,
+        variant: str | int | None = None,
         max_length: int | None = None,
         activation_fn: Callable[..., Any] | None = None,
+        device: str | None = None,
+        *,
         plan: Plan | None = None,
         threads: int | None = None,
         trust_remote_code: bool = False,
+        **others: Any,
     ) -> None:
-        self.device = str(device or "cpu")  # sentence-transformers takes a torch.device, too
-        check_device(self.device)
-        folder = ModelFolder.open(model_name_or_path, trust_remote_code)
-        self.variant = variant or default_variant(folder, self.device)
-        self.folder = folder if max_length is None else _cut_to(folder, max_length)
-        self.scorer = open_scorer(
-            self.folder, self.variant, plan=plan, threads=threads, device=self.device
+        asked = opening(
+            {
+                "model_name_or_path": model_name_or_path,
+                "variant": variant,
+                "max_length": max_length,
+                "activation_fn": activation_fn,
+                **others,
+            }
         )
-        special = self.scorer.encoder.special
-        if self.max_seq_length <= special:
+        self.device = unnumbered(device or "cpu")  # a torch.device, too
+        check_device(self.device)
+        folder = ModelFolder.open(asked.folder, trust_remote_code)
+        asked.check(folder.manifest)
+        self.variant = asked.variant or default_variant(folder, self.device)
+        # The process may go to another directory, and open it again.
+        self._whole = replace(folder, path=folder.path.resolve())
+        self._own_activation_fn: Callable[..., Any] | None = asked.activation_fn
+        self._plan = plan
+        self._threads = threads
+        self._open(asked.max_length)
+
+    def _open(self, max_length: int | None) -> None:
+        """Open the variant for pairs of at most so many tokens."""
+        folder = self._whole if max_length is None else _cut_to(self._whole, max_length)
+        scorer = open_scorer(
+            folder, self.variant, plan=self._plan, threads=self._threads, device=self.device
+        )
+        tokens = folder.manifest.max_length
+        special = scorer.encoder.special
+        if tokens <= special:
             raise BadInput(
-                f"max_length is {self.max_seq_length}, which leaves no room for {special} special "
+                f"max_length is {tokens}, which leaves no room for {special} special "
                 "tokens; give more"
             )
-        self._own_activation_fn = activation_fn
-        self._reopen = functools.partial(
-            CrossEncoder,
-            folder.path.resolve(),
-            self.variant,
-            device=self.device,
-            max_length=max_length,
-            activation_fn=activation_fn,
-            plan=plan,
-            threads=threads,
-            trust_remote_code=trust_remote_code,
-        )
+        self.folder = folder
+        self.scorer = scorer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self._reopen, ()
+        reopen = functools.partial(
+            CrossEncoder,
+            self.folder.path,
+            self.variant,
+            self.max_seq_length,
+            self._own_activation_fn,
+            self.device,
+            plan=self._plan,
+            threads=self._threads,
+            trust_remote_code=self.folder.trusted,
+        )
+        return reopen, ()
+
+    if not TYPE_CHECKING:  # a type checker knows by itself what is not there
+
+        def __getattr__(self, name: str) -> Any:
+            reason = ABSENT.get(name)
+            message = f"{type(self).__name__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{message}: {reason}" if reason else message)
 
     @property
     def num_labels(self) -> int:
@@ -96,13 +140,22 @@ class CrossEncoder:
 
     @property
     def max_seq_length(self) -> int:
-        """The tokens that a pair is cut to."""
+        """The tokens that a pair is cut to. Setting it opens the variant again."""
         return self.folder.manifest.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, tokens: int | None) -> None:
+        if tokens != self.max_seq_length:
+            self._open(tokens)
 
     @property
     def max_length(self) -> int:
         """The older name of `max_seq_length`."""
         return self.max_seq_length
+
+    @max_length.setter
+    def max_length(self, tokens: int | None) -> None:
+        self.max_seq_length = tokens
 
     @property
     def activation_fn(self) -> Callable[..., Any]:
@@ -119,15 +172,33 @@ class CrossEncoder:
         activation: Callable[..., Any] = getattr(importlib.import_module(module), name)()
         return activation
 
+    @activation_fn.setter
+    def activation_fn(self, activation_fn: Callable[..., Any] | None) -> None:
+        self._own_activation_fn = activation_fn
+
     @property
     def default_activation_function(self) -> Callable[..., Any]:
         """The older name of `activation_fn`."""
-        warnings.warn(
-            "`default_activation_function` is deprecated; use `activation_fn`",
-            DeprecationWarning,
-            stacklevel=2,
-        )
+        _warn_of_older_name()
         return self.activation_fn
+
+    @default_activation_function.setter
+    def default_activation_function(self, activation_fn: Callable[..., Any] | None) -> None:
+        _warn_of_older_name()
+        self.activation_fn = activation_fn
+
+    def eval(self) -> CrossEncoder:
+        """Return the model itself, which does not train."""
+        return self
+
+    def to(self, device: object) -> CrossEncoder:
+        """Return the model itself. Raises BadInput for another device than its own."""
+        if unnumbered(device) != self.device:
+            raise BadInput(
+                f"device {str(device)!r}: it runs on {self.device}; "
+                "open the model folder with `device=`"
+            )
+        return self
 
     def predict(
         self,
@@ -153,7 +224,8 @@ class CrossEncoder:
         """
         inputs = others.pop("sentences", inputs)
         activation_fn = activation_fn or others.pop("activation_fct", None)
-        self._check_arguments(batch_size, others, NO_EFFECT)
+        check_call(others, NO_EFFECT_IN_PREDICT, batch_size, self.device)
+        _check_list(inputs, "pairs", "`list(zip(QUERIES, DOCUMENTS))`")
         single = self.is_singular_input(inputs)
         pairs = [_pair(pair) for pair in ([inputs] if single else inputs)]
         logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
@@ -184,26 +256,27 @@ class CrossEncoder:
         """Rank documents, best first; ties stay in order.
 
         Each has `corpus_id`, `score` as a Python float and, where asked for, `text`.
+        Logits rank, so that a sigmoid of 1.0 for all good documents ties none of them.
+        An activation that is not known to keep their order ranks by its scores, and among
+        equal ones by logits.
         A model of several labels ranks by the one that it was exported with.
         Raises ValueError where there is none.
         """
         activation_fn = activation_fn or others.pop("activation_fct", None)
-        self._check_arguments(batch_size, others, NO_EFFECT_IN_RANK)
+        check_call(others, NO_EFFECT_IN_RANK, batch_size, self.device)
         if not self.folder.manifest.ranks:
             raise ValueError(
                 "CrossEncoder.rank() only works for models with num_labels=1. "
                 "Consider using CrossEncoder.predict() with input pairs instead. "
                 "Or export the model with `rank_label=`, the label that it ranks by."
             )
+        _check_list(documents, "documents", "their texts")
         documents = list(documents)
         pairs = [_pair((query, document)) for document in documents]
         logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
         ranking = self.folder.manifest.ranking
         scores = ranking(self._activated(logits, activation_fn))
-        # Of several labels the logits rank, which validate judges: activations may reorder
-        # differences.
-        order, _ = ranked(scores if self.num_labels == 1 else ranking(logits))
-        best = order[:top_k].tolist()
+        best = self._order(ranking(logits), scores, activation_fn)[:top_k].tolist()
         if return_documents:
             return [_result(row, scores[row], text=documents[row]) for row in best]
         return [_result(row, scores[row]) for row in best]
@@ -216,19 +289,6 @@ class CrossEncoder:
         if isinstance(inputs, (list, tuple)):
             return len(inputs) > 0 and not isinstance(inputs[0], (list, tuple, np.ndarray))
         return isinstance(inputs, str)
-
-    def _check_arguments(
-        self, batch_size: int, others: dict[str, Any], no_effect: Collection[str]
-    ) -> None:
-        for name, value in others.items():
-            same_device = name == "device" and str(value) == self.device
-            if value is not None and name not in no_effect and not same_device:
-                raise TypeError(
-                    f"{name}={value!r}: a model folder has no such argument; "
-                    "give it when the folder is opened"
-                )
-        if batch_size <= 0:
-            raise ValueError(f"batch_size must be a positive integer, got {batch_size}.")
 
     def _logits(
         self, pairs: list[Pair], prompt_name: str | None, prompt: str | None, show_progress: bool
@@ -261,6 +321,20 @@ class CrossEncoder:
         ]
         return checked(pairs, np.concatenate(logits))
 
+    def _order(
+        self, logits: Scores, scores: Scores, activation_fn: Callable[..., Any] | None
+    ) -> NDArray[np.int64]:
+        """Return the rows best first, of the logits to rank by and what was made of them."""
+        by_logits, _ = ranked(logits)
+        activation_fn = activation_fn or self._own_activation_fn
+        path = _path_of(activation_fn) if activation_fn else self.folder.manifest.activation
+        # Of several labels the logits rank, which validate judges: activations may reorder
+        # differences.
+        if self.num_labels > 1 or path in KEEP_ORDER:
+            return by_logits
+        by_scores, _ = ranked(scores[by_logits])
+        return by_logits[by_scores]
+
     def _activated(self, logits: Scores, activation_fn: Callable[..., Any] | None) -> Scores:
         activation_fn = activation_fn or self._own_activation_fn
         fast = FAST_ACTIVATIONS.get(self.folder.manifest.activation)
@@ -275,6 +349,14 @@ class CrossEncoder:
         return scores[:, 0] if self.num_labels == 1 else scores
 
 
+def _warn_of_older_name() -> None:
+    warnings.warn(
+        "`default_activation_function` is deprecated; use `activation_fn`",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+
+
 def _cut_to(folder: ModelFolder, tokens: int) -> ModelFolder:
     most = folder.manifest.max_length
     if tokens > most:
@@ -285,11 +367,25 @@ def _cut_to(folder: ModelFolder, tokens: int) -> ModelFolder:
     return replace(folder, manifest=replace(folder.manifest, max_length=tokens))
 
 
+def _path_of(activation_fn: Callable[..., Any]) -> str:
+    """Return the module and name of an activation's class, as the manifest has them."""
+    kind = type(activation_fn)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _check_list(values: Any, what: str, example: str) -> None:
+    """Raise BadInput for what has no order, and for frames, which give names of columns."""
+    unordered = isinstance(values, (str, Mapping, set, frozenset))
+    ordered = isinstance(values, Iterable) and not unordered
+    if not ordered or hasattr(values, "columns") or hasattr(values, "column_names"):
+        raise BadInput(f"expected a list of {what}, not {type(values).__name__}; give {example}")
+
+
 def _pair(pair: Any) -> Any:
     """Return a pair as scorers take it. They refuse what is none."""
-    if isinstance(pair, str):
-        return pair
-    return tuple(pair.tolist() if isinstance(pair, np.ndarray) else pair)
+    if isinstance(pair, np.ndarray):
+        pair = pair.tolist()
+    return tuple(pair) if isinstance(pair, list) else pair
 
 
 def _result(row: int, score: np.floating[Any], **more: str) -> dict[str, Any]:

@@ -12,15 +12,36 @@ from filelock import FileLock, Timeout
 
 from xopt.runtime.errors import BadInput
 
-__all__ = ["check_device", "check_name", "claim_gpu"]
+__all__ = ["check_device", "check_name", "claim_gpu", "unnumbered"]
 
 _claimed: list[FileLock] = []  # a lock that is garbage collected is released
 
 
 def check_name(device: str) -> None:
     """Raise BadInput where `device` is neither "cpu" nor "cuda"."""
+    if device.partition(":")[0] in ("mps", "xpu", "npu", "hpu"):
+        raise BadInput(f"device {device!r}: no variant runs on it; use cpu or cuda")
     if device not in ("cpu", "cuda"):
         raise BadInput(f"device {device!r}: unknown; use cpu or cuda")
+
+
+def unnumbered(device: object) -> str:
+    """Return the name of a device as torch writes it, "cuda:0", without its number.
+
+    Raises BadInput where that is one of several GPUs, or one that is not there.
+    """
+    name, _, number = str(device).partition(":")
+    if name == "cuda" and number:
+        import torch
+
+        seen = torch.cuda.device_count()
+        if seen > 1 or (seen == 1 and number != "0"):
+            raise BadInput(
+                f"device {str(device)!r}: this process sees {seen} GPU{'s' * (seen > 1)}; "
+                f'set CUDA_VISIBLE_DEVICES={number} and give `device="cuda"`'
+            )
+        return name
+    return name if (name, number) == ("cpu", "0") else str(device)
 
 
 def check_device(device: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import subprocess
@@ -8,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import daft
+import datasets
 import numpy as np
+import pandas
 import pytest
 import sentence_transformers
 import torch
@@ -16,10 +20,11 @@ from helpers.tiny import make_logit_score, make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs
-from xopt.runtime import CrossEncoder
+from xopt.runtime import CrossEncoder, rerank
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import machine_name
+from xopt.runtime.scoring import st_arguments
 
 PAIRS = parity_pairs(60)
 Both = tuple[CrossEncoder, sentence_transformers.CrossEncoder]
@@ -100,6 +105,72 @@ def test_rank_gives_what_sentence_transformers_gives(
         assert [row["corpus_id"] for row in ranked] == order.tolist()
 
 
+@pytest.fixture(scope="module")
+def hot(tmp_path_factory: pytest.TempPathFactory) -> CrossEncoder:
+    """A model of large logits, whose sigmoid is 1.0 for most documents."""
+    root = tmp_path_factory.mktemp("hot")
+    make_tiny(root / "tiny")
+    model = sentence_transformers.CrossEncoder(str(root / "tiny"), device="cpu")
+    classifier = model.model.classifier
+    classifier.weight.data *= 200
+    classifier.bias.data += 150
+    model.save_pretrained(str(root / "model"), create_model_card=False)
+    return CrossEncoder(export(str(root / "model"), root / "out").path)
+
+
+WORDS = ("data", "index", "ranking", "search")
+DOCUMENTS = [f"{first} {second} engine" for first in WORDS for second in WORDS]
+
+
+def ids(ranking: list[dict[str, Any]]) -> list[int]:
+    return [row["corpus_id"] for row in ranking]
+
+
+def test_documents_whose_sigmoid_is_one_are_ranked_by_their_logits(hot: CrossEncoder) -> None:
+    logits = hot.scorer.score([("data", text) for text in DOCUMENTS])
+    order = np.argsort(-logits, kind="stable").tolist()
+    best = hot.rank("data", DOCUMENTS)
+    assert sum(row["score"] == 1.0 for row in best) > len(DOCUMENTS) / 2
+    assert ids(best) == order
+    assert ids(hot.rank("data", DOCUMENTS, top_k=3)) == order[:3]
+    assert len(set(logits.tolist())) == len(DOCUMENTS)
+    last = len(DOCUMENTS) - 1
+    assert ids(hot.rank("data", DOCUMENTS[::-1])) == [last - row for row in order]
+    table = daft.from_pydict({"query": ["data"] * len(DOCUMENTS), "text": DOCUMENTS})
+    table = table.with_column("query_id", daft.lit("1"))
+    frame = rerank(table, hot.folder.path, top_k=len(DOCUMENTS)).sort("rank").to_pydict()
+    assert frame["text"] == [DOCUMENTS[row] for row in order]
+
+
+def inverse(logits: torch.Tensor) -> torch.Tensor:
+    return -logits
+
+
+def top(logits: torch.Tensor) -> torch.Tensor:
+    return (logits > 150).float()
+
+
+@pytest.mark.parametrize(
+    ("activation_fn", "reversed_"),
+    [
+        (torch.nn.Sigmoid(), False),
+        (torch.nn.Identity(), False),
+        (torch.nn.Tanh(), False),
+        (torch.sigmoid, False),
+        (top, False),
+        (inverse, True),
+    ],
+)
+def test_an_activation_ranks_where_it_does_not_keep_the_order_and_its_ties_are_by_logit(
+    hot: CrossEncoder, activation_fn: Any, reversed_: bool
+) -> None:
+    order = ids(hot.rank("data", DOCUMENTS))
+    expected = order[::-1] if reversed_ else order
+    assert ids(hot.rank("data", DOCUMENTS, activation_fn=activation_fn)) == expected
+    own = CrossEncoder(hot.folder.path, activation_fn=activation_fn)
+    assert ids(own.rank("data", DOCUMENTS, top_k=5)) == expected[:5]
+
+
 def test_what_older_versions_call_arguments_is_taken(both: Both) -> None:
     mine, _ = both
     expected = mine.predict(PAIRS, activation_fn=torch.nn.Identity())
@@ -119,11 +190,45 @@ def test_what_older_versions_call_arguments_is_taken(both: Both) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", ["text", [("a", "b"), "text"], [("a", "b", "c")], [("a", None)], [["a", "b"], [1, "b"]]]
+    "bad",
+    [
+        [("a", "b"), "text"],
+        [("a", "b", "c")],
+        [("a", None)],
+        [["a", "b"], [1, "b"]],
+        [("a", "b"), {"query": "a", "document": "b"}],
+        [("a", "b"), {"a", "b"}],
+        [("a", "b"), None],
+    ],
 )
 def test_what_is_no_pair_is_refused(both: Both, bad: Any) -> None:
     with pytest.raises(BadInput, match="expected a query and a document, two texts"):
         both[0].predict(bad)
+
+
+FRAME = pandas.DataFrame(PAIRS, columns=["query", "text"])
+ROWS = datasets.Dataset.from_pandas(FRAME)
+
+
+def test_pairs_may_come_in_what_gives_them_one_by_one(both: Both) -> None:
+    mine, _ = both
+    expected = mine.predict(PAIRS)
+    column = datasets.Dataset.from_dict({"pair": [list(pair) for pair in PAIRS]})["pair"]
+    in_order = (iter(PAIRS), zip(*zip(*PAIRS, strict=True), strict=True), column)
+    for pairs in (*in_order, FRAME.to_numpy(), pandas.Series(PAIRS), FRAME.itertuples(index=False)):
+        assert np.array_equal(mine.predict(pairs), expected)
+    documents = FRAME["text"]
+    assert mine.rank("data", documents) == mine.rank("data", documents.tolist())
+
+
+@pytest.mark.parametrize("bad", ["text", None, 5, FRAME, ROWS, {"a": "b"}, set(PAIRS)])
+def test_what_has_no_rows_in_order_is_refused(both: Both, bad: Any) -> None:
+    mine, _ = both
+    kind = type(bad).__name__
+    with pytest.raises(BadInput, match=f"expected a list of pairs, not {kind}; give"):
+        mine.predict(bad)
+    with pytest.raises(BadInput, match=f"expected a list of documents, not {kind}; give"):
+        mine.rank("data", bad)
 
 
 def test_the_activation_is_the_models_own_once_and_can_be_another(tmp_path: Path) -> None:
@@ -220,9 +325,138 @@ def test_neither_torch_nor_transformers_is_imported_where_none_is_needed(tiny: M
 
 
 def test_a_device_that_is_not_there_is_one_clear_line(tiny: ModelFolder) -> None:
-    assert CrossEncoder(tiny.path, device=torch.device("cpu")).device == "cpu"
-    with pytest.raises(BadInput, match="device 'cuda:0': unknown; use cpu or cuda"):
-        CrossEncoder(tiny.path, device="cuda:0")
+    for device in (None, "cpu", "cpu:0", torch.device("cpu"), torch.device("cpu", 0)):
+        assert CrossEncoder(tiny.path, device=device).device == "cpu"
+    with pytest.raises(BadInput, match="device 'gpu': unknown; use cpu or cuda"):
+        CrossEncoder(tiny.path, device="gpu")
+    with pytest.raises(BadInput, match="device 'mps': no variant runs on it; use cpu or cuda"):
+        CrossEncoder(tiny.path, device="mps")
     if not torch.cuda.is_available():
-        with pytest.raises(BadInput, match="device 'cuda'"):
-            CrossEncoder(tiny.path, device="cuda")
+        for device in ("cuda", "cuda:0", "cuda:1"):
+            with pytest.raises(BadInput, match="device 'cuda': torch sees no CUDA GPU here"):
+                CrossEncoder(tiny.path, device=device)
+
+
+# What Haystack's ranker gives, and all that sentence-transformers has had.
+NOTHING_ASKED: dict[str, Any] = {
+    "modules": None,
+    "prompts": None,
+    "default_prompt_name": None,
+    "cache_folder": "/nowhere",
+    "cache_dir": None,
+    "revision": None,
+    "local_files_only": True,
+    "token": "secret",
+    "model_kwargs": {"torch_dtype": "auto", "attn_implementation": None},
+    "automodel_args": {},
+    "processor_kwargs": {},
+    "tokenizer_kwargs": None,
+    "tokenizer_args": None,
+    "config_kwargs": None,
+    "config_args": {"num_labels": None},
+    "model_card_data": None,
+    "backend": "torch",
+    "num_labels": None,
+    "classifier_dropout": 0.1,
+    "keep_in_fp32_modules": None,
+    "default_activation_function": None,
+    "trust_remote_code": False,
+}
+
+
+def test_every_argument_of_sentence_transformers_is_known(tiny: ModelFolder) -> None:
+    ours = inspect.signature(CrossEncoder.__init__).parameters
+    theirs = inspect.signature(sentence_transformers.CrossEncoder.__init__).parameters
+    assert set(theirs) <= {*NOTHING_ASKED, *ours}
+    model = CrossEncoder(model_name=tiny.path, **NOTHING_ASKED)
+    assert np.array_equal(model.predict(PAIRS), CrossEncoder(tiny.path).predict(PAIRS))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"num_labels": 2}, "num_labels=2: .* has 1; export the model with a head"),
+        ({"config_kwargs": {"num_labels": 2}}, "num_labels=2: .* has 1; export the model with"),
+        ({"variant": 3}, "num_labels=3: .* has 1; export the model with a head"),
+        ({"backend": "onnx"}, "backend='onnx': a model folder has its backends: choose a variant"),
+        ({"model_kwargs": {"torch_dtype": torch.float16}}, "torch_dtype=torch.float16: a model"),
+        ({"automodel_args": {"dtype": "bfloat16"}}, "dtype='bfloat16': .* its dtype: choose a var"),
+        ({"model_kwargs": {"device_map": "auto"}}, "device_map='auto': .* as its variant says"),
+        ({"tokenizer_args": {"padding_side": "left"}}, "processor_kwargs={'padding_side': 'left'}"),
+        ({"config_args": {"hidden_size": 1}}, "config_kwargs={'hidden_size': 1}: a model folder"),
+        ({"revision": "v2"}, "revision='v2': a model folder is one revision"),
+        ({"prompts": {"a": "b "}, "default_prompt_name": "a"}, "prompts={'a': 'b '}: give `prompt"),
+        ({"modules": [torch.nn.Identity()]}, "a model folder has its modules: export the model"),
+        ({"keep_in_fp32_modules": ["classifier"]}, "a model folder has its dtype"),
+    ],
+)
+def test_what_a_model_folder_cannot_be_asked_for_is_said(
+    tiny: ModelFolder, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        CrossEncoder(tiny.path, **given)
+
+
+def test_older_names_and_places_of_arguments_are_taken(tiny: ModelFolder) -> None:
+    logits = CrossEncoder(tiny.path, activation_fn=torch.nn.Identity(), max_length=12)
+    expected = logits.predict(PAIRS)
+    older: list[CrossEncoder] = [
+        CrossEncoder(tiny.path, 1, 12, torch.nn.Identity(), "cpu"),
+        CrossEncoder(
+            model_name=tiny.path,
+            default_activation_function=torch.nn.Identity(),
+            tokenizer_args={"model_max_length": 12},
+            config_args={"num_labels": 1},
+        ),
+        CrossEncoder(tiny.path, "onnx-fp32", 12, activation_fn=torch.nn.Identity(), backend="onnx"),
+    ]
+    for model in older:
+        assert (model.num_labels, model.max_length, model.variant) == (1, 12, "onnx-fp32")
+        assert np.array_equal(model.predict(PAIRS), expected)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'activation_func'"):
+        CrossEncoder(tiny.path, activation_func=torch.nn.Identity())
+    with pytest.raises(TypeError, match="needs a model folder"):
+        CrossEncoder()
+
+
+def test_what_is_set_later_does_what_the_argument_does(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = [("data " * 30, "search engine " * 30)]
+    monkeypatch.chdir(tiny.path.parent)
+    model = CrossEncoder(tiny.path.name)
+    whole = model.predict(long)
+    monkeypatch.chdir("/")
+    short = CrossEncoder(tiny.path, max_length=12).predict(long)
+    model.max_length = 12
+    assert np.array_equal(model.predict(long), short)
+    assert model.max_seq_length == pickle.loads(pickle.dumps(model)).max_length == 12
+    with pytest.raises(BadInput, match="leaves no room for 3 special tokens"):
+        model.max_seq_length = 3
+    assert np.array_equal(model.predict(long), short)
+    model.max_seq_length = tiny.manifest.max_length
+    assert np.array_equal(model.predict(long), whole)
+    model.activation_fn = torch.nn.Identity()
+    logits = model.predict(PAIRS)
+    assert np.array_equal(logits, model.predict(PAIRS, activation_fn=torch.nn.Identity()))
+    with pytest.deprecated_call(match="use `activation_fn`"):
+        model.default_activation_function = torch.nn.Tanh()
+    assert model.predict(PAIRS) == pytest.approx(np.tanh(logits), abs=1e-6)
+    model.activation_fn = None
+    assert np.array_equal(model.predict(PAIRS), CrossEncoder(tiny.path).predict(PAIRS))
+
+
+def test_what_clients_call_on_a_module_is_the_model_itself_or_says_why_not(
+    tiny: ModelFolder,
+) -> None:
+    model = CrossEncoder(tiny.path)
+    assert model.eval() is model.to("cpu") is model.to(torch.device("cpu", 0)) is model
+    with pytest.raises(BadInput, match="device 'cuda': it runs on cpu; open the model folder with"):
+        model.to("cuda")
+    assert model.predict(PAIRS[0], device="cpu:0") == model.predict(PAIRS[0])
+    for name in st_arguments.ABSENT:
+        assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match="no attribute 'half': a model folder has its dtype"):
+        model.half()  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'$"):
+        model.nothing  # type: ignore[attr-defined] # noqa: B018 # the access is the test

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.scoring.device import check_device
+from xopt.runtime.scoring.device import check_device, unnumbered
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,6 +19,29 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) 
         check_device("cuda")
     with pytest.raises(BadInput, match="device 'gpu': unknown; use cpu or cuda"):
         check_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "name"),
+    [(1, "cuda:0", "cuda"), (1, "cuda", "cuda"), (4, "cuda", "cuda"), (0, "cuda:0", "cuda")],
+)
+def test_the_number_of_the_only_gpu_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, device: str, name: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert unnumbered(device) == name
+
+
+@pytest.mark.parametrize(
+    ("gpus", "seen", "number"), [(1, "1 GPU", 1), (2, "2 GPUs", 0), (4, "4 GPUs", 3)]
+)
+def test_one_of_several_gpus_is_chosen_by_the_environment(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, seen: str, number: int
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    message = f"device 'cuda:{number}': this process sees {seen}; set CUDA_VISIBLE_DEVICES={number}"
+    with pytest.raises(BadInput, match=message):
+        unnumbered(f"cuda:{number}")
 
 
 CLAIM = """
