@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import HOST, check_writable, new_file, new_folder, write_text
+from xopt.runtime.files import check_writable, new_file, new_folder, write_text
+from xopt.runtime.owners import HOST
 
 DEAD_PID = 2**22 + 1  # above the kernel's largest
 

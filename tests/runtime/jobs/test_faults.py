@@ -17,10 +17,10 @@ from helpers.tiers import mostly_slow
 
 from xopt.runtime import rerank_files
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import locked
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs import parts
 from xopt.runtime.jobs.job import Job
+from xopt.runtime.locks import locked
 
 XOPT = Path(sys.executable).with_name("xopt")
 
