@@ -280,7 +280,11 @@ def only_one(target: Target) -> Iterator[Target]:
     try:
         with locked(target.job, wait=False) as lock:
             target.sweep()
-            yield replace(target, lock=lock)
+            try:
+                yield replace(target, lock=lock)
+            except OSError:
+                lock.check()  # what the job reads and writes is gone where it was taken over
+                raise
     except BlockingIOError as error:
         raise BadInput(
             f"{target.job}: another process works at this job ({error}); wait for it"

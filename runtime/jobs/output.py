@@ -119,6 +119,7 @@ class Target:
     @contextlib.contextmanager
     def new_file(self, path: Path, swept: bool = False) -> Iterator[Path]:
         """Give a temporary name for one of the job's files, as long as the job is ours."""
+        self.check_own()
         with new_file(path, swept) as temporary:
             yield temporary
             self.check_own()
