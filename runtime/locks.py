@@ -158,7 +158,8 @@ def _beside(lock: Lock) -> Path:
     prefix = f"{LOCK}.new-"
     for file in lock.file.parent.glob(f"{prefix}*"):
         if is_left_behind(file, file.name.removeprefix(prefix)):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # somebody else's
+                file.unlink()
     return lock.file.with_name(prefix + lock.text.partition(" ")[0])
 
 

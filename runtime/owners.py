@@ -107,11 +107,9 @@ def flocked(place: Path) -> Iterator[None]:
         return
     import fcntl
 
-    # A folder opens for reading only, and NFS locks no file that is open for reading only.
-    access = os.O_RDONLY if place.is_dir() else os.O_RDWR
     descriptor = None
     with contextlib.suppress(OSError):  # shared file systems may have no such locks
-        descriptor = os.open(place, access)
+        descriptor = _opened(place)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         yield
@@ -145,19 +143,24 @@ def _is_flocked(place: Path) -> bool | None:
         return None
     import fcntl
 
+    descriptors = []
     try:
-        descriptor = os.open(place, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        for kind in (fcntl.LOCK_SH, fcntl.LOCK_EX):
+            descriptors.append(_opened(place))
+            fcntl.flock(descriptors[-1], kind | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return len(descriptors) == 1  # the second was held off by the first: locks work here
     except OSError:
         return None
     finally:
-        os.close(descriptor)
-    return False
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return None
+
+
+def _opened(place: Path) -> int:
+    """Open a file or a folder to lock it. NFS locks no file that is open for reading only."""
+    return os.open(place, os.O_RDONLY if place.is_dir() else os.O_RDWR)
 
 
 def _namespace() -> str:

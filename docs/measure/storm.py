@@ -20,14 +20,12 @@ import time
 from pathlib import Path
 
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 from helpers.tiny import make_tiny
 
-XOPT = [sys.executable, "-m", "xopt", "-q"]
-CONTAINER = ["unshare", "-fp", "--kill-child", "--mount-proc"]
+XOPT = (sys.executable, "-m", "xopt", "-q")
+CONTAINER = ("unshare", "-fp", "--kill-child", "--mount-proc")
 COMMANDS = ("export", "quantize", "tune", "rerank")
-ROWS, DEPTH = 200_000, 20  # 49 parts: it takes longer than two processes differ in their begin
+ROWS = 200_000  # work for longer than two processes differ in their begin
 WRITES = 100
 MACHINE = """
 import fcntl, os, socket
@@ -47,78 +45,60 @@ for i in range({WRITES}):
 """
 
 
-def candidates(file: Path) -> None:
-    numbers = range(ROWS)
-    table = {
-        "query_id": [f"q{i // DEPTH}" for i in numbers],
-        "query": [f"data {i // DEPTH}" for i in numbers],
-        "doc_id": [f"d{i}" for i in numbers],
-        "text": [f"index {i % 977}" for i in numbers],
-    }
-    pq.write_table(pa.table(table), file)
-
-
 def command(name: str, place: Path) -> list[str]:
     """A command that makes or changes something in `place`."""
     folder = str(place.parent / "kept" if name == "rerank" else place / "made")
-    return {
-        "export": [*XOPT, "export", str(place.parent / "bert"), "-o", folder, "--force"],
-        "quantize": [*XOPT, "quantize", folder, "--int8", "--scheme", "stock"],
-        "tune": [*XOPT, "tune", folder, "--variant", "onnx-fp32", "--queries", "4"],
-        "rerank": [
-            *XOPT,
-            "rerank",
-            folder,
-            str(place.parent / "data.parquet"),
-            "-o",
-            str(place / "out.jsonl"),
-            "--force",
-        ],
-    }[name]
+    data, out = str(place.parent / "data.jsonl"), str(place / "out.jsonl")
+    arguments = {
+        "export": [str(place.parent / "bert"), "-o", folder, "--force"],
+        "quantize": [folder, "--int8", "--scheme", "stock"],
+        "tune": [folder, "--variant", "onnx-fp32", "--queries", "4"],
+        "rerank": [folder, data, "-o", out, "--force"],
+    }
+    return [*XOPT, name, *arguments[name]]
 
 
-def begun(
-    asked: list[str], scratch: Path, host: str = "", flock: str = ""
-) -> subprocess.Popen[str]:
-    """Begin a command, on a machine of that name if one is given."""
-    env = dict(os.environ)
-    if host:
-        path = os.pathsep.join([str(scratch / "machine"), env.get("PYTHONPATH", "")])
-        env |= {"PYTHONPATH": path, "HOST": host, "FLOCK": flock}
+def begun(asked: list[str], scratch: Path, **machine: str) -> subprocess.Popen[str]:
+    """Begin a command, on a machine with a HOST and a FLOCK if they are given."""
+    env = {**os.environ, **machine}
+    if machine:
+        env["PYTHONPATH"] = f"{scratch / 'machine'}:{os.environ.get('PYTHONPATH', '')}"
     pipe = subprocess.PIPE
     return subprocess.Popen(asked, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
-def in_progress(place: Path) -> list[str]:
+def on_two_machines(asked: list[str], scratch: Path, flock: str) -> tuple[list[int], str]:
+    """Give one command on two machines at once. Returns the exit codes, and what they said."""
+    both = [begun(asked, scratch, HOST=host, FLOCK=flock) for host in ("host-a", "host-b")]
+    said = [process.communicate()[1].strip() for process in both]
+    return sorted(process.returncode for process in both), "".join(said)
+
+
+def in_progress(place: Path) -> str:
     """What is in progress there: locks, and what is not complete."""
-    return sorted(str(path.relative_to(place)) for path in place.rglob(".*"))
+    return " ".join(sorted(str(path.relative_to(place)) for path in place.rglob(".*")))
 
 
-def drivers(scratch: Path, flock: str, more: list[str]) -> str:
-    """Give one job on two machines at once. Returns what is wrong."""
+def drivers(scratch: Path, flock: str, *more: str) -> str:
+    """Let two machines do one job. Returns what is wrong."""
     place = scratch / f"drivers-{flock}{''.join(more)}"
     place.mkdir()
     asked = [*command("rerank", place)[:-1], *more]
-    both = [begun(asked, scratch, host, flock) for host in ("host-a", "host-b")]
-    said = [process.communicate()[1].strip() for process in both]
-    codes = sorted(process.returncode for process in both)
-    refusal = "".join(said)
-    if codes != [0, 2] or "another process works" not in refusal or "\n" in refusal:
-        return f"exit codes {codes}: {refusal[-200:]}"
+    codes, said = on_two_machines(asked, scratch, flock)
+    if codes != [0, 2] or "another process works" not in said or "\n" in said:
+        return f"exit codes {codes}: {said[-200:]}"
     if (place / "out.jsonl").read_bytes() != (scratch / "whole" / "out.jsonl").read_bytes():
         return "another result"
-    return ", ".join(in_progress(place))
+    return in_progress(place)
 
 
 def writers(scratch: Path, flock: str) -> str:
-    """Write into one manifest from two machines. Returns what is wrong."""
+    """Let two machines write into one manifest. Returns what is wrong."""
     folder = scratch / "kept"
-    asked = [sys.executable, "-c", WRITE, str(folder)]
-    both = [begun(asked, scratch, host, flock) for host in ("host-a", "host-b")]
-    said = [process.communicate()[1][-200:] for process in both]
+    said = on_two_machines([sys.executable, "-c", WRITE, str(folder)], scratch, flock)[1]
     plans = json.loads((folder / "xopt.json").read_text())["plans"]
     kept = sum(name.startswith(f"{flock} ") for name in plans)
-    return "" if kept == 2 * WRITES else f"{kept} of {2 * WRITES} are kept: {said}"
+    return in_progress(folder) if kept == 2 * WRITES else f"{kept} are kept: {said[-200:]}"
 
 
 def life(scratch: Path, number: int, took_s: dict[str, float]) -> tuple[str, str]:
@@ -126,30 +106,34 @@ def life(scratch: Path, number: int, took_s: dict[str, float]) -> tuple[str, str
     name = COMMANDS[number % len(COMMANDS)]
     draw = random.Random(number)
     place = scratch / "whole"
+    asked = [*CONTAINER, *command(name, place)]
     start = time.monotonic()
-    container = begun([*CONTAINER, *command(name, place)], scratch)
-    moment = draw.uniform(0, took_s[name])
+    container = begun(asked, scratch)
     if number // len(COMMANDS) % 2:
         while container.poll() is None and not in_progress(place):
             time.sleep(0.001)
-        moment = time.monotonic() - start + draw.uniform(0, 0.05)
-    time.sleep(max(0.0, start + moment - time.monotonic()))
+        time.sleep(draw.uniform(0, 0.05))
+    else:
+        time.sleep(draw.uniform(0, took_s[name]))
+    did = f"{name:8} killed after {time.monotonic() - start:4.1f} s"
     for process in psutil.Process(container.pid).children():
         process.kill()
     container.communicate()
-    left = in_progress(place)
-    did = f"{name:9} killed after {moment:5.1f} s, left {len(left)}"
-    again = begun([*CONTAINER, *command(name, place)], scratch)
+    did += f", left: {in_progress(place) or 'nothing':.60}"
+    again = begun(asked, scratch)
     said = again.communicate()[1].strip()
     if again.returncode:
         return did, f"the next one: exit code {again.returncode}: {said[-200:]}"
-    return did, ", ".join(in_progress(place))
+    return did, in_progress(place)
 
 
 def prepared(scratch: Path) -> dict[str, float]:
     """Make what the storms need. Returns how long each command takes."""
     make_tiny(scratch / "bert")
-    candidates(scratch / "data.parquet")
+    with (scratch / "data.jsonl").open("w") as data:
+        for i in range(ROWS):
+            row = {"query": f"data {i // 20}", "text": f"index {i % 977}", "doc_id": i}
+            data.write(f"{json.dumps(row)}\n")
     (scratch / "machine").mkdir()
     (scratch / "machine" / "sitecustomize.py").write_text(MACHINE)
     (scratch / "whole").mkdir()
@@ -163,28 +147,28 @@ def prepared(scratch: Path) -> dict[str, float]:
     return took_s
 
 
+def told(what: str, wrong: str) -> bool:
+    """Print a row of the table, and tell whether something is wrong."""
+    print(f"{what}: {f'WRONG: {wrong}' if wrong else 'right'}", flush=True)
+    return bool(wrong)
+
+
 def main() -> int:
     lives = int(sys.argv[1]) if len(sys.argv) > 1 else 30
     faults = 0
-
-    def tell(what: str, wrong: str) -> None:
-        nonlocal faults
-        faults += bool(wrong)
-        print(f"{what:44} {f'WRONG: {wrong}' if wrong else 'right'}", flush=True)
-
     with tempfile.TemporaryDirectory(prefix="xopt-storm-") as folder:
         scratch = Path(folder)
         took_s = prepared(scratch)
         for flock in ("nothing", "38", "37", "9"):
-            tell(f"two drivers, flock {flock}", drivers(scratch, flock, []))
-            tell(f"two drivers, flock {flock}, --force", drivers(scratch, flock, ["--force"]))
-            tell(f"two writers, flock {flock}", writers(scratch, flock))
+            faults += told(f"two drivers, flock {flock}", drivers(scratch, flock))
+            faults += told(f"the same, --force, flock {flock}", drivers(scratch, flock, "--force"))
+            faults += told(f"two writers, flock {flock}", writers(scratch, flock))
         if subprocess.run([*CONTAINER, "true"], check=False, capture_output=True).returncode:
-            print("no containers: unshare is not there, or not permitted")
+            print("no containers: unshare is not permitted here")
             return 1
         for number in range(lives):
             did, wrong = life(scratch, number, took_s)
-            tell(f"life {number + 1:3} {did}", wrong)
+            faults += told(f"life {number + 1}: {did}", wrong)
     return int(faults > 0)
 
 

@@ -107,3 +107,12 @@ def test_where_processes_cannot_be_seen_no_number_is_trusted(
     assert lives(mark, tmp_path) is False
     with in_progress(tmp_path):
         assert lives(mark, tmp_path)
+
+
+def test_locks_that_do_nothing_tell_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = mark_of(namespace="1")
+    assert lives(elsewhere, tmp_path) is False
+    monkeypatch.setattr("fcntl.flock", lambda *_: None)
+    assert lives(elsewhere, tmp_path) is None
