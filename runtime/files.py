@@ -112,7 +112,7 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 def _moved(temporary: Path, path: Path, replace: bool) -> bool:
     """Try to rename a folder to `path`, and tell whether nobody else was faster."""
     old = _name_beside(path, "old")
-    if path.exists():
+    if path.exists() or path.is_symlink():
         if not replace:
             raise already_there(path)
         with contextlib.suppress(OSError):  # it is somebody else's, or gone
