@@ -45,7 +45,7 @@ GROUP_BYTES = 1 << 26
 class Target:
     """Where rankings go: one file, of the kind that its name says, or a folder of Parquet files.
 
-    lock: by which the job is this process's, or of the one that this is a worker of.
+    lock: what makes the job this process's, or its driver's; None before it is locked.
     """
 
     out: Path
