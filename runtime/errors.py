@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["BadInput", "GateFailed", "NotFinite", "first_line"]
+from pathlib import Path
+
+__all__ = ["BadInput", "GateFailed", "NotFinite", "first_line", "unwritable"]
 
 
 class BadInput(Exception):
@@ -21,3 +23,11 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's type where it has none."""
     message = str(error).strip() or type(error).__name__
     return message.splitlines()[0]
+
+
+def unwritable(path: Path, error: OSError | str) -> BadInput:
+    """Return the error to raise where `path` cannot be written, with the system's reason."""
+    reason = error if isinstance(error, str) else error.strerror or first_line(error)
+    return BadInput(
+        f"{path}: cannot be written ({reason}); free some space or choose another place"
+    )

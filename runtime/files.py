@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
-import re
 import shutil
 import signal
-import socket
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-import psutil
 from safetensors import SafetensorError
 
-from xopt.runtime.errors import BadInput
+from xopt.runtime.errors import BadInput, unwritable
+from xopt.runtime.owners import in_progress, is_left_behind, new_mark
 
 __all__ = [
     "already_there",
     "check_writable",
     "keep_signals",
-    "locked",
     "new_file",
     "new_folder",
     "scratch_beside",
@@ -36,8 +33,8 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 1 << 20
-# Several machines may write to one folder, so temporary names hold the host and the process.
-HOST = re.sub(r"[\W_]", "_", socket.gethostname())
+# What a rename says where another process was faster to put something there.
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def sha256_of(path: Path) -> str:
@@ -88,7 +85,7 @@ def new_file(path: Path, swept: bool = False) -> Iterator[Path]:
     """
     if not swept:
         _sweep(path)
-    with _temporary(path) as temporary:
+    with _temporary(path, _touch) as temporary:
         yield temporary
         temporary.replace(path)
 
@@ -106,26 +103,41 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     _sweep(path)
     if path.exists() and not replace:
         raise already_there(path)
-    with _temporary(path) as temporary:
-        temporary.mkdir()
+    with _temporary(path, Path.mkdir) as temporary:
         yield temporary
-        with locked(path.parent):
-            if path.exists() and not replace:
-                raise already_there(path)
-            old = _name_beside(path, "old")
-            if path.exists():
-                path.replace(old)
-            temporary.replace(path)
-        if old.exists():
+        while not _moved(temporary, path, replace):
+            pass
+
+
+def _moved(temporary: Path, path: Path, replace: bool) -> bool:
+    """Try to rename a folder to `path`, and tell whether nobody else was faster."""
+    old = _name_beside(path, "old")
+    if path.exists() or path.is_symlink():
+        if not replace:
+            raise already_there(path)
+        with contextlib.suppress(OSError):  # it is somebody else's, or gone
+            os.utime(path)  # from now on it is in progress
+        with contextlib.suppress(FileNotFoundError):
+            path.replace(old)
+    try:
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno not in TAKEN:
+            raise
+        return False
+    finally:
+        if path.exists():
             _remove(old)
+        elif old.exists():
+            old.replace(path)
+    return True
 
 
 @contextlib.contextmanager
 def scratch_beside(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`, from which files can be moved there whole."""
     _sweep(path)
-    with _temporary(path) as temporary:
-        temporary.mkdir()
+    with _temporary(path, Path.mkdir) as temporary:
         yield temporary
 
 
@@ -142,32 +154,15 @@ def check_writable(path: Path) -> None:
     place = path if path.is_dir() else path.parent
     while not place.exists() and place != place.parent:
         place = place.parent
-    temporary = _name_beside(place / path.name, "new")
+    tried = place / path.name
+    _sweep(tried)
+    temporary = _name_beside(tried, "new")
     try:
-        temporary.touch()
+        temporary.touch(exist_ok=False)
+        os.utime(temporary)  # as a lock is renewed
         temporary.unlink()
     except OSError as error:
-        raise _unwritable(path, str(error.strerror)) from error
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[None]:
-    """Let one process at a time, of all users and machines, into the blocks for a folder.
-
-    Without `wait` it raises BlockingIOError where another process is in such a block. On Windows,
-    which has no locks on folders, it does nothing.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)  # the folder itself: no lock file is left behind
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
+        raise unwritable(path, error) from error
 
 
 def sweep(folder: Path, names: str) -> None:
@@ -186,14 +181,28 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
+def _temporary(path: Path, make: Callable[[Path], None]) -> Iterator[Path]:
+    """Make something beside `path`, and remove it at the end if it is there still."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = _name_beside(path, "new")
+        make(temporary)
         try:
-            yield temporary
+            with in_progress(temporary):
+                yield temporary
+        except FileNotFoundError as error:
+            if temporary.exists():  # it is another file, that is read
+                raise
+            raise BadInput(
+                f"{path}: another process removed what was being written, while this one stood "
+                "still; give the same command again"
+            ) from error
         finally:
             _remove(temporary)
+
+
+def _touch(path: Path) -> None:
+    path.touch(exist_ok=False)
 
 
 @contextlib.contextmanager
@@ -209,42 +218,39 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if not error.strerror:
             raise
-        raise _unwritable(path, error.strerror) from error
+        raise unwritable(path, error) from error
     except SafetensorError as error:
         reason = str(error).partition("I/O error: ")[2]
         if not reason:
             raise
-        raise _unwritable(path, reason) from error
-
-
-def _unwritable(path: Path, reason: str) -> BadInput:
-    return BadInput(
-        f"{path}: cannot be written ({reason}); free some space or choose another place"
-    )
+        raise unwritable(path, reason) from error
 
 
 def _name_beside(path: Path, role: str) -> Path:
-    return path.parent / f".{path.name}.{role}-{HOST}-{os.getpid()}"
+    return path.parent / f".{path.name}.{role}-{new_mark()}"
 
 
 def _sweep(path: Path) -> None:
-    """Remove what killed processes of this machine left beside `path`.
+    """Remove what dead processes left beside `path`.
 
     Where one was killed between moving the old folder away and the new one in, the old one is
     moved back.
     """
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*-{HOST}-*"):
-        owner = leftover.name.rpartition("-")[2]
-        if not owner.isdigit() or psutil.pid_exists(int(owner)):
+    prefix = f".{path.name}."
+    for leftover in path.parent.glob(f"{glob.escape(prefix)}*-*"):
+        role, _, mark = leftover.name.removeprefix(prefix).partition("-")
+        if role not in ("new", "old") or not is_left_behind(leftover, mark):
             continue
-        if ".old-" in leftover.name and not path.exists():
-            leftover.replace(path)
-        else:
-            _remove(leftover)
+        with contextlib.suppress(OSError):  # somebody else's, or another process removes it too
+            if role == "old" and not path.exists():
+                leftover.replace(path)
+            else:
+                _remove(leftover)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        with contextlib.suppress(FileNotFoundError):  # another process removes it too
+            shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import check_writable, locked, new_file, scratch_beside, sha256_of
+from xopt.runtime.files import check_writable, new_file, scratch_beside, sha256_of
 from xopt.runtime.formats import OtherVersion, check_format, read
+from xopt.runtime.locks import locked
 
 __all__ = [
     "MANIFEST",
@@ -249,10 +250,11 @@ class ModelFolder:
         """
         file = self.path / MANIFEST
         check_writable(file)
-        with locked(self.path):
+        with locked(self.path) as lock:
             changed = replace(self, manifest=change(ModelFolder.open(self.path).manifest))
             with new_file(file) as temporary:
                 temporary.write_text(changed.manifest.to_json(), encoding="utf-8", errors="replace")
+                lock.check()
                 place()
         return changed
 

@@ -17,12 +17,13 @@ from xopt.runtime.data.columns import Columns
 from xopt.runtime.data.places import Place, shown
 from xopt.runtime.data.sources import Source, is_same
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import check_writable, locked, write_text, writing
+from xopt.runtime.files import check_writable, writing
 from xopt.runtime.formats import OtherVersion, check_format, read
 from xopt.runtime.jobs.inputs.files import File
 from xopt.runtime.jobs.inputs.parts import Part, Slice
 from xopt.runtime.jobs.output import Target
 from xopt.runtime.jobs.score import Counts
+from xopt.runtime.locks import locked
 
 __all__ = ["Job", "Record", "Settings", "only_one"]
 
@@ -179,7 +180,7 @@ class Job:
         job = Job(target, record)
         for folder in (target.job / "done", target.part(0).parent):
             folder.mkdir(parents=True, exist_ok=True)
-        write_text(target.record, record.to_json(target.job))
+        job._write_record()
         return job
 
     def go_on(self, settings: Settings, sources: Sequence[Source], model: str) -> None:
@@ -273,13 +274,19 @@ class Job:
 
     def tidy(self) -> None:
         """Remove what a finished job no longer needs."""
+        self.target.check_own()
         self.forget_killed()
         for folder in (*self.target.job.glob("prepared*"), self.target.job / "parts"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _write_finished(self, made: int) -> None:
         self.record = replace(self.record, finished=made)
-        write_text(self.target.record, self.record.to_json(self.target.job))
+        self._write_record()
+
+    def _write_record(self) -> None:
+        with self.target.new_file(self.target.record) as temporary:
+            text = self.record.to_json(self.target.job)
+            temporary.write_text(text, encoding="utf-8", errors="replace")
 
     def has_files(self) -> bool:
         """Tell whether the files that were prepared are there still: they go when all is done."""
@@ -315,17 +322,26 @@ class Job:
 
 
 @contextlib.contextmanager
-def only_one(target: Target) -> Iterator[None]:
-    """Be the only process that works at a job. Raises BadInput where another one does."""
+def only_one(target: Target) -> Iterator[Target]:
+    """Be the only process that works at a job, and yield the target that knows it.
+
+    Raises BadInput where another one does.
+    """
     check_writable(target.out)
     with writing(target.job):
         target.job.mkdir(parents=True, exist_ok=True)
     try:
-        with locked(target.job, wait=False):
+        with locked(target.job, wait=False) as lock:
             target.sweep()
-            yield
-    except BlockingIOError:
-        raise BadInput(f"{target.job}: another process works at this job; wait for it") from None
+            try:
+                yield replace(target, lock=lock)
+            except OSError:
+                lock.check()  # what the job reads and writes is gone where it was taken over
+                raise
+    except BlockingIOError as error:
+        raise BadInput(
+            f"{target.job}: another process works at this job ({error}); wait for it"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             target.job.rmdir()  # where no job was begun

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from xopt.runtime.data.parquet import is_json
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import new_file, sweep, writing
+from xopt.runtime.locks import LOCK, Lock
 
 __all__ = ["Target", "run_lines", "target_of", "write_part"]
 
@@ -42,11 +43,15 @@ GROUP_BYTES = 1 << 26
 
 @dataclass(frozen=True)
 class Target:
-    """Where rankings go: one file, of the kind that its name says, or a folder of Parquet files."""
+    """Where rankings go: one file, of the kind that its name says, or a folder of Parquet files.
+
+    lock: what makes the job this process's, or its driver's; None before it is locked.
+    """
 
     out: Path
     kind: str
     one_file: bool
+    lock: Lock | None = None
 
     @property
     def job(self) -> Path:
@@ -83,7 +88,8 @@ class Target:
         if self.record.is_file():
             return
         there = self.job.iterdir() if self.job.is_dir() else ()
-        strange = next((path for path in there if path not in self._own()), None)
+        own = {*self._own(), *self.job.glob(f"{LOCK}*")}
+        strange = next((path for path in there if path not in own), None)
         another = "choose another place with `out=`"
         if strange is not None:
             raise BadInput(
@@ -105,12 +111,26 @@ class Target:
 
         The new job replaces that when it is complete.
         """
+        self.check_own()
         if self.record.is_file() and not self.one_file and self.out.is_dir():
             for part in self.out.glob(f"part-*.{self.kind}"):
                 part.unlink()
         for path in self._own():
             if path != keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def check_own(self) -> None:
+        """Raise BadInput where another process works at the job now."""
+        if self.lock is not None:
+            self.lock.check()
+
+    @contextlib.contextmanager
+    def new_file(self, path: Path, swept: bool = False) -> Iterator[Path]:
+        """Give a temporary name for one of the job's files, as long as the job is ours."""
+        self.check_own()
+        with new_file(path, swept) as temporary:
+            yield temporary
+            self.check_own()
 
     def sweep(self) -> None:
         """Remove what a killed process left half-written, where a job was begun."""
@@ -131,7 +151,7 @@ class Target:
         It stands at OUT, whole, when the block ends.
         """
         files = [self.part(number) for number in parts]
-        with new_file(self.out) as temporary, writing(self.out):
+        with self.new_file(self.out) as temporary, writing(self.out):
             if self.kind == "parquet":
                 _join_parquet(files, temporary)
             else:
@@ -189,7 +209,7 @@ def _join_parquet(files: Sequence[Path], out: Path) -> None:
 
 def write_part(target: Target, number: int, made: pa.Table | Sequence[str]) -> int:
     """Write a part, whole or not at all: a table, or a run's lines. Returns its bytes."""
-    with new_file(target.part(number), swept=True) as temporary:
+    with target.new_file(target.part(number), swept=True) as temporary:
         if target.kind == "parquet":
             pq.write_table(made, temporary)
         else:

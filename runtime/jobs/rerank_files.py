@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -135,8 +135,8 @@ def run_job(
     """Find or begin the job, do the parts that are left, join them, and tidy up."""
     start = time.monotonic()
     request = checked_request(model, inputs, out, settings, resources)
-    with only_one(request.target):
-        request, job = _job(request, resources, force)
+    with only_one(request.target) as target:
+        request, job = _job(replace(request, target=target), resources, force)
         finished = job.is_finished()
         before = job.notes() if finished else job.done()
         if finished:

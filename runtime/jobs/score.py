@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from xopt.runtime.cascade.cascade import CascadeScorer, Lists, open_cascade
 from xopt.runtime.data.parquet import conformed
-from xopt.runtime.files import new_file, writing
+from xopt.runtime.files import writing
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.files import File, Reader, pairs_at
 from xopt.runtime.jobs.inputs.parts import Part
@@ -156,7 +156,8 @@ class PartScorer:
             bytes=size,
             seconds=time.monotonic() - start,
         )
-        with new_file(self.assignment.target.note(part.number), swept=True) as temporary:
+        target = self.assignment.target
+        with target.new_file(target.note(part.number), swept=True) as temporary:
             temporary.write_text(json.dumps(asdict(counts)), encoding="utf-8")
         return counts
 

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+from helpers.machines import mark_of, names_in
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import HOST, check_writable, new_file, new_folder, write_text
+from xopt.runtime.files import (
+    check_writable,
+    new_file,
+    new_folder,
+    scratch_beside,
+    write_text,
+)
+from xopt.runtime.owners import HOST
 
 DEAD_PID = 2**22 + 1  # above the kernel's largest
 
@@ -107,3 +117,49 @@ def test_whether_a_place_can_be_written_is_known_before(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be written"):
         check_writable(tmp_path / "file" / "below")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_container_that_was_restarted_begins_again(tmp_path: Path) -> None:
+    for mark in (mark_of(start="1"), f"{HOST}-{os.getpid()}"):  # of now, and of versions before
+        leftover = tmp_path / f".a.new-{mark}"
+        leftover.mkdir()
+        (leftover / "weights").touch()
+        check_writable(tmp_path / "a")
+        assert not leftover.exists()
+        for begin in (new_folder, scratch_beside, new_file):
+            leftover.mkdir()
+            with begin(tmp_path / "a") as temporary:
+                assert temporary.exists()
+                assert not leftover.exists()
+            if begin is not scratch_beside:
+                assert names_in(tmp_path) == ["a"]
+                shutil.rmtree(tmp_path / "a", ignore_errors=True)
+                (tmp_path / "a").unlink(missing_ok=True)
+    assert names_in(tmp_path) == []
+
+
+def test_what_is_removed_as_it_is_written_is_one_clear_error(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BadInput, match="a: another process removed what was being written"),
+        new_folder(tmp_path / "a") as folder,
+    ):
+        shutil.rmtree(folder)
+        (folder / "weights").touch()
+    with (
+        pytest.raises(BadInput, match="b: another process removed what was being written"),
+        new_file(tmp_path / "b") as file,
+    ):
+        file.unlink()
+    with pytest.raises(FileNotFoundError), new_file(tmp_path / "c"):
+        (tmp_path / "another").read_bytes()
+    assert names_in(tmp_path) == []
+
+
+def test_two_that_replace_one_folder_leave_one_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "a", replace=True) as first:
+        (first / "file").write_text("first")
+        with new_folder(tmp_path / "a", replace=True) as second:
+            (second / "file").write_text("second")
+        assert (tmp_path / "a" / "file").read_text() == "second"
+    assert (tmp_path / "a" / "file").read_text() == "first"
+    assert names_in(tmp_path) == ["a"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import resource
 import signal
 import subprocess
@@ -12,15 +13,18 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.machines import names_in, on_machine
 from helpers.rankings import Record, read
 from helpers.tiers import mostly_slow
 
-from xopt.runtime import rerank_files
+from xopt.runtime import locks, rerank_files
 from xopt.runtime.errors import BadInput
-from xopt.runtime.files import locked
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs import parts
-from xopt.runtime.jobs.job import Job
+from xopt.runtime.jobs.job import Job, only_one
+from xopt.runtime.jobs.output import target_of, write_part
+from xopt.runtime.locks import LOCK, locked
+from xopt.runtime.owners import new_mark
 
 XOPT = Path(sys.executable).with_name("xopt")
 
@@ -244,15 +248,67 @@ def test_damaged_files_are_named_and_what_was_done_is_kept(
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize("force", [False, True])
 def test_two_processes_do_not_work_at_one_job(
-    tiny: ModelFolder, records: list[Record], tmp_path: Path, parquet: Callable[..., str]
+    tiny: ModelFolder,
+    records: list[Record],
+    tmp_path: Path,
+    parquet: Callable[..., str],
+    force: bool,
 ) -> None:
-    (tmp_path / "out.parquet.job").mkdir()
-    with (
-        locked(tmp_path / "out.parquet.job"),
-        pytest.raises(BadInput, match="another process works at this job"),
-    ):
-        rerank_files(tiny.path, [parquet(records)], tmp_path / "out.parquet")
+    out = tmp_path / "out.parquet"
+    rerank_files(tiny.path, [parquet(records)], out)
+    half = tmp_path / "out.parquet.job" / "done" / f".000000.json.new-{new_mark()}"
+    with locked(tmp_path / "out.parquet.job"):
+        half.touch()
+        with pytest.raises(
+            BadInput, match=f"another process works at this job .process {os.getpid()} on"
+        ):
+            rerank_files(tiny.path, [parquet(records)], out, force=force)
+        assert half.exists()
+        target_of(str(out)).check_free(force=True)  # the lock is no file of a user's own
+
+
+def test_a_job_that_another_process_took_over_is_left_alone(tmp_path: Path) -> None:
+    place = tmp_path / "out.jsonl"
+    with only_one(target_of(str(place))) as target:
+        (target.job / "parts").mkdir()
+        write_part(target, 0, ["ours"])
+        (target.job / LOCK).write_text("another's")
+        for write in (
+            lambda: write_part(target, 1, ["ours"]),
+            lambda: target.joined([0]).__enter__(),
+            lambda: target.clear(keep=target.job),
+        ):
+            with pytest.raises(BadInput, match=r"out.jsonl.job: another process took over here"):
+                write()
+    assert names_in(tmp_path) == ["out.jsonl.job"]
+    assert names_in(tmp_path / "out.jsonl.job") == [LOCK, "parts"]
+    assert names_in(tmp_path / "out.jsonl.job" / "parts") == ["part-000000.jsonl"]
+
+
+RERANK = """
+import xopt.runtime
+xopt.runtime.rerank_files(here, [sys.argv[2]], sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_a_driver_that_stood_still_does_no_harm_to_the_one_that_took_over(
+    tiny: ModelFolder, many: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rerank_files(tiny.path, [many], tmp_path / "whole.jsonl", variant="onnx-int8")
+    out = tmp_path / "out.jsonl"
+    first = on_machine("host-a", RERANK, tiny.path, many, out)
+    parts_done(out, 1, first)
+    first.send_signal(signal.SIGSTOP)
+    monkeypatch.setattr(locks, "STALE_S", 1.0)
+    rerank_files(tiny.path, [many], out, variant="onnx-int8", force=True)
+    first.send_signal(signal.SIGCONT)
+    said = first.communicate()[1]
+    assert "another process took over here while this one stood still" in said
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert names_in(tmp_path / "out.jsonl.job") == ["done", "job.json"]
 
 
 @pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT], {signal.SIGTERM}))
