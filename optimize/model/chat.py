@@ -169,8 +169,8 @@ def _known(folder: Path, model: str) -> Asked:
             log.warning(text, model, kind, known.source)
             return known.asked
     raise BadInput(
-        f"{model}: a language model ({architecture}) that does not say how it ranks; give its "
-        f"chat template with `template=`: a file, or one of {', '.join(KNOWN)}"
+        f"{model}: a language model ({architecture}) that does not say how it ranks; export it "
+        f"with `template=`: a file with its chat template, or one of {', '.join(KNOWN)}"
     )
 
 

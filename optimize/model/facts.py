@@ -248,7 +248,7 @@ def _rendered(encoder: Any, settings: dict[str, Any], pair: Pair, prompt: str) -
 
 def _another_template(encoder: Any) -> str:
     """Return the way out where a chat template cannot be used."""
-    way_out = "give it one that places both with `template=`"
+    way_out = "export it with one that places both (`template=`)"
     if isinstance(encoder[-1], LogitScore):
         return way_out
     return (

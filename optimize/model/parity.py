@@ -128,14 +128,14 @@ def check_tokens(folder: ModelFolder, encoder: Any, pairs: Sequence[Pair]) -> No
     A chat template is tried with another prompt and with none, too.
     """
     own = Encoder(folder)
-    encoders = [own]
+    encoders = {default_prompt(encoder): own}
     if folder.manifest.prompted:
-        encoders.append(own.with_prompt(OTHER_PROMPT))
+        encoders[OTHER_PROMPT] = own.with_prompt(OTHER_PROMPT)
     if folder.manifest.unprompted:
-        encoders.append(own.with_prompt(""))
-    for each in encoders:
+        encoders[""] = own.with_prompt("")
+    for prompt, each in encoders.items():
         all_ids = each.encode(pairs).ids
-        all_expected = tokens_of(encoder, pairs, each.prompt)
+        all_expected = tokens_of(encoder, pairs, prompt)
         for pair, ids, expected in zip(pairs, all_ids, all_expected, strict=True):
             left_out = [own.trailing_pad] * (len(expected) - len(ids))
             if ids.tolist() + left_out != expected:

@@ -207,11 +207,11 @@ def test_a_template_may_place_texts_anywhere(tmp_path: Path, template: str) -> N
         ),
         (
             "{{ messages[0].content }}",
-            "its chat template has no place for a document; give it one",
+            "its chat template has no place for a document; export it with one",
         ),
         (
             "{{ raise_exception('no') }}",
-            r"its chat template cannot render a query and a document \(no\); give it one",
+            r"its chat template cannot render a query and a document \(no\); export it with one",
         ),
     ],
 )

@@ -137,8 +137,8 @@ def change(file: Path, **values: Any) -> None:
 def test_a_language_model_that_is_not_known_is_refused(tmp_path: Path) -> None:
     model = make_language_model(tmp_path / "Qwen3-Reranker-0.6B")  # no name is a proof
     message = (
-        r"a language model \(Qwen3ForCausalLM\) that does not say how it ranks; give its chat "
-        r"template with `template=`: a file, or one of qwen3-reranker, bge-reranker-gemma, mxbai"
+        r"a language model \(Qwen3ForCausalLM\) that does not say how it ranks; export it with "
+        r"`template=`: a file with its chat template, or one of qwen3-reranker, bge-reranker-gemma"
     )
     with pytest.raises(BadInput, match=message):
         export(str(model), tmp_path / "out", torch_only=True)
@@ -180,13 +180,15 @@ ORDINARY = (
 
 
 def test_an_ordinary_chat_template_has_no_place_for_a_pair(tmp_path: Path) -> None:
-    said = "its chat template has no place for a query and a document; give it one that places both"
+    said = "its chat template has no place for a query and a document; export it with one that"
     language_model = str(make_logit_score(tmp_path / "language model", template=ORDINARY))
-    with pytest.raises(BadInput, match=f"{said} with `template=`$"):
+    with pytest.raises(BadInput, match=rf"{said} places both \(`template=`\)$"):
         export(language_model, tmp_path / "out", torch_only=True)
     classifier = make_tiny(tmp_path / "classifier", "qwen2")
     change(classifier / "tokenizer_config.json", chat_template=ORDINARY)
-    with pytest.raises(BadInput, match=f"{said} .*, or for plain pairs take its chat template out"):
+    with pytest.raises(
+        BadInput, match=rf"{said} .*, or for plain pairs take its chat template out"
+    ):
         export(str(classifier), tmp_path / "out", torch_only=True)
     # Both ways out lead on.
     file = tmp_path / "asked.jinja"
@@ -256,7 +258,10 @@ def one_token(folder: Path) -> dict[str, str]:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
-    "a template that raises": (raising, r"\(Conversation roles must alternate\); give it one"),
+    "a template that raises": (
+        raising,
+        r"\(Conversation roles must alternate\); export it with one",
+    ),
     "no answers": (bare, "does not say which answers its score compares; say it with `answers=`"),
     "no template": (without_template, "has no chat template; give it one with `template=`"),
     "no token": (unknown_answer, "the answer 'certainly' is not one token of its tokenizer"),
