@@ -16,9 +16,10 @@ from xopt.optimize.graph.attention import LENGTHS, fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
+from xopt.optimize.model.chat import asked_of
 from xopt.optimize.model.facts import encoder_facts, label_names, rank_label_of
 from xopt.optimize.model.legacy_config import add_legacy_config, write_json
-from xopt.optimize.model.loading import load_checked
+from xopt.optimize.model.loading import check_config_files, load_checked
 from xopt.optimize.model.parity import (
     check_parity,
     check_tokens,
@@ -60,6 +61,8 @@ def export(
     exporter: str | None = None,
     rank_label: str | None = None,
     portable: bool = False,
+    template: str | None = None,
+    answers: str | None = None,
 ) -> ModelFolder:
     """Write the model folder `out` for `model`: a hub id, a folder or `demo`.
 
@@ -67,6 +70,7 @@ def export(
     model folder. `trust_remote_code` and `allow_pickle` allow code that comes with the
     model. `torch_only` leaves ONNX out. `exporter` is one of `EXPORTERS`. A `portable`
     graph has no operators of onnxruntime's own. `rank_label`: see `rank_label_of`.
+    `template` and `answers` say how a language model is asked: see `asked_of`.
 
     Raises BadInput where `model` is no CrossEncoder, or `out` cannot be written, and
     GateFailed where tokens or FP32 logits differ from the reference's.
@@ -76,7 +80,9 @@ def export(
     check_place(out, force)
     _check_apart(model, out)
     with materialise(model, allow_pickle) as source, _new_model(out, force) as folder:
-        encoder = load_checked(source, model, trust_remote_code, allow_pickle)
+        check_config_files(source, model)
+        asked = asked_of(source, model, template, answers)
+        encoder = load_checked(source, model, asked, trust_remote_code, allow_pickle)
         facts = _facts(encoder, source, model, rank_label)
         pairs = pairs_for(encoder.tokenizer, facts["max_length"], facts["truncation"])
         compared = short_pairs(encoder, pairs)

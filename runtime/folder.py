@@ -107,10 +107,19 @@ class Manifest:
     padding_side: str = "right"
     # An id that is cut from the end of a pair: the head reads the last token before it.
     trailing_pad: int | None = None
-    # How a pair becomes one text: literal parts, with QUERY or DOCUMENT between them.
+    # How a pair becomes one text: literal parts, with "query" or "document" between them.
+    # The model's own prompt is among the literal parts.
     template: list[str] = field(default_factory=list)
     # The ids that such a text ends in, even where it was cut.
     suffix: list[int] = field(default_factory=list)
+    # The prompts that have a name.
+    prompts: dict[str, str] = field(default_factory=dict)
+    # The template with any prompt, which is "prompt" between literal parts, and with none.
+    # Empty where the chat template does more than place it, and in older folders.
+    prompted: list[str] = field(default_factory=list)
+    unprompted: list[str] = field(default_factory=list)
+    # Whether texts with another prompt end in the same ids too, even where they were cut.
+    restores_suffix: bool = False
     # What `xopt optimize` found, by machine.
     measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     # Of several labels the one that ranks, or two whose difference does.

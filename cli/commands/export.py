@@ -39,6 +39,18 @@ __all__ = ["export"]
     "'xopt-rerank[optimum]').  [default: torch, or optimum if torch's fails]",
 )
 @options.rank_label
+@click.option(
+    "--template",
+    metavar="FILE",
+    help="Chat template (Jinja) that makes a text of a query and a document, in place of MODEL's; "
+    "or qwen3-reranker, bge-reranker-gemma or mxbai-rerank-v2 for theirs.",
+)
+@click.option(
+    "--answers",
+    metavar="TRUE[,FALSE]",
+    help="For a language model without modules.json, the answers whose logits are compared: "
+    "yes,no for the first less the second.",
+)
 @json_option
 def export(
     model: str, out: Path | None, torch_only: bool, output: Output, **arguments: Any

@@ -20,7 +20,7 @@ from xopt.optimize.model.source import read_json
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import MANIFEST
 from xopt.runtime.scoring.backends.network import is_decoder_classifier, reads_last_token
-from xopt.runtime.scoring.encode import Pair, render
+from xopt.runtime.scoring.encode import FILLERS, Pair, common_suffix, render
 
 __all__ = ["default_prompt", "encoder_facts", "label_names", "rank_label_of"]
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 UNLIMITED = 1 << 20  # tokens; tokenizers without a limit say more
 # Texts to find again in what a template makes of them.
-PLACEHOLDERS = {"\ue000query\ue001": "query", "\ue000document\ue001": "document"}
+PLACEHOLDERS = {f"\ue000{name}\ue001": name for name in ("query", "document", "prompt")}
 TEMPLATE_TESTS = (
     ("a query", "a document"),
     (" \n a  query\t", "\n a document  \n"),
@@ -39,6 +39,7 @@ TEMPLATE_TESTS = (
     ("日本語", "Ünïcödé " * 200),
     ("QUERY: http://x.y/z", "1. first\n2. second\n\n# third"),
 )
+PROMPT_TESTS = ("Find code", " \n a  prompt\t", "<b> {{x}} &amp; 'y'", 'é\\n "z"', "日本語: ")
 CLOCKS = ("strftime_now", "now()")  # they make another text each day
 TRUNCATIONS = (True, "longest_first", "only_first", "only_second")
 # These change no score.
@@ -99,8 +100,8 @@ def _check_modules(encoder: Any, model: str) -> None:
     last = encoder[-1]
     if isinstance(last, LogitScore) and last.true_token_id == last.false_token_id:
         raise BadInput(
-            f"{model}: ranks by the logit of a token less its own: "
-            "its tokenizer has no 'yes' and 'no'"
+            f"{model}: ranks by the logit of a token less its own, which is 0; "
+            "set true_token_id and false_token_id in its LogitScore/config.json"
         )
     for module in encoder:
         pools_prompt = not isinstance(module, Pooling) or module.include_prompt
@@ -176,6 +177,7 @@ def _encoding_facts(encoder: Any, model: str) -> dict[str, Any]:
         "max_length": _max_length(encoder, model),
         "truncation": "longest_first",
         "prompt": default_prompt(encoder),
+        "prompts": dict(encoder.prompts),
         "template": [],
     }
     # Settings are merged in the order of sentence-transformers.
@@ -184,10 +186,9 @@ def _encoding_facts(encoder: Any, model: str) -> dict[str, Any]:
     moved = {name: chat.pop(name) for name in TOKENIZER_SETTINGS if name in chat}
     facts |= _length_facts({**common, **text, **moved}, model)
     facts["truncation"] = "longest_first"  # the template makes one text of a pair
-    facts["prompt"] = ""  # it is in the template
-    restores_suffix = chat.pop("restore_suffix", True)
-    facts["template"] = _template_of(encoder, chat, model)
-    if restores_suffix:
+    facts["restores_suffix"] = bool(chat.pop("restore_suffix", True))
+    facts |= _templates(encoder, chat, model)
+    if facts["restores_suffix"]:
         facts["suffix"] = _suffix(encoder.tokenizer, facts["template"])
     return facts
 
@@ -210,55 +211,98 @@ def _length_facts(settings: dict[str, Any], model: str) -> dict[str, Any]:
     return facts
 
 
-def _template_of(encoder: Any, settings: dict[str, Any], model: str) -> list[str]:
-    """Return the chat template as `render` takes it."""
+def _templates(encoder: Any, settings: dict[str, Any], model: str) -> dict[str, list[str]]:
+    """Return the chat template as `render` takes it, with the model's prompt, any, and none."""
     if any(clock in str(encoder.tokenizer.chat_template) for clock in CLOCKS):
         raise BadInput(f"{model}: its chat template writes the date, which changes")
-    formatter = encoder[0].input_formatter
-    prompt = default_prompt(encoder)
 
-    def rendered(pair: Pair) -> str:
-        messages = [formatter.pair_to_messages(pair)]
-        if prompt:
-            messages = formatter.prepend_prompt_to_messages(messages, prompt)
-        return str(encoder.tokenizer.apply_chat_template(messages[0], tokenize=False, **settings))
+    def rendered(pair: Pair, prompt: str) -> str:
+        return _rendered(encoder, settings, pair, prompt)
 
+    own = default_prompt(encoder)
+    named = [prompt for prompt in encoder.prompts.values() if prompt]
     try:
-        template = _parts(rendered)
+        template = _parts(rendered, [own])
     except Exception as error:  # from Jinja, or raised by the template
         raise BadInput(
-            f"{model}: its chat template cannot render a query and a document ({error})"
+            f"{model}: its chat template cannot render a query and a document ({error}); "
+            f"{_another_template(encoder)}"
         ) from error
     if template is None:
-        raise BadInput(
-            f"{model}: its chat template does more with the texts than place them, "
-            "which is not reproduced"
-        )
-    return template
+        raise BadInput(f"{model}: its chat template {_why_not(rendered, own, encoder)}")
+    return {
+        "template": template,
+        "prompted": _parts_if_any(rendered, [*PROMPT_TESTS, *named]),
+        "unprompted": _parts_if_any(rendered, [""]),
+    }
 
 
-def _parts(rendered: Callable[[Pair], str]) -> list[str] | None:
-    """Return a template for `render`; None where it does more than place texts."""
-    query, document = PLACEHOLDERS
-    parts = re.split(f"({query}|{document})", rendered((query, document)))
+def _rendered(encoder: Any, settings: dict[str, Any], pair: Pair, prompt: str) -> str:
+    """Return the text that sentence-transformers makes of a pair and a prompt."""
+    formatter = encoder[0].input_formatter
+    messages = [formatter.pair_to_messages(pair)]
+    if prompt:
+        messages = formatter.prepend_prompt_to_messages(messages, prompt)
+    return str(encoder.tokenizer.apply_chat_template(messages[0], tokenize=False, **settings))
+
+
+def _another_template(encoder: Any) -> str:
+    """Return the way out where a chat template cannot be used."""
+    way_out = "export it with one that places both (`template=`)"
+    if isinstance(encoder[-1], LogitScore):
+        return way_out
+    return (
+        f"{way_out}, or for plain pairs take its chat template out (chat_template in "
+        "tokenizer_config.json, or chat_template.jinja)"
+    )
+
+
+def _why_not(rendered: Callable[[Pair, str], str], prompt: str, encoder: Any) -> str:
+    """Return why a chat template is not reproduced, and the way out where there is one."""
+    text = rendered(("alpha", "bravo"), prompt)
+    lost = []
+    if text == rendered(("charlie", "bravo"), prompt):
+        lost.append("a query")
+    if text == rendered(("alpha", "foxtrot"), prompt):
+        lost.append("a document")
+    if lost:
+        return f"has no place for {' and '.join(lost)}; {_another_template(encoder)}"
+    return "does more with the texts than place them, which is not reproduced"
+
+
+def _parts_if_any(rendered: Callable[[Pair, str], str], prompts: list[str]) -> list[str]:
+    """Return `_parts`, or nothing where the template takes no such prompts."""
+    try:
+        return _parts(rendered, prompts) or []
+    except Exception:  # from Jinja, or raised by the template
+        return []
+
+
+def _parts(rendered: Callable[[Pair, str], str], prompts: list[str]) -> list[str] | None:
+    """Return a template for `render`; None where it does more than place texts.
+
+    One prompt becomes part of it, several a place for any.
+    """
+    query, document, placed_prompt = PLACEHOLDERS
+    prompt = prompts[0] if len(prompts) == 1 else placed_prompt
+    parts = re.split(f"({'|'.join(PLACEHOLDERS)})", rendered((query, document), prompt))
     texts = [PLACEHOLDERS[placeholder] for placeholder in parts[1::2]]
-    if set(texts) != {"query", "document"}:
+    if not {"query", "document"} <= set(texts):
         return None
+    tests = list(itertools.product(TEMPLATE_TESTS, prompts))
     for endings in itertools.product(("", ".strip"), repeat=len(texts)):
         template = list(parts)
         template[1::2] = ["".join(ended) for ended in zip(texts, endings, strict=True)]
-        if all(render(template, pair) == rendered(pair) for pair in TEMPLATE_TESTS):
+        if all(render(template, *test) == rendered(*test) for test in tests):
             return template
     return None
 
 
 def _suffix(tokenizer: Any, template: list[str]) -> list[int]:
     """Return the ids that every text ends in, which are restored after a cut."""
-    texts = [render(template, (filler, filler)) for filler in ("0", "1 2 3 4")]
+    texts = [render(template, (filler, filler)) for filler in FILLERS]
     short, long = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    ends = zip(reversed(short), reversed(long), strict=False)
-    suffix = [token for token, _ in itertools.takewhile(lambda end: end[0] == end[1], ends)]
-    return suffix[::-1] if len(suffix) < min(len(short), len(long)) else []
+    return common_suffix(short, long)
 
 
 def _max_length(encoder: Any, model: str) -> int:

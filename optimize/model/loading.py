@@ -9,34 +9,40 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
+from xopt.optimize.model.chat import Asked, set_answers
 from xopt.optimize.model.source import CONFIG_FILES, module_folders, read_json
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.folder import MANIFEST, modules_of
 from xopt.runtime.scoring.backends.network import load_encoder
 
-__all__ = ["load_checked"]
+__all__ = ["check_config_files", "load_checked"]
 
 log = logging.getLogger(__name__)
 
 TRUST = "read it, then give `trust_remote_code=True`"
 
 
-def load_checked(folder: Path, model: str, trusted: bool, pickles: bool) -> Any:
+def load_checked(folder: Path, model: str, asked: Asked, trusted: bool, pickles: bool) -> Any:
     """Return the CrossEncoder in `folder`; `model` is the name that the user gave.
 
     Raises BadInput where files are missing or damaged, where there is no CrossEncoder,
     or where it needs code or pickles that are not allowed.
     """
-    _check_config_files(folder, model)
     _check_kind(folder, model, trusted)
     _check_weight_files(folder, model, pickles)
     try:
-        encoder = load_encoder(folder, trusted=trusted, pickles=pickles)
+        encoder = load_encoder(
+            folder, trusted=trusted, pickles=pickles, chat_template=asked.template
+        )
         missing = _missing_weights(encoder, folder, pickles)
     except Exception as error:  # each architecture fails in its own way
         raise BadInput(f"{model}: cannot be loaded ({first_line(error)})") from error
     if missing:
         raise BadInput(f"{model}: its weights lack {missing[0]!r}; train its head, or get it again")
+    if "message" not in encoder[0].modality_config:
+        _check_plain(asked, model)
+    if asked.answers:
+        set_answers(encoder, model, asked.answers)
     for name, weight in encoder.model.named_parameters():
         if weight.isnan().any():
             log.warning("%s: NaN in its weights %s; some pairs have no score", model, name)
@@ -44,7 +50,18 @@ def load_checked(folder: Path, model: str, trusted: bool, pickles: bool) -> Any:
     return encoder
 
 
-def _check_config_files(folder: Path, model: str) -> None:
+def _check_plain(asked: Asked, model: str) -> None:
+    """Raise BadInput where a model without a chat template should have one."""
+    if asked.template is not None:
+        raise BadInput(
+            f"{model}: was saved as a model that reads plain pairs; leave `template=` out"
+        )
+    if asked.answers:
+        raise BadInput(f"{model}: has no chat template; give it one with `template=`")
+
+
+def check_config_files(folder: Path, model: str) -> None:
+    """Raise BadInput where a configuration file is missing or damaged."""
     if not (folder / "config.json").is_file():
         raise BadInput(f"{model}: no config.json in it; give a CrossEncoder's folder")
     for name in (*CONFIG_FILES, MANIFEST):
@@ -82,13 +99,7 @@ def _check_kind(folder: Path, model: str, trusted: bool) -> None:
 
 
 def _check_architecture(architecture: str, model: str) -> None:
-    if architecture.endswith("ForCausalLM"):
-        log.warning(
-            "%s: a language model that does not say how it ranks; as in sentence-transformers "
-            "its score is the logit of 'yes' less that of 'no'",
-            model,
-        )
-    elif not architecture.endswith("ForSequenceClassification"):
+    if not architecture.endswith(("ForSequenceClassification", "ForCausalLM")):
         raise BadInput(f"{model}: {architecture} has no classification head; give a CrossEncoder")
 
 

@@ -40,6 +40,7 @@ PARITY_PLAN = Plan(callers=1, threads=cores(), tokens=1024)
 LONGEST_COMPARED = 1024
 LAST_CHANGE = 4096
 BEHIND_CHANGE = 256
+OTHER_PROMPT = "Search for: data, models and (Python) code!"
 TEXT = (
     "the of ranking a query and document search engine with score 12 models, 'quoted' text "
     "(in brackets) for reading über naïve 東京 Zürich e-mail 3.14 Python function returns None "
@@ -91,12 +92,11 @@ def allowed_difference(
     return max(MAX_DIFFERENCE, 4 * float(np.abs(exact - expected).max()))
 
 
-def tokens_of(encoder: Any, pairs: Sequence[Pair]) -> list[list[int]]:
+def tokens_of(encoder: Any, pairs: Sequence[Pair], prompt: str) -> list[list[int]]:
     """Return the reference's ids of each pair."""
-    prompt = default_prompt(encoder) or None
     made = []
     for start in range(0, len(pairs), 8):
-        features = encoder.preprocess(list(pairs[start : start + 8]), prompt=prompt)
+        features = encoder.preprocess(list(pairs[start : start + 8]), prompt=prompt or None)
         for ids, mask in zip(features["input_ids"], features["attention_mask"], strict=True):
             made.append(ids[mask.bool()].tolist())
     return made
@@ -111,7 +111,7 @@ def short_pairs(encoder: Any, pairs: Sequence[Pair]) -> list[Pair]:
     longest = max(LONGEST_COMPARED, _rope_change(encoder.config.to_dict()) + BEHIND_CHANGE)
     if encoder.max_seq_length <= longest:
         return list(pairs)
-    lengths = map(len, tokens_of(encoder, pairs))
+    lengths = map(len, tokens_of(encoder, pairs, default_prompt(encoder)))
     return [pair for pair, length in zip(pairs, lengths, strict=True) if length <= longest]
 
 
@@ -123,16 +123,26 @@ def _rope_change(config: dict[str, Any]) -> int:
 
 
 def check_tokens(folder: ModelFolder, encoder: Any, pairs: Sequence[Pair]) -> None:
-    """Raise GateFailed where a scorer makes other tokens than the reference."""
+    """Raise GateFailed where a scorer makes other tokens than the reference.
+
+    A chat template is tried with another prompt and with none, too.
+    """
     own = Encoder(folder)
-    all_ids = own.encode(pairs).ids
-    for pair, ids, expected in zip(pairs, all_ids, tokens_of(encoder, pairs), strict=True):
-        left_out = [own.trailing_pad] * (len(expected) - len(ids))
-        if ids.tolist() + left_out != expected:
-            raise GateFailed(
-                f"{folder.manifest.source['model']}: the tokens of a scorer and of "
-                f"sentence-transformers differ on the pair {_shown(pair)}"
-            )
+    encoders = {default_prompt(encoder): own}
+    if folder.manifest.prompted:
+        encoders[OTHER_PROMPT] = own.with_prompt(OTHER_PROMPT)
+    if folder.manifest.unprompted:
+        encoders[""] = own.with_prompt("")
+    for prompt, each in encoders.items():
+        all_ids = each.encode(pairs).ids
+        all_expected = tokens_of(encoder, pairs, prompt)
+        for pair, ids, expected in zip(pairs, all_ids, all_expected, strict=True):
+            left_out = [own.trailing_pad] * (len(expected) - len(ids))
+            if ids.tolist() + left_out != expected:
+                raise GateFailed(
+                    f"{folder.manifest.source['model']}: the tokens of a scorer and of "
+                    f"sentence-transformers differ on the pair {_shown(pair)}"
+                )
 
 
 def check_parity(

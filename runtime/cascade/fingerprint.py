@@ -32,10 +32,12 @@ ALWAYS_IN_1 = (
     "suffix",
     "rank_label",
 )
+# Jobs and cascades ask with the default prompt, whatever others there are.
+OTHER_PROMPTS = ("prompts", "prompted", "unprompted", "restores_suffix")
 # Each field of the manifest is in one of these. A new one that makes scores follows ALWAYS_IN_1:
 # at its default it changes no fingerprint of either scheme.
 MAKES_SCORES = (*ALWAYS_IN_1,)
-MAKES_NO_SCORES = ("source", "versions", "plans", "measured", "trained_with")
+MAKES_NO_SCORES = ("source", "versions", "plans", "measured", "trained_with", *OTHER_PROMPTS)
 PARTLY = ("files", "variants", "cascade")  # of the variant alone, or of the cascade
 
 

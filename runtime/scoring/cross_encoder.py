@@ -217,10 +217,11 @@ class CrossEncoder:
 
         One pair gives a float32, or float32[labels]; several float32[n], or float32[n, labels].
         That is an array, with `convert_to_tensor` a torch tensor, and with neither a list of
-        tensors. `prompt` stands before the query in place of the model's own.
+        tensors. `prompt`, or the one called `prompt_name`, takes the place of the model's own.
+        It stands before the query, or where a chat template has its system message.
         `apply_softmax` makes the scores of several labels sum to 1.
         `batch_size` has no effect: no score depends on it.
-        Raises BadInput where a pair is not two texts.
+        Raises BadInput where a pair is not two texts, and ValueError where no prompt has the name.
         """
         inputs = others.pop("sentences", inputs)
         activation_fn = activation_fn or others.pop("activation_fct", None)
@@ -293,19 +294,9 @@ class CrossEncoder:
     def _logits(
         self, pairs: list[Pair], prompt_name: str | None, prompt: str | None, show_progress: bool
     ) -> Scores:
-        manifest = self.folder.manifest
         scorer = self.scorer
-        if prompt_name is not None:
-            raise BadInput(
-                f"prompt_name={prompt_name!r}: a model folder keeps its default prompt alone; "
-                "give `prompt=`"
-            )
-        if prompt is not None and prompt != manifest.prompt:
-            if manifest.template:
-                raise BadInput(
-                    f"prompt={prompt!r}: its prompt is part of the chat template; "
-                    "export the model with this one"
-                )
+        prompt = self._chosen_prompt(prompt_name, prompt)
+        if prompt is not None:
             scorer = scorer.with_prompt(prompt)
         if not pairs:
             return np.empty(0, np.float32)  # of several labels, too
@@ -334,6 +325,21 @@ class CrossEncoder:
             return by_logits
         by_scores, _ = ranked(scores[by_logits])
         return by_logits[by_scores]
+
+    def _chosen_prompt(self, name: str | None, prompt: str | None) -> str | None:
+        """Return the prompt that a call asks for, as sentence-transformers understands it."""
+        if name is None:
+            return prompt
+        if prompt is not None:
+            log.warning("prompt_name=%r has no effect beside `prompt=`", name)
+            return prompt
+        prompts = self.folder.manifest.prompts
+        if name not in prompts:
+            raise ValueError(
+                f"Prompt name {name!r} not found in the configured prompts dictionary with keys "
+                f"{list(prompts)!r}. Export the model again where it has more."
+            )
+        return prompts[name]
 
     def _activated(self, logits: Scores, activation_fn: Callable[..., Any] | None) -> Scores:
         activation_fn = activation_fn or self._own_activation_fn

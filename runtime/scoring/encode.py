@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,18 @@ from tokenizers import Encoding, Tokenizer
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 
-__all__ = ["Encoder", "Encoding", "Pair", "Tokens", "check_pairs", "clean", "render", "windows"]
+__all__ = [
+    "FILLERS",
+    "Encoder",
+    "Encoding",
+    "Pair",
+    "Tokens",
+    "check_pairs",
+    "clean",
+    "common_suffix",
+    "render",
+    "windows",
+]
 
 Pair = tuple[str, str]
 Ids = NDArray[np.int64]
@@ -26,6 +39,8 @@ WINDOW_CHARACTERS = 1 << 21
 # So much of a longer text is tokenised at first: a text of 300 MB would take 15 GB.
 # It fills the model, unless tokens have some hundred characters.
 MOST_CHARACTERS = 1 << 20
+# Texts of different tokens: with both in it, a template shows what all its texts end in.
+FILLERS = ("0", "1 2 3 4")
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,10 @@ class Encoder:
         manifest = folder.manifest
         self.prompt = manifest.prompt
         self.template = manifest.template
+        self.prompted = manifest.prompted
+        self.unprompted = manifest.unprompted
         self.suffix = np.array(manifest.suffix, np.int64)
+        self.restores_suffix = manifest.restores_suffix
         self.pad_id = manifest.pad_id
         self.trailing_pad = manifest.trailing_pad
         self.left = manifest.padding_side == "left"
@@ -79,6 +97,37 @@ class Encoder:
         if not self.template:
             self.special = self.tokenizer.num_special_tokens_to_add(is_pair=True)
 
+    def with_prompt(self, prompt: str) -> Encoder:
+        """Return an encoder with another prompt, which may be empty.
+
+        Raises BadInput where the chat template holds one that cannot be replaced.
+        """
+        encoder = copy.copy(self)
+        encoder.prompt = clean(prompt)
+        if not self.template:
+            return encoder
+        encoder.template = self.prompted if prompt else self.unprompted
+        if encoder.template:
+            encoder.suffix = encoder._suffix() if self.restores_suffix else self.suffix
+            return encoder
+        if prompt and prompt == self.prompt:
+            return self
+        raise BadInput(
+            f"prompt={prompt!r}: its prompt is part of the chat template; "
+            "export the model again, and if that is not enough with this one as its default"
+        )
+
+    def _suffix(self) -> Ids:
+        """Return the ids that every text ends in, as sentence-transformers finds them."""
+        short, long = [self._whole(self._text((filler, filler))) for filler in FILLERS]
+        return np.array(common_suffix(short, long), np.int64)
+
+    def _whole(self, text: str) -> list[int]:
+        """Return the ids of a text, with those that were cut behind them."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        cut = encoding.overflowing if self.keeps_start else []
+        return [*encoding.ids, *(token for part in cut for token in part.ids)]
+
     def encode(self, pairs: Sequence[Pair]) -> Tokens:
         """Tokenise pairs, in windows so that few cut tokens are held at once.
 
@@ -89,10 +138,9 @@ class Encoder:
 
     def encodings(self, pairs: Sequence[Pair]) -> list[Encoding]:
         """Run the tokenizer, which has threads of its own and leaves Python free."""
+        before = "" if self.template else self.prompt
         try:
-            return self._encoded(
-                [(clean(self.prompt + query), clean(text)) for query, text in pairs]
-            )
+            return self._encoded([(clean(before + query), clean(text)) for query, text in pairs])
         except Exception as error:  # tokenizers has no exceptions of its own
             raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
 
@@ -143,15 +191,18 @@ class Encoder:
         return text[blank if blank >= 0 else -MOST_CHARACTERS :]
 
     def _tokenized(self, pairs: Sequence[Pair]) -> list[Encoding]:
-        inputs = [render(self.template, pair) for pair in pairs] if self.template else pairs
+        inputs = [self._text(pair) for pair in pairs] if self.template else pairs
         encodings: list[Encoding] = self.tokenizer.encode_batch_fast(
             inputs, add_special_tokens=not self.template
         )
         return encodings
 
+    def _text(self, pair: Pair) -> str:
+        return render(self.template, pair, self.prompt)
+
     def _is_enough(self, pair: Pair, short: Pair) -> bool:
         """Return whether the whole pair would give the same tokens."""
-        parts = (render(self.template, short), None) if self.template else short
+        parts = (self._text(short), None) if self.template else short
         # In contrast to the fast one this encoding has offsets.
         encoding = self.tokenizer.encode(*parts, add_special_tokens=not self.template)
         for side, (whole, part) in enumerate(zip(pair, short, strict=True)):
@@ -229,21 +280,25 @@ class Encoder:
         )
 
 
-def render(template: Sequence[str], pair: Pair) -> str:
-    """Render a pair as one text.
+def render(template: Sequence[str], pair: Pair, prompt: str = "") -> str:
+    """Render a pair and a prompt as one text.
 
     Between its literal parts a template names the texts, such as "query.strip".
     """
-    query, document = pair
-    texts = {
-        "query": query,
-        "document": document,
-        "query.strip": query.strip(),
-        "document.strip": document.strip(),
-    }
+    texts = {}
+    for name, text in zip(("query", "document", "prompt"), (*pair, prompt), strict=True):
+        texts[name] = text
+        texts[f"{name}.strip"] = text.strip()
     parts = list(template)
     parts[1::2] = [texts[name] for name in parts[1::2]]
     return "".join(parts)
+
+
+def common_suffix(first: Sequence[int], second: Sequence[int]) -> list[int]:
+    """Return the ids that both end in; none where one is the end of the other."""
+    ends = zip(reversed(first), reversed(second), strict=False)
+    suffix = [token for token, _ in itertools.takewhile(lambda end: end[0] == end[1], ends)]
+    return suffix[::-1] if len(suffix) < min(len(first), len(second)) else []
 
 
 def windows(pairs: Sequence[Pair]) -> Iterator[slice]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import threading
@@ -132,10 +131,11 @@ class PlannedScorer(Scorer):
         return replace(self, plan=plan)
 
     def with_prompt(self, prompt: str) -> PlannedScorer:
-        """Return a scorer of the same backend with another prompt."""
-        encoder = copy.copy(self.encoder)
-        encoder.prompt = prompt
-        return replace(self, encoder=encoder)
+        """Return a scorer of the same backend with another prompt, which may be empty.
+
+        Raises BadInput where the chat template holds one that cannot be replaced.
+        """
+        return replace(self, encoder=self.encoder.with_prompt(prompt))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Sessions and locks cannot be sent to another process.
@@ -307,8 +307,7 @@ def _reopen(
     folder: ModelFolder, variant: str, device: str, plan: Plan, prompt: str
 ) -> PlannedScorer:
     scorer = open_scorer(folder, variant, plan=plan, device=device)
-    scorer.encoder.prompt = prompt
-    return scorer
+    return scorer if prompt == scorer.encoder.prompt else scorer.with_prompt(prompt)
 
 
 def find_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,15 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.base.modules import Dense, Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from xopt.optimize.model.parity import TEXT
@@ -78,6 +86,11 @@ ARCHITECTURES = (
 )
 OTHERS = ("albert", "mobilebert", "deberta", "ernie")
 DECODERS = ("qwen2", "llama", "gemma")
+# How Qwen's tokenizers split a text into words.
+QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TEMPLATE = (
     "{% for m in messages if m.role == 'system' %}Rank: {{ m.content }} {% endfor %}"
     "query {{ (messages | selectattr('role', 'eq', 'query') | first).content }} "
@@ -130,6 +143,38 @@ def make_logit_score(
     return folder
 
 
+def make_language_model(
+    folder: Path, architecture: str = "qwen3", texts: Sequence[str] = ()
+) -> Path:
+    """Write a random language model as hubs have them: without modules, and byte-level tokens.
+
+    The texts are among those that the tokenizer is trained with.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    pre_tokenizer = pre_tokenizers.Split(Regex(QWEN_WORDS), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizer, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    special = ["<pad>", "<bos>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    answers = " yes no Yes\nyes\nno\nYes" * 9
+    tokenizer.train_from_iterator([TEXT, answers, *texts], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=256,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<|im_end|>",
+    )
+    network = _random_network(architecture, "CausalLM", fast, max_position_embeddings=256)
+    network.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
 def make_behind_the_head(folder: Path, architecture: str) -> Path:
     """Write a random cross-encoder with a module that changes what its classification head
     gives.
@@ -158,8 +203,14 @@ def make_body(
 
 
 def _network(architecture: str, task: str, **config: Any) -> tuple[Any, PreTrainedTokenizerFast]:
-    torch.manual_seed(7)
     tokenizer = _tokenizer(architecture)
+    return _random_network(architecture, task, tokenizer, **config), tokenizer
+
+
+def _random_network(
+    architecture: str, task: str, tokenizer: PreTrainedTokenizerFast, **config: Any
+) -> Any:
+    torch.manual_seed(7)
     special = {
         f"{role}_token_id": getattr(tokenizer, f"{role}_token_id")
         for role in ("pad", "cls", "sep", "bos", "eos")
@@ -167,7 +218,7 @@ def _network(architecture: str, task: str, **config: Any) -> tuple[Any, PreTrain
     values = {**SIZES, **special, **SPECIAL.get(architecture, {}), **config}
     made = AutoConfig.for_model(architecture, vocab_size=len(tokenizer), **values)
     kind = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
-    return kind.from_config(made).eval(), tokenizer
+    return kind.from_config(made).eval()
 
 
 def _tokenizer(architecture: str) -> PreTrainedTokenizerFast:

@@ -47,15 +47,18 @@ def load_encoder(
     *,
     trusted: bool = False,
     pickles: bool = False,
+    chat_template: str | None = None,
     **model_kwargs: Any,
 ) -> Any:
     """Load the CrossEncoder in a folder; `model_kwargs` go to from_pretrained."""
     use_safetensors = None if pickles else True
+    processor_kwargs = {} if chat_template is None else {"chat_template": chat_template}
     return CrossEncoder(
         str(folder),
         device="cpu",
         local_files_only=True,
         trust_remote_code=trusted,
+        processor_kwargs=processor_kwargs,
         model_kwargs={DTYPE: dtype, "use_safetensors": use_safetensors, **model_kwargs},
     ).eval()
 

@@ -16,17 +16,18 @@ import pandas
 import pytest
 import sentence_transformers
 import torch
-from helpers.tiny import make_logit_score, make_tiny
+from helpers.tiny import TEMPLATE, make_logit_score, make_tiny
 
 from xopt.optimize.export import export
 from xopt.optimize.model.parity import MAX_DIFFERENCE, parity_pairs
 from xopt.runtime import CrossEncoder, rerank
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder
+from xopt.runtime.folder import Manifest, ModelFolder
 from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring import st_arguments
 
 PAIRS = parity_pairs(60)
+FEW = [*PAIRS[::4], *PAIRS[-2:]]  # the longest are cut
 Both = tuple[CrossEncoder, sentence_transformers.CrossEncoder]
 
 
@@ -183,10 +184,6 @@ def test_what_older_versions_call_arguments_is_taken(both: Both) -> None:
         mine.predict(PAIRS, device="cuda")
     with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
         mine.predict(PAIRS, batch_size=0)
-    with pytest.raises(
-        BadInput, match="prompt_name='query': a model folder keeps its default prompt alone"
-    ):
-        mine.predict(PAIRS, prompt_name="query")
 
 
 @pytest.mark.parametrize(
@@ -295,15 +292,101 @@ def test_the_variant_is_the_one_that_was_recommended_here(tiny_copy: ModelFolder
     assert ModelFolder.open(tiny_copy.path).manifest.measured[machine_name("cpu")]["variants"] == {}
 
 
-def test_a_prompt_within_a_chat_template_stays(tmp_path: Path) -> None:
-    model = make_logit_score(
-        tmp_path / "model", prompts={"rank": "search data"}, default_prompt_name="rank"
+PROMPTS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "a default": {
+        "prompts": {"rank": "search data", "code": "python code"},
+        "default_prompt_name": "rank",
+    },
+}
+BEHIND = (
+    "{{ (messages | selectattr('role', 'eq', 'query') | first).content }} document "
+    "{{ (messages | selectattr('role', 'eq', 'document') | first).content }}"
+    "{% for m in messages if m.role == 'system' %} rank by {{ m.content | trim }}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "own"),
+    [
+        (None, PROMPTS["a default"]),
+        (TEMPLATE, PROMPTS["none"]),
+        (TEMPLATE, PROMPTS["a default"]),
+        (BEHIND, PROMPTS["a default"]),
+    ],
+    ids=["plain pairs", "before, none", "before", "behind"],
+)
+def test_a_prompt_can_be_chosen_by_call(
+    tmp_path: Path, template: str | None, own: dict[str, Any]
+) -> None:
+    if template is None:
+        tiny = sentence_transformers.CrossEncoder(
+            str(make_tiny(tmp_path / "tiny")), device="cpu", **own
+        )
+        tiny.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    else:
+        make_logit_score(tmp_path / "model", template=template, **own)
+    made = export(str(tmp_path / "model"), tmp_path / "out", torch_only=True)
+    mine = CrossEncoder(made.path, "torch-fp32")
+    theirs = sentence_transformers.CrossEncoder(str(tmp_path / "model"), device="cpu")
+    calls = [{"prompt": prompt} for prompt in (None, "", "another index ", "search data", " \n")]
+    calls += [{"prompt_name": name} for name in own.get("prompts", {})]
+    for call in calls:
+        difference = mine.predict(FEW, **call) - theirs.predict(FEW, **call)
+        assert np.abs(difference).max() < MAX_DIFFERENCE, call
+    documents = [text for _, text in FEW]
+    ranked = mine.rank("data", documents, prompt="another index ")
+    expected = theirs.rank("data", documents, prompt="another index ")
+    assert [row["score"] for row in ranked] == pytest.approx(
+        [row["score"] for row in expected], abs=1e-4
     )
-    mine = CrossEncoder(export(str(model), tmp_path / "out").path)
+    assert np.abs(mine.predict(FEW) - mine.predict(FEW, prompt="another index ")).max() > 0.01
+    prompted = mine.scorer.with_prompt("another index ")
+    again = pickle.loads(pickle.dumps(prompted))
+    assert np.array_equal(again.score(FEW), prompted.score(FEW))
+    for model in (mine, theirs):
+        with pytest.raises(ValueError, match=r"Prompt name 'query' not found .* with keys"):
+            model.predict(FEW, prompt_name="query")
+
+
+def test_a_prompt_by_name_has_no_effect_beside_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = make_logit_score(tmp_path / "model", **PROMPTS["a default"])
+    mine = CrossEncoder(export(str(model), tmp_path / "out", torch_only=True).path, "torch-fp32")
+    both = mine.predict(PAIRS, prompt="index", prompt_name="code")
+    assert np.array_equal(both, mine.predict(PAIRS, prompt="index"))
+    assert "prompt_name='code' has no effect beside `prompt=`" in caplog.text
+
+
+def older(manifest: Manifest) -> Manifest:
+    """As folders were written before prompts were kept beside their template."""
+    return replace(manifest, prompt="", prompts={}, prompted=[], unprompted=[])
+
+
+UPPER = TEMPLATE.replace("Rank: {{ m.content }}", "{{ m.content | upper }}")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, UPPER])
+def test_a_prompt_that_a_chat_template_changes_stays(tmp_path: Path, template: str) -> None:
+    model = make_logit_score(tmp_path / "model", template=template, **PROMPTS["a default"])
+    made = export(str(model), tmp_path / "out", torch_only=True)
+    if template == TEMPLATE:
+        made = made.write(older)
+        assert "restores_suffix" in (made.path / "xopt.json").read_text()
+    mine = CrossEncoder(made.path, "torch-fp32")
     theirs = sentence_transformers.CrossEncoder(str(model), device="cpu")
     assert np.abs(mine.predict(PAIRS) - theirs.predict(PAIRS)).max() < MAX_DIFFERENCE
-    with pytest.raises(BadInput, match="its prompt is part of the chat template"):
+    with pytest.raises(BadInput, match="prompt='another': its prompt is part of the chat template"):
         mine.predict(PAIRS, prompt="another")
+    if template == UPPER:
+        same = mine.predict(PAIRS, prompt="search data")
+        assert np.array_equal(same, mine.predict(PAIRS))
+        without = mine.predict(PAIRS, prompt="") - theirs.predict(PAIRS, prompt="")
+        assert np.abs(without).max() < MAX_DIFFERENCE
+    else:  # whether it has one of its own is not known
+        with pytest.raises(BadInput, match=r"prompt='': .* export the model again"):
+            mine.predict(PAIRS, prompt="")
 
 
 def test_no_label_that_ranks_is_said(tmp_path: Path) -> None:
