@@ -9,13 +9,28 @@ from numpy.typing import NDArray
 
 from xopt.runtime.folder import Plan
 
-__all__ = ["ROWS_A_CALL", "WIDTH_STEP", "Forward", "default_plan", "plan_forwards"]
+__all__ = [
+    "ROWS_A_CALL",
+    "WIDTH_STEP",
+    "Forward",
+    "default_plan",
+    "is_long",
+    "plan_forwards",
+]
 
 # Pairs worth giving a scorer at once: it sorts them by length, and they fill many forwards.
 # A GPU needs more of them to be kept busy.
 ROWS_A_CALL = {"cpu": 1024, "cuda": 16384}
 # Widths are multiples of this: memory grows with each new shape.
 WIDTH_STEP = 8
+# Attention's scores are pairs x heads x width^2 numbers, and runtimes hold them about twice.
+# For a pair of 2,048 tokens and 12 heads that is 400 MB.
+MOST_SQUARED_TOKENS = 2048**2
+
+
+def is_long(pairs: int, width: int) -> bool:
+    """Return whether a forward takes so much memory that none like it may run beside it."""
+    return pairs * width**2 > MOST_SQUARED_TOKENS
 
 
 @dataclass(frozen=True)
@@ -24,6 +39,10 @@ class Forward:
 
     rows: NDArray[np.intp]
     width: int
+
+    @property
+    def is_long(self) -> bool:
+        return is_long(len(self.rows), self.width)
 
 
 def plan_forwards(
