@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xopt.runtime.cascade.blas import blas_threads
 from xopt.runtime.cascade.evidence import EvidenceSource, Lists, open_evidence_source
 from xopt.runtime.cascade.features import Lexicon
 from xopt.runtime.cascade.fingerprint import LEXICON, model_fingerprint
@@ -20,6 +21,7 @@ from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import PartialRanking, Rule
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 from xopt.runtime.scoring.stages import Stages
@@ -144,11 +146,13 @@ class CascadeScorer:
         scorer: PlannedScorer,
         evidence_source: EvidenceSource,
         cascade: Cascade,
+        threads: int,
     ) -> None:
         self.folder = folder
         self.scorer = scorer
         self.evidence_source = evidence_source
         self.cascade = cascade
+        self.threads = threads
         self._warned: set[str] = set()
 
     @property
@@ -186,6 +190,10 @@ class CascadeScorer:
         Raises NotFinite if a logit is not; without `finite` its candidate comes last.
         """
         self._check(lists)
+        with blas_threads(self.threads):
+            return self._rank_all(lists, finite)
+
+    def _rank_all(self, lists: Lists, finite: bool) -> list[Ranked]:
         unranked = Ranked(np.empty(0, np.intp), np.empty(0, np.float32))
         results = [unranked] * len(lists.queries)
         waiting = deque(i for i, documents in enumerate(lists.documents) if documents)
@@ -305,7 +313,7 @@ def open_cascade(
         lexicon = Lexicon.load(folder.checked(LEXICON, make_again))
     cheaper = find_cheaper_model(folder, order) if order.model else None
     source = open_evidence_source(scorer, order.kind, lexicon, cheaper, threads, device)
-    return CascadeScorer(folder, scorer, source, cascade)
+    return CascadeScorer(folder, scorer, source, cascade, threads or cores())
 
 
 def find_cheaper_model(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:

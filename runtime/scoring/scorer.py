@@ -337,18 +337,30 @@ def open_scorer(
     # Another process may work in another directory.
     absolute = replace(folder, path=folder.path.resolve())
     return PlannedScorer(
-        Encoder(folder),
+        Encoder(folder, _tokenizer_threads(plan, threads, device)),
         open_backend(folder, chosen, plan, device),
         plan,
         folder.manifest.labels,
-        functools.partial(_reopen, absolute, chosen.name, device),
+        functools.partial(_reopen, absolute, chosen.name, threads, device),
     )
 
 
+def _tokenizer_threads(plan: Plan, threads: int | None, device: str) -> int | None:
+    """Return how many threads may tokenise; on a GPU, of each call that runs ahead."""
+    if device == "cpu":
+        return plan.callers * plan.threads
+    return max(1, threads // plan.threads) if threads else None
+
+
 def _reopen(
-    folder: ModelFolder, variant: str, device: str, plan: Plan, prompt: str
+    folder: ModelFolder,
+    variant: str,
+    threads: int | None,
+    device: str,
+    plan: Plan,
+    prompt: str,
 ) -> PlannedScorer:
-    scorer = open_scorer(folder, variant, plan=plan, device=device)
+    scorer = open_scorer(folder, variant, plan=plan, threads=threads, device=device)
     scorer.encoder.prompt = prompt
     return scorer
 
