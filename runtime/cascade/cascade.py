@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from xopt.runtime.cascade.blas import blas_threads
 from xopt.runtime.cascade.evidence import EvidenceSource, Lists, open_evidence_source
 from xopt.runtime.cascade.features import Lexicon
 from xopt.runtime.cascade.fingerprint import LEXICON, model_fingerprint
@@ -190,7 +190,7 @@ class CascadeScorer:
         Raises NotFinite if a logit is not; without `finite` its candidate comes last.
         """
         self._check(lists)
-        with blas_threads(self.threads):
+        with threadpool_limits(self.threads, user_api="blas"):
             return self._rank_all(lists, finite)
 
     def _rank_all(self, lists: Lists, finite: bool) -> list[Ranked]:

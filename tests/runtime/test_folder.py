@@ -3,8 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
-from xopt.runtime.folder import ModelFolder, Plan, Variant
+import pytest
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import DESCRIPTORS, KeptFile, ModelFolder, Plan, Variant, data_file
 
 
 def test_commands_on_one_folder_keep_what_the_other_wrote(tiny_copy: ModelFolder) -> None:
@@ -35,3 +39,40 @@ def test_two_processes_that_write_at_once_lose_nothing(tiny_copy: ModelFolder) -
     writers = [subprocess.Popen([*command, name]) for name in ("first", "second")]
     assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
     assert len(ModelFolder.open(tiny_copy.path).manifest.plans) == 80
+
+
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="only Linux shows what is open")
+def test_a_kept_file_outlives_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"as it was")
+    removed, replaced = KeptFile(file), KeptFile(file)
+    file.unlink()
+    assert removed.path.read_bytes() == b"as it was"
+    file.write_bytes(b"another")
+    assert replaced.path.read_bytes() == b"as it was"
+    overwritten = KeptFile(file)
+    file.write_bytes(b"a third one")
+    with pytest.raises(BadInput, match=r"model.onnx: removed or changed since it was opened"):
+        overwritten.path  # noqa: B018
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_file_that_cannot_be_kept_has_to_be_the_same_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"as it was")
+    changed = file
+    if beside:  # its weights, which are found by its place
+        changed = data_file(file)
+        changed.write_bytes(b"weights")
+    else:
+        monkeypatch.setattr("xopt.runtime.folder.DESCRIPTORS", tmp_path / "none")
+    kept = KeptFile(file)
+    assert kept.path == file
+    changed.rename(tmp_path / "elsewhere")
+    for content in (None, b"as it was"):
+        if content:
+            changed.write_bytes(content)
+        with pytest.raises(BadInput, match="removed or changed"):
+            kept.path  # noqa: B018
