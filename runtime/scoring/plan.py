@@ -51,7 +51,8 @@ def plan_forwards(
     """Cut pairs, sorted by length, into forwards of at most `tokens` padded tokens.
 
     `lengths`, int[pairs], are at most `max_width`, the model's length.
-    A pair longer than `tokens` gets a forward of its own.
+    A pair longer than `tokens` gets a forward of its own. If it is long it is not padded either:
+    torch would make a mask of its squared tokens.
     With a `step`, widths are multiples of it, and only pairs of the same width run together.
     With 1 nothing is padded. With more, the rest of a width runs pair by pair: two shapes a width.
 
@@ -74,6 +75,8 @@ def plan_forwards(
                 stop = min(stop, end_of_width)
             elif stop > end_of_width:
                 stop = start + 1
+        if not step and stop == start + 1 and is_long(1, width):
+            width = int(lengths[order[start]])
         forwards.append(Forward(order[start:stop], width))
         start = stop
     return forwards
