@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ __all__ = [
     "MANIFEST",
     "ONNX_FILE",
     "WEIGHTS",
+    "KeptFile",
     "Manifest",
     "ModelFolder",
     "Plan",
@@ -43,9 +46,44 @@ MADE_BY = {
 }
 
 
+# Where Linux shows the files that a process has open.
+DESCRIPTORS = Path("/proc/self/fd")
+
+
 def data_file(file: Path) -> Path:
     """Return where the weights of an ONNX graph are that is too large to hold them."""
     return file.with_name(f"{file.name}_data")
+
+
+class KeptFile:
+    """A file that can be read again, whatever happens to its folder in the meantime.
+
+    On Linux it is kept open, and so stays though it is removed or replaced. Elsewhere, and where
+    the weights are in a file of their own beside it, `path` has to be the same file still.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._source = path
+        self._files = [file for file in (path, data_file(path)) if file.is_file()]
+        if len(self._files) == 1 and DESCRIPTORS.is_dir():
+            descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, descriptor)
+            self._files = [DESCRIPTORS / str(descriptor)]
+        self._states = self._now()
+
+    @property
+    def path(self) -> Path:
+        """Where to read it. Raises BadInput where it is no longer what it was."""
+        if self._now() != self._states:
+            raise BadInput(f"{self._source}: removed or changed since it was opened")
+        return self._files[0]
+
+    def _now(self) -> list[tuple[int, ...]]:
+        try:
+            states = [file.stat() for file in self._files]
+        except FileNotFoundError:
+            return []
+        return [(state.st_ino, state.st_size, state.st_mtime_ns) for state in states]
 
 
 def modules_of(folder: Path) -> list[tuple[str, str]]:

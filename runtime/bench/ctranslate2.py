@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
@@ -20,20 +23,31 @@ class CTranslate2Backend(PaddedArrays):
     """BERT's encoder and pooler in CTranslate2, and its head in numpy; callers may share it."""
 
     def __init__(self, folder: ModelFolder, variant: Variant, plan: Plan, device: str) -> None:
-        from ctranslate2 import Encoder
-
-        self.encoder = Encoder(
-            str(folder.checked(variant.file).parent),
-            device,
-            compute_type=variant.precision,
-            inter_threads=plan.callers,
-            intra_threads=plan.threads,
-        )
+        self.folder = str(folder.checked(variant.file).parent)
+        self.device = device
+        self.precision = variant.precision
+        self.encoder = self._encoder(plan.callers, plan.threads)
         weights = load_file(folder.checked(WEIGHTS))
         self.weight = weights["classifier.weight"].T
         self.bias = weights["classifier.bias"]
         self.pad_id = folder.manifest.pad_id
         self.left = False
+
+    def wide(self, threads: int) -> CTranslate2Backend:
+        other = copy.copy(self)
+        other.encoder = other._encoder(1, threads)
+        return other
+
+    def _encoder(self, callers: int, threads: int) -> Any:
+        from ctranslate2 import Encoder
+
+        return Encoder(
+            self.folder,
+            self.device,
+            compute_type=self.precision,
+            inter_threads=callers,
+            intra_threads=threads,
+        )
 
     def forward(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.float32]:
         """Return logits, float32[pairs, labels], of int64[pairs, width] arrays."""

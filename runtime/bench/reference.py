@@ -45,7 +45,7 @@ class ReferenceScorer(Scorer):
                 trust_remote_code=folder.trusted,
                 model_kwargs=_model_kwargs(variant, threads, device),
             )
-        self._watch = Stopwatch(callers=1)
+        self._watch = Stopwatch()
         self._preprocess = self.model.preprocess
         self.model.preprocess = self._encode
         self.model.register_forward_pre_hook(self._before)

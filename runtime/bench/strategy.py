@@ -67,7 +67,7 @@ class BatchScorer(Scorer):
     def __init__(self, scorer: PlannedScorer, batch_size: int) -> None:
         self.scorer = scorer
         self.batch_size = batch_size
-        self._watch = Stopwatch(callers=1)
+        self._watch = Stopwatch()
 
     @property
     def stages(self) -> Stages:

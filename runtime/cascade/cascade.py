@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from xopt.runtime.cascade.evidence import EvidenceSource, Lists, open_evidence_source
 from xopt.runtime.cascade.features import Lexicon
@@ -21,6 +22,7 @@ from xopt.runtime.cascade.rule import PartialRanking, Rule
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.formats import OtherVersion, read
+from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 from xopt.runtime.scoring.stages import Stages
@@ -149,11 +151,13 @@ class CascadeScorer:
         scorer: PlannedScorer,
         evidence_source: EvidenceSource,
         cascade: Cascade,
+        threads: int,
     ) -> None:
         self.folder = folder
         self.scorer = scorer
         self.evidence_source = evidence_source
         self.cascade = cascade
+        self.threads = threads
         self._warned: set[str] = set()
 
     @property
@@ -191,6 +195,10 @@ class CascadeScorer:
         Raises NotFinite if a logit is not; without `finite` its candidate comes last.
         """
         self._check(lists)
+        with threadpool_limits(self.threads, user_api="blas"):
+            return self._rank_all(lists, finite)
+
+    def _rank_all(self, lists: Lists, finite: bool) -> list[Ranked]:
         unranked = Ranked(np.empty(0, np.intp), np.empty(0, np.float32))
         results = [unranked] * len(lists.queries)
         waiting = deque(i for i, documents in enumerate(lists.documents) if documents)
@@ -310,7 +318,7 @@ def open_cascade(
         lexicon = Lexicon.load(folder.checked(LEXICON, make_again))
     cheaper = find_cheaper_model(folder, order) if order.model else None
     source = open_evidence_source(scorer, order.kind, lexicon, cheaper, threads, device)
-    return CascadeScorer(folder, scorer, source, cascade)
+    return CascadeScorer(folder, scorer, source, cascade, threads or cores())
 
 
 def find_cheaper_model(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Encoding, Tokenizer
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.machine import cores
 
 __all__ = [
     "FILLERS",
@@ -69,9 +71,14 @@ class Tokens:
 
 
 class Encoder:
-    """A model folder's tokenizer. Threads may share it: nothing changes it."""
+    """A model folder's tokenizer. Threads may share it: nothing changes it.
 
-    def __init__(self, folder: ModelFolder) -> None:
+    It runs on so many `threads`, by default on all cores.
+    """
+
+    def __init__(self, folder: ModelFolder, threads: int | None = None) -> None:
+        # None leaves it to the library.
+        self.threads = threads if threads is not None and threads < cores() else None
         manifest = folder.manifest
         self.prompt = manifest.prompt
         self.template = manifest.template
@@ -137,7 +144,7 @@ class Encoder:
         return Tokens.joined(parts)
 
     def encodings(self, pairs: Sequence[Pair]) -> list[Encoding]:
-        """Run the tokenizer, which has threads of its own and leaves Python free."""
+        """Run the tokenizer, which leaves Python free."""
         before = "" if self.template else self.prompt
         try:
             return self._encoded([(clean(before + query), clean(text)) for query, text in pairs])
@@ -192,10 +199,22 @@ class Encoder:
 
     def _tokenized(self, pairs: Sequence[Pair]) -> list[Encoding]:
         inputs = [self._text(pair) for pair in pairs] if self.template else pairs
-        encodings: list[Encoding] = self.tokenizer.encode_batch_fast(
-            inputs, add_special_tokens=not self.template
-        )
-        return encodings
+        return self._run(inputs, add_special_tokens=not self.template)
+
+    def _run(self, inputs: Sequence[str | Pair], add_special_tokens: bool) -> list[Encoding]:
+        """Run the tokenizer on no more threads than it may have."""
+
+        def encoded(some: Sequence[str | Pair]) -> list[Encoding]:
+            encodings: list[Encoding] = self.tokenizer.encode_batch_fast(
+                some, add_special_tokens=add_special_tokens
+            )
+            return encodings
+
+        if self.threads is None:
+            return encoded(inputs)
+        # The library spreads a batch over all cores, but for a batch of one.
+        with ThreadPoolExecutor(self.threads) as threads:
+            return list(threads.map(lambda each: encoded([each])[0], inputs))
 
     def _text(self, pair: Pair) -> str:
         return render(self.template, pair, self.prompt)
@@ -239,7 +258,7 @@ class Encoder:
         if self.template:
             texts = [pairs[0][0], *(text for _, text in pairs)]
             texts = [clean(self._shortened(text, "only_first")) for text in texts]
-            encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+            encodings = self._run(texts, add_special_tokens=False)
             query, *documents = [np.array(encoding.ids, np.int64) for encoding in encodings]
             return query, documents
         # The longest pair with a document shows where documents begin and end.

@@ -9,13 +9,28 @@ from numpy.typing import NDArray
 
 from xopt.runtime.folder import Plan
 
-__all__ = ["ROWS_A_CALL", "WIDTH_STEP", "Forward", "default_plan", "plan_forwards"]
+__all__ = [
+    "ROWS_A_CALL",
+    "WIDTH_STEP",
+    "Forward",
+    "default_plan",
+    "is_long",
+    "plan_forwards",
+]
 
 # Pairs worth giving a scorer at once: it sorts them by length, and they fill many forwards.
 # A GPU needs more of them to be kept busy.
 ROWS_A_CALL = {"cpu": 1024, "cuda": 16384}
 # Widths are multiples of this: memory grows with each new shape.
 WIDTH_STEP = 8
+# Attention's scores are pairs x heads x width^2 numbers, and runtimes hold them about twice.
+# For a pair of 2,048 tokens and 12 heads that is 400 MB.
+MOST_SQUARED_TOKENS = 2048**2
+
+
+def is_long(pairs: int, width: int) -> bool:
+    """Return whether a forward takes so much memory that none like it may run beside it."""
+    return pairs * width**2 > MOST_SQUARED_TOKENS
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,10 @@ class Forward:
     rows: NDArray[np.intp]
     width: int
 
+    @property
+    def is_long(self) -> bool:
+        return is_long(len(self.rows), self.width)
+
 
 def plan_forwards(
     lengths: NDArray[np.integer], tokens: int, max_width: int, step: int = 0
@@ -32,7 +51,8 @@ def plan_forwards(
     """Cut pairs, sorted by length, into forwards of at most `tokens` padded tokens.
 
     `lengths`, int[pairs], are at most `max_width`, the model's length.
-    A pair longer than `tokens` gets a forward of its own.
+    A pair longer than `tokens` gets a forward of its own. If it is long it is not padded either:
+    torch would make a mask of its squared tokens.
     With a `step`, widths are multiples of it, and only pairs of the same width run together.
     With 1 nothing is padded. With more, the rest of a width runs pair by pair: two shapes a width.
 
@@ -55,6 +75,8 @@ def plan_forwards(
                 stop = min(stop, end_of_width)
             elif stop > end_of_width:
                 stop = start + 1
+        if not step and stop == start + 1 and is_long(1, width):
+            width = int(lengths[order[start]])
         forwards.append(Forward(order[start:stop], width))
         start = stop
     return forwards

@@ -91,8 +91,8 @@ class PlannedScorer(Scorer):
     """Scores pairs in three steps: encode, forward, finish.
 
     `_reopen` opens it again in another process, of a plan and a prompt.
-    `_open_wide` returns a second backend, whose one caller has all threads.
-    It runs forwards that are the only one of their call, and has one user at a time.
+    Forwards that are the only one of their call, and long ones, run on a second backend, whose
+    one caller has all threads. It is opened with the first of them, and has one user at a time.
     """
 
     encoder: Encoder
@@ -100,11 +100,11 @@ class PlannedScorer(Scorer):
     plan: Plan
     labels: int
     _reopen: Callable[[Plan, str], PlannedScorer]
-    _open_wide: Callable[[], Backend]
+    _wide: dict[int, Backend] = field(default_factory=dict)  # by threads
     _wide_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._watch = Stopwatch(self.plan.callers)
+        self._watch = Stopwatch()
 
     @property
     def stages(self) -> Stages:
@@ -187,32 +187,77 @@ class PlannedScorer(Scorer):
 
     def _start(self, tokens: Tokens, first: int) -> list[_Started]:
         """Plan and start forwards; `first` is the row of the first pair."""
+        forwards = self.planned(tokens.lengths)
+        alone = [forward for forward in forwards if self._runs_alone(forward)]
+        others = [forward for forward in forwards if not self._runs_alone(forward)]
+        if self.plan.callers > 1 and len(others) == 1 and not self._wide_lock.locked():
+            alone.append(others.pop())
+        started = []
+        if alone:
+            with self._wide_lock:
+                started += self._start_in_turn(self._wide_backend(), tokens, first, alone)
+        if self.plan.callers > 1 and len(others) > 1:
+            return started + self._start_together(tokens, first, others)
+        return started + self._start_in_turn(self.backend, tokens, first, others)
+
+    def _runs_alone(self, forward: Forward) -> bool:
+        """Return whether a forward may fill the memory; a GPU's are as large as plans say."""
+        return forward.is_long and not self.backend.streams
+
+    def _wide_backend(self) -> Backend:
+        """Return what has all threads for one forward. The caller holds its lock."""
+        if self.plan.callers == 1:
+            return self.backend
+        threads = self.plan.callers * self.plan.threads
+        if threads not in self._wide:
+            try:
+                self._wide[threads] = self.backend.wide(threads)
+            except BadInput as error:
+                log.warning("single pairs have the threads of one caller: %s", error)
+                self._wide[threads] = self.backend
+        return self._wide[threads]
+
+    def _start_together(
+        self, tokens: Tokens, first: int, forwards: list[Forward]
+    ) -> list[_Started]:
+        """Run forwards on all callers; what gets no memory beside others, once more in turn."""
+
+        def tried(forward: Forward) -> _Started | Forward:
+            try:
+                return self._forward(self.backend, tokens, first, forward)
+            except OutOfMemory:
+                return forward
+
         start = time.monotonic()
-        waiting = deque(self.planned(tokens.lengths))
-        started: list[_Started] = []
+        with ThreadPoolExecutor(self.plan.callers) as callers:
+            results = list(callers.map(tried, forwards))
+        self._watch.ran(time.monotonic() - start, self.plan.callers)
+        started = [result for result in results if isinstance(result, _Started)]
+        failed = [result for result in results if isinstance(result, Forward)]
+        if not failed:
+            return started
+        log.warning(
+            "out of memory with %d forwards at once: %d go on one at a time",
+            self.plan.callers,
+            len(failed),
+        )
+        with self._wide_lock:  # this backend has kept memory that another one would need more of
+            return started + self._start_in_turn(self.backend, tokens, first, failed)
+
+    def _start_in_turn(
+        self, backend: Backend, tokens: Tokens, first: int, forwards: list[Forward]
+    ) -> list[_Started]:
+        start = time.monotonic()
+        waiting = deque(forwards)
+        started = []
         while waiting:
             try:
-                if self.plan.callers > 1 and len(waiting) > 1:
-                    start_one = functools.partial(self._forward, self.backend, tokens, first)
-                    with ThreadPoolExecutor(self.plan.callers) as callers:
-                        together = list(callers.map(start_one, waiting))
-                    started += together
-                    waiting.clear()
-                else:
-                    started.append(self._start_single(tokens, first, waiting[0]))
-                    waiting.popleft()
+                started.append(self._forward(backend, tokens, first, waiting[0]))
+                waiting.popleft()
             except OutOfMemory:
                 waiting = deque(self._planned_smaller(tokens, list(waiting)))
         self._watch.ran(time.monotonic() - start)
         return started
-
-    def _start_single(self, tokens: Tokens, first: int, forward: Forward) -> _Started:
-        if self.plan.callers > 1 and self._wide_lock.acquire(blocking=False):
-            try:
-                return self._forward(self._open_wide(), tokens, first, forward)
-            finally:
-                self._wide_lock.release()
-        return self._forward(self.backend, tokens, first, forward)
 
     def _forward(self, backend: Backend, tokens: Tokens, first: int, forward: Forward) -> _Started:
         before = backend.mark()
@@ -289,24 +334,33 @@ def open_scorer(
     check_variant(chosen, device)  # before a plan is looked up for a device that is not there
     plan = plan or find_plan(folder, chosen, threads, device)
     open_backend = BACKENDS[chosen.backend].open
-    all_threads = replace(plan, callers=1, threads=plan.callers * plan.threads)
-    open_wide = functools.partial(open_backend, folder, chosen, all_threads, device)
     # Another process may work in another directory.
     absolute = replace(folder, path=folder.path.resolve())
     return PlannedScorer(
-        Encoder(folder),
+        Encoder(folder, _tokenizer_threads(plan, threads, device)),
         open_backend(folder, chosen, plan, device),
         plan,
         folder.manifest.labels,
-        functools.partial(_reopen, absolute, chosen.name, device),
-        functools.cache(open_wide),
+        functools.partial(_reopen, absolute, chosen.name, threads, device),
     )
 
 
+def _tokenizer_threads(plan: Plan, threads: int | None, device: str) -> int | None:
+    """Return how many threads may tokenise; on a GPU, of each call that runs ahead."""
+    if device == "cpu":
+        return plan.callers * plan.threads
+    return max(1, threads // plan.threads) if threads else None
+
+
 def _reopen(
-    folder: ModelFolder, variant: str, device: str, plan: Plan, prompt: str
+    folder: ModelFolder,
+    variant: str,
+    threads: int | None,
+    device: str,
+    plan: Plan,
+    prompt: str,
 ) -> PlannedScorer:
-    scorer = open_scorer(folder, variant, plan=plan, device=device)
+    scorer = open_scorer(folder, variant, plan=plan, threads=threads, device=device)
     return scorer if prompt == scorer.encoder.prompt else scorer.with_prompt(prompt)
 
 

@@ -15,10 +15,10 @@ class Stages:
     """Totals over the calls of a scorer."""
 
     encode_s: float = 0.0  # tokenising
-    run_s: float = 0.0  # wall time of planning and running forwards
+    run_s: float = 0.0  # wall time of running forwards
     forward_s: float = 0.0  # within forwards, summed over callers, by the device's clock
     copy_s: float = 0.0  # copying pairs to the device, likewise
-    caller_s: float = 0.0  # run_s times the callers
+    caller_s: float = 0.0  # run_s times those who called forwards
     forwards: float = 0.0
     text_tokens: float = 0.0
     padded_tokens: float = 0.0  # padding and text
@@ -51,8 +51,7 @@ class Call:
 class Stopwatch:
     """Adds up stages; several threads may report at once."""
 
-    def __init__(self, callers: int) -> None:
-        self.callers = callers
+    def __init__(self) -> None:
         self.stages = Stages()
         self._lock = threading.Lock()
 
@@ -73,9 +72,9 @@ class Stopwatch:
         )
         self._add(forward)
 
-    def ran(self, seconds: float) -> None:
-        """Record the wall time of a call's forwards."""
-        self._add(Stages(run_s=seconds, caller_s=self.callers * seconds))
+    def ran(self, seconds: float, callers: int = 1) -> None:
+        """Record the wall time of forwards, which so many callers ran."""
+        self._add(Stages(run_s=seconds, caller_s=callers * seconds))
 
     def _add(self, stages: Stages) -> None:
         with self._lock:

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from helpers.machines import names_in, on_machine
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import MANIFEST, Manifest, ModelFolder, Plan, Variant
+from xopt.runtime.folder import (
+    DESCRIPTORS,
+    MANIFEST,
+    KeptFile,
+    Manifest,
+    ModelFolder,
+    Plan,
+    Variant,
+    data_file,
+)
 from xopt.runtime.locks import LOCK
 
 
@@ -54,3 +64,40 @@ def test_a_writer_that_another_one_took_over_from_changes_nothing(tiny_copy: Mod
     assert (tiny_copy.path / MANIFEST).read_bytes() == before
     assert (tiny_copy.path / LOCK).read_text() == "another's"
     assert moved == []
+
+
+@pytest.mark.skipif(not DESCRIPTORS.is_dir(), reason="only Linux shows what is open")
+def test_a_kept_file_outlives_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"as it was")
+    removed, replaced = KeptFile(file), KeptFile(file)
+    file.unlink()
+    assert removed.path.read_bytes() == b"as it was"
+    file.write_bytes(b"another")
+    assert replaced.path.read_bytes() == b"as it was"
+    overwritten = KeptFile(file)
+    file.write_bytes(b"a third one")
+    with pytest.raises(BadInput, match=r"model.onnx: removed or changed since it was opened"):
+        overwritten.path  # noqa: B018
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_file_that_cannot_be_kept_has_to_be_the_same_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"as it was")
+    changed = file
+    if beside:  # its weights, which are found by its place
+        changed = data_file(file)
+        changed.write_bytes(b"weights")
+    else:
+        monkeypatch.setattr("xopt.runtime.folder.DESCRIPTORS", tmp_path / "none")
+    kept = KeptFile(file)
+    assert kept.path == file
+    changed.rename(tmp_path / "elsewhere")
+    for content in (None, b"as it was"):
+        if content:
+            changed.write_bytes(content)
+        with pytest.raises(BadInput, match="removed or changed"):
+            kept.path  # noqa: B018

@@ -81,6 +81,22 @@ def test_a_process_of_another_container_is_known_by_its_lock(tmp_path: Path, flo
         (str(DEAD_PID), 1e6, False),
         ("a-user-s-own", 1e6, False),
     ],
+    # Marks are new in each of the processes that tests are spread over.
+    ids=[
+        "alive",
+        "dead",
+        "another machine",
+        "another machine, its clock ahead",
+        "another machine, long ago",
+        "old name, dead",
+        "old name, this process",
+        "old name, alive",
+        "old name, alive, long ago",
+        "old name, another machine",
+        "old name, another machine, long ago",
+        "a number alone",
+        "another name",
+    ],
 )
 def test_what_dead_processes_left_is_told_by_marks_and_by_age(
     tmp_path: Path, mark: str, age_s: float, left: bool

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +27,7 @@ __all__ = [
     "PaddedArrays",
     "check_no_fork",
     "pad",
+    "within_memory",
 ]
 
 Arrays = dict[str, NDArray[np.int64]]  # a model's inputs, each [pairs, width]
@@ -55,6 +58,24 @@ class OutOfMemory(Exception):
     """A forward does not fit into the device's memory; a smaller one may."""
 
 
+# As onnxruntime, OpenVINO, torch and the C++ library say it.
+NO_MEMORY = re.compile(
+    r"(failed to|can't|cannot|could not) alloc|bad.?alloc|alloc.failed|(out of|not enough) memory",
+    re.IGNORECASE,
+)
+
+
+@contextlib.contextmanager
+def within_memory() -> Iterator[None]:
+    """Raise OutOfMemory where a runtime gets no memory; they have no exception in common."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+            raise OutOfMemory from error
+        raise
+
+
 class Backend(Protocol):
     """Runs a variant on a device: `load` and `forward` may return early; `finish` waits."""
 
@@ -69,6 +90,12 @@ class Backend(Protocol):
 
     def finish(self, outputs: Sequence[Any]) -> Logits:
         """Return the logits of all forwards, joined."""
+
+    def wide(self, threads: int) -> Backend:
+        """Return the same for one caller, with so many threads; the folder may be gone.
+
+        Raises BadInput where it cannot be opened.
+        """
 
     def mark(self) -> Any:
         """Mark the time now, by the device's clock."""
@@ -91,6 +118,7 @@ class PaddedArrays:
         self.pad_id = folder.manifest.pad_id
         self.left = folder.manifest.padding_side == "left"
 
+    @within_memory()
     def load(self, tokens: Tokens, forward: Forward) -> Arrays:
         arrays = pad(tokens, forward, self.pad_id, left=self.left)
         return {name: array for name, array in arrays.items() if name in self.inputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any
 import onnxruntime as ort
 
 from xopt.runtime.errors import BadInput, first_line
-from xopt.runtime.folder import ModelFolder, Plan, Variant
-from xopt.runtime.scoring.backends.backend import Arrays, Logits, OutOfMemory, PaddedArrays
+from xopt.runtime.folder import KeptFile, ModelFolder, Plan, Variant
+from xopt.runtime.scoring.backends.backend import Arrays, Logits, PaddedArrays, within_memory
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
+from xopt.runtime.scoring.plan import is_long
 
 __all__ = ["OnnxBackend", "has_cuda"]
 
@@ -36,6 +38,7 @@ class OnnxBackend(PaddedArrays):
     ) -> None:
         super().__init__(folder)
         self.file = folder.checked(variant.file)
+        self.kept = KeptFile(self.file)
         self.threads = plan.threads
         self.provider = PROVIDERS[device]
         if device == "cuda" and not has_cuda():
@@ -66,19 +69,31 @@ class OnnxBackend(PaddedArrays):
     def _session(self, options: ort.SessionOptions) -> ort.InferenceSession:
         try:
             return ort.InferenceSession(
-                str(self.file), options, providers=[self.provider], disabled_optimizers=SLOW_FUSIONS
+                str(self.kept.path),
+                options,
+                providers=[self.provider],
+                disabled_optimizers=SLOW_FUSIONS,
             )
+        except BadInput:
+            raise
         except Exception as error:  # onnxruntime's own exception types are not public
             reason = first_line(error)
             raise BadInput(f"{self.file}: onnxruntime cannot open it ({reason})") from error
 
+    def wide(self, threads: int) -> OnnxBackend:
+        other = copy.copy(self)
+        other.threads = threads
+        other.session = other._session(other._options())
+        return other
+
+    @within_memory()
     def forward(self, batch: Arrays) -> Logits:
-        try:
-            logits: Logits = self.session.run(["logits"], batch)[0]
-        except Exception as error:  # onnxruntime's own exception types are not public
-            if "Failed to allocate memory" in str(error):
-                raise OutOfMemory from error
-            raise
+        options = None
+        if self.provider == PROVIDERS["cpu"] and is_long(*batch["input_ids"].shape):
+            # Else the session keeps what the forward took.
+            options = ort.RunOptions()
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        logits: Logits = self.session.run(["logits"], batch, options)[0]
         return logits
 
     def profiled(self, batches: Sequence[Arrays]) -> Times:

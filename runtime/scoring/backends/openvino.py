@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -11,7 +12,7 @@ from openvino import opset13 as opset
 from openvino.frontend.onnx import ConversionExtension
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import ModelFolder, Plan, Variant
+from xopt.runtime.folder import KeptFile, ModelFolder, Plan, Variant
 from xopt.runtime.machine import has_bf16
 from xopt.runtime.scoring.backends.backend import (
     UNPADDED,
@@ -19,8 +20,10 @@ from xopt.runtime.scoring.backends.backend import (
     Logits,
     PaddedArrays,
     check_no_fork,
+    within_memory,
 )
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
+from xopt.runtime.scoring.plan import is_long
 
 __all__ = ["OpenVinoBackend"]
 
@@ -44,18 +47,28 @@ class OpenVinoBackend(PaddedArrays):
     def __init__(
         self, folder: ModelFolder, variant: Variant, plan: Plan, device: str = "cpu"
     ) -> None:
-        check_no_fork("OpenVINO")
         super().__init__(folder)
         self.file = folder.checked(variant.file)
+        self.kept = KeptFile(self.file)
         self.device = device.upper()
         self.precision = PRECISIONS[variant.precision]
         self.threads = plan.threads
-        self.model = self._compiled(plan.callers)
+        self._open(plan.callers)
         self.inputs = {node.any_name for node in self.model.inputs}
+
+    def wide(self, threads: int) -> OpenVinoBackend:
+        other = copy.copy(self)
+        other.threads = threads
+        other._open(1)
+        return other
+
+    def _open(self, callers: int) -> None:
+        check_no_fork("OpenVINO")
+        self.model = self._compiled(callers)
         # All requests are made now. Making one while another runs can wait for ever, with
         # Python's lock held.
         self.idle: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(plan.callers):
+        for _ in range(callers):
             self.idle.put(self.model.create_infer_request())
 
     def _compiled(self, streams: int, profiled: bool = False) -> Any:
@@ -69,12 +82,13 @@ class OpenVinoBackend(PaddedArrays):
             core = openvino.Core()
             for operator, outputs in UNREAD.items():
                 core.add_extension(_stand_in(operator, outputs))
-            model = _prepared(core.read_model(self.file))
+            model = _prepared(core.read_model(self.kept.path))
             return core.compile_model(model, self.device, properties)
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2].strip()
             raise BadInput(f"{self.file}: OpenVINO cannot open it ({reason})") from error
 
+    @within_memory()
     def forward(self, batch: Arrays) -> Logits:
         check_no_fork("OpenVINO")
         request = self.idle.get()
@@ -83,6 +97,8 @@ class OpenVinoBackend(PaddedArrays):
             logits: Logits = request.get_output_tensor(0).data.copy()
         finally:
             self.idle.put(request)
+        if is_long(*batch["input_ids"].shape):
+            self.model.release_memory()  # else it keeps what the forward took
         return logits
 
     def profiled(self, batches: Sequence[Arrays]) -> Times:

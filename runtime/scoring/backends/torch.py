@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import functools
 import importlib.util
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import Manifest, ModelFolder, Plan, Variant
-from xopt.runtime.scoring.backends.backend import Logits, OutOfMemory, check_no_fork
+from xopt.runtime.scoring.backends.backend import Logits, check_no_fork, within_memory
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
 from xopt.runtime.scoring.backends.network import Network, load_own
 from xopt.runtime.scoring.backends.packed import Packed, pack
@@ -53,17 +53,23 @@ class TorchBackend:
             network = Network(load_own(folder, dtype)).to(device)
             self.network = functools.partial(_padded, network, folder.manifest)
 
-    def load(self, tokens: Tokens, forward: Forward) -> Packed:
-        with _within_memory():
-            return pack(tokens, forward, self.device)
+    def wide(self, threads: int) -> TorchBackend:
+        other = copy.copy(self)  # of the same weights
+        other.threads = threads
+        return other
 
+    @within_memory()
+    def load(self, tokens: Tokens, forward: Forward) -> Packed:
+        return pack(tokens, forward, self.device)
+
+    @within_memory()
     def forward(self, packed: Packed) -> Tensor:
         if self.device == "cpu":
             if self.threads > 1:
                 check_no_fork("torch")
             # OpenMP keeps the number by thread, and callers come from any thread.
             torch.set_num_threads(self.threads)
-        with _within_memory(), torch.inference_mode():
+        with torch.inference_mode():
             return self.network(packed)
 
     def finish(self, outputs: Sequence[Tensor]) -> Logits:
@@ -129,14 +135,6 @@ def _check_flash(variant: Variant) -> None:
         raise BadInput(
             f"{variant.name}: needs torch 2.10 and an NVIDIA GPU since Ampere; use torch-fp16"
         )
-
-
-@contextlib.contextmanager
-def _within_memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise OutOfMemory from error
 
 
 def _padded(network: Network, manifest: Manifest, packed: Packed) -> Tensor:

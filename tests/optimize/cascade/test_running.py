@@ -9,6 +9,7 @@ import daft
 import numpy as np
 import pytest
 from click.testing import Result
+from threadpoolctl import threadpool_info
 
 from xopt.cli.output import plain
 from xopt.optimize.cascade.certify import Certified, certify
@@ -375,3 +376,20 @@ def test_more_than_was_certified_is_warned_of(
 
 def test_no_lists_are_no_work(certified: tuple[ModelFolder, Certified]) -> None:
     assert open_cascade(certified[0]).rank_all(Lists([], [])) == []
+
+
+def test_a_cascade_holds_blas_to_its_threads(
+    certified: tuple[ModelFolder, Certified], unseen: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = open_cascade(certified[0], threads=1)
+    collect = scorer.evidence_source.collect
+    seen: set[int] = set()
+
+    def watched(lists: Lists) -> object:
+        pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+        seen.update(pool["num_threads"] for pool in pools)
+        return collect(lists)
+
+    monkeypatch.setattr(scorer.evidence_source, "collect", watched)
+    scorer.rank_all(candidate_lists(unseen))
+    assert seen == {1}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -18,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from xopt.optimize.model.parity import TEXT
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import Manifest, ModelFolder
+from xopt.runtime.machine import cores
 from xopt.runtime.scoring import encode
 from xopt.runtime.scoring.encode import (
     WINDOW_CHARACTERS,
@@ -225,3 +228,33 @@ def test_many_pairs_are_the_same_as_each_alone(
     )
     assert together.truncated == sum(one.truncated for one in alone) > 0
     assert encoder.encode([]).lengths.shape == (0,)
+
+
+CPU_TIME = """
+import sys, time
+from xopt.runtime import open_scorer
+scorer = open_scorer(sys.argv[1], "onnx-fp32", threads=1)
+pairs = [("data", "search index " * 100 + str(i)) for i in range(3000)]
+used, start = time.process_time(), time.monotonic()
+scorer.encode(pairs)
+print((time.process_time() - used) / (time.monotonic() - start))
+"""
+
+
+@pytest.mark.skipif(cores() < 2, reason="there is one core")
+def test_a_tokenizer_of_one_thread_uses_one_core(tiny: ModelFolder) -> None:
+    command = [sys.executable, "-c", CPU_TIME, str(tiny.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tokens_do_not_depend_on_threads(
+    tiny: ModelFolder, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr("xopt.runtime.scoring.encode.cores", lambda: 3)
+    pairs = [("data", "search " * (i % 50)) for i in range(300)]
+    bound = Encoder(tiny, threads).encode(pairs)
+    free = Encoder(tiny).encode(pairs)
+    assert [ids.tolist() for ids in bound.ids] == [ids.tolist() for ids in free.ids]
+    assert bound.truncated == free.truncated

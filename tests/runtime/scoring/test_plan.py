@@ -80,3 +80,9 @@ def test_pairs_of_equal_length_run_together_without_padding(
     for length in set(lengths):  # and no more forwards than the budget asks for
         full = max(1, tokens // length)
         assert sum(f.width == length for f in forwards) == -(-lengths.count(length) // full)
+
+
+def test_a_long_pair_is_not_padded() -> None:
+    long, short = plan_forwards(np.array([2051, 51]), 512, 4096)
+    assert (long.rows.tolist(), long.width) == ([0], 2051)
+    assert (short.rows.tolist(), short.width) == ([1], 56)

@@ -230,7 +230,7 @@ def test_out_of_memory_halves_the_budget_says_so_and_goes_on(
 
     def of_at_most_100_tokens(packed: Packed) -> torch.Tensor:
         if len(packed.ids) > 100:
-            raise torch.OutOfMemoryError
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return network(packed)
 
     scorer.backend.network = of_at_most_100_tokens
@@ -245,7 +245,7 @@ def test_out_of_memory_halves_the_budget_says_so_and_goes_on(
 
 
 def of_none(_: Packed) -> torch.Tensor:
-    raise torch.OutOfMemoryError
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_scorer_opens_again_in_another_process(tiny: ModelFolder, docs: Candidates) -> None:
@@ -302,12 +302,11 @@ def test_the_only_forward_of_a_call_has_the_threads_of_all_callers(
     scorer = open_scorer(tiny, "onnx-fp32", plan=Plan(callers=2, threads=1, tokens=512))
     together = scorer.score(docs.pairs)
     assert np.abs([scorer.score([pair])[0] for pair in docs.pairs[:4]] - together[:4]).max() < 1e-5
-    assert scorer._open_wide.cache_info().currsize == 1
-    wide = scorer._open_wide()
+    wide = scorer._wide[2]
     assert isinstance(wide, OnnxBackend)
     assert wide.threads == 2
     with scorer._wide_lock:  # while another call uses it
         assert np.abs(scorer.score(docs.pairs[:1]) - together[:1]).max() < 1e-5
     one_caller = open_scorer(tiny, "onnx-fp32", plan=Plan(callers=1, threads=1, tokens=512))
     one_caller.score(docs.pairs[:1])
-    assert one_caller._open_wide.cache_info().currsize == 0  # it has all threads already
+    assert not one_caller._wide  # it has all threads already
