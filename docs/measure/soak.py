@@ -22,7 +22,8 @@ from pathlib import Path
 import numpy as np
 from memory import ARCHITECTURES, made, mib
 
-from xopt.runtime import CrossEncoder, Plan, open_scorer
+from xopt.runtime import CrossEncoder, open_scorer
+from xopt.runtime.folder import Plan
 
 VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-fp32", "torch-fp32")
 THREADS = 16
