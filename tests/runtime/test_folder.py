@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.folder import DESCRIPTORS, KeptFile, ModelFolder, Plan, Variant, data_file
+from xopt.runtime.folder import DESCRIPTORS, KeptFile, ModelFolder, Plan, Variant
 
 
 def test_commands_on_one_folder_keep_what_the_other_wrote(tiny_copy: ModelFolder) -> None:
@@ -56,15 +56,15 @@ def test_a_kept_file_outlives_its_place(tmp_path: Path) -> None:
         overwritten.path  # noqa: B018
 
 
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("weights", ["model.onnx_data", "model.bin", None])
 def test_a_file_that_cannot_be_kept_has_to_be_the_same_still(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str | None
 ) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(b"as it was")
     changed = file
-    if beside:  # its weights, which are found by its place
-        changed = data_file(file)
+    if weights:  # which are found by its place
+        changed = tmp_path / weights
         changed.write_bytes(b"weights")
     else:
         monkeypatch.setattr("xopt.runtime.folder.DESCRIPTORS", tmp_path / "none")
