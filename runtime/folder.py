@@ -64,7 +64,8 @@ class KeptFile:
 
     def __init__(self, path: Path) -> None:
         self._source = path
-        self._files = [file for file in (path, data_file(path)) if file.is_file()]
+        weights = (data_file(path), path.with_suffix(".bin"))  # the latter of OpenVINO's own format
+        self._files = [file for file in (path, *weights) if file.is_file()]
         if len(self._files) == 1 and DESCRIPTORS.is_dir():
             descriptor = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, descriptor)

@@ -15,7 +15,6 @@ from xopt.runtime.folder import (
     ModelFolder,
     Plan,
     Variant,
-    data_file,
 )
 from xopt.runtime.locks import LOCK
 
@@ -81,15 +80,15 @@ def test_a_kept_file_outlives_its_place(tmp_path: Path) -> None:
         overwritten.path  # noqa: B018
 
 
-@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("weights", ["model.onnx_data", "model.bin", None])
 def test_a_file_that_cannot_be_kept_has_to_be_the_same_still(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str | None
 ) -> None:
     file = tmp_path / "model.onnx"
     file.write_bytes(b"as it was")
     changed = file
-    if beside:  # its weights, which are found by its place
-        changed = data_file(file)
+    if weights:  # which are found by its place
+        changed = tmp_path / weights
         changed.write_bytes(b"weights")
     else:
         monkeypatch.setattr("xopt.runtime.folder.DESCRIPTORS", tmp_path / "none")

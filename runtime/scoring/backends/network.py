@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ __all__ = [
 # The argument of from_pretrained.
 DTYPE = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
 
+# While transformers loads a model, torch makes tensors without data in all threads.
+_loads = threading.Lock()
+
 
 def load_encoder(
     folder: Path,
@@ -53,14 +57,15 @@ def load_encoder(
     """Load the CrossEncoder in a folder; `model_kwargs` go to from_pretrained."""
     use_safetensors = None if pickles else True
     processor_kwargs = {} if chat_template is None else {"chat_template": chat_template}
-    return CrossEncoder(
-        str(folder),
-        device="cpu",
-        local_files_only=True,
-        trust_remote_code=trusted,
-        processor_kwargs=processor_kwargs,
-        model_kwargs={DTYPE: dtype, "use_safetensors": use_safetensors, **model_kwargs},
-    ).eval()
+    with _loads:
+        return CrossEncoder(
+            str(folder),
+            device="cpu",
+            local_files_only=True,
+            trust_remote_code=trusted,
+            processor_kwargs=processor_kwargs,
+            model_kwargs={DTYPE: dtype, "use_safetensors": use_safetensors, **model_kwargs},
+        ).eval()
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from xopt.runtime.scoring.backends.backend import (
     within_memory,
 )
 from xopt.runtime.scoring.backends.kinds import Times, kind_of
-from xopt.runtime.scoring.plan import is_long
 
 __all__ = ["OpenVinoBackend"]
 
@@ -97,8 +96,6 @@ class OpenVinoBackend(PaddedArrays):
             logits: Logits = request.get_output_tensor(0).data.copy()
         finally:
             self.idle.put(request)
-        if is_long(*batch["input_ids"].shape):
-            self.model.release_memory()  # else it keeps what the forward took
         return logits
 
     def profiled(self, batches: Sequence[Arrays]) -> Times:
