@@ -167,7 +167,7 @@ def test_what_is_not_there_is_named_with_the_way_out(tiny_copy: ModelFolder) -> 
     with pytest.raises(BadInput, match="device 'cuda'"):
         open_scorer(tiny_copy.path, device="cuda")
     (tiny_copy.path / "xopt.json").write_text("{}")
-    with pytest.raises(BadInput, match="not a manifest"):
+    with pytest.raises(BadInput, match="no manifest"):
         open_scorer(tiny_copy.path)
     (tiny_copy.path / "xopt.json").unlink()
     with pytest.raises(BadInput, match=r"no xopt.json in it"):
