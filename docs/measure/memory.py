@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 LENGTH = 8192
-ARCHITECTURES = ("modernbert", "llama", "bert")
+ARCHITECTURES = ("modernbert", "llama", "qwen2", "bert")
 REFERENCE = "sentence-transformers"
 VARIANTS = (
     REFERENCE,

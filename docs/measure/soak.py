@@ -20,11 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from memory import ARCHITECTURES, made, mib
+from memory import made, mib
 
 from xopt.runtime import CrossEncoder, open_scorer
 from xopt.runtime.folder import Plan
 
+ARCHITECTURES = ("modernbert", "llama", "bert")
 VARIANTS = ("onnx-fp32", "onnx-int8", "openvino-fp32", "torch-fp32")
 THREADS = 16
 TEXTS = 200
