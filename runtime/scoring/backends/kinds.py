@@ -11,7 +11,7 @@ Times = defaultdict[str, float]  # seconds by kind
 
 # Patterns of operators' names; the first that matches counts, since runtimes fuse operators.
 KINDS = {
-    "attention": r"attention|softmax|scaled_dot|bmm",
+    "attention": r"attention|softmax|scaled_dot|bmm|rotary",
     "products": r"matmul|gemm|fullyconnected|addmm|::mm$|(?<!quantize)linear",
     "activation": r"gelu|erf|tanh|silu|sigmoid|relu",
     "normalising": r"norm|mvn",
