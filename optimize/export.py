@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from xopt.optimize.exporters import EXPORTERS, OPSET, export_graph
 from xopt.optimize.graph.absorb import absorb_keys
-from xopt.optimize.graph.attention import LENGTHS, fuse_attention
+from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
 from xopt.optimize.graph.structure import write_graph
@@ -46,8 +45,6 @@ __all__ = ["check_place", "export"]
 log = logging.getLogger(__name__)
 
 GRAPH_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-# Such as `sliding_window` and `local_attention`
-WINDOW_SETTINGS = re.compile("window|local|chunk")
 
 
 def export(
@@ -90,7 +87,7 @@ def export(
         _save(encoder, folder)
         recipe = None
         if not torch_only:
-            recipe = _write_onnx(folder, facts["inputs"], trust_remote_code, exporter, portable)
+            recipe = _write_onnx(folder, facts, trust_remote_code, exporter, portable)
         made = _write_manifest(folder, _origin(model, source), recipe, facts)
         check_tokens(made, encoder, pairs)
         check_parity(replace(made, trusted=trust_remote_code), encoder, compared, expected)
@@ -169,16 +166,15 @@ def _save(encoder: Any, folder: Path) -> None:
 
 def _write_onnx(
     folder: Path,
-    tokenizer_outputs: Sequence[str],
+    facts: dict[str, Any],
     trusted: bool,
     exporter: str | None,
     portable: bool,
 ) -> dict[str, Any]:
     """Write `onnx/model.onnx`, after exact rewrites, and return its recipe."""
     network = Network(load_encoder(folder, trusted=trusted, attn_implementation="eager"))
-    read = {"attention_mask", *tokenizer_outputs}
+    read = {"attention_mask", *facts["inputs"]}
     inputs = [name for name in GRAPH_INPUTS if name in read]
-    lengths = _mask_lengths(network.encoder.model.config.to_dict())
     graph, made_by = export_graph(network, inputs, exporter)
     graph, _ = reorder_gelu(graph)
     graph, narrowed = keep_one_row(graph)
@@ -187,7 +183,7 @@ def _write_onnx(
     log.info("export: %d attentions of one token make no keys and values", absorbed)
     fused = 0
     if not portable:
-        graph, fused = fuse_attention(graph, lengths)
+        graph, fused = fuse_attention(graph, facts["max_length"])
     log.info("export: %d attentions need no mask where no pair is padded", fused)
     (folder / ONNX_FILE).parent.mkdir()
     write_graph(graph, folder / ONNX_FILE)
@@ -198,19 +194,6 @@ def _write_onnx(
         "absorbed": absorbed,
         "fused_attentions": fused,
     }
-
-
-def _mask_lengths(config: dict[str, Any]) -> list[int]:
-    """Return lengths of pairs, in tokens, that show which tokens a model's masks let a token see.
-
-    Pairs longer than a window show it. The model's configuration says how long windows are.
-    """
-    longest = max(LENGTHS)
-    windows = []
-    for name, value in config.items():
-        if WINDOW_SETTINGS.search(name) and isinstance(value, int) and value > longest:
-            windows.append(value)
-    return [*LENGTHS, *(window + longest for window in windows)]
 
 
 def _write_manifest(

@@ -204,7 +204,7 @@ def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepa
     tensors = dict.fromkeys(node.input[0] for node in model.graph.node if node.name in products)
     seen = calibrate(folder, model, list(tensors), pairs)
     if not recipe.static:
-        model, _ = fuse_attention(model)
+        model, _ = fuse_attention(model, folder.manifest.max_length)
     queries = frozenset(query_hash(query) for query, _ in pairs)
     return Prepared(model, products, seen, queries)
 

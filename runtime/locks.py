@@ -37,6 +37,8 @@ PATIENT_S = 6.0  # three renewals: after that it is told what is waited for
 SETTLE_S = 1.0  # several may take over one lock; after that each sees who did it last
 LOOK_S = 0.05
 
+GONE = (errno.ENOENT, errno.ESTALE)  # the latter: removed as it was read
+
 Seen = tuple[str, int]  # what a lock says, and when it was renewed
 
 
@@ -50,9 +52,11 @@ class Lock:
     def is_own(self) -> bool:
         """Tell whether the lock is its owner's still."""
         try:
-            return self.file.read_text(encoding="utf-8") == self.text
-        except OSError:
-            return False
+            return self.file.read_text(encoding="utf-8", errors="replace") == self.text
+        except OSError as error:
+            if error.errno in GONE:
+                return False
+            raise unwritable(self.file.parent, error) from error
 
     def check(self) -> None:
         """Raise BadInput where another process took the lock over: it works here now."""
@@ -64,8 +68,9 @@ class Lock:
 
     def renew(self) -> None:
         """Show that the owner lives."""
-        if self.is_own():
-            os.utime(self.file)
+        with contextlib.suppress(BadInput):  # it cannot be read now
+            if self.is_own():
+                os.utime(self.file)
 
 
 @contextlib.contextmanager
@@ -192,10 +197,10 @@ def _replace(claim: Path, file: Path) -> None:
 def _look(file: Path) -> Seen | None:
     """Read a lock; None where there is none. Opening it asks a server for its time anew."""
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8", errors="replace") as stream:
             return stream.read(), os.fstat(stream.fileno()).st_mtime_ns
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ESTALE):  # the latter: removed as it was read
+        if error.errno in GONE:
             return None
         raise unwritable(file.parent, error) from error
 

@@ -7,6 +7,7 @@ restarted has the host name and the process number of the one before, but began 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -34,6 +35,7 @@ RENEW_S = 2.0  # how often an owner renews the time of what it works at
 LEFT_S = 3600.0  # what another machine's process has not renewed for so long is left behind
 # Before marks, names ended in host and process. Nobody renewed them.
 OLD_LEFT_S = 24 * 3600.0
+SHARES = ("cifs", "smb3")
 HOST = re.sub(r"[\W_]", "_", socket.gethostname())
 MARK = re.compile(
     r"(?P<machine>[0-9a-f]{8})-(?P<namespace>[0-9a-f]+)-(?P<pid>\d+)-(?P<start>[0-9a-f]*)-[0-9a-f]{8}"
@@ -110,7 +112,8 @@ def flocked(place: Path) -> Iterator[None]:
     descriptor = None
     with contextlib.suppress(OSError):  # shared file systems may have no such locks
         descriptor = _opened(place)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _forbids_writing(os.fstat(descriptor).st_dev):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:
         yield
     finally:
@@ -156,6 +159,22 @@ def _is_flocked(place: Path) -> bool | None:
         for descriptor in descriptors:
             os.close(descriptor)
     return None
+
+
+@functools.cache
+def _forbids_writing(device: int) -> bool:
+    """Whether locks on a file system keep also their owner from writing by another handle.
+
+    Windows' shares do so, by Linux' driver for them.
+    """
+    number = f"{os.major(device)}:{os.minor(device)}"
+    with contextlib.suppress(OSError):
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+        for mount in mounts.splitlines():
+            place, _, source = mount.partition(" - ")
+            if place.split()[2] == number:
+                return source.split()[0] in SHARES
+    return False
 
 
 def _opened(place: Path) -> int:

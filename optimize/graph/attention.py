@@ -35,10 +35,8 @@ from xopt.optimize.graph.structure import (
 from xopt.optimize.graph.unmasked import SharedNodes, Unmasked, write_row, write_unmasked
 from xopt.runtime.scoring.backends.backend import UNPADDED
 
-__all__ = ["LENGTHS", "fuse_attention", "unfused"]
+__all__ = ["fuse_attention", "unfused"]
 
-# Tokens of the pairs that masks are tried with: fewer and more than a small window.
-LENGTHS = (2, 300)
 # Nodes that make the same of one zero as of zeros for all tokens.
 BROADCASTING = {"Add", "Slice", "Where"}
 
@@ -67,16 +65,15 @@ class _Choice:
         return helper.make_tensor_value_info(self.output, TensorProto.FLOAT, [None] * self.rank)
 
 
-def fuse_attention(model: ModelProto, lengths: Sequence[int] = LENGTHS) -> tuple[ModelProto, int]:
+def fuse_attention(model: ModelProto, max_length: int) -> tuple[ModelProto, int]:
     """Give each attention a branch for forwards without padding, and count them.
 
-    Masks are tried with pairs of `lengths` tokens. The longest has to be longer than each window
-    that a token sees. Outputs are equal but for the order of floating-point sums. Attention that
-    adds biases of its own, or caps its scores, stays as it is.
+    Outputs for pairs of up to `max_length` tokens are equal but for the order of floating-point
+    sums. Attention that adds biases of its own, or caps its scores, stays as it is.
     """
     index = AttentionIndex(model)
     cores = find_cores(index)
-    sights = sights_of(model, [core.mask for core in cores], lengths)
+    sights = sights_of(model, [core.mask for core in cores], max_length)
     shared = SharedNodes()
     attentions: dict[str, _Choice] = {}
     for core in cores:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from xopt.optimize.graph.structure import GraphIndex, needed_for, open_session, rebuilt
+from xopt.optimize.graph.structure import SMALL, GraphIndex, needed_for, open_session, rebuilt
 
 __all__ = ["ATTENTION_MASK", "BEFORE", "EVERYTHING", "Sight", "sights_of"]
 
 ATTENTION_MASK = "attention_mask"
 # What is added to the score of a token that is not seen, at most: softmax makes 0 of it.
 UNSEEN = -1e9
+
+
+# Tokens of the pairs that masks are tried with, and by how much these are longer than a window.
+SHORT_PAIRS = (2, 300)
+BEYOND = 44
+MOST_TRIED = 8192 + BEYOND  # a mask of longer pairs takes a gigabyte
 
 
 @dataclass(frozen=True)
@@ -44,15 +51,19 @@ EVERYTHING = Sight()
 BEFORE = Sight(causal=True)
 
 
-def sights_of(model: ModelProto, masks: Iterable[str], lengths: Sequence[int]) -> dict[str, Sight]:
+def sights_of(model: ModelProto, masks: Iterable[str], max_length: int) -> dict[str, Sight]:
     """Return what each mask of a graph lets a token see, by the mask's name.
 
-    The part of the graph that makes the masks is run on pairs without padding of these lengths.
-    Masks that do anything else are left out.
+    The part of the graph that makes the masks is run on pairs without padding: short ones, and
+    ones longer than each window that a pair of `max_length` tokens shows. Masks that do anything
+    else are left out.
     """
     names = sorted(set(masks))
     mask_graph = rebuilt(model, needed_for(model.graph.node, names), outputs=names)
     if not names or ATTENTION_MASK not in GraphIndex(mask_graph).consumers:
+        return {}
+    lengths = _lengths(mask_graph, max_length)
+    if max(lengths) > MOST_TRIED:
         return {}
     session = open_session(mask_graph)
     sights: dict[str, Sight | None] = {}
@@ -64,6 +75,21 @@ def sights_of(model: ModelProto, masks: Iterable[str], lengths: Sequence[int]) -
             if sight is None or not _lets_see(sight, mask, length):
                 sights[name] = None
     return {name: sight for name, sight in sights.items() if sight is not None}
+
+
+def _lengths(mask_graph: ModelProto, max_length: int) -> list[int]:
+    """Return lengths of pairs, in tokens, that show what masks let a token see.
+
+    A window's length is a number in the graph. Pairs that are a little longer show it.
+    """
+    index = GraphIndex(mask_graph)
+    lengths = set(SHORT_PAIRS)
+    for name in {name for node in mask_graph.graph.node for name in node.input}:
+        with contextlib.suppress(LookupError):
+            for number in np.abs(index.constant(name).astype(np.float64)).ravel()[:SMALL]:
+                if min(SHORT_PAIRS) < number < max_length:
+                    lengths.add(min(int(number) + BEYOND, max_length))
+    return sorted(lengths)
 
 
 def _sight(mask: NDArray[np.float32]) -> Sight | None:

@@ -256,7 +256,8 @@ class Job:
             int(mark.stem): len(mark.read_text(encoding="utf-8").splitlines())
             for mark in self.target.marks()
         }
-        return {number: count for number, count in times.items() if number not in done}
+        # A mark without a line was begun on a full disk.
+        return {number: count for number, count in times.items() if count and number not in done}
 
     def forget_killed(self) -> None:
         """Remove the marks of parts that were begun: nothing runs, and none is to blame."""

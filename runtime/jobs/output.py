@@ -73,7 +73,8 @@ class Target:
 
     def marks(self) -> list[Path]:
         """The marks of parts that were begun and have not ended."""
-        return sorted((self.job / "done").glob("*.begun"))
+        marks = (self.job / "done").glob("*.begun")
+        return sorted(mark for mark in marks if mark.stem.isdecimal())
 
     def part(self, number: int) -> Path:
         """The file of a part."""
@@ -103,8 +104,12 @@ class Target:
             )
         if not self.one_file and not self.out.is_dir():
             raise BadInput(f"{self.out}: is a file, and not a folder; {another}")
-        if not self.one_file and any(self.out.iterdir()):
+        if not self.one_file and self._has_files():
             raise BadInput(f"{self.out}: exists already, with files that no job made; {another}")
+
+    def _has_files(self) -> bool:
+        """Tell whether files are in OUT; hidden ones are no data, or another process's probe."""
+        return any(not path.name.startswith(".") for path in self.out.iterdir())
 
     def clear(self, keep: Path) -> None:
         """Remove what an earlier job made, but for its one file.
@@ -118,6 +123,10 @@ class Target:
         for path in self._own():
             if path != keep:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def is_own(self) -> bool:
+        """Tell whether no other process has taken the job over."""
+        return self.lock is None or self.lock.is_own()
 
     def check_own(self) -> None:
         """Raise BadInput where another process works at the job now."""

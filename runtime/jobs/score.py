@@ -122,13 +122,16 @@ class PartScorer:
 
         A mark stays where the process is killed within it.
         """
-        mark = self.assignment.target.mark(part.number)
-        with writing(mark), mark.open("a", encoding="utf-8") as stream:
-            stream.write("begun\n")
+        target = self.assignment.target
+        target.check_own()
+        mark = target.mark(part.number)
         try:
+            with writing(mark), mark.open("a", encoding="utf-8") as stream:
+                stream.write("begun\n")
             return self._do(part)
         finally:
-            mark.unlink(missing_ok=True)
+            if target.is_own():  # else the mark is that of the process that took over
+                mark.unlink(missing_ok=True)
 
     def _do(self, part: Part) -> Counts:
         start = time.monotonic()

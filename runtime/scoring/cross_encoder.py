@@ -85,7 +85,7 @@ class CrossEncoder:
                 **others,
             }
         )
-        self.device = unnumbered(device or "cpu")  # a torch.device, too
+        self.device = unnumbered("cpu" if device is None else device)  # a torch.device, too
         check_device(self.device)
         folder = ModelFolder.open(asked.folder, trust_remote_code)
         asked.check(folder.manifest)
@@ -115,7 +115,7 @@ class CrossEncoder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         reopen = functools.partial(
-            CrossEncoder,
+            type(self),
             self.folder.path,
             self.variant,
             self.max_seq_length,

@@ -26,10 +26,12 @@ def check_name(device: str) -> None:
 
 
 def unnumbered(device: object) -> str:
-    """Return the name of a device as torch writes it, "cuda:0", without its number.
+    """Return the name of a device as torch writes it, "cuda:0" or 0, without its number.
 
     Raises BadInput where that is one of several GPUs, or one that is not there.
     """
+    if isinstance(device, int):
+        device = f"cuda:{device}"
     name, _, number = str(device).partition(":")
     if name == "cuda" and number:
         import torch

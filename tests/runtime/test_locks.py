@@ -202,3 +202,12 @@ def test_what_one_left_that_was_killed_as_it_took_over_is_removed(tmp_path: Path
     with locked(tmp_path):
         pass
     assert names_in(tmp_path) == []
+
+
+def test_a_lock_that_is_no_text_is_taken_over_when_it_is_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "STALE_S", 0.2)
+    (tmp_path / LOCK).write_bytes(b"\xff\xfe")
+    with locked(tmp_path) as lock:
+        assert lock.is_own()

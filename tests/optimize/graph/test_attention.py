@@ -12,7 +12,7 @@ import pytest
 from helpers.graphs import EXACT, GRAPHS, as_bert, exported, graph_of, logits, session_of
 from helpers.tiny import MAX_LENGTH, make_logit_score, make_tiny
 
-from xopt.optimize.graph.attention import LENGTHS, fuse_attention, unfused
+from xopt.optimize.graph.attention import fuse_attention, unfused
 from xopt.optimize.graph.one_row import keep_one_row
 
 LOCAL = partial(
@@ -59,7 +59,7 @@ def check_same(
 @pytest.mark.parametrize(("architecture", "exporter"), GRAPHS)
 def test_attention_is_one_operator_and_no_score_changes(architecture: str, exporter: str) -> None:
     plain, _ = keep_one_row(exported(architecture, exporter))
-    fused, count = fuse_attention(plain)
+    fused, count = fuse_attention(plain, MAX_LENGTH)
     # ModernBERT's last layer here is local; optimum writes its first one in another shape.
     is_rotated = (architecture, exporter) == ("modernbert", "torch")
     assert count == (2 if as_bert(architecture) else int(is_rotated))
@@ -70,7 +70,7 @@ def test_attention_is_one_operator_and_no_score_changes(architecture: str, expor
 def test_rotated_windowed_and_causal_attention_is_fused(tmp_path: Path, kind: str) -> None:
     make, expected = MAKERS[kind]
     plain, _ = keep_one_row(graph_of(make(tmp_path / "model")))
-    fused, count = fuse_attention(plain)
+    fused, count = fuse_attention(plain, MAX_LENGTH)
     assert count == expected
     is_decoder = "modernbert" not in kind
     # Blocks begin to pay at four windows.
@@ -78,11 +78,11 @@ def test_rotated_windowed_and_causal_attention_is_fused(tmp_path: Path, kind: st
     check_same(plain, fused, lengths, left=is_decoder)
 
 
-def test_a_window_longer_than_the_pairs_tried_is_seen_with_its_length(tmp_path: Path) -> None:
-    window = max(LENGTHS) + 1
+@pytest.mark.parametrize("window", [301, 900])
+def test_a_long_window_is_seen_where_pairs_can_be_longer(tmp_path: Path, window: int) -> None:
     plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, "mistral", sliding_window=window)))
-    assert fuse_attention(plain)[1] == 2  # as if each token saw all before it
-    assert fuse_attention(plain, (*LENGTHS, window + 1))[1] == 0
+    assert fuse_attention(plain, window)[1] == 2  # each token of such pairs sees all before it
+    assert fuse_attention(plain, window + 1)[1] == 0
 
 
 # Scores of one pair of so many tokens, by the two layers' heads, take 256 MB each time.
@@ -106,7 +106,7 @@ print(peak() - before)
 def test_a_long_pair_never_has_all_its_scores_in_memory(tmp_path: Path, kind: str) -> None:
     make, _ = MAKERS[kind]
     plain, _ = keep_one_row(graph_of(make(tmp_path / "model")))
-    fused, _ = fuse_attention(plain)
+    fused, _ = fuse_attention(plain, MAX_LENGTH)
     file = tmp_path / "model.onnx"
     onnx.save(fused, file)
     command = [sys.executable, "-c", MEASURE, str(file), str(LONG)]
@@ -125,4 +125,4 @@ def test_a_mask_that_hides_more_than_padding_stays() -> None:
     at = list(plain.graph.node).index(made) + 1
     plain.graph.node.insert(at, one)
     plain.graph.node.insert(at + 1, shifted)
-    assert fuse_attention(plain)[1] == 0
+    assert fuse_attention(plain, MAX_LENGTH)[1] == 0
