@@ -22,7 +22,7 @@ class CrossEncoderForMTEB:
     """A CrossEncoder as `mteb.evaluate` takes it.
 
     Scores are logits: a sigmoid would tie the best. Results are kept by MTEB under the folder's
-    name, the variant and its weights.
+    name, the variant, its weights and the length that pairs are cut to.
     """
 
     def __init__(self, model: CrossEncoder) -> None:
@@ -36,7 +36,7 @@ class CrossEncoderForMTEB:
         self.mteb_model_meta = ModelMeta.create_empty(
             {
                 "name": f"xopt/{model.folder.path.name}",
-                "revision": f"{model.variant}-{digest[:12]}",
+                "revision": f"{model.variant}-{digest[:12]}-{model.max_seq_length}",
                 "model_type": ["cross-encoder"],
             }
         )
