@@ -114,36 +114,53 @@ def judge(
     """
     if expected.ndim > 1:
         values = {"labels": _label_agreement(candidates, expected, scores)}
-        reason = "" if np.isfinite(scores).all() else "not finite"
     else:
         values = _measured(candidates, expected, scores, reference_noise, logits)
-        reason = broken(candidates, expected, scores)
-    reason = reason or instability
+    reason = _broken(candidates, expected, scores) or instability
     difference = differences(expected, scores)
-    all_scored = bool(np.isfinite(scores).all())  # a run may lack documents
-    rounding = ROUNDING_SHARE * float(np.std(expected))
-    same = all_scored and not reason and difference["max_difference"] <= rounding
-
+    same = not reason and _is_rounding(difference["max_difference"], expected, scores)
     depth = len(candidates.rows) / len(candidates.groups())
     results = _gate_results(_with_steps(gates, depth), values, same, level, earlier)
-    measures = {name: interval(by_query, level=level) for name, by_query in values.items()}
-    for result in results:
-        if result.gate.measure in measures:
-            measures[result.gate.measure] = result.interval
-    losses: tuple[WorstQuery, ...] = ()
-    if not same and expected.ndim == 1:
-        losses = worst_queries(candidates, expected, scores, values)
+    has_losses = not same and expected.ndim == 1
     return Judged(
         name=name,
         verdict=_verdict(results, same, reason),
         queries=len(candidates.groups()),
-        measures=measures,
+        measures=_intervals(values, results, level),
         **difference,
         noise=noise,
         broken=reason,
         gates=tuple(results),
-        losses=losses,
+        losses=worst_queries(candidates, expected, scores, values) if has_losses else (),
     )
+
+
+def _all_scored(scores: Scores) -> bool:
+    """Return whether each pair has a score; a run may lack documents."""
+    return bool(np.isfinite(scores).all())
+
+
+def _is_rounding(difference: float, expected: Scores, scores: Scores) -> bool:
+    """Return whether scores differ by rounding alone."""
+    return _all_scored(scores) and difference <= ROUNDING_SHARE * float(np.std(expected))
+
+
+def _broken(candidates: Candidates, expected: Scores, scores: Scores) -> str:
+    """Return why scores can rank nothing, or nothing."""
+    if expected.ndim == 1:
+        return broken(candidates, expected, scores)
+    return "" if _all_scored(scores) else "not finite"
+
+
+def _intervals(
+    values: dict[str, Values], results: Sequence[GateResult], level: float
+) -> dict[str, Interval]:
+    """Return the interval of each measure: that of its gate, where it has one."""
+    measures = {name: interval(by_query, level=level) for name, by_query in values.items()}
+    for result in results:
+        if result.gate.measure in measures:
+            measures[result.gate.measure] = result.interval
+    return measures
 
 
 def _gate_results(

@@ -144,6 +144,23 @@ def checked_request(
             f"{model.path}: the model has {model.manifest.labels} labels, and no one score to rank "
             "by; export it with `rank_label=`"
         )
+    sources = _checked_sources(inputs, target, settings)
+    if settings.cascade:
+        settings = replace(settings, variant=_cascades_variant(model, settings))
+    elif settings.columns.first is not None:
+        raise BadInput(
+            f"`first={settings.columns.first}`: the first stage's scores serve a cascade; give "
+            "`cascade=True` too"
+        )
+    elif settings.variant is not None:
+        model.variant(settings.variant)
+    return Request(model, settings, sources, target)
+
+
+def _checked_sources(
+    inputs: Sequence[str], target: Target, settings: Settings
+) -> tuple[Source, ...]:
+    """Find the inputs. Raises BadInput where one is missing or has no use for a setting."""
     sources = find_sources(inputs, (target.out, target.job))
     if settings.run is not None and not Path(settings.run).is_file():
         raise BadInput(f"{settings.run}: no such file; `run=` takes a TREC run")
@@ -154,17 +171,7 @@ def checked_request(
                 f"{source.name}: `depth=` is for BEIR folders and irds: datasets; of a table all "
                 "rows are ranked"
             )
-    sources = fingerprinted(sources, settings.run)
-    if settings.cascade:
-        settings = replace(settings, variant=_cascades_variant(model, settings))
-    elif settings.columns.first is not None:
-        raise BadInput(
-            f"`first={settings.columns.first}`: the first stage's scores serve a cascade; give "
-            "`cascade=True` too"
-        )
-    elif settings.variant is not None:
-        model.variant(settings.variant)
-    return Request(model, settings, tuple(sources), target)
+    return tuple(fingerprinted(sources, settings.run))
 
 
 def _check_values(settings: Settings, resources: Resources) -> None:
