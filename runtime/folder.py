@@ -68,7 +68,8 @@ class KeptFile:
         self._files = [file for file in (path, *weights) if file.is_file()]
         if len(self._files) == 1 and DESCRIPTORS.is_dir():
             descriptor = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, descriptor)
+            closing = weakref.finalize(self, os.close, descriptor)
+            closing.atexit = False  # the number may be another file's by then
             self._files = [DESCRIPTORS / str(descriptor)]
         self._states = self._now()
 
