@@ -103,7 +103,9 @@ def write_unmasked(
     if sight.causal:
         attention.see_before()
         return Unmasked(UNPADDED, attention.write.nodes)
-    blocks = _Blocks(shared, sight.window or 0)
+    if not sight.window:
+        raise LookupError(core.output)
+    blocks = _Blocks(shared, sight.window)
     attention.see_window(blocks)
     return Unmasked(blocks.pay_off(), attention.write.nodes)
 

@@ -241,6 +241,8 @@ print((time.process_time() - used) / (time.monotonic() - start))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.alone  # other tests' processes keep to one core each
 @pytest.mark.skipif(cores() < 2, reason="there is one core")
 def test_a_tokenizer_of_one_thread_uses_one_core(tiny: ModelFolder) -> None:
     command = [sys.executable, "-c", CPU_TIME, str(tiny.path)]
