@@ -237,7 +237,8 @@ def _attend_on_cpu(states: States, packed: Packed, window: Window, scale: float 
             _heads_first(query[queries]),
             _heads_first(key[tokens]),
             _heads_first(value[tokens]),
-            attn_mask=None if window is None else _visible(length, window),
+            attn_mask=None if window in (None, CAUSAL) else _visible(length, window),
+            is_causal=window == CAUSAL,  # with a mask in its place torch writes all scores out
             scale=scale,
             enable_gqa=query.shape[1] != key.shape[1],
         )
