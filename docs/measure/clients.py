@@ -47,6 +47,15 @@ class Client:
     swaps: bool = True
 
 
+HAYSTACK_OPENED = """
+made = SentenceTransformersSimilarityRanker(model=DIR, scale_score=False)
+made._cross_encoder = CrossEncoder(DIR)
+"""
+HAYSTACK_RAN = """
+documents = [Document(content=text) for text in TEXTS]
+best = made.run(query=QUERY, documents=documents, top_k=5)["documents"]
+scores = {document.content: document.score for document in best}
+"""
 CLIENTS = {
     "LangChain": Client(
         "langchain-community langchain-classic",
@@ -90,16 +99,9 @@ from haystack_integrations.components.rankers.sentence_transformers import (
     SentenceTransformersSimilarityRanker,
 )
 """,
-        """
-made = SentenceTransformersSimilarityRanker(model=DIR, scale_score=False)
-made._cross_encoder = CrossEncoder(DIR)
-""",
+        HAYSTACK_OPENED,
         "made = SentenceTransformersSimilarityRanker(model=MODEL, scale_score=False)",
-        """
-documents = [Document(content=text) for text in TEXTS]
-best = made.run(query=QUERY, documents=documents, top_k=5)["documents"]
-scores = {document.content: document.score for document in best}
-""",
+        HAYSTACK_RAN,
     ),
     "Haystack 2": Client(
         "haystack-ai<3",
@@ -107,16 +109,9 @@ scores = {document.content: document.score for document in best}
 from haystack import Document
 from haystack.components.rankers import SentenceTransformersSimilarityRanker
 """,
-        """
-made = SentenceTransformersSimilarityRanker(model=DIR, scale_score=False)
-made._cross_encoder = CrossEncoder(DIR)
-""",
+        HAYSTACK_OPENED,
         "made = SentenceTransformersSimilarityRanker(model=MODEL, scale_score=False); made.warm_up()",
-        """
-documents = [Document(content=text) for text in TEXTS]
-best = made.run(query=QUERY, documents=documents, top_k=5)["documents"]
-scores = {document.content: document.score for document in best}
-""",
+        HAYSTACK_RAN,
     ),
     "BEIR": Client(
         "beir",

@@ -45,7 +45,7 @@ class CrossEncoderForMTEB:
         self,
         inputs1: Iterable[Any],
         inputs2: Iterable[Any],
-        **task: object,  # noqa: ARG002
+        **task: object,  # noqa: ARG002 # MTEB says which task it is
     ) -> NDArray[np.float32]:
         """Score the pairs of two loaders of batches with a `text`, queries and documents."""
         pairs = zip(_texts(inputs1), _texts(inputs2), strict=True)

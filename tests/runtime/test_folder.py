@@ -77,7 +77,7 @@ def test_a_kept_file_outlives_its_place(tmp_path: Path) -> None:
     overwritten = KeptFile(file)
     file.write_bytes(b"a third one")
     with pytest.raises(BadInput, match=r"model.onnx: removed or changed since it was opened"):
-        overwritten.path  # noqa: B018
+        overwritten.path  # noqa: B018 # the access is the test
 
 
 @pytest.mark.parametrize("weights", ["model.onnx_data", "model.bin", None])
@@ -99,4 +99,4 @@ def test_a_file_that_cannot_be_kept_has_to_be_the_same_still(
         if content:
             changed.write_bytes(content)
         with pytest.raises(BadInput, match="removed or changed"):
-            kept.path  # noqa: B018
+            kept.path  # noqa: B018 # the access is the test
