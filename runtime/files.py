@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from safetensors import SafetensorError
 
@@ -27,6 +28,7 @@ __all__ = [
     "new_folder",
     "scratch_beside",
     "sha256_of",
+    "sha256_of_stream",
     "sweep",
     "write_text",
     "writing",
@@ -38,10 +40,15 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
+        return sha256_of_stream(stream)
+
+
+def sha256_of_stream(stream: IO[bytes]) -> str:
+    """Return the sha256 of what is left of a stream, which is read in blocks."""
+    digest = hashlib.sha256()
+    while block := stream.read(BLOCK_BYTES):
+        digest.update(block)
     return digest.hexdigest()
 
 

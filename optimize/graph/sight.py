@@ -15,8 +15,8 @@ from xopt.optimize.graph.structure import SMALL, GraphIndex, needed_for, open_se
 __all__ = ["ATTENTION_MASK", "BEFORE", "EVERYTHING", "Sight", "sights_of"]
 
 ATTENTION_MASK = "attention_mask"
-# What is added to the score of a token that is not seen, at most: softmax makes 0 of it.
-UNSEEN = -1e9
+# A number below it hides a token: softmax makes 0 of a score to which it is added.
+HIDES_BELOW = -1e9
 
 
 # Tokens of the pairs that masks are tried with, and by how much these are longer than a window.
@@ -112,4 +112,4 @@ def _lets_see(sight: Sight, mask: NDArray[np.float32], length: int) -> bool:
     if mask.shape[-2:] != (length, length):
         return False
     seen = sight.seen(length)
-    return bool((mask[..., seen] == 0).all() and (mask[..., ~seen] <= UNSEEN).all())
+    return bool((mask[..., seen] == 0).all() and (mask[..., ~seen] <= HIDES_BELOW).all())

@@ -17,7 +17,7 @@ from pyarrow import fs
 from xopt.runtime.data.places import Place, located, reached, shown
 from xopt.runtime.data.text import READERS
 from xopt.runtime.errors import BadInput, first_line
-from xopt.runtime.files import sha256_of
+from xopt.runtime.files import sha256_of, sha256_of_stream
 
 __all__ = ["DEMO", "KINDS", "Source", "find_sources", "fingerprinted", "is_same"]
 
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 DEMO = "demo"
 KINDS = ", ".join((*READERS, ".parquet"))
-BLOCK_BYTES = 1 << 20
 SHA256 = re.compile("[0-9a-f]{64}")
 PACKED = (".gz", ".zst", ".bz2", ".xz", ".lz4", ".zip", ".snappy")
 WILD = "*?["
@@ -120,11 +119,8 @@ def is_same(was: Source, source: Source) -> bool:
     if place is None or place.is_local or source.kind not in ("parquet", "text"):
         return was.fingerprint == source.fingerprint
     log.info("%s: is read whole, since its sha256 tells whether it is the same", source.name)
-    digest = hashlib.sha256()
     with place.open() as stream:
-        while block := stream.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest() == was.fingerprint
+        return sha256_of_stream(stream) == was.fingerprint
 
 
 def _named(given: str, made: Sequence[Path]) -> list[Source]:
