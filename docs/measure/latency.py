@@ -4,8 +4,8 @@ performance.md.
     python docs/measure/latency.py DIR [VARIANT/STRATEGY...]
 
 All of them take half an hour. Each scorer answers the same queries one by one in a process of its
-own, after a warm-up of some, on all cores; two rounds over all scorers. Candidates are texts of
-the demo data, so that lengths are as they come.
+own, after a warm-up of some, on all cores. There are two rounds over all scorers. Candidates are
+texts of the demo data, so that lengths are as they come.
 """
 
 from __future__ import annotations
