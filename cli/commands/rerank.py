@@ -105,8 +105,8 @@ def rerank(
     """Rank files of candidates, millions of pairs if need be, and resume after any fault.
 
     INPUTs are Parquet, .jsonl, .csv or .tsv files, or folders or patterns of them, on this machine
-    or a store (`s3://`, `gs://`, `https://`, ...). Collections are inputs too: BEIR folders, `irds:ID`
-    and `hf:ID`. Each row comes out once, with its score, a logit, and its rank.
+    or a store (`s3://`, `gs://`, `https://`, ...). Collections are inputs too: BEIR folders,
+    `irds:ID` and `hf:ID`. Each row comes out once, with its score, a logit, and its rank.
 
     OUT.job keeps what was done: the same command resumes from there, and scores nothing once all
     is done.
