@@ -33,7 +33,7 @@ check: $(DEVELOPED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
-	$(BIN)/pymarkdown scan $(PAGES)
+	$(BIN)/pymarkdown scan -r $(PAGES)
 
 format: $(DEVELOPED)
 	$(BIN)/ruff format .
