@@ -47,14 +47,25 @@ ENDING = re.compile(r"((?:  \[[^\]]*\])+)$")  # what click puts behind a help te
 def page() -> str:
     """Return the page as Markdown."""
     group = click.Context(cli, info_name="xopt", **cli.context_settings)
-    parts = [INTRODUCTION, _section(cli, group)]
     contexts = [
         click.Context(command, info_name=name, parent=group)
         for name, command in cli.commands.items()
     ]
+    parts = [INTRODUCTION, _overview(contexts), _section(cli, group)]
     parts += [_section(context.command, context) for context in contexts]
     parts += [_shared_section(name, contexts[0]) for name in SHARED]
     return "\n".join(parts)
+
+
+def _overview(contexts: Sequence[click.Context]) -> str:
+    """Make a table of all commands, with the first sentence of their help."""
+    lines = ["| command | what it does |", "|---|---|"]
+    for context in contexts:
+        path = context.command_path
+        anchor = path.replace(" ", "-")
+        does = context.command.get_short_help_str(WIDTH)
+        lines.append(f"| [`{path}`](#{anchor}) | {does} |")
+    return "\n".join(lines) + "\n"
 
 
 def _section(command: click.Command, context: click.Context) -> str:
