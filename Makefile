@@ -40,7 +40,7 @@ format: $(DEVELOPED)
 	$(BIN)/ruff check --fix .
 
 docs: $(DEVELOPED)
-	$(BIN)/mkdocs build --strict --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 clean:
 	rm -rf .venv .venv5 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
