@@ -201,7 +201,8 @@ def score(
     """Make a Daft expression: the score of each query and text by a model folder.
 
     ```python
-    df.with_column("score", xopt.score(col("query"), col("text"), model="models/minilm"))
+    score = xopt.score(col("query"), col("text"), model="models/minilm")
+    frame.with_column("score", score)
     ```
 
     It is float32, or with `label="all"` a list of all logits. The arguments are those of `rerank`,
