@@ -63,13 +63,18 @@ def export(
 ) -> ModelFolder:
     """Write the model folder `out` for `model`: a hub id, a folder or `demo`.
 
-    The folder appears once it is complete and checked, or not at all. `force` replaces a
-    model folder. `trust_remote_code` and `allow_pickle` allow code that comes with the
-    model. `torch_only` leaves ONNX out. `exporter` is one of `EXPORTERS`. A `portable`
-    graph has no operators of onnxruntime's own. `rank_label`: see `rank_label_of`.
-    `template` and `answers` say how a language model is asked: see `asked_of`.
+    - `force`: replace the model folder `out`.
+    - `trust_remote_code`, `allow_pickle`: allow code that comes with the model.
+    - `torch_only`: leave ONNX out.
+    - `exporter`: "torch" or "optimum". By default torch's, or optimum's where that fails.
+    - `rank_label`: the name or number of the label that ranks. "A-B" is a difference.
+    - `portable`: make a graph without operators of onnxruntime's own.
+    - `template`: how a language model is asked, a file with a chat template or a known name.
+    - `answers`: the tokens that a language model compares, such as "yes,no".
 
-    Raises BadInput where `model` is no CrossEncoder, or `out` cannot be written, and
+    The folder appears once it is complete and checked, or not at all.
+
+    Raises BadInput where `model` is no CrossEncoder, or `out` cannot be written. Raises
     GateFailed where tokens or FP32 logits differ from the reference's.
     """
     if exporter not in (None, *EXPORTERS):

@@ -74,9 +74,17 @@ def optimize(
 ) -> Outcome:
     """Run the steps that the model folder `out` has not seen yet, and recommend a variant.
 
-    `Candidates.split` gives the queries to prepare with and those to judge by. The `contenders`
-    run in every round of the bench, other variants in one. Variants are judged fastest first, for
-    at most `minutes`, until one passes. `bounds` are those of `gates_with`.
+    - `candidates`: split into queries to prepare with and queries to judge by.
+    - `bounds`: gates other than the usual ones, by measure, such as `{"tau": 0.95}`.
+    - `bench_pairs`, `repeat`: pairs and rounds of the bench.
+    - `minutes`: draw no more queries for a verdict after this time.
+    - `device`, `trust_remote_code`, `rank_label`: those of `export` and `open_scorer`.
+
+    Variants that can win run in every round of the bench, other ones in one. They are judged
+    fastest first, until one passes.
+
+    Returns all results. `recommendation.variant` is the one to use, and `recommendation.python`
+    the code that scores with it.
     """
     check_device(device)
     # Refuse bad input before the work, not after it.

@@ -122,7 +122,11 @@ class Prepared:
 
 
 def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
-    """The recipe for an instruction set. Raises BadInput where its name is unknown."""
+    """Return the recipe for an instruction set. Raises BadInput where a name is unknown.
+
+    - `target`: the instruction set, such as that of `detect_target`.
+    - `scheme`: "per-token", "static", "portable" or "stock", as for `xopt quantize`.
+    """
     if scheme == "portable":
         return Recipe(scheme, ANY, 7, SMOOTHING[scheme], HOT_SHARE)
     if target not in TARGETS:
@@ -134,7 +138,7 @@ def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
 
 
 def detect_target() -> str:
-    """The best instruction set of this processor. Raises BadInput where none is seen."""
+    """Return the best instruction set of this processor. Raises BadInput where none is seen."""
     for target, flag in TARGETS.items():
         if flag in cpu_flags():
             return target
@@ -153,11 +157,15 @@ def quantize(
 ) -> ModelFolder:
     """Add the variant that `recipe` makes of `onnx/model.onnx`, or replace it.
 
+    - `recipe`: what `recipe_for` returns.
+    - `candidates`: pairs that calibrate all schemes but "stock", by default the demo data.
+    - `prepared`: the graph where it is prepared already. Then `candidates` steered the recipe.
+
     MatMuls of tokens with constant weights become INT8. Attention, embeddings and the head stay in
-    float. Pairs of `candidates`, or of the demo data, calibrate all schemes but "stock". Where the
-    graph is `prepared` already, `candidates` are those that steered the recipe. The manifest keeps
-    the hashes of all queries used, so that no verdict counts them. Raises BadInput where the FP32
-    graph is missing or damaged.
+    float. The manifest keeps the hashes of all queries used, so that no verdict counts them.
+
+    Returns the folder with its new manifest. Raises BadInput where the FP32 graph is missing or
+    damaged.
     """
     folder.check_writable()  # before the work, not after it
     variant = recipe.variant

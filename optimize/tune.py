@@ -102,9 +102,15 @@ def tune(
 ) -> tuple[ModelFolder, list[Tuning]]:
     """Find a plan for each variant, and write the plans into the manifest for this machine.
 
-    Uses successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans score few
-    pairs, then the faster half twice as many, until at most `FINALISTS` are left. On a GPU the
+    - `variants`: names of variants in the folder.
+    - `candidates`: pairs of all lengths to time the plans on.
+    - `threads`: what a scorer may use, by default all usable cores.
+
+    Uses successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943). All plans score few
+    pairs, then the faster half scores twice as many, until at most four are left. On a GPU the
     time includes tokenising, which overlaps with forwards.
+
+    Returns the folder with its new manifest, and what was tried for each variant.
     """
     folder.check_writable()  # before the work, not after it
     for variant in variants:

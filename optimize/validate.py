@@ -206,12 +206,18 @@ def validate(
 ) -> Validation:
     """Compare each variant's scores with the reference's, and check the gates.
 
-    Queries that calibrated a variant are left out. The others are drawn in growing groups, until
-    all verdicts are decided or the `minutes` end; see `xopt.optimize.judge.looks`. With `first`,
-    `variants` stand fastest first, and those after one that passed may stay undecided.
+    - `variants`: names of variants in the folder.
+    - `gates`: what a variant has to hold to pass.
+    - `exact`: the variant that scores the reference, once its logits have been shown to be the
+      same. None: torch scores all of it.
+    - `minutes`: draw no more queries after this time.
+    - `first`: `variants` stand fastest first, and those after one that passed may stay undecided.
 
-    Raises BadInput for a missing variant and where no query is left, and GateFailed where there
-    is no reference to trust.
+    Queries that calibrated a variant are left out. The others are drawn in growing groups, until
+    all verdicts are decided; see `xopt.optimize.judge.looks`.
+
+    Raises BadInput for a missing variant and where no query is left. Raises GateFailed where
+    there is no reference to trust.
     """
     for variant in (REFERENCE, *variants):
         check_variant(folder.variant(variant), device)

@@ -213,7 +213,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder on disk and its manifest; code that came with it may run where `trusted`."""
+    """A model folder on disk, opened with `ModelFolder.open(path)`.
+
+    - `path`: where it lies.
+    - `manifest`: what `xopt.json` says of it.
+    - `trusted`: code that came with it may run.
+    """
 
     path: Path
     manifest: Manifest

@@ -26,35 +26,49 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "print_bench", "print_cascaded", "print_explained", "print_rival"]
 
+EXAMPLES = """\b
+Examples:
+  xopt bench models/minilm --explain --json bench.json
+  xopt bench models/minilm --variant onnx-int8 --strategy planned --peers
+"""
+
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @options.variants
 @click.option(
     "--strategy",
     "strategies",
     multiple=True,
-    help="row (a pair per call), default (sentence-transformers' defaults), batch (64), "
-    "concurrent (batch 64, max_concurrency 4), batch-8, batch-1, planned (xopt's plan) or cascade "
-    "(the one in DIR). Repeat the option for more.  [default: all but batch-8 and batch-1]",
+    metavar="NAME",
+    help="`row` scores a pair per call. `default` has sentence-transformers' defaults. `batch` has "
+    "batches of 64, `concurrent` 4 processes of them, `batch-8` and `batch-1` smaller ones. "
+    "`planned` is xopt's plan, `cascade` the one in DIR. Repeat the option for more.  "
+    "[default: all but batch-8 and batch-1]",
 )
 @options.device
 @options.data
 @click.option(
-    "--pairs", type=options.AT_LEAST_1, default=500, help="Score the first pairs, this many."
+    "--pairs",
+    type=options.AT_LEAST_1,
+    metavar="N",
+    default=500,
+    help="Score the first pairs, this many.",
 )
 @options.threads
-@click.option("--repeat", type=options.AT_LEAST_1, default=3, help="Interleaved rounds.")
+@click.option(
+    "--repeat", type=options.AT_LEAST_1, metavar="N", default=3, help="Interleaved rounds."
+)
 @click.option(
     "--peers",
     is_flag=True,
-    help="Also time what you would run instead: sentence-transformers' ONNX export, its INT8, its "
-    "bfloat16 if the processor has it, OpenVINO's INT8 if nncf is installed, and CTranslate2's if "
-    "ctranslate2 is.",
+    help="Also time what you would run instead: sentence-transformers' ONNX export, its INT8, and "
+    "torch in bfloat16 if the processor has it. With the extra `peers`, also OpenVINO's INT8 and "
+    "CTranslate2's.",
 )
 @click.option(
     "--explain",

@@ -20,16 +20,26 @@ if TYPE_CHECKING:
 
 __all__ = ["optimize", "print_recommendation"]
 
+EXAMPLES = """\b
+Examples:
+  xopt optimize demo
+  xopt optimize cross-encoder/ms-marco-MiniLM-L6-v2 --data candidates.jsonl
+"""
+
 RECOMMENDED_BY = ("tau", "top10", "dcg10_loss", "labels")
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @options.model
 @options.model_out
 @options.data
 @options.gates
-@click.option("--pairs", type=options.AT_LEAST_1, default=160, help="Pairs in the bench.")
-@click.option("--repeat", type=options.AT_LEAST_1, default=2, help="Rounds of the bench.")
+@click.option(
+    "--pairs", type=options.AT_LEAST_1, metavar="N", default=160, help="Pairs in the bench."
+)
+@click.option(
+    "--repeat", type=options.AT_LEAST_1, metavar="N", default=2, help="Rounds of the bench."
+)
 @options.minutes
 @click.option("-v", "--verbose", is_flag=True, help="Print the plans that tune tried, too.")
 @options.device
@@ -48,12 +58,16 @@ def optimize(
 ) -> None:
     """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
 
-    For a GPU, half precision takes the place of INT8.
+    MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. If
+    the files of MODEL have changed since, the command refuses them. For a GPU, half precision
+    takes the place of INT8.
 
-    MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
-    part of the queries calibrates and tunes. The others judge, fastest variant first. A variant
-    is not recommended if it fails a gate, or if the queries or the minutes are too few to tell.
-    DIR/report.html has all results.
+    A fifth of the queries, 64 at most, calibrates and tunes. The others judge, fastest variant
+    first. A variant is not recommended if it fails a gate, or if the queries or the minutes are
+    too few to tell. DIR/report.html has all results.
+
+    Every variant scores a few pairs first. Those that can win are tuned and run in every round of
+    the bench, and so is the fastest exact one. The others run in one round.
     """
     from xopt.optimize.model.source import default_out
     from xopt.optimize.pipeline import optimize as run

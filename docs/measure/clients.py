@@ -254,8 +254,9 @@ def environment(place: Path, packages: str) -> Path:
 
 
 def output_of(client: Client, python: Path, folder: Path, swap: bool) -> Any:
-    """Run a client both ways: return its version, xopt's scores, and those of the library's own
-    way; with `swap` that one finds xopt's class in the place of sentence-transformers'.
+    """Run a client both ways: return its version, xopt's scores, and those of the library's own way.
+
+    With `swap` the latter finds xopt's class in the place of sentence-transformers'.
     """
     offline = {"HF_HUB_OFFLINE": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
     path = Path(str(xopt.__file__)).parents[1]

@@ -3,7 +3,7 @@
     PYTHONPATH=tests python docs/measure/memory.py [ARCHITECTURE...] [--json FILE]
 
 Tiny models with random weights that read 8,192 tokens: what they take is attention's scores, of
-4 heads. Each figure is from a process of its own, which scores 1, 2 or 8 pairs of about 8,000
+4 heads. Each figure is from a process of its own. It scores 1, 2 or 8 pairs of about 8,000
 tokens, and 1,000 short ones after them.
 """
 

@@ -3,9 +3,11 @@ docs/models.md.
 
     PYTHONPATH=tests python docs/measure/models.py
 
-Tiny models with random weights, on the versions that are installed. For each: the spread of its
-logits, the largest difference of logits over pairs of all lengths, and how many products see one
-row and attentions are one operator.
+Tiny models with random weights, on the versions that are installed. For each, three things:
+
+- the spread of its logits;
+- the largest difference of logits over pairs of all lengths;
+- how many products see one row, and how many attentions are one operator.
 """
 
 from __future__ import annotations

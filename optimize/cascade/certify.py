@@ -2,9 +2,9 @@
 
 A part of the queries fits the orders and chooses one, with a kind of rule. The others choose
 only the rule's value. From the safest on, each cheaper one is tested until one is not shown to
-lose at most `max_loss` (fixed-sequence testing, "Learn then Test", Angelopoulos et al. 2021,
-arXiv:2110.01052). All tests together err with a probability of at most 1 - `confidence`. If
-that is None, the loss is controlled in expectation, see `xopt.optimize.judge.bounds`.
+lose at most `max_loss`. This is fixed-sequence testing: "Learn then Test", Angelopoulos et al.
+2021, arXiv:2110.01052. All tests together err with a probability of at most 1 - `confidence`.
+If that is None, the loss is controlled in expectation, see `xopt.optimize.judge.bounds`.
 Losses are against scoring everything with the reference, the variant's own included.
 """
 
@@ -133,8 +133,15 @@ def certify(
 ) -> Certified:
     """Find a cascade, certify it, and write it into the manifest.
 
-    first: "given", "learned" or a cheaper model's folder; None tries the first two.
-    column: where first-stage scores were read, for the record.
+    - `variant`: what scores.
+    - `first`: "given", "learned" or a cheaper model's folder. None tries the first two.
+    - `column`: where first-stage scores were read, for the record.
+    - `top`: the ranks that count.
+    - `max_loss`: the expected loss to allow, against scoring everything with the reference.
+    - `confidence`: that the loss is no larger on queries like these. None: in expectation.
+    - `measure`: "dcg", a share of DCG with gains from the reference's scores. Or "top", the share
+      of queries whose best documents are not all scored.
+
     Raises BadInput if the queries are too few, before anything is scored.
     """
     threads = threads or cores()

@@ -63,8 +63,8 @@ class Int8Settings:
 class _Quantised:
     """A tensor in INT8. `smoothing`: the factors that it was divided by.
 
-    Where rows have their own scales, `rows` is [rows, channels], `scale` is 1, `row_scales` is
-    [rows, 1], and `leading` holds the dimensions that the rows came from.
+    Where rows have their own scales, `rows` is [rows, channels] and `row_scales` is [rows, 1].
+    Then `scale` is 1, and `leading` holds the dimensions that the rows came from.
     """
 
     rows: str
@@ -168,7 +168,7 @@ class _Int8Writer(GraphWriter):
     def _smoothing_factors(self, x: str) -> Matrix:
         """Factors, of geometric mean 1, by which x is divided and the weights' rows multiplied.
 
-        The division is a pass over x, so it is made where x is narrower than what is computed from
+        The division is a pass over x. So it is made where x is narrower than what is computed from
         it, or as wide where it is free. Neurons of a feed-forward block get ones: factors for so
         many do not carry over to other texts.
         """

@@ -55,10 +55,10 @@ def distil(
     """Train the `student`, a CrossEncoder with the layers `kept` of the `teacher`.
 
     It learns the differences of logits within a list: MarginMSE (Hofstaetter et al. 2020,
-    arXiv:2010.02666) over all pairs of the list. One logit a pair teaches too little, so
-    each layer also learns the teacher's output before the next kept layer, for all tokens
-    (as in TinyBERT, Jiao et al. 2020, arXiv:1909.10351). Embeddings of words stay as they
-    are: their gradients cost more than a layer. `mixed` computes products in bfloat16.
+    arXiv:2010.02666) over all pairs of the list. One logit a pair teaches too little. So
+    each layer also learns the teacher's output before the next kept layer, for all tokens.
+    TinyBERT does the same (Jiao et al. 2020, arXiv:1909.10351). Embeddings of words stay as
+    they are: their gradients cost more than a layer. `mixed` computes products in bfloat16.
     Both CrossEncoders are changed, and only the student's weights are of use afterwards.
     """
     trainer = _Trainer(teacher, student, kept, device, mixed)

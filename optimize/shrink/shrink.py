@@ -98,11 +98,15 @@ def shrink(
 ) -> Shrunk:
     """Make the model folder `out` of some layers of a model, trained for some minutes.
 
-    The layers that agree best with the whole model stay. They learn from the queries of
-    `candidates`, and from sentences of the documents. A part of the queries is held out
-    (`Candidates.split`): it chooses the layers and judges the result. For documents with
-    one query or none, see `rankable`. Raises BadInput before any training where these
-    layers cannot be left out.
+    - `layers`: how many layers stay, those that agree best with the whole model.
+    - `candidates`: what it learns from, the queries and sentences of the documents. Documents
+      without queries will do.
+    - `minutes`: how long it trains. Scoring before and after takes minutes more.
+    - `force`: replace the model folder `out`.
+
+    A part of the queries is held out. It chooses the layers and judges the result.
+
+    Raises BadInput before any training where these layers cannot be left out.
     """
     check_device(device)
     check_place(out, force)

@@ -42,7 +42,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """A variant under a strategy."""
+    """A variant under a strategy: what one row of the bench measures.
+
+    `Case("onnx-int8", "planned")` is onnx-int8 by xopt's plan.
+    """
 
     variant: str
     strategy: str
@@ -135,11 +138,15 @@ def bench(
 ) -> Bench:
     """Measure `cases` and the baseline on all candidates in `repeat` interleaved rounds.
 
-    Each case of each round has a fresh process. `threads` is what a scorer may use, by default
-    all cores. Cases may name variants of `peers`, the same model made by other tools. `profiled`
-    also profiles the forwards of planned variants. Cases that are `once` too run in the first
-    round only. Raises BadInput before anything is measured, where a variant or a strategy is
-    unknown or the device is missing.
+    - `threads`: what a scorer may use, by default all cores.
+    - `peers`: the same model made by other tools, whose variants `cases` may name too.
+    - `profiled`: also profile the forwards of planned variants.
+    - `once`: those of `cases` that run in the first round only.
+
+    Each case of each round has a fresh process.
+
+    Raises BadInput before anything is measured, where a variant or a strategy is unknown or the
+    device is missing.
     """
     threads = threads or cores()
     folders = {}

@@ -304,7 +304,12 @@ def open_cascade(
 ) -> CascadeScorer:
     """Open the cascade that `xopt cascade` wrote into a model folder.
 
-    Rank by it with `rank(query, documents, top_k)`.
+    The arguments are those of `open_scorer`.
+
+    Returns a scorer. Its `rank(query, documents, top_k)` takes a query's documents in the first
+    stage's order. It returns the best as dicts with `corpus_id`, a document's place, and `score`,
+    its logit. Documents that were not scored come last, with the score None.
+
     Raises BadInput if there is none, or a file of it is missing or damaged.
     """
     if not isinstance(folder, ModelFolder):

@@ -64,9 +64,9 @@ def bm25_ranking(
 def words_of(text: str) -> list[str]:
     """Take a text apart into lower-case words, without English stop words.
 
-    Where a script has no blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), the
-    words are all pairs of neighbouring letters, as Lucene's CJKAnalyzer has them. Compatible forms
-    of a letter are one (Unicode's NFKC), however a file writes them.
+    Some scripts have no blanks between words: Chinese, Japanese, Thai, Lao, Khmer and Burmese.
+    There the words are all pairs of neighbouring letters, as in Lucene's CJKAnalyzer. Compatible
+    forms of a letter are one (Unicode's NFKC), however a file writes them.
     """
     lower = unicodedata.normalize("NFKC", text).lower().replace("i\u0307", "i")  # of Turkish I
     plain = OPTIONAL.sub("", lower)

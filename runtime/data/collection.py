@@ -196,8 +196,8 @@ def first_stage(
 ) -> Iterator[tuple[str, list[str]]]:
     """Give each query the `depth` best documents of the run, or by BM25 where there is none.
 
-    A document with the query's own id, in ArguAna and Quora the query itself, is left out unless
-    it is judged, as BEIR's evaluation does it; a warning counts them. Raises BadInput where the
+    A document with the query's own id is left out unless it is judged, as in BEIR's evaluation. In
+    ArguAna and Quora that is the query itself. A warning counts them. Raises BadInput where the
     run, called `run`, names what the collection lacks, or a query has no text.
     """
     rankings = collection.run if collection.run is not None else _bm25(collection, depth + 1)

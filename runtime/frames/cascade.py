@@ -188,8 +188,8 @@ def types_of(candidates: daft.DataFrame) -> dict[str, DataType]:
 def group_by_query(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame, list[str]]:
     """Make a row a query. Returns the frame, and the names of its columns of lists.
 
-    `QUERY_KEY` is the query's id. Lists are all columns of the candidates, the id's own among
-    them, since it may also be the query's text, and `ROW`, where each candidate stood.
+    `QUERY_KEY` is the query's id. Lists are all columns of the candidates. The id's own is among
+    them, since it may also be the query's text. So is `ROW`, where each candidate stood.
     """
     numbered = candidates.with_column(ROW, monotonically_increasing_id())
     lists = numbered.column_names

@@ -232,9 +232,9 @@ class Encoder:
     def _fills(self, encoding: Encoding, side: int, characters: int) -> bool:
         """Return whether more of a shortened text would change no token.
 
-        The tokenizer has to have cut it, and what it kept has to lie in the half of the text
-        that is far from where it was shortened. With more than half of the tokens, it was the
-        only one to be cut.
+        The tokenizer has to have cut it. What it kept has to lie in the half of the text that
+        is far from where it was shortened. With more than half of the tokens, it was the only
+        one to be cut.
         """
         if not encoding.overflowing:
             return False

@@ -317,10 +317,15 @@ def open_scorer(
 ) -> PlannedScorer:
     """Open a variant of a model folder.
 
-    `variant` is by default the one recommended for this machine, or else onnx-fp32.
-    Without `plan` the scorer uses the one that `xopt tune` found for this machine,
-    or else a default one for `threads`, by default all usable cores.
-    `trust_remote_code` lets torch variants run code that came with the model.
+    - `variant`: by default the one recommended for this machine, or else onnx-fp32.
+    - `plan`: by default the one that `xopt tune` found for this machine, or else a default one.
+    - `threads`: what the scorer may use, by default all usable cores.
+    - `device`: "cpu" or "cuda".
+    - `trust_remote_code`: let torch variants run code that came with the model.
+
+    Returns a scorer. Its `score(pairs)` returns the logits of (query, document) pairs in the order
+    given: float32[n], or float32[n, labels] with several labels.
+
     Raises BadInput where folder, variant or device is not there, or a file is damaged.
     """
     if threads is not None and threads < 1:
