@@ -6,7 +6,7 @@ import contextlib
 import logging
 from typing import TextIO
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -78,7 +78,8 @@ class Bars(Listener):
         row = Table.grid(padding=(0, 1, 0, 0), expand=True)
         row.add_column(width=1)
         row.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
-        cells = [self.spinner if depth == 0 else Text(" "), Text("  " * depth + step.label)]
+        first: RenderableType = Text("") if depth else self.spinner
+        cells = [first, Text("  " * depth + step.label)]
         share = step.share
         if share is not None and width >= WIDE:
             row.add_column(width=BAR_WIDTH)
