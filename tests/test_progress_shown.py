@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +34,7 @@ class Terminal:
         self.stream = os.fdopen(theirs, "w", encoding="utf-8")
 
     def written(self) -> str:
-        """Return what was written, and close it."""
+        """Return what was written."""
         self.stream.flush()
         os.set_blocking(self.ours, False)
         text = b""
@@ -43,15 +43,16 @@ class Terminal:
                 text += block
         except BlockingIOError:
             pass
-        self.stream.close()
-        os.close(self.ours)
         return text.decode().replace("\r\n", "\n").replace("\n", "\r\n")
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setenv("TERM", "xterm")
-    return Terminal()
+    made = Terminal()
+    yield made
+    made.stream.close()
+    os.close(made.ours)
 
 
 def last_with(text: str, written: str, width: int) -> list[str]:
@@ -196,7 +197,7 @@ def test_bench_and_rerank_report(
     assert (step.done, step.total) == (2, 2)
     (within,) = recorder.titled("round 2")
     assert (within.done, within.total, within.note) == (2, 2, "onnx-int8/planned")
-    assert xopt("rerank", tiny.path, rows, "-o", tmp_path / "out.run").exit_code == 0
+    assert xopt("rerank", tiny.path, rows, "-o", tmp_path / "out.jsonl").exit_code == 0
     (step,) = recorder.titled("rerank")
     assert step.done == step.total == 8
 
@@ -213,6 +214,7 @@ def test_cascade_reports(xopt: Xopt, tiny_copy: ModelFolder, recorder: Recorder)
         assert inner.done == inner.total
 
 
+@pytest.mark.slow
 def test_shrink_reports(xopt: Xopt, tiny: ModelFolder, recorder: Recorder, tmp_path: Path) -> None:
     arguments = ("--layers", 1, "--minutes", 0.02, "--queries", 20, "--depth", 6)
     result = xopt("shrink", tiny.path, "-o", tmp_path / "small", *arguments)
