@@ -22,6 +22,7 @@ from xopt.runtime.data.candidates import Candidates, demo_candidates, preparing,
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Pair
 
 __all__ = [
@@ -168,29 +169,38 @@ def quantize(
     damaged.
     """
     folder.check_writable()  # before the work, not after it
-    variant = recipe.variant
-    if recipe.scheme == "stock":
-        made = folder.with_variant(variant, lambda file: _quantize_dynamic(folder, recipe, file))
-    else:
-        queries: set[str] = set()
-        if prepared is None:
-            given = candidates or preparing(demo_candidates())
-            prepared = prepare(folder, recipe, calibration_pairs(given))
-        elif candidates:
-            queries = {query_hash(row.query) for row in candidates.rows}
-        queries |= prepared.queries
-        fields = {**variant.recipe, "calibrated_with": sorted(queries)}
-        graph = quantized(prepared, recipe)
-        made = folder.with_variant(
-            replace(variant, recipe=fields), lambda file: write_graph(graph, file)
-        )
+    with progress(f"making {SCHEMES[recipe.scheme]}"):
+        made = _made(folder, recipe, candidates, prepared)
     if folder.manifest.cascade and not made.manifest.cascade:
         log.warning(
             "%s: the cascade was of the %s before; make it again with `xopt cascade`",
             folder.path,
-            variant.name,
+            recipe.variant.name,
         )
     return made
+
+
+def _made(
+    folder: ModelFolder,
+    recipe: Recipe,
+    candidates: Candidates | None,
+    prepared: Prepared | None,
+) -> ModelFolder:
+    variant = recipe.variant
+    if recipe.scheme == "stock":
+        return folder.with_variant(variant, lambda file: _quantize_dynamic(folder, recipe, file))
+    queries: set[str] = set()
+    if prepared is None:
+        given = candidates or preparing(demo_candidates())
+        prepared = prepare(folder, recipe, calibration_pairs(given))
+    elif candidates:
+        queries = {query_hash(row.query) for row in candidates.rows}
+    queries |= prepared.queries
+    fields = {**variant.recipe, "calibrated_with": sorted(queries)}
+    graph = quantized(prepared, recipe)
+    return folder.with_variant(
+        replace(variant, recipe=fields), lambda file: write_graph(graph, file)
+    )
 
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from xopt.runtime.data.trec import Qrels, Run, read_qrels, read_run
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
+from xopt.runtime.progress import Step, progress
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.scoring.variants import REFERENCE, check_variant
@@ -221,7 +221,6 @@ def validate(
     """
     for variant in (REFERENCE, *variants):
         check_variant(folder.variant(variant), device)
-    start_s = time.monotonic()
     shuffled = candidates.shuffled()
     judging = shuffled.without(calibration_queries(folder, variants))
     all_queries = len(judging.groups())
@@ -229,10 +228,13 @@ def validate(
         raise BadInput(
             f"{candidates.name}: all its queries calibrated a variant; give other data to judge by"
         )
-    reference = Reference(folder, judging, exact, threads or cores(), device)
-    names = dict.fromkeys([REFERENCE, *variants])
-    evaluations = [_Evaluation(reference, name, gates) for name in names]
-    out_of_time = _evaluate(evaluations, look_sizes(all_queries), first, start_s, minutes)
+    limit_s = None if minutes is None else 60 * minutes
+    with progress("validate", unit="pairs", limit_s=limit_s) as step:
+        step.note = "finding the reference"
+        reference = Reference(folder, judging, exact, threads or cores(), device)
+        names = dict.fromkeys([REFERENCE, *variants])
+        evaluations = [_Evaluation(reference, name, gates) for name in names]
+        out_of_time = _evaluate(evaluations, look_sizes(all_queries), first, step)
     judged = tuple(evaluation.judged for evaluation in evaluations if evaluation.judged)
     seen = judging.between(0, max(each.queries for each in judged))
     first_stage = quality_by_query(seen, first_stage_scores(seen))
@@ -267,20 +269,26 @@ def _evaluate(
     evaluations: Sequence[_Evaluation],
     sizes: Sequence[int],
     first: bool,
-    start_s: float,
-    minutes: float | None,
+    step: Step,
 ) -> bool:
-    """Look at variants until all are decided. Return whether the time ended before."""
+    """Look at variants until all are decided. Return whether the time of `step` ended before."""
     levels = one_sided_levels(sizes, ALPHA)
     while True:
         evaluation = _next(evaluations, len(sizes), first)
         if evaluation is None:
             return False
-        took_s = time.monotonic() - start_s
         # a look takes as long as all before it: half of it may be over time
-        if evaluation.looks and minutes is not None and 1.5 * took_s > 60 * minutes:
+        if evaluation.looks and step.limit_s is not None and 1.5 * step.took_s > step.limit_s:
             return True
-        evaluation.look(sizes[evaluation.looks], levels[evaluation.looks])
+        queries = sizes[evaluation.looks]
+        number = evaluations.index(evaluation) + 1
+        step.note = (
+            f"{evaluation.variant} ({number} of {len(evaluations)}) on {queries} of "
+            f"{sizes[-1]} queries"
+        )
+        scored = len(evaluation.scores)
+        evaluation.look(queries, levels[evaluation.looks])
+        step.advance(len(evaluation.scores) - scored)
 
 
 def _next(evaluations: Sequence[_Evaluation], looks: int, first: bool) -> _Evaluation | None:

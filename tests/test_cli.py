@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import Result
+from helpers.recorder import Recorder
 from helpers.tiny import make_tiny
 
 from xopt.cli.main import cli
@@ -258,8 +259,10 @@ def main_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_main_job_recommends_on_a_users_own_data(
-    xopt: Xopt, tmp_path: Path, rows: Path, main_job: None
+    xopt: Xopt, tmp_path: Path, rows: Path, main_job: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr("xopt.cli.main.listener_on", lambda _: recorder)
     model = make_tiny(tmp_path / "model")
     out = tmp_path / "out"
     done = xopt("optimize", model, "-o", out, "--data", rows, "--pairs", 10, "--repeat", 1)
@@ -269,6 +272,11 @@ def test_the_main_job_recommends_on_a_users_own_data(
     assert "open_scorer" in done.stdout
     assert "openvino-int8/planned" in done.stdout
     assert (out / "report.html").is_file()
+    (step,) = recorder.titled("optimize")
+    assert (step.done, step.total) == (6, 6)
+    for inner in ("export", "making onnx-int8", "tune", "bench", "validate"):
+        assert ("optimize", inner) in recorder.stacks
+    assert ("optimize", "validate", "openvino-int8 scores") in recorder.stacks
 
 
 @pytest.mark.slow

@@ -131,7 +131,7 @@ def rerank(
 
 
 def print_preview(output: Output, preview: Preview) -> None:
-    from xopt.runtime.jobs.progress import clock
+    from xopt.runtime.progress import clock
 
     output.line(
         f"{_count(preview.rows, 'pair')} of {_count(len(preview.inputs), 'input')}, "

@@ -35,7 +35,7 @@ from xopt.optimize.cascade.walk import (
     cheapest,
     cheapest_option,
     fit_first,
-    walk,
+    walk_all,
 )
 from xopt.optimize.judge.bounds import least_mean, queries_needed, rounded_up, upper_bound
 from xopt.optimize.judge.statistics import Interval, interval
@@ -50,6 +50,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.files import scratch_beside, sha256_of
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.scorer import open_scorer
 
 __all__ = [
@@ -148,20 +149,26 @@ def certify(
     terms = Terms(measure, top, max_loss, confidence)
     choosing, judging = split_queries(folder, candidates, variant, first, terms, device)
     folder.check_writable()
-    scorer = open_scorer(folder, variant, threads=threads, device=device)
-    sources = [
-        make_evidence_source(kind, folder, scorer, choosing, threads, device)
-        for kind in ([first] if first else ORDERS)
-    ]
     both = Candidates(candidates.name, choosing.rows + judging.rows)
-    reference = Reference(folder, both, EXACT_VARIANT, threads, device)
     chosen_with = len(choosing.groups())
-    log.info("cascade: %d of %d queries choose", chosen_with, len(both.groups()))
-    scored = score_candidates(scorer, folder, choosing, reference.of(chosen_with))
-    chosen = _choose(sources, scored, terms)
-
-    logits = reference.of(len(both.groups()))[len(choosing.rows) :]
-    walks = _walks(chosen, score_candidates(scorer, folder, judging, logits), terms)
+    with progress("cascade", total=5, unit="steps") as step:
+        step.begin("finding the reference")
+        scorer = open_scorer(folder, variant, threads=threads, device=device)
+        sources = [
+            make_evidence_source(kind, folder, scorer, choosing, threads, device)
+            for kind in ([first] if first else ORDERS)
+        ]
+        reference = Reference(folder, both, EXACT_VARIANT, threads, device)
+        log.info("cascade: %d of %d queries choose", chosen_with, len(both.groups()))
+        step.begin(f"scoring {chosen_with} queries that choose")
+        scored = score_candidates(scorer, folder, choosing, reference.of(chosen_with))
+        step.begin("choosing an order and a rule")
+        chosen = _choose(sources, scored, terms)
+        step.begin(f"scoring {len(judging.groups())} queries that certify")
+        logits = reference.of(len(both.groups()))[len(choosing.rows) :]
+        scored = score_candidates(scorer, folder, judging, logits)
+        step.begin("certifying")
+        walks = _walks(chosen, scored, terms)
     rules = chosen.fitted.rules(chosen.rule_kind)
     rule, losses = cheapest(walks, rules, top, max_loss, terms.error, measure)
     share = interval(np.array([each.share(rule, top) for each in walks]))
@@ -264,7 +271,8 @@ def _choose(
 def _walks(chosen: _Chosen, scored: ScoredCandidates, terms: Terms) -> list[Walk]:
     queries, _ = queries_with_evidence(chosen.source, scored)
     order = chosen.fitted.order
-    return [walk(query, order, terms.top, terms.measure) for query in queries]
+    with progress("stopping at each depth", len(queries), "queries", work=len(queries)) as step:
+        return walk_all(queries, order, terms.top, terms.measure, step)
 
 
 def warn_if_all_relevant(scored: ScoredCandidates, terms: Terms) -> None:

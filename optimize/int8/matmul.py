@@ -31,6 +31,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from xopt.optimize.graph.structure import GraphIndex, GraphWriter, import_microsoft, rebuilt
 from xopt.optimize.int8.calibrate import Activations
 from xopt.optimize.int8.rounding import round_weights
+from xopt.runtime.progress import progress
 
 __all__ = ["Int8Settings", "RoundedWeights", "quantize_matmuls"]
 
@@ -89,11 +90,14 @@ def quantize_matmuls(
     """
     matmuls = [node for node in model.graph.node if node.name in products]
     write = _Int8Writer(GraphIndex(model), matmuls, seen, settings, rounded)
-    for node in model.graph.node:
-        if node.name in products:
-            write.product(node)
-        elif node.name not in write.joined_adds:
-            write.nodes.append(node)
+    work = sum(map(write.work, matmuls))
+    with progress("rounding weights", len(matmuls), "products", work=work) as step:
+        for node in model.graph.node:
+            if node.name in products:
+                write.product(node)
+                step.advance(1, write.work(node))
+            elif node.name not in write.joined_adds:
+                write.nodes.append(node)
     made = rebuilt(model, write.nodes, constants=write.constants, value_info=write.shapes)
     return made if settings.static else import_microsoft(made)
 
@@ -124,6 +128,11 @@ class _Int8Writer(GraphWriter):
 
     def _matrix(self, weight: str) -> Matrix:
         return self.index.constant(weight).astype(np.float64)
+
+    def work(self, node: NodeProto) -> float:
+        """Return how long it takes to round a product's weights, in any unit."""
+        inputs, outputs = self.index.initializers[node.input[1]].dims
+        return float(inputs**2 * (inputs + outputs))
 
     def product(self, node: NodeProto) -> None:
         """Write the INT8 product in place of a MatMul, and of the Add of a bias where it can."""

@@ -29,6 +29,7 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores, cpu_name, machine_name, versions_here
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.profile import profile
 from xopt.runtime.scoring.scorer import find_plan
@@ -160,7 +161,10 @@ def bench(
     pairs = candidates.pairs
     tokens = Encoder(folder).encode(pairs)
     token_count = int(tokens.lengths.sum())
-    ceilings = measure_ceilings(threads) if device == "cpu" else None
+    ceilings = None
+    if device == "cpu":
+        with progress("bench, measuring what this machine can do"):
+            ceilings = measure_ceilings(threads)
     rounds, logits = _run_rounds(folders, candidates, threads, repeat, device, once)
     measured = []
     for case, case_folder in folders.items():
@@ -218,13 +222,16 @@ def _run_rounds(
     with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
         pairs_file = Path(scratch) / "pairs.json"
         pairs_file.write_text(json.dumps(lists), encoding="utf-8")
-        for number in range(repeat):
-            for case, folder in folders.items():
-                if number > 0 and case in once:
-                    continue
-                log.info("round %d of %d: %s", number + 1, repeat, case)
-                found, logits[case] = _run(folder, case, pairs_file, threads, device)
-                rounds[case].append(found)
+        with progress("bench", repeat, "rounds", work=repeat) as step:
+            for number in range(repeat):
+                in_round = [case for case in folders if number == 0 or case not in once]
+                with progress(f"round {number + 1}", len(in_round), "cases") as within:
+                    for case in in_round:
+                        log.info("round %d of %d: %s", number + 1, repeat, case)
+                        within.begin(str(case))
+                        found, logits[case] = _run(folders[case], case, pairs_file, threads, device)
+                        rounds[case].append(found)
+                step.advance()
     return rounds, logits
 
 
@@ -362,5 +369,6 @@ def _explain(
     )
     profiled = None
     if sample and case.strategy == "planned":
-        profiled = profile(folder, case.variant, find_plan(folder, variant, threads), sample)
+        with progress(f"profiling {case.variant}"):
+            profiled = profile(folder, case.variant, find_plan(folder, variant, threads), sample)
     return explain(observed, ModelShape.of(folder, variant), ceilings, profiled)

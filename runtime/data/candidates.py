@@ -23,6 +23,7 @@ from xopt.runtime.data.sources import DEMO, Source, find_sources
 from xopt.runtime.data.tables import open_table
 from xopt.runtime.data.trec import read_run
 from xopt.runtime.errors import BadInput
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Pair
 
 log = logging.getLogger(__name__)
@@ -218,10 +219,11 @@ def read_candidates(
     sources = find_sources([data])
     for source in sources:
         check_options(source, run, split, columns)
-    if sources[0].has_first_stage and len(sources) == 1:
-        found = read_collection(sources[0], run, split, depth)
-    else:
-        found = _from_tables(data, sources, split or SPLIT, columns, documents)
+    with progress(f"reading {name}"):
+        if sources[0].has_first_stage and len(sources) == 1:
+            found = read_collection(sources[0], run, split, depth)
+        else:
+            found = _from_tables(data, sources, split or SPLIT, columns, documents)
     if not found.rows:
         needs = "each row needs query and text, of CSV and TSV below a header"
         raise BadInput(f"{name}: no candidates in it; {needs}")

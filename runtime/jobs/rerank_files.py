@@ -18,9 +18,9 @@ from xopt.runtime.data.columns import Columns
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.parts import Part, Slice
 from xopt.runtime.jobs.job import Job, Settings, only_one
-from xopt.runtime.jobs.progress import Progress
 from xopt.runtime.jobs.request import NATIVE, Request, Resources, checked_request
-from xopt.runtime.jobs.score import Counts, PartScorer
+from xopt.runtime.jobs.score import Assignment, Counts, PartScorer
+from xopt.runtime.progress import Step, progress
 
 __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
 
@@ -151,7 +151,8 @@ def run_job(
                     len(job.parts()),
                 )
             _do(request, job, resources)
-            job.finish()
+            with progress("joining the parts"):
+                job.finish()
         job.tidy()
         notes = job.notes()
         now = [counts for number, counts in notes.items() if number not in before]
@@ -194,7 +195,8 @@ def _job(request: Request, resources: Resources, force: bool) -> tuple[Request, 
         )
     prepared = Path(tempfile.mkdtemp(prefix="prepared-", dir=target.job))
     try:
-        planned = request.planned(prepared, resources.device)
+        with progress("reading the inputs"):
+            planned = request.planned(prepared, resources.device)
     except BaseException:
         shutil.rmtree(prepared)
         raise
@@ -207,16 +209,22 @@ def _do(request: Request, job: Job, resources: Resources) -> None:
     """Do the parts that are left."""
     done = job.done()
     _say_killed(job.killed(done))
-    rows = {part.number: part.rows for part in job.parts()}
-    progress = Progress(sum(rows.values()), sum(rows[number] for number in done))
-    assignment = request.assignment(job.record, resources)
-    todo = [part for part in job.parts() if part.number not in done]
+    parts = job.parts()
+    total = sum(part.rows for part in parts)
+    todo = [part for part in parts if part.number not in done]
+    left = sum(part.rows for part in todo)
+    with progress("rerank", total, "pairs", work=left, done=total - left) as step:
+        _do_parts(request.assignment(job.record, resources), job, todo, resources, step)
+
+
+def _do_parts(
+    assignment: Assignment, job: Job, todo: Sequence[Part], resources: Resources, step: Step
+) -> None:
+    """Do parts in this process, or with workers."""
     if resources.where == NATIVE and resources.workers is None:
         scorer = PartScorer(assignment)
-        count = progress.before
         for part in todo:
-            count += scorer.do(part).rows
-            progress.at(count)
+            step.advance(scorer.do(part).rows)
         return
     from xopt.runtime.jobs.workers import do_parts, start_ray
 
@@ -228,8 +236,12 @@ def _do(request: Request, job: Job, resources: Resources) -> None:
         if resources.workers is None:
             cpus = resources.threads or cpus_of_a_node
 
+    rows = {part.number: part.rows for part in job.parts()}
+
     def tell() -> None:
-        progress.at(sum(rows[number] for number in job.noted()))
+        new = sum(rows[number] for number in job.noted()) - step.done
+        if new:
+            step.advance(new)
 
     try:
         do_parts(assignment, todo, workers, cpus, job.left, tell)
