@@ -200,8 +200,8 @@ def read_candidates(
     table is a candidate, and `depth` cuts each query's rows. `columns` names the columns. `queries`
     draws so many queries, always the same. With `documents` a table needs no queries.
 
-    docs/data.md says how each field is read. Raises BadInput where the data is missing, empty or
-    has a bad row; a warning counts what is left out.
+    docs/reference/data.md says how each field is read. Raises BadInput where the data is missing,
+    empty or has a bad row; a warning counts what is left out.
     """
     name = shown(data)
     sources = find_sources([data])
