@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from xopt.runtime.scoring.st_arguments import ABSENT, REFUSED
+
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/reference/troubleshooting.md"
 FOLDERS = ("cli", "optimize", "runtime", "face")
@@ -159,6 +161,13 @@ def test_the_page_has_every_message() -> None:
         if part not in INTERNAL and part not in page:
             lacking.append(f"{message.where}: {part}")
     assert not lacking, "\n".join(["not in docs/reference/troubleshooting.md:", *lacking])
+
+
+def test_the_page_says_what_a_model_folder_lacks() -> None:
+    page = normalised(PAGE.read_text(encoding="utf-8"))
+    reasons = {*ABSENT.values(), *REFUSED.values()}
+    lacking = {reason for reason in reasons if reason.replace("`", "") not in page}
+    assert not lacking
 
 
 def test_what_is_left_out_is_there() -> None:
