@@ -112,7 +112,7 @@ def _search(trial: _Trial, recipe: Recipe) -> tuple[list[Step], tuple[Harm, ...]
         if not result.interval.queries:
             raise BadInput(
                 f"{trial.candidates.name}: {result.gate.measure} cannot be measured on so few "
-                "candidates a query"
+                "candidates a query; give data with more, or leave this gate out"
             )
     if _passing(steps):
         return steps, ()

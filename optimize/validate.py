@@ -352,7 +352,10 @@ def _judgements_of(expected: Run, qrels: Path, reference: Path) -> Qrels:
     known = read_qrels(qrels)
     judgements = {query: known[query] for query in expected if query in known}
     if not judgements:
-        raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
+        raise BadInput(
+            f"{qrels}: judges none of the {len(expected)} queries of {reference}; "
+            "give qrels with the same ids"
+        )
     return judgements
 
 

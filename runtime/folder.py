@@ -77,7 +77,7 @@ class KeptFile:
     def path(self) -> Path:
         """Where to read it. Raises BadInput where it is no longer what it was."""
         if self._now() != self._states:
-            raise BadInput(f"{self._source}: removed or changed since it was opened")
+            raise BadInput(f"{self._source}: removed or changed since it was opened; open it again")
         return self._files[0]
 
     def _now(self) -> list[tuple[int, ...]]:

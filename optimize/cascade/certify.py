@@ -207,7 +207,7 @@ def split_queries(
     check_ranks(folder)
     choosing, others = without_repeated_queries(candidates).split()
     if not choosing.rows:
-        raise BadInput(f"{candidates.name}: a single query; give more")
+        raise BadInput(f"{candidates.name}: a single query; give more of them")
     used = preparing_queries(folder, variant)
     if first not in (None, *ORDERS):
         cheaper = ModelFolder.open(str(first), folder.trusted)
@@ -227,7 +227,7 @@ def split_queries(
     if depth < LEAST_DEPTH * terms.top:
         raise BadInput(
             f"{judging.name}: {depth:.0f} candidates a query are too few to leave any out "
-            f"if the best {terms.top} count; give more, see `depth=`, or less `top=`"
+            f"if the best {terms.top} count; give more with `depth=`, or a smaller `top=`"
         )
     return choosing, judging
 
@@ -288,8 +288,8 @@ def warn_if_all_relevant(scored: ScoredCandidates, terms: Terms) -> None:
     worst = float(np.mean(losses))
     if worst < LEAST_WORST_LOSS * terms.max_loss:
         log.warning(
-            "cascade: the model finds nearly all candidates relevant: even the worst %d lose "
-            'only %.3g of DCG, so a loss of %g says little; `measure="top"` says more',
+            "cascade: the model finds nearly all candidates relevant: the worst %d lose only %.3g "
+            'of DCG; a loss of %g says little, and `measure="top"` says more',
             terms.top,
             worst,
             terms.max_loss,

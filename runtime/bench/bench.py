@@ -195,11 +195,14 @@ def bench(
 def _check_cascade(case: Case, folder: ModelFolder, candidates: Candidates) -> None:
     cascade = Cascade.of(folder)
     if case.variant != cascade.variant:
-        raise BadInput(f"{case}: the cascade of {folder.path} scores with {cascade.variant}")
+        raise BadInput(
+            f"{case}: the cascade of {folder.path} scores with {cascade.variant}; "
+            f"give `variant={cascade.variant}`"
+        )
     if cascade.order.with_score and candidates.first_scores is None:
         raise BadInput(
             f"{case}: the cascade of {folder.path} goes by a column of first-stage scores, as "
-            f"{cascade.certificate.column!r} was, and {candidates.name} was read without one"
+            f"{cascade.certificate.column!r} was; give data that has it, not {candidates.name}"
         )
 
 

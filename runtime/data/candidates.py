@@ -389,7 +389,7 @@ class _Rows:
         if first != where:
             raise BadInput(
                 f"{where}: document {doc_id!r} stands twice among the candidates of "
-                f"{query_id!r}, first in {first}"
+                f"{query_id!r}, first in {first}; keep one"
             )
         self._queries.add(query_id, query, where)
         self._documents.add(doc_id, row.text, where)

@@ -340,6 +340,7 @@ def _one_query(query_ids: daft.Series, first: daft.Series, last: daft.Series) ->
     for query_id, one, other in rows:
         if one != other:
             raise BadInput(
-                f"query id {query_id!r:.60} stands for several queries: {[one, other]!s:.160}"
+                f"query id {query_id!r:.60} stands for several queries: "
+                f"{[one, other]!s:.160}; give each an id of its own"
             )
     return pa.array([True] * len(query_ids))

@@ -256,7 +256,7 @@ def _say_killed(times: dict[int, int]) -> None:
     parts = [str(number) for number, count in times.items() if count == most]
     if parts:
         log.warning(
-            "rerank: was killed within part %s (%d so far); if memory ran out there, give "
+            "rerank: was killed within part %s (%d so far); if memory ran out, give "
             "`threads=1` or fewer `workers=`, or begin with another `variant=` and `out=`",
             " or ".join(parts),
             most,

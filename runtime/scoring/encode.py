@@ -149,7 +149,10 @@ class Encoder:
         try:
             return self._encoded([(clean(before + query), clean(text)) for query, text in pairs])
         except Exception as error:  # tokenizers has no exceptions of its own
-            raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
+            raise BadInput(
+                f"the tokenizer cannot encode these texts ({error}); "
+                "shorten a query that leaves no room for its document"
+            ) from error
 
     def tokens(self, encodings: Sequence[Encoding]) -> Tokens:
         """Make arrays of encodings: the part of `encode` that is Python's."""

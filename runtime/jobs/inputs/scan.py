@@ -143,7 +143,7 @@ class _Queries:
             if query is not None and doc_id in self.documents:
                 raise BadInput(
                     f"{name}: row {row}: document {doc_id!r:.60} stands twice among the candidates "
-                    f"of {query!r:.60}"
+                    f"of {query!r:.60}; keep one"
                 )
             if self.words:
                 _check_word(doc_id, f"{name}: row {row}")

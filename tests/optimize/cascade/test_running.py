@@ -131,7 +131,7 @@ def test_the_first_stage_s_scores_are_asked_for(
         == rerank(frame, tiny_copy.path, cascade=True, first="bm25").to_pydict()["score"]
     )
     with pytest.raises(
-        BadInput, match="first-stage scores, as 'bm25' was, and demo was read without one"
+        BadInput, match="first-stage scores, as 'bm25' was; give data that has it, not demo"
     ):
         bench(ModelFolder.open(tiny_copy.path), queries, [Case("onnx-int8", "cascade")])
     # two queries

@@ -262,7 +262,10 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
         raising,
         r"\(Conversation roles must alternate\); export it with one",
     ),
-    "no answers": (bare, "does not say which answers its score compares; say it with `answers=`"),
+    "no answers": (
+        bare,
+        "does not say which answers its score compares; name them with",
+    ),
     "no template": (without_template, "has no chat template; give it one with `template=`"),
     "no token": (unknown_answer, "the answer 'certainly' is not one token of its tokenizer"),
     "too many": (three_answers, "give one answer, or two different ones"),
