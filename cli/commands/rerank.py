@@ -160,10 +160,11 @@ def print_reranked(output: Output, reranked: Reranked) -> None:
     )
     now = reranked.now
     rows = [_count_row("all", counts)]
-    if reranked.parts_now < reranked.parts:
+    if 0 < reranked.parts_now < reranked.parts:
         rows.append(_count_row("now", now))
-    rows[-1]["seconds"] = f"{reranked.seconds:,.1f}"
-    rows[-1]["pairs/s"] = f"{now.rows / reranked.seconds:,.0f}" if now.rows else ""
+    if now.rows:
+        rows[-1]["seconds"] = f"{reranked.seconds:,.1f}"
+        rows[-1]["pairs/s"] = f"{now.rows / reranked.seconds:,.0f}"
     output.table("", rows)
 
 
