@@ -61,6 +61,8 @@ MENDED_BY_PLAN = {
     "memory",
     "batching",
 }
+MENDED_BY_SMALL_BATCHES = {"padding", "batching"}
+QUANTIZED = ("onnx-int8", "openvino-int8")  # what `xopt quantize --int8` makes
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -218,11 +220,15 @@ def _prospect(case: str, finding: str, gain: float, speeds: Mapping[str, float])
 def _follower(case: str, finding: str, speeds: Mapping[str, float]) -> str | None:
     """Return the case that does as a finding advises, the fastest of several; None without one."""
     variant, _, strategy = case.rpartition("/")
+    planned = [name for name in speeds if name.endswith("/planned")]
     found = []
     if finding == "compute":
-        found = [name for name in speeds if "int8" in name and name.endswith("/planned")]
-    elif finding in MENDED_BY_PLAN and strategy != "planned":
-        found = [name for name in speeds if name == f"{variant}/planned"]
+        found = [name for name in planned if name.startswith(QUANTIZED)]
+    elif finding in MENDED_BY_PLAN and strategy not in ("planned", "cascade"):
+        found = [name for name in planned if name == f"{variant}/planned"]
+    if not found and finding in MENDED_BY_SMALL_BATCHES:  # what other tools can do
+        small = [f"{variant}/{batch}" for batch in ("batch-8", "batch-1")]
+        found = [name for name in small if name in speeds and name != case]
     return max(found, key=lambda name: speeds[name], default=None)
 
 

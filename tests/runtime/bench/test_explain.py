@@ -144,8 +144,11 @@ SPEEDS = {
     "torch-fp32/default": 1.0,
     "torch-fp32/planned": 1.7,
     "st-onnx/default": 1.1,
+    "st-onnx-qint8/default": 1.5,
+    "st-onnx-qint8/batch-1": 3.0,
     "onnx-int8/planned": 4.0,
     "openvino-int8/planned": 5.1,
+    "ct2-int8/planned": 6.0,  # of other tools
 }
 
 
@@ -164,6 +167,12 @@ SPEEDS = {
             "Measured: openvino-int8/planned is 3.0 times as fast.",
         ),
         ("st-onnx/default", [("padding", 2.5)], "At most 2.5 times as fast."),
+        (
+            "st-onnx-qint8/default",
+            [("batching", 6.7), ("padding", 1.6)],
+            "Measured: st-onnx-qint8/batch-1 is 2.0 times as fast. Also: padding.",
+        ),
+        ("st-onnx-qint8/batch-1", [("batching", 3.5)], "At most 3.5 times as fast."),
         ("torch-fp32/planned", [("idle threads", 1.3)], "At most 1.3 times as fast."),
         ("onnx-int8/planned", [("compute", 1.0)], ""),
     ],
