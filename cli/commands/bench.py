@@ -270,6 +270,8 @@ def print_cascaded(output: Output, bench: Bench) -> None:
 
 def print_explained(output: Output, bench: Bench) -> None:
     """Print where each case's time went, what held it back, and what to change."""
+    from xopt.runtime.bench.explain import outlook
+
     if bench.ceilings is None:
         _print_gpu_time(output, bench)
         return
@@ -278,14 +280,11 @@ def print_explained(output: Output, bench: Bench) -> None:
     }
     _print_time(output, bench.ceilings, explained)
     _print_kinds(output, {case: each for case, each in explained.items() if each.kinds})
+    speeds = {str(measured.case): measured.ratio for measured in bench.measured}
     for case, each in explained.items():
-        text = f"{case}: {each.bottleneck.advice}"
-        if each.bottleneck.gain > 1:
-            text += f" Expected: up to {each.bottleneck.gain:.1f} times the speed."
-        others = [f"{finding.name} {finding.gain:.1f} x" for finding in each.findings[1:]]
-        if others:
-            text += f" Also: {', '.join(others)}."
-        output.line(text)
+        findings = [(finding.name, finding.gain) for finding in each.findings]
+        hope = outlook(str(case), findings, speeds)
+        output.line(f"{case}: {each.bottleneck.advice} {hope}".rstrip())
 
 
 def _print_time(output: Output, ceilings: Ceilings, explained: dict[Case, Explained]) -> None:
