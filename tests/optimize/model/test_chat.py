@@ -137,8 +137,8 @@ def change(file: Path, **values: Any) -> None:
 def test_a_language_model_that_is_not_known_is_refused(tmp_path: Path) -> None:
     model = make_language_model(tmp_path / "Qwen3-Reranker-0.6B")  # no name is a proof
     message = (
-        r"a language model \(Qwen3ForCausalLM\) that does not say how it ranks; export it with "
-        r"`template=`: a file with its chat template, or one of qwen3-reranker, bge-reranker-gemma"
+        r"a language model \(Qwen3ForCausalLM\) that does not say how it ranks; give "
+        r"`template=` a file with its chat template, or one of qwen3-reranker, bge-reranker-gemma"
     )
     with pytest.raises(BadInput, match=message):
         export(str(model), tmp_path / "out", torch_only=True)
