@@ -99,6 +99,7 @@ def test_a_failed_gate_is_exit_code_1_and_is_shown(
     )
     assert result.exit_code == 1
     assert "FAIL: ndcg10_drop" in result.stdout
+    assert result.stdout.splitlines()[-1] == "Verdict: fail"
 
 
 def test_runs_of_any_engine_are_held_against_each_other(xopt: Xopt, tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def validate(
         )
     output.json(result)
     print_validation(output, result)
+    output.line(f"Verdict: {result.verdict}")
     _exit(result.verdict, undecided)
 
 
@@ -277,18 +278,20 @@ def _reason(result: GateResult, variant_failed: bool) -> str:
 
 def _print_worst_query(output: Output, variant: str, worst: WorstQuery) -> None:
     """Print the documents of a query, with their places in both rankings."""
-    rows = [
-        {
+    graded = any(document.grade is not None for document in worst.documents)
+    rows = []
+    for document in worst.documents:
+        row = {
             "rank in the reference": str(document.reference_rank),
             "rank": str(document.rank),
             "score in the reference": f"{document.reference_score:.3f}",
             "score": f"{document.score:.3f}" if math.isfinite(document.score) else "",
-            "grade": "" if document.grade is None else str(document.grade),
-            "document": document.doc_id,
-            "text": _shorten(document.text),
         }
-        for document in worst.documents
-    ]
+        if graded:
+            row["grade"] = "" if document.grade is None else str(document.grade)
+        row["document"] = document.doc_id
+        row["text"] = _shorten(document.text)
+        rows.append(row)
     lost = f"nDCG@10 {-worst.ndcg10_drop:+.3f}, " if worst.ndcg10_drop else ""
     title = (
         f"where {variant} differs most: query {worst.query_id} "
