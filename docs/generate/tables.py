@@ -152,13 +152,13 @@ def recommendation(kept: list[Run]) -> str:
     """What `xopt optimize` prints last."""
     result = newest("in-daft", kept).result
     chosen = result["recommendation"]
-    validation = result["validation"]
-    found = next(each for each in validation["judged"] if each["name"] == chosen["variant"])
-    measures = found["measures"]
+    judged = result["validation"]["judged"]
+    found = next(each for each in judged if each["name"] == chosen["variant"])
+    measures = {name: interval(value) for name, value in found["measures"].items()}
     lines = [
-        f"Recommended: {chosen['variant']}, {chosen['ratio']:.1f} times torch-fp32/default;",
-        f"tau-b {interval(measures['tau'])}, top-10 {interval(measures['top10'])},",
-        f"DCG loss {interval(measures['dcg10_loss'])}; {found['queries']} queries.",
+        f"Recommended: {chosen['variant']}, {chosen['ratio']:.1f} times as fast as {ST} as it comes",
+        f"On {found['queries']} queries: tau-b {measures['tau']}, top-10 {measures['top10']}, "
+        f"DCG loss {measures['dcg10_loss']}",
     ]
     return "```text\n" + "\n".join(lines) + "\n```"
 
