@@ -64,6 +64,10 @@ class Box:
         across = self.left < other.right and other.left < self.right
         return across and self.top < other.bottom and other.top < self.bottom
 
+    def is_clear(self, others: Sequence[Box]) -> bool:
+        """Whether it shares no part with any other."""
+        return not any(self.meets(other) for other in others)
+
     def holds(self, other: Box) -> bool:
         """Whether the other lies within this one."""
         across = self.left <= other.left and other.right <= self.right
@@ -183,7 +187,7 @@ def _labels(places: Sequence[Place], points: Sequence[Point], chart: Box) -> lis
             text = text[: longest - 1] + "…"
         near = _boxes_near(place, len(text) * LETTER)
         boxes = [box for box in near if inside.holds(box)]
-        free = [box for box in boxes if not any(box.meets(other) for other in labels + circles)]
+        free = [box for box in boxes if box.is_clear(labels + circles)]
         others = [circle for circle in circles if not circle.holds(Box(*place, *place))]
         label = _clearest(place, free or boxes, labels + others, lines)
         lead = _lead(place, label)

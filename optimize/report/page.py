@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from xopt.optimize.report.measured import (
     MEASURES,
@@ -134,6 +136,7 @@ def load_template(name: str) -> jinja2.Template:
     )
     environment.filters["interval"] = _interval
     environment.filters["cell"] = _cell
+    environment.filters["code"] = _code
     return environment.get_template(name)
 
 
@@ -267,3 +270,8 @@ def _cell(text: Any) -> str:
     for mark in "\\`*_[]<>|#":
         plain = plain.replace(mark, f"\\{mark}")
     return plain
+
+
+def _code(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))

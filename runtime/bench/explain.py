@@ -228,7 +228,7 @@ def _follower(case: str, finding: str, speeds: Mapping[str, float]) -> str | Non
         found = [name for name in planned if name == f"{variant}/planned"]
     if not found and finding in MENDED_BY_SMALL_BATCHES:  # what other tools can do
         small = [f"{variant}/{batch}" for batch in ("batch-8", "batch-1")]
-        found = [name for name in small if name in speeds and name != case]
+        found = [name for name in small if speeds.get(name, 0.0) > speeds[case]]
     return max(found, key=lambda name: speeds[name], default=None)
 
 
