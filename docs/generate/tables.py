@@ -329,34 +329,10 @@ def cascade(kept: list[Run]) -> str:
     return f"{table(['', ''], rows)}\n\n{source(run, said)}"
 
 
-def cascade_in_daft(kept: list[Run]) -> str:
-    """The speed of a cascade beside its variant on everything."""
-    run = newest("cascade-in-daft", kept)
-    bench = run.result
-    rows = []
-    for each in by_speed(bench):
-        case = name_of(each["case"])
-        name = CASES[case.replace("/cascade", "/planned")]
-        if case.endswith("/cascade"):
-            name += ", the cascade"
-        scored = "all"
-        lost = ""
-        if each["cascaded"]:
-            scored = f"{each['cascaded']['share']:.0%}"
-            losses = each["cascaded"]["losses"]
-            lost = f"{sum(losses) / len(losses):.4f}"
-        rows.append([name, f"{each['ratio']:.1f} x", scored, lost])
-    rows[-1] = bold(rows[-1])
-    heads = ["inside Daft", "speed", "pairs scored", "DCG lost"]
-    said = f"{benched(bench)} The queries are others than those of the certificate."
-    return f"{table(heads, rows)}\n\n{source(run, said)}"
-
-
 TABLES: dict[str, Callable[[list[Run]], str]] = {
     "agreement": agreement,
     "by-processor": by_processor,
     "cascade": cascade,
-    "cascade-in-daft": cascade_in_daft,
     "files": files,
     "forward": forward,
     "in-daft": in_daft,
