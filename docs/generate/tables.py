@@ -310,29 +310,9 @@ def files(kept: list[Run]) -> str:
     return f"{table(['', ''], rows)}\n\n{source(rate)}\n{source(many)}"
 
 
-def cascade(kept: list[Run]) -> str:
-    """What a cascade scores and may lose."""
-    run = newest("cascade", kept)
-    found = run.result
-    certificate = found["cascade"]["certificate"]
-    share = {name: 100 * value for name, value in found["share"].items()}
-    certified = f"at most {certificate['max_loss']:g} at {certificate['confidence']:.0%}"
-    rows = [
-        ["pairs scored", f"{share['mean']:.0f} % [{share['low']:.0f}, {share['high']:.0f}]"],
-        [f"certified loss of DCG@{certificate['top']}", certified],
-        ["lost by the queries that certified it", f"{certificate['loss']:.4f}"],
-        [f"of which `{found['variant']}` loses by itself", f"{found['variant_loss']:.4f}"],
-        ["queries that chose the cascade", f"{found['chosen_with']}"],
-        ["queries that certified it", f"{certificate['queries']}"],
-    ]
-    said = f"SciFact's claims, BM25's best {certificate['depth']:.0f} abstracts each."
-    return f"{table(['', ''], rows)}\n\n{source(run, said)}"
-
-
 TABLES: dict[str, Callable[[list[Run]], str]] = {
     "agreement": agreement,
     "by-processor": by_processor,
-    "cascade": cascade,
     "files": files,
     "forward": forward,
     "in-daft": in_daft,
