@@ -152,6 +152,19 @@ class PlannedScorer(Scorer):
         """Return the logits of tokenised pairs; see `logits`."""
         return self._finish(self._start(tokens, 0), len(tokens.ids))
 
+    def run(self, tokens: Tokens, forward: Forward, alone: bool) -> NDArray[np.float32]:
+        """Return the logits of one forward that has all rows of `tokens`.
+
+        Of the plan's callers each may call it at once. With `alone`, where no other one does,
+        the forward has the threads of all.
+        """
+        if alone or self._runs_alone(forward):
+            with self._wide_lock:
+                started = self._start_in_turn(self._wide_backend(), tokens, 0, [forward])
+        else:
+            started = self._start_in_turn(self.backend, tokens, 0, [forward])
+        return self._finish(started, len(tokens.ids))
+
     def planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
         max_width = self.encoder.max_length
         return plan_forwards(lengths, self.plan.tokens, max_width, self.backend.step)
