@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +23,9 @@ from starlette.routing import Route
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.scoring.scorer import PlannedScorer
+from xopt.runtime.machine import machine_name
+from xopt.runtime.scoring.default import default_variant
+from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.serve.body import LARGE_BYTES, read_body
 from xopt.runtime.serve.engine import Closed, Engine, Overloaded, TimedOut
 from xopt.runtime.serve.metrics import Metrics
@@ -35,16 +40,24 @@ from xopt.runtime.serve.shapes import (
     shape_of,
 )
 
-__all__ = ["Settings", "make_app"]
+__all__ = ["Settings", "app"]
 
 log = logging.getLogger(__name__)
 
 WARM_UP = [("how to copy a file", "shutil.copy(src, dst) copies a file. " * 8)] * 4
 DEADLINE_HEADER = "x-request-timeout"
 # What TEI's clients read beside the text of an error.
-TEI_KINDS = {400: "empty", 401: "unauthorized", 413: "validation", 415: "validation",
-             422: "validation", 424: "backend", 429: "overloaded", 503: "unhealthy",
-             504: "overloaded"}
+TEI_KINDS = {
+    400: "empty",
+    401: "unauthorized",
+    413: "validation",
+    415: "validation",
+    422: "validation",
+    424: "backend",
+    429: "overloaded",
+    503: "unhealthy",
+    504: "overloaded",
+}
 
 
 @dataclass(frozen=True)
@@ -68,14 +81,22 @@ class Settings:
 class Server:
     """What the routes of one application share."""
 
-    def __init__(self, folder: ModelFolder, scorer: PlannedScorer, variant: str,
-                 settings: Settings, died: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, folder: ModelFolder, scorer: PlannedScorer, variant: str, settings: Settings
+    ) -> None:
         self.folder = folder
         self.variant = variant
         self.settings = settings
         self.metrics = Metrics()
-        self.engine = Engine(scorer, self.metrics, settings.longest_wait_s, died)
+        self.engine = Engine(scorer, self.metrics, settings.longest_wait_s, self._died)
+        self.on_death: Callable[[], None] = _end_process
         self.ready = False
+
+    def _died(self, error: BaseException) -> None:
+        """Say so, and end the process: a server that scores nothing is none."""
+        self.ready = False
+        log.error("the engine died, and the server ends: %s: %s", type(error).__name__, error)
+        self.on_death()
 
     # A request for scores
 
@@ -120,7 +141,7 @@ class Server:
         self, request: Request, ask: Ask, is_large: bool, deadline_s: float
     ) -> Scored:
         """Tokenise and score an ask's pairs, identical ones once."""
-        distinct = {pair: None for pair in ask.pairs}
+        distinct = dict.fromkeys(ask.pairs)
         places = {pair: place for place, pair in enumerate(distinct)}
         rows = np.array([places[pair] for pair in ask.pairs])
         start_s = time.monotonic()
@@ -186,11 +207,15 @@ class Server:
         scheme, _, key = given.partition(" ")
         if scheme.lower() != "bearer":
             key = given  # some clients send it bare
-        known = [hmac.compare_digest(key.strip().encode(), each.encode())
-                 for each in self.settings.api_keys]
+        known = [
+            hmac.compare_digest(key.strip().encode(), each.encode())
+            for each in self.settings.api_keys
+        ]
         if not any(known):
-            raise BadRequest("the API key is missing or wrong; send it as "
-                             "`Authorization: Bearer KEY`", status=401)
+            raise BadRequest(
+                "the API key is missing or wrong; send it as `Authorization: Bearer KEY`",
+                status=401,
+            )
 
     def _observe(self, stage: str, start_s: float) -> None:
         self.metrics.stage_s.labels(stage).observe(time.monotonic() - start_s)
@@ -220,30 +245,31 @@ class Server:
 
     # Operation
 
-    async def health(self, request: Request) -> Response:
+    async def health(self, _: Request) -> Response:
         """Tell that the process is alive; no queue is asked."""
         return _json({"status": "ok"})
 
-    async def is_ready(self, request: Request) -> Response:
+    async def is_ready(self, _: Request) -> Response:
         return _json({"ready": self.ready}, 200 if self.ready else 503)
 
-    async def metrics_text(self, request: Request) -> Response:
+    async def metrics_text(self, _: Request) -> Response:
         self.metrics.queue_requests.set(self.engine.queued_requests)
         self.metrics.queue_tokens.set(self.engine.queued_tokens)
         self.metrics.rate.set(self.engine.tokens_per_s)
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    async def models(self, request: Request) -> Response:
+    async def models(self, _: Request) -> Response:
         model = {"id": self.folder.path.name, "object": "model", "created": 0, "owned_by": "xopt"}
         return _json({"object": "list", "data": [model]})
 
-    async def info(self, request: Request) -> Response:
+    async def info(self, _: Request) -> Response:
         return _json(self.about())
 
     def about(self) -> dict[str, Any]:
         """Return what a client may want to know of the model and the limits."""
         manifest = self.folder.manifest
-        agreement = manifest.validation.get(self.variant) if hasattr(manifest, "validation") else None
+        measured = manifest.measured.get(machine_name("cpu"), {})
+        judged = measured.get("variants", {}).get(self.variant, {})
         return {
             "model_id": self.folder.path.name,
             "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
@@ -253,15 +279,39 @@ class Server:
             "max_client_batch_size": None,
             "auto_truncate": not self.settings.refuse_cut,
             "deadline_s": self.settings.deadline_s,
-            "agreement": agreement,
+            "agreement": {
+                "verdict": judged.get("verdict"),
+                "queries": measured.get("queries"),
+                "measures": judged.get("measures", {}),
+            },
             "tokens_per_s": round(self.engine.tokens_per_s),
         }
 
 
-def make_app(folder: ModelFolder, scorer: PlannedScorer, variant: str,
-             settings: Settings, died: Callable[[BaseException], None]) -> Starlette:
-    """Return the application; it warms up when its server starts it, and is ready then."""
-    server = Server(folder, scorer, variant, settings, died)
+def app(
+    folder: str | Path | ModelFolder,
+    variant: str | None = None,
+    *,
+    threads: int | None = None,
+    settings: Settings | None = None,
+    trust_remote_code: bool = False,
+) -> Starlette:
+    """Return an ASGI application that scores by a model folder, for any ASGI server.
+
+    It warms up when its server starts it, and `/ready` says when it is done. `variant` and
+    `threads` are those of `open_scorer`. Raises BadInput as that does, and where the model gives
+    several labels of which none ranks.
+    """
+    if not isinstance(folder, ModelFolder):
+        folder = ModelFolder.open(folder, trust_remote_code)
+    if folder.manifest.labels != 1:
+        raise BadInput(
+            f"{folder.path}: gives {folder.manifest.labels} labels, and a server ranks by one; "
+            "export it with `rank_label=`"
+        )
+    variant = variant or default_variant(folder, "cpu")
+    scorer = open_scorer(folder, variant, threads=threads, trust_remote_code=trust_remote_code)
+    server = Server(folder, scorer, variant, settings or Settings())
 
     @asynccontextmanager
     async def life(_: Starlette) -> AsyncIterator[None]:
@@ -282,13 +332,18 @@ def make_app(folder: ModelFolder, scorer: PlannedScorer, variant: str,
         Route("/v1/models", server.models, methods=["GET"]),
     ]
     errors = (BadRequest, BadInput, Overloaded, TimedOut, Closed)
-    app = Starlette(
+    application = Starlette(
         routes=[*posts, *gets],
         lifespan=life,
-        exception_handlers={each: server.failed for each in errors},
+        exception_handlers=dict.fromkeys(errors, server.failed),
     )
-    app.state.server = server
-    return app
+    application.state.server = server
+    return application
+
+
+def _end_process() -> None:
+    """Ask whatever server runs the application to end."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _path(request: Request) -> str:

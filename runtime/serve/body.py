@@ -66,5 +66,5 @@ def _parsed(data: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is no JSON: {error}", status=400) from error
     if not isinstance(body, dict):
-        raise BadRequest("the body is no JSON object; send {\"query\": ..., \"documents\": [...]}")
+        raise BadRequest('the body is no JSON object; send {"query": ..., "documents": [...]}')
     return body

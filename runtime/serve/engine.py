@@ -1,4 +1,4 @@
-"""Scores the pairs of many requests at once: fair by tokens, with deadlines, and no work for nobody.
+"""Scores the pairs of many requests: fair by tokens, in time, and only for who still waits.
 
 A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
 next forward. It leads off with the request that has had the fewest tokens so far (start-time fair
@@ -83,20 +83,20 @@ class _Batch:
 
 
 class Engine:
-    """Runs a scorer for many requests; `died` is called if a forward fails unexpectedly."""
+    """Runs a scorer for many requests; `on_death` is called if a forward fails unexpectedly."""
 
     def __init__(
         self,
         scorer: PlannedScorer,
         metrics: Metrics,
         longest_wait_s: float,
-        died: Callable[[BaseException], None],
+        on_death: Callable[[BaseException], None],
     ) -> None:
         self.scorer = scorer
         self.metrics = metrics
         self.longest_wait_s = longest_wait_s
         self.tokens_per_s = 1.0
-        self._died = died
+        self._on_death = on_death
         self._tokens_per_character = FIRST_TOKENS_PER_CHARACTER
         self._waiting: list[Work] = []
         self._reserved = 0.0  # tokens of requests that are let in and not scored yet
@@ -121,13 +121,23 @@ class Engine:
 
     def close(self) -> None:
         """End the callers; what waits is not scored."""
+        self._shut()
+        for caller in self._callers:
+            caller.join()
+
+    def _shut(self) -> None:
         with self._changed:
             self._closed = True
             for work in self._waiting:
-                work.done.cancel()
+                if not work.is_over:
+                    work.done.set_exception(Closed())
+            self._waiting = []
             self._changed.notify_all()
-        for caller in self._callers:
-            caller.join()
+
+    def _die(self, error: BaseException) -> None:
+        """Take no more, since a forward failed in a way that nobody foresaw."""
+        self._shut()
+        self._on_death(error)
 
     @property
     def queued_tokens(self) -> float:
@@ -208,7 +218,7 @@ class Engine:
                 self._fail(batch, error)
             except BaseException as error:
                 self._fail(batch, error)
-                self._died(error)
+                self._die(error)
                 return
             else:
                 self._deliver(batch, logits)

@@ -104,20 +104,14 @@ class Shape:
 
 def shape_of(path: str, body: Body) -> Shape:
     """Return whose shape a request has; keys tell where several share a path."""
-    if path in SCORE_PATHS:
-        return SCORE
-    if path in PREDICT_PATHS:
-        return PREDICT
-    if path == "/v3/rerank":
-        return OPENVINO
-    if "texts" in body:
-        return TEI
-    if "property" in body:
-        return WEAVIATE
-    if "return_len" in body:
-        return XINFERENCE
+    if path in BY_PATH:
+        return BY_PATH[path]
+    for key, shape in BY_KEY.items():
+        if key in body:
+            return shape
     if "top_k" in body and "top_n" not in body:
         return VOYAGE
+    # Version 2 has no such option; others ask on this path, too.
     if path == "/v2/rerank" and "return_documents" not in body:
         return COHERE_2
     return COHERE
@@ -193,7 +187,9 @@ def _count(body: Body, name: str) -> int | None:
     if value is None or value is False or value == 0:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BadRequest(f"{name} is {value!r}; send a whole number from 1, or leave it out for all")
+        raise BadRequest(
+            f"{name} is {value!r}; send a whole number from 1, or leave it out for all"
+        )
     return value
 
 
@@ -268,8 +264,10 @@ def _score_ask(body: Body) -> Ask:
     if len(queries) == 1:
         queries = queries * len(texts)
     if len(queries) != len(texts):
-        raise BadRequest(f"{first} has {len(queries)} texts and {second} {len(texts)}; send one "
-                         f"text in {first}, or as many in both")
+        raise BadRequest(
+            f"{first} has {len(queries)} texts and {second} {len(texts)}; send one "
+            f"text in {first}, or as many in both"
+        )
     raw = not _flag(body, "use_activation", default=True)
     return Ask(list(zip(queries, texts, strict=True)), _model(body), raw=raw)
 
@@ -391,3 +389,10 @@ WEAVIATE = Shape("weaviate", _rerank_ask, _weaviate_reply)
 TEI = Shape("tei", _tei_ask, _tei_reply, tei_errors=True)
 PREDICT = Shape("tei /predict", _predict_ask, _predict_reply, tei_errors=True)
 SCORE = Shape("vllm /score", _score_ask, _score_reply)
+
+BY_PATH = {
+    **dict.fromkeys(SCORE_PATHS, SCORE),
+    **dict.fromkeys(PREDICT_PATHS, PREDICT),
+    "/v3/rerank": OPENVINO,
+}
+BY_KEY = {"texts": TEI, "property": WEAVIATE, "return_len": XINFERENCE}
