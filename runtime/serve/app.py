@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from xopt.runtime.errors import BadInput
@@ -29,6 +29,7 @@ from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.serve.body import LARGE_BYTES, read_body
 from xopt.runtime.serve.engine import Closed, Engine, Overloaded, TimedOut
 from xopt.runtime.serve.metrics import Metrics
+from xopt.runtime.serve.openapi import described, page
 from xopt.runtime.serve.shapes import (
     COHERE,
     PATHS,
@@ -262,6 +263,12 @@ class Server:
         model = {"id": self.folder.path.name, "object": "model", "created": 0, "owned_by": "xopt"}
         return _json({"object": "list", "data": [model]})
 
+    async def openapi(self, _: Request) -> Response:
+        return _json(described())
+
+    async def docs(self, request: Request) -> Response:
+        return HTMLResponse(page(request.scope.get("root_path", "")))
+
     async def info(self, _: Request) -> Response:
         return _json(self.about())
 
@@ -330,6 +337,8 @@ def app(
         Route("/metrics", server.metrics_text, methods=["GET"]),
         Route("/info", server.info, methods=["GET"]),
         Route("/v1/models", server.models, methods=["GET"]),
+        Route("/openapi.json", server.openapi, methods=["GET"]),
+        Route("/docs", server.docs, methods=["GET"]),
     ]
     errors = (BadRequest, BadInput, Overloaded, TimedOut, Closed)
     application = Starlette(
