@@ -8,10 +8,11 @@ SOURCES := pyproject.toml models/demo $(shell find face cli optimize runtime -ty
 INSTALLED := .venv/.installed
 DEVELOPED := .venv/.developed
 DEVELOPED5 := .venv5/.developed
+PAGES := README.md CONTRIBUTING.md CHANGELOG.md docs
 # A worker for each core, with that core to itself, and the tests spread over them as they get free.
 PYTEST := -m pytest -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-all test5 check format clean
+.PHONY: demo test test-all test5 check format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/xopt optimize demo
@@ -31,16 +32,21 @@ check: $(DEVELOPED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell
+	$(BIN)/pymarkdown scan -r $(PAGES)
 
 format: $(DEVELOPED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(DEVELOPED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
+
 clean:
 	rm -rf .venv .venv5 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): EXTRAS := demo,optimum
-$(DEVELOPED): EXTRAS := demo,dev,optimum,ray
+$(DEVELOPED): EXTRAS := demo,dev,docs,optimum,ray
 $(DEVELOPED5): EXTRAS := demo,dev
 $(INSTALLED) $(DEVELOPED): CONSTRAINTS := constraints.txt
 $(DEVELOPED5): CONSTRAINTS := constraints-transformers5.txt

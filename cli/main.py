@@ -28,7 +28,9 @@ from xopt.cli.commands.shrink import shrink
 from xopt.cli.commands.tune import tune
 from xopt.cli.commands.validate import validate
 from xopt.cli.errors import OptionFormatter, with_option_names
+from xopt.cli.progress import Bars, BarsHandler, listener_on
 from xopt.runtime.errors import BadInput, GateFailed
+from xopt.runtime.progress import listening
 
 __all__ = ["all_commands", "cli", "main"]
 
@@ -94,12 +96,19 @@ def cli(context: click.Context, quiet: bool) -> None:
     """Make a CrossEncoder several times faster, and prove that it still ranks the same.
 
     `xopt optimize MODEL` runs every step. The other commands run one step each, on the model
-    folder that the step before left on disk. MODEL is a hub id, a folder, or `demo`.
+    folder DIR that the step before left on disk. MODEL is a hub id, a folder, or `demo`.
+
+    Each command prints a table to standard output, and its progress to standard error.
 
     Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 a verdict is undecided.
     """
     logger = logging.getLogger("xopt")
-    handler = logging.StreamHandler(sys.stderr)
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if not quiet:
+        listener = listener_on(sys.stderr)
+        context.with_resource(listening(listener))
+        if isinstance(listener, Bars):
+            handler = BarsHandler(listener.console)
     handler.setFormatter(OptionFormatter(all_commands(first=context.invoked_subcommand)))
     logger.handlers = [handler]
     logger.propagate = False  # some libraries give the root logger a handler of its own

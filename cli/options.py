@@ -103,32 +103,44 @@ unchecked_device = _device_option(None)
 minutes = click.option(
     "--minutes",
     type=Number(min=0, min_open=True),
+    metavar="M",
     default=10,
     help="Draw no more queries for a verdict after this time. What is open then is undecided.",
 )
 rank_label = click.option(
     "--rank-label",
     metavar="LABEL",
-    help="For a model of several labels, the one that ranks: its name or number, A-B for the "
-    "difference of two, or none.",
+    help="The label that ranks, for a model of several: its name or number, A-B for the "
+    "difference of two, or `none`.",
 )
 run = click.option(
     "--run",
     metavar="FILE",
     type=click.Path(),
-    help="TREC run with the candidates of a BEIR folder or an irds: dataset.  [default: BM25]",
+    help="TREC run with the candidates of a BEIR folder or an `irds:` dataset.  "
+    "[default: the dataset's own scored documents, or BM25]",
 )
-split = click.option("--split", help="Split of a BEIR folder or an hf: dataset.  [default: test]")
+split = click.option(
+    "--split",
+    metavar="NAME",
+    help="Split of a BEIR folder or an `hf:` dataset.  [default: test]",
+)
 threads = click.option(
-    "--threads", type=AT_LEAST_1, help="Threads that a scorer may use.  [default: all cores]"
+    "--threads",
+    type=AT_LEAST_1,
+    metavar="N",
+    help="Threads that a scorer, its tokenizer and a cascade may use.  [default: all cores]",
 )
 trust = click.option(
-    "--trust-remote-code", is_flag=True, help="Run code that comes with the model."
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run code that comes with the model. Without this it never runs.",
 )
 variants = click.option(
     "--variant",
     "variants",
     multiple=True,
+    metavar="NAME",
     help="A variant of DIR. Repeat the option for more.  [default: all that fit the device]",
 )
 _data_options = (
@@ -136,18 +148,26 @@ _data_options = (
         "--data",
         default="demo",
         type=click.Path(),
-        help="Candidates: `demo`, a BEIR folder, irds:ID (ir_datasets), hf:ID[:CONFIG] (datasets), "
-        "or .jsonl, .csv, .tsv or .parquet files, a folder or a pattern of them, here or on a "
-        "store, with the columns query, text[, query_id, doc_id, relevance].",
+        metavar="DATA",
+        help="Candidates: `demo`, a BEIR folder, `irds:ID` (ir_datasets), `hf:ID[:CONFIG]` "
+        "(datasets), or a table. A table is a .jsonl, .csv, .tsv or .parquet file, a folder or a "
+        "pattern of them, here or on a store. Its columns are query, text and, where you have "
+        "them, title, query_id, doc_id and relevance.",
     ),
     run,
     split,
     click.option(
         "--depth",
         type=AT_LEAST_1,
+        metavar="N",
         help="Candidates per query.  [default: 100 by --run or BM25, else all]",
     ),
-    click.option("--queries", type=AT_LEAST_1, help="Draw this many queries.  [default: all]"),
+    click.option(
+        "--queries",
+        type=AT_LEAST_1,
+        metavar="N",
+        help="Draw this many queries, always the same ones.  [default: all]",
+    ),
 )
 _column_options = (
     click.option(
@@ -175,30 +195,37 @@ _column_options = (
 )
 _gate_options = (
     click.option(
-        "--min-tau", type=Number(-1, 1), help="Gate: mean Kendall tau-b at least.  [default: 0.93]"
+        "--min-tau",
+        type=Number(-1, 1),
+        metavar="T",
+        help="Gate: mean Kendall tau-b at least.  [default: 0.93]",
     ),
     click.option(
         "--min-top10",
         type=Number(0, 1),
+        metavar="S",
         help="Gate: mean top-10 overlap at least.  [default: 0.90]",
     ),
     click.option(
         "--max-dcg-loss",
         type=Number(0, 1),
+        metavar="D",
         help="Gate: loss of DCG@10 at most, with gains from the reference's scores.  "
         "[default: 0.01]",
     ),
     click.option(
         "--max-ndcg-drop",
         type=float,
+        metavar="D",
         help="Gate: loss of nDCG@10 by qrels at most, which has to be shown. "
         "If it is not given, only a shown loss over 0.005 fails.",
     ),
     click.option(
         "--min-labels",
         type=Number(0, 1),
-        help="Gate: for models of several labels, the share of pairs with the reference's label "
-        "at least.  [default: 0.98]",
+        metavar="S",
+        help="Gate: share of pairs with the reference's label at least, for models of several "
+        "labels.  [default: 0.98]",
     ),
 )
 

@@ -45,7 +45,8 @@ def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "json_file",
         metavar="FILE|-",
         type=click.Path(allow_dash=True),
-        help="Write the result as JSON to FILE, or to standard output (-).",
+        help="Write the result as JSON to FILE, or to standard output (-). FILE may be an earlier "
+        "result, but no other file.",
     )
     return option(with_output)
 
@@ -71,7 +72,7 @@ class Output:
         """Print a table; each row has its cells by column.
 
         The first column and the `wrapped` ones, texts, are aligned to the left. The others hold
-        figures, which are never cut or wrapped: on a terminal that is too narrow for them, each
+        figures, which are never cut or wrapped. On a terminal that is too narrow for them, each
         row becomes a block with a line per column.
         """
         self.line(title)

@@ -1,6 +1,6 @@
 """Makes a CrossEncoder several times faster, and proves that it still ranks the same.
 
-Every name is imported when it is first used. `docs/python.md` shows the whole way in Python.
+Every name is imported when it is first used. `docs/guides/python.md` shows the whole way in Python.
 """
 
 from __future__ import annotations

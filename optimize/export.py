@@ -37,6 +37,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.files import already_there, check_writable, keep_signals, new_folder, sha256_of
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, Manifest, ModelFolder
 from xopt.runtime.machine import versions_here
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.backends.network import Network, load_encoder
 from xopt.runtime.scoring.variants import exported_variants
 
@@ -63,32 +64,45 @@ def export(
 ) -> ModelFolder:
     """Write the model folder `out` for `model`: a hub id, a folder or `demo`.
 
-    The folder appears once it is complete and checked, or not at all. `force` replaces a
-    model folder. `trust_remote_code` and `allow_pickle` allow code that comes with the
-    model. `torch_only` leaves ONNX out. `exporter` is one of `EXPORTERS`. A `portable`
-    graph has no operators of onnxruntime's own. `rank_label`: see `rank_label_of`.
-    `template` and `answers` say how a language model is asked: see `asked_of`.
+    - `force`: replace the model folder `out`.
+    - `trust_remote_code`, `allow_pickle`: allow code that comes with the model.
+    - `torch_only`: leave ONNX out.
+    - `exporter`: "torch" or "optimum". By default torch's, or optimum's where that fails.
+    - `rank_label`: the name or number of the label that ranks. "A-B" is a difference.
+    - `portable`: make a graph without operators of onnxruntime's own.
+    - `template`: how a language model is asked, a file with a chat template or a known name.
+    - `answers`: the tokens that a language model compares, such as "yes,no".
 
-    Raises BadInput where `model` is no CrossEncoder, or `out` cannot be written, and
+    The folder appears once it is complete and checked, or not at all.
+
+    Raises BadInput where `model` is no CrossEncoder, or `out` cannot be written. Raises
     GateFailed where tokens or FP32 logits differ from the reference's.
     """
     if exporter not in (None, *EXPORTERS):
         raise BadInput(f"exporter {exporter!r}: unknown; one of {', '.join(EXPORTERS)}")
     check_place(out, force)
     _check_apart(model, out)
-    with materialise(model, allow_pickle) as source, _new_model(out, force) as folder:
+    with (
+        progress("export", total=4, unit="steps") as step,
+        materialise(model, allow_pickle) as source,
+        _new_model(out, force) as folder,
+    ):
+        step.begin("loading")
         check_config_files(source, model)
         asked = asked_of(source, model, template, answers)
         encoder = load_checked(source, model, asked, trust_remote_code, allow_pickle)
         facts = _facts(encoder, source, model, rank_label)
         pairs = pairs_for(encoder.tokenizer, facts["max_length"], facts["truncation"])
+        step.begin("scoring with sentence-transformers")
         compared = short_pairs(encoder, pairs)
         expected = expected_logits(encoder, model, compared)
+        step.begin("writing the graph")
         _save(encoder, folder)
         recipe = None
         if not torch_only:
             recipe = _write_onnx(folder, facts, trust_remote_code, exporter, portable)
         made = _write_manifest(folder, _origin(model, source), recipe, facts)
+        step.begin("checking")
         check_tokens(made, encoder, pairs)
         check_parity(replace(made, trusted=trust_remote_code), encoder, compared, expected)
     return ModelFolder.open(out, trust_remote_code)

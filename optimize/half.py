@@ -10,6 +10,7 @@ from xopt.optimize.graph.attention import unfused
 from xopt.optimize.graph.shapes import with_types
 from xopt.optimize.graph.structure import read_graph, write_graph
 from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
+from xopt.runtime.progress import progress
 
 __all__ = ["FP16", "halve"]
 
@@ -23,7 +24,7 @@ def halve(folder: ModelFolder) -> ModelFolder:
     Its logits stay FP32. Raises BadInput where the FP32 graph is missing or damaged.
     """
     model = with_types(unfused(read_graph(folder.checked(ONNX_FILE))))
-    with warnings.catch_warnings():
+    with progress("making half precision"), warnings.catch_warnings():
         # The converter warns of each constant that FP16 rounds to 0 or clips; the gates judge that.
         warnings.simplefilter("ignore")
         half = convert_float_to_float16(model, keep_io_types=True, disable_shape_infer=True)

@@ -27,6 +27,7 @@ from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.files import sha256_of, write_text
 from xopt.runtime.folder import MANIFEST, ONNX_FILE, WEIGHTS, ModelFolder, Variant
 from xopt.runtime.machine import has_module
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.backends.backend import pad
 from xopt.runtime.scoring.encode import Encoder
 from xopt.runtime.scoring.plan import Forward
@@ -57,7 +58,11 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
     shutil.copytree(folder.path, out, ignore=shutil.ignore_patterns("onnx", MANIFEST))
     # Standard output may be for the JSON of a result. The tracer warns of each branch in Python;
     # whether that matters, the agreement in the bench shows.
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr):
+    with (
+        progress("making what other tools run"),
+        warnings.catch_warnings(),
+        redirect_stdout(sys.stderr),
+    ):
         warnings.simplefilter("ignore")
         _export(folder, target, out)
         gc.collect()  # removes the export's scratch folder, which warns of that

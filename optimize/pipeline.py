@@ -24,6 +24,7 @@ from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.files import check_writable
 from xopt.runtime.folder import MANIFEST, Manifest, ModelFolder
 from xopt.runtime.machine import cores, machine_name, saturates, versions_here
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.variants import BACKENDS, overflows, variants_on
 
@@ -74,47 +75,68 @@ def optimize(
 ) -> Outcome:
     """Run the steps that the model folder `out` has not seen yet, and recommend a variant.
 
-    `Candidates.split` gives the queries to prepare with and those to judge by. The `contenders`
-    run in every round of the bench, other variants in one. Variants are judged fastest first, for
-    at most `minutes`, until one passes. `bounds` are those of `gates_with`.
+    - `candidates`: split into queries to prepare with and queries to judge by.
+    - `bounds`: gates other than the usual ones, by measure, such as `{"tau": 0.95}`.
+    - `bench_pairs`, `repeat`: pairs and rounds of the bench.
+    - `minutes`: draw no more queries for a verdict after this time.
+    - `device`, `trust_remote_code`, `rank_label`: those of `export` and `open_scorer`.
+
+    Variants that can win run in every round of the bench, other ones in one. They are judged
+    fastest first, until one passes.
+
+    Returns all results. `recommendation.variant` is the one to use, and `recommendation.python`
+    the code that scores with it.
     """
     check_device(device)
     # Refuse bad input before the work, not after it.
     check_writable(out)
     gates_with(bounds, bool(candidates.qrels), labels=None)
-    folder = _exported(model, out, trust_remote_code, rank_label)
-    labels = 1 if folder.manifest.ranks else folder.manifest.labels
-    gates = gates_with(bounds, bool(candidates.qrels), labels)
     preparation = preparing(candidates)
     judging = candidates.split()[1]
-    folder = _halved(folder) if device == "cuda" else _quantized(folder, preparation)
-    variants = variants_on(folder, device)
-    folder, tunings, fast = _tuned(folder, variants, preparation, device)
+    with progress("optimize", total=6, unit="steps") as step:
+        step.begin("exporting")
+        folder = _exported(model, out, trust_remote_code, rank_label)
+        labels = 1 if folder.manifest.ranks else folder.manifest.labels
+        gates = gates_with(bounds, bool(candidates.qrels), labels)
+        step.begin("making variants")
+        folder = _halved(folder) if device == "cuda" else _quantized(folder, preparation)
+        variants = variants_on(folder, device)
+        step.begin("tuning")
+        folder, tunings, fast = _tuned(folder, variants, preparation, device)
+        step.begin("timing")
+        measured = _benched(folder, judging.head(bench_pairs), variants, fast, repeat, device)
+        speeds = {variant: each.pairs_per_s for variant, each in _planned(measured).items()}
+        by_speed = sorted(variants, key=lambda variant: -speeds[variant])
+        step.begin("judging")
+        validation = validate(
+            folder, by_speed, judging, gates, device=device, minutes=minutes, first=True
+        )
+        prepared_with = len(candidates.groups()) - len(judging.groups()) + validation.prepared_with
+        validation = replace(validation, prepared_with=prepared_with)
+        recommendation = recommend(folder, validation, measured)
+        # The queries that chose the variant certify no cascade.
+        left = judging.shuffled().without(calibration_queries(folder, variants))
+        chosen_by = {query_hash(row.query) for row in left.between(0, validation.queries).rows}
+        _keep(folder, validation, measured, recommendation, chosen_by)
+        step.begin("trying a cascade")
+        unseen = candidates.without(chosen_by)
+        tried = try_cascade(folder, unseen, recommendation.variant, speeds, minutes, device)
+    return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation, tried)
+
+
+def _benched(
+    folder: ModelFolder,
+    candidates: Candidates,
+    variants: Sequence[str],
+    fast: Sequence[str],
+    repeat: int,
+    device: str,
+) -> Bench:
+    """Time all variants, those that are not `fast` in the first round only."""
     cases = _cases(folder, variants)
     every_round = {BASELINE, *(Case(variant, "planned") for variant in fast)}
-    measured = bench(
-        folder,
-        judging.head(bench_pairs),
-        cases,
-        repeat=repeat,
-        device=device,
-        once=[case for case in cases if case not in every_round],
-    )
-    speeds = {variant: each.pairs_per_s for variant, each in _planned(measured).items()}
-    by_speed = sorted(variants, key=lambda variant: -speeds[variant])
-    validation = validate(
-        folder, by_speed, judging, gates, device=device, minutes=minutes, first=True
-    )
-    prepared_with = len(candidates.groups()) - len(judging.groups()) + validation.prepared_with
-    validation = replace(validation, prepared_with=prepared_with)
-    recommendation = recommend(folder, validation, measured)
-    # The queries that chose the variant certify no cascade.
-    left = judging.shuffled().without(calibration_queries(folder, variants))
-    chosen_by = {query_hash(row.query) for row in left.between(0, validation.queries).rows}
-    _keep(folder, validation, measured, recommendation, chosen_by)
-    unseen = candidates.without(chosen_by)
-    tried = try_cascade(folder, unseen, recommendation.variant, speeds, minutes, device)
-    return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation, tried)
+    once = [case for case in cases if case not in every_round]
+    return bench(folder, candidates, cases, repeat=repeat, device=device, once=once)
 
 
 def _tuned(

@@ -22,6 +22,7 @@ from xopt.runtime.data.candidates import Candidates, demo_candidates, preparing,
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ONNX_FILE, ModelFolder, Variant
 from xopt.runtime.machine import cpu_flags
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Pair
 
 __all__ = [
@@ -122,7 +123,11 @@ class Prepared:
 
 
 def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
-    """The recipe for an instruction set. Raises BadInput where its name is unknown."""
+    """Return the recipe for an instruction set. Raises BadInput where a name is unknown.
+
+    - `target`: the instruction set, such as that of `detect_target`.
+    - `scheme`: "per-token", "static", "portable" or "stock", as for `xopt quantize`.
+    """
     if scheme == "portable":
         return Recipe(scheme, ANY, 7, SMOOTHING[scheme], HOT_SHARE)
     if target not in TARGETS:
@@ -134,7 +139,7 @@ def recipe_for(target: str, scheme: str = "per-token") -> Recipe:
 
 
 def detect_target() -> str:
-    """The best instruction set of this processor. Raises BadInput where none is seen."""
+    """Return the best instruction set of this processor. Raises BadInput where none is seen."""
     for target, flag in TARGETS.items():
         if flag in cpu_flags():
             return target
@@ -153,36 +158,49 @@ def quantize(
 ) -> ModelFolder:
     """Add the variant that `recipe` makes of `onnx/model.onnx`, or replace it.
 
+    - `recipe`: what `recipe_for` returns.
+    - `candidates`: pairs that calibrate all schemes but "stock", by default the demo data.
+    - `prepared`: the graph where it is prepared already. Then `candidates` steered the recipe.
+
     MatMuls of tokens with constant weights become INT8. Attention, embeddings and the head stay in
-    float. Pairs of `candidates`, or of the demo data, calibrate all schemes but "stock". Where the
-    graph is `prepared` already, `candidates` are those that steered the recipe. The manifest keeps
-    the hashes of all queries used, so that no verdict counts them. Raises BadInput where the FP32
-    graph is missing or damaged.
+    float. The manifest keeps the hashes of all queries used, so that no verdict counts them.
+
+    Returns the folder with its new manifest. Raises BadInput where the FP32 graph is missing or
+    damaged.
     """
     folder.check_writable()  # before the work, not after it
-    variant = recipe.variant
-    if recipe.scheme == "stock":
-        made = folder.with_variant(variant, lambda file: _quantize_dynamic(folder, recipe, file))
-    else:
-        queries: set[str] = set()
-        if prepared is None:
-            given = candidates or preparing(demo_candidates())
-            prepared = prepare(folder, recipe, calibration_pairs(given))
-        elif candidates:
-            queries = {query_hash(row.query) for row in candidates.rows}
-        queries |= prepared.queries
-        fields = {**variant.recipe, "calibrated_with": sorted(queries)}
-        graph = quantized(prepared, recipe)
-        made = folder.with_variant(
-            replace(variant, recipe=fields), lambda file: write_graph(graph, file)
-        )
+    with progress(f"making {SCHEMES[recipe.scheme]}"):
+        made = _made(folder, recipe, candidates, prepared)
     if folder.manifest.cascade and not made.manifest.cascade:
         log.warning(
             "%s: the cascade was of the %s before; make it again with `xopt cascade`",
             folder.path,
-            variant.name,
+            recipe.variant.name,
         )
     return made
+
+
+def _made(
+    folder: ModelFolder,
+    recipe: Recipe,
+    candidates: Candidates | None,
+    prepared: Prepared | None,
+) -> ModelFolder:
+    variant = recipe.variant
+    if recipe.scheme == "stock":
+        return folder.with_variant(variant, lambda file: _quantize_dynamic(folder, recipe, file))
+    queries: set[str] = set()
+    if prepared is None:
+        given = candidates or preparing(demo_candidates())
+        prepared = prepare(folder, recipe, calibration_pairs(given))
+    elif candidates:
+        queries = {query_hash(row.query) for row in candidates.rows}
+    queries |= prepared.queries
+    fields = {**variant.recipe, "calibrated_with": sorted(queries)}
+    graph = quantized(prepared, recipe)
+    return folder.with_variant(
+        replace(variant, recipe=fields), lambda file: write_graph(graph, file)
+    )
 
 
 def prepare(folder: ModelFolder, recipe: Recipe, pairs: Sequence[Pair]) -> Prepared:

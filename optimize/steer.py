@@ -26,6 +26,8 @@ from xopt.optimize.quantize import Prepared, Recipe, quantized
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.progress import Step as Shown
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 
 __all__ = ["Harm", "Steered", "Step", "steer"]
@@ -94,8 +96,9 @@ def steer(
         copy = Path(scratch) / "model"
         not_needed = shutil.ignore_patterns("*.safetensors", "model_q*", "model_fp16*")
         shutil.copytree(folder.path, copy, ignore=not_needed)
-        trial = _Trial(ModelFolder.open(copy), prepared, candidates, asked_gates)
-        steps, harms = _search(trial, recipe)
+        with progress("steer", unit="recipes") as shown:
+            trial = _Trial(ModelFolder.open(copy), prepared, candidates, asked_gates, shown)
+            steps, harms = _search(trial, recipe)
     passing = _passing(steps)
     if not passing:
         raise GateFailed(_why_none_passes(folder, steps))
@@ -109,7 +112,7 @@ def _search(trial: _Trial, recipe: Recipe) -> tuple[list[Step], tuple[Harm, ...]
         if not result.interval.queries:
             raise BadInput(
                 f"{trial.candidates.name}: {result.gate.measure} cannot be measured on so few "
-                "candidates a query"
+                "candidates a query; give data with more, or leave this gate out"
             )
     if _passing(steps):
         return steps, ()
@@ -126,12 +129,18 @@ class _Trial:
     """Makes recipes of a prepared graph in a scratch folder, scores with them and judges them."""
 
     def __init__(
-        self, folder: ModelFolder, prepared: Prepared, candidates: Candidates, gates: Sequence[Gate]
+        self,
+        folder: ModelFolder,
+        prepared: Prepared,
+        candidates: Candidates,
+        gates: Sequence[Gate],
+        shown: Shown,
     ) -> None:
         self.folder = folder
         self.prepared = prepared
         self.candidates = candidates
         self.gates = gates
+        self.shown = shown
         self.fp32 = open_scorer(folder, FP32)
         log.info("steer: %s scores %d pairs", FP32, len(candidates.rows))
         self.rank = folder.manifest.ranking
@@ -143,10 +152,12 @@ class _Trial:
         return open_scorer(made, recipe.variant.name, plan=self.fp32.plan)
 
     def step(self, recipe: Recipe) -> Step:
+        self.shown.note = f"smoothing {recipe.smoothing:g}, {len(recipe.floats)} products in float"
         scorer = self.scorer(recipe)
         scores = self.rank(scorer.logits(self.candidates.pairs))
         judged = judge(self.candidates, self.expected, scores, self.gates, name="int8")
         step = Step(recipe, judged, self._speed(scorer))
+        self.shown.advance()
         results = [f"{r.gate.measure} {r.interval.mean:.3f} {r.verdict}" for r in judged.gates]
         log.info(
             "steer: smoothing %g, %d products in float: %s, %.2f x %s",
@@ -183,19 +194,16 @@ def _harms(trial: _Trial, recipe: Recipe) -> tuple[Harm, ...]:
     rows = np.random.default_rng(0).permutation(len(trial.candidates.rows))[:HARM_PAIRS]
     pairs = [trial.candidates.pairs[row] for row in rows]
     harms = []
-    for number, group in enumerate(groups, start=1):
-        others = tuple(name for name in products if name not in group)
-        scores = trial.rank(trial.scorer(replace(recipe, floats=others)).logits(pairs))
-        change = scores.astype(np.float64) - trial.expected[rows]
-        harm = Harm(tuple(group), float(np.std(change)), group.total() / total)
-        harms.append(harm)
-        log.info(
-            "steer: %d of %d, %s alone: %.3f",
-            number,
-            len(groups),
-            harm.products[0],
-            harm.spread,
-        )
+    trial.shown.note = "each product alone in INT8"
+    with progress("trying products", len(groups), "products", work=len(groups)) as shown:
+        for group in groups:
+            others = tuple(name for name in products if name not in group)
+            scores = trial.rank(trial.scorer(replace(recipe, floats=others)).logits(pairs))
+            change = scores.astype(np.float64) - trial.expected[rows]
+            harm = Harm(tuple(group), float(np.std(change)), group.total() / total)
+            harms.append(harm)
+            shown.advance()
+            log.info("steer: %s alone: %.3f", harm.products[0], harm.spread)
     return tuple(sorted(harms, key=lambda harm: -(harm.spread**2) / harm.work))
 
 
@@ -219,6 +227,8 @@ def _bisect(trial: _Trial, recipe: Recipe, harms: Sequence[Harm]) -> list[Step]:
     steps = []
     low = 1
     high = len(harms) - 1  # with all in float there is no INT8
+    trial.shown.total = trial.shown.done + high.bit_length()
+    trial.shown.unit = "recipes at most"
     while low <= high:
         count = (low + high) // 2
         floats = tuple(name for harm in harms[:count] for name in harm.products)

@@ -13,6 +13,7 @@ import numpy as np
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import Manifest, ModelFolder, Plan
 from xopt.runtime.machine import cores, machine_name
+from xopt.runtime.progress import Step, progress
 from xopt.runtime.scoring.encode import Encoder, Pair, Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.scoring.variants import BACKENDS, check_variant
@@ -83,10 +84,12 @@ def contenders(
     tokens = Encoder(folder).encode(candidates.pairs)
     sample = _sample(candidates.pairs, tokens, FIRST_PAIRS[device])
     speeds = {}
-    for variant in variants:
-        scorer = open_scorer(folder, variant, device=device)
-        speeds[variant] = _pairs_per_s(scorer, sample, _compiles(folder, variant))
-        log.info("tune: %s scores %.0f pairs/s before it is tuned", variant, speeds[variant])
+    with progress("comparing variants", len(variants), "variants") as step:
+        for variant in variants:
+            step.begin(variant)
+            scorer = open_scorer(folder, variant, device=device)
+            speeds[variant] = _pairs_per_s(scorer, sample, _compiles(folder, variant))
+            log.info("tune: %s scores %.0f pairs/s before it is tuned", variant, speeds[variant])
     exact = [variant for variant in variants if folder.variant(variant).precision == "fp32"]
     fastest_exact = max(exact, key=lambda variant: speeds[variant], default=None)
     least = CONTENDER_SHARE * max(speeds.values())
@@ -102,15 +105,25 @@ def tune(
 ) -> tuple[ModelFolder, list[Tuning]]:
     """Find a plan for each variant, and write the plans into the manifest for this machine.
 
-    Uses successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943): all plans score few
-    pairs, then the faster half twice as many, until at most `FINALISTS` are left. On a GPU the
+    - `variants`: names of variants in the folder.
+    - `candidates`: pairs of all lengths to time the plans on.
+    - `threads`: what a scorer may use, by default all usable cores.
+
+    Uses successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943). All plans score few
+    pairs, then the faster half scores twice as many, until at most four are left. On a GPU the
     time includes tokenising, which overlaps with forwards.
+
+    Returns the folder with its new manifest, and what was tried for each variant.
     """
     folder.check_writable()  # before the work, not after it
     for variant in variants:
         check_variant(folder.variant(variant), device)
     threads = threads or cores()
-    tunings = [_tune_variant(folder, name, candidates, threads, device) for name in variants]
+    tunings = []
+    with progress("tune", len(variants), "variants") as step:
+        for name in variants:
+            step.begin(name)
+            tunings.append(_tune_variant(folder, name, candidates, threads, device))
     machine = machine_name(device)
     found = {tuning.variant: tuning.best for tuning in tunings}
 
@@ -125,14 +138,44 @@ def _tune_variant(
     folder: ModelFolder, variant: str, candidates: Candidates, threads: int, device: str
 ) -> Tuning:
     plans = plans_for(threads, device)
+    rungs = _rungs(len(plans), FIRST_PAIRS[device])
+    trial_count = sum(plan_count for plan_count, _ in rungs)
+    most = len(candidates.pairs)
+    work = sum(plan_count * min(pair_count, most) for plan_count, pair_count in rungs)
+    with progress("trying plans", trial_count, "trials", work=work) as step:
+        speeds = _plan_speeds(folder, variant, candidates, plans, device, step)
+    trials = [Trial(plan, tuple(of_rungs)) for plan, of_rungs in speeds.items()]
+    trials.sort(key=lambda trial: (-len(trial.pairs_per_s), -trial.pairs_per_s[-1]))
+    return Tuning(variant, machine_name(device), trials[0].plan, tuple(trials))
+
+
+def _rungs(plan_count: int, pair_count: int) -> list[tuple[int, int]]:
+    """Return how many plans each rung tries, and on how many pairs."""
+    rungs = [(plan_count, pair_count)]
+    while plan_count > FINALISTS:
+        plan_count = math.ceil(plan_count / 2)
+        pair_count *= 2
+        rungs.append((plan_count, pair_count))
+    return rungs
+
+
+def _plan_speeds(
+    folder: ModelFolder,
+    variant: str,
+    candidates: Candidates,
+    plans: list[Plan],
+    device: str,
+    step: Step,
+) -> dict[Plan, list[float]]:
+    """Return the speeds of each plan in the rungs that it reached."""
     pairs = candidates.pairs
     tokens = Encoder(folder).encode(pairs)
     compiles = _compiles(folder, variant)
     speeds: dict[Plan, list[float]] = {plan: [] for plan in plans}
     scorer: PlannedScorer | None = None
     open_threads = 0
-    count = FIRST_PAIRS[device]
-    while True:
+    for plan_count, count in _rungs(len(plans), FIRST_PAIRS[device]):
+        plans = plans[:plan_count]
         sample = _sample(pairs, tokens, count)
         plans.sort(key=lambda plan: plan.threads)
         plans.sort(key=lambda plan: plan.threads != open_threads)  # the open scorer's come first
@@ -142,6 +185,7 @@ def _tune_variant(
                 scorer = open_scorer(folder, variant, plan=plan, device=device)
                 open_threads = plan.threads
             speeds[plan].append(_pairs_per_s(scorer.with_plan(plan), sample, compiles))
+            step.advance(1, len(sample.pairs))
         plans.sort(key=lambda plan: -speeds[plan][-1])
         log.info(
             "tune %s: %d plans on %d pairs, best %s: %.1f pairs/s",
@@ -151,13 +195,7 @@ def _tune_variant(
             plans[0],
             speeds[plans[0]][-1],
         )
-        if len(plans) <= FINALISTS:
-            break
-        plans = plans[: math.ceil(len(plans) / 2)]
-        count *= 2
-    trials = [Trial(plan, tuple(rungs)) for plan, rungs in speeds.items()]
-    trials.sort(key=lambda trial: (-len(trial.pairs_per_s), -trial.pairs_per_s[-1]))
-    return Tuning(variant, machine_name(device), plans[0], tuple(trials))
+    return speeds
 
 
 def _sample(pairs: Sequence[Pair], tokens: Tokens, count: int) -> _Sample:

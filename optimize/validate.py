@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from xopt.runtime.data.trec import Qrels, Run, read_qrels, read_run
 from xopt.runtime.errors import BadInput, GateFailed
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
+from xopt.runtime.progress import Step, progress
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 from xopt.runtime.scoring.variants import REFERENCE, check_variant
@@ -206,16 +206,21 @@ def validate(
 ) -> Validation:
     """Compare each variant's scores with the reference's, and check the gates.
 
-    Queries that calibrated a variant are left out. The others are drawn in growing groups, until
-    all verdicts are decided or the `minutes` end; see `xopt.optimize.judge.looks`. With `first`,
-    `variants` stand fastest first, and those after one that passed may stay undecided.
+    - `variants`: names of variants in the folder.
+    - `gates`: what a variant has to hold to pass.
+    - `exact`: the variant that scores the reference, once its logits have been shown to be the
+      same. None: torch scores all of it.
+    - `minutes`: draw no more queries after this time.
+    - `first`: `variants` stand fastest first, and those after one that passed may stay undecided.
 
-    Raises BadInput for a missing variant and where no query is left, and GateFailed where there
-    is no reference to trust.
+    Queries that calibrated a variant are left out. The others are drawn in growing groups, until
+    all verdicts are decided; see `xopt.optimize.judge.looks`.
+
+    Raises BadInput for a missing variant and where no query is left. Raises GateFailed where
+    there is no reference to trust.
     """
     for variant in (REFERENCE, *variants):
         check_variant(folder.variant(variant), device)
-    start_s = time.monotonic()
     shuffled = candidates.shuffled()
     judging = shuffled.without(calibration_queries(folder, variants))
     all_queries = len(judging.groups())
@@ -223,10 +228,13 @@ def validate(
         raise BadInput(
             f"{candidates.name}: all its queries calibrated a variant; give other data to judge by"
         )
-    reference = Reference(folder, judging, exact, threads or cores(), device)
-    names = dict.fromkeys([REFERENCE, *variants])
-    evaluations = [_Evaluation(reference, name, gates) for name in names]
-    out_of_time = _evaluate(evaluations, look_sizes(all_queries), first, start_s, minutes)
+    limit_s = None if minutes is None else 60 * minutes
+    with progress("validate", unit="pairs", limit_s=limit_s) as step:
+        step.note = "finding the reference"
+        reference = Reference(folder, judging, exact, threads or cores(), device)
+        names = dict.fromkeys([REFERENCE, *variants])
+        evaluations = [_Evaluation(reference, name, gates) for name in names]
+        out_of_time = _evaluate(evaluations, look_sizes(all_queries), first, step)
     judged = tuple(evaluation.judged for evaluation in evaluations if evaluation.judged)
     seen = judging.between(0, max(each.queries for each in judged))
     first_stage = quality_by_query(seen, first_stage_scores(seen))
@@ -261,20 +269,26 @@ def _evaluate(
     evaluations: Sequence[_Evaluation],
     sizes: Sequence[int],
     first: bool,
-    start_s: float,
-    minutes: float | None,
+    step: Step,
 ) -> bool:
-    """Look at variants until all are decided. Return whether the time ended before."""
+    """Look at variants until all are decided. Return whether the time of `step` ended before."""
     levels = one_sided_levels(sizes, ALPHA)
     while True:
         evaluation = _next(evaluations, len(sizes), first)
         if evaluation is None:
             return False
-        took_s = time.monotonic() - start_s
         # a look takes as long as all before it: half of it may be over time
-        if evaluation.looks and minutes is not None and 1.5 * took_s > 60 * minutes:
+        if evaluation.looks and step.limit_s is not None and 1.5 * step.took_s > step.limit_s:
             return True
-        evaluation.look(sizes[evaluation.looks], levels[evaluation.looks])
+        queries = sizes[evaluation.looks]
+        number = evaluations.index(evaluation) + 1
+        step.note = (
+            f"{evaluation.variant} ({number} of {len(evaluations)}) on {queries} of "
+            f"{sizes[-1]} queries"
+        )
+        scored = len(evaluation.scores)
+        evaluation.look(queries, levels[evaluation.looks])
+        step.advance(len(evaluation.scores) - scored)
 
 
 def _next(evaluations: Sequence[_Evaluation], looks: int, first: bool) -> _Evaluation | None:
@@ -338,7 +352,10 @@ def _judgements_of(expected: Run, qrels: Path, reference: Path) -> Qrels:
     known = read_qrels(qrels)
     judgements = {query: known[query] for query in expected if query in known}
     if not judgements:
-        raise BadInput(f"{qrels}: judges none of the {len(expected)} queries of {reference}")
+        raise BadInput(
+            f"{qrels}: judges none of the {len(expected)} queries of {reference}; "
+            "give qrels with the same ids"
+        )
     return judgements
 
 

@@ -8,11 +8,17 @@ __all__ = ["BadInput", "GateFailed", "NotFinite", "first_line", "unwritable"]
 
 
 class BadInput(Exception):
-    """An input that can't be used. One line: the file, the value and the way out. Exit code 2."""
+    """An input that can't be used. One line names the file, the value and the way out.
+
+    The command line prints it and exits with 2.
+    """
 
 
 class GateFailed(Exception):
-    """A result that misses its bound. One line that says by how much. Exit code 1."""
+    """A result that misses its bound. One line says by how much.
+
+    The command line prints it and exits with 1.
+    """
 
 
 class NotFinite(GateFailed):

@@ -77,7 +77,7 @@ class KeptFile:
     def path(self) -> Path:
         """Where to read it. Raises BadInput where it is no longer what it was."""
         if self._now() != self._states:
-            raise BadInput(f"{self._source}: removed or changed since it was opened")
+            raise BadInput(f"{self._source}: removed or changed since it was opened; open it again")
         return self._files[0]
 
     def _now(self) -> list[tuple[int, ...]]:
@@ -213,7 +213,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder on disk and its manifest; code that came with it may run where `trusted`."""
+    """A model folder on disk, opened with `ModelFolder.open(path)`.
+
+    - `path`: where it lies.
+    - `manifest`: what `xopt.json` says of it.
+    - `trusted`: code that came with it may run.
+    """
 
     path: Path
     manifest: Manifest

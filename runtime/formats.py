@@ -40,7 +40,7 @@ def check_format(values: dict[str, Any], known: int) -> None:
 def read(kind: type[T], values: Mapping[str, Any]) -> T:
     """Make a dataclass of what was kept of one, by name.
 
-    Raises OtherVersion for a key that this version does not know, unless it is empty, and
+    Raises OtherVersion for a key that this version does not know, unless it is empty. Raises
     ValueError for one that is missing and has no default.
     """
     known = {field.name: field for field in fields(kind)}

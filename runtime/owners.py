@@ -1,6 +1,6 @@
 """Who works at a file or a folder, and whether that process still lives.
 
-What is in progress carries its owner's mark. A mark never comes again: a container that is
+What is in progress carries its owner's mark. A mark never comes again. A container that is
 restarted has the host name and the process number of the one before, but began at another time.
 """
 

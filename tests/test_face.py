@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import xopt
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "pipeline.md"
+GUIDES = ROOT / "docs" / "guides"
 
 
 @pytest.mark.parametrize("name", xopt.__all__)
@@ -48,10 +50,18 @@ def test_python_m_xopt_is_the_command() -> None:
 
 
 @pytest.mark.slow
-def test_the_page_of_the_pipeline_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", ["python.md", "daft.md", "rerank-files.md"])
+def test_the_python_of_a_guide_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    candidates = xopt.read_candidates("demo", queries=12, depth=4)
+    folder = xopt.export("demo", tmp_path / "models" / "demo-xopt")
+    xopt.quantize(folder, xopt.recipe_for(xopt.detect_target()), candidates)
+    fields = ["query_id", "query", "doc_id", "text"]
+    table = {field: [getattr(row, field) for row in candidates.rows] for field in fields}
+    pq.write_table(pa.table(table), tmp_path / "candidates.parquet")
+    text = (GUIDES / page).read_text(encoding="utf-8")
     names: dict[str, object] = {}
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), names)
-    assert (tmp_path / "demo-xopt" / "xopt.json").is_file()
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(block, page, "exec"), names)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-GROUND = ("errors", "owners", "locks", "files", "formats", "folder", "machine")
+GROUND = ("errors", "owners", "locks", "files", "formats", "folder", "machine", "progress")
 ROOMS = [  # each may import from itself and from those before it
     *(f"xopt.runtime.{name}" for name in GROUND),
     "xopt.runtime.scoring",

@@ -26,35 +26,49 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "print_bench", "print_cascaded", "print_explained", "print_rival"]
 
+EXAMPLES = """\b
+Examples:
+  xopt bench models/minilm --explain --json bench.json
+  xopt bench models/minilm --variant onnx-int8 --strategy planned --peers
+"""
+
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @options.variants
 @click.option(
     "--strategy",
     "strategies",
     multiple=True,
-    help="row (a pair per call), default (sentence-transformers' defaults), batch (64), "
-    "concurrent (batch 64, max_concurrency 4), batch-8, batch-1, planned (xopt's plan) or cascade "
-    "(the one in DIR). Repeat the option for more.  [default: all but batch-8 and batch-1]",
+    metavar="NAME",
+    help="`row` scores a pair per call. `default` has sentence-transformers' defaults. `batch` has "
+    "batches of 64, `concurrent` 4 processes of them, `batch-8` and `batch-1` smaller ones. "
+    "`planned` is xopt's plan, `cascade` the one in DIR. Repeat the option for more.  "
+    "[default: all but batch-8 and batch-1]",
 )
 @options.device
 @options.data
 @click.option(
-    "--pairs", type=options.AT_LEAST_1, default=500, help="Score the first pairs, this many."
+    "--pairs",
+    type=options.AT_LEAST_1,
+    metavar="N",
+    default=500,
+    help="Score the first pairs, this many.",
 )
 @options.threads
-@click.option("--repeat", type=options.AT_LEAST_1, default=3, help="Interleaved rounds.")
+@click.option(
+    "--repeat", type=options.AT_LEAST_1, metavar="N", default=3, help="Interleaved rounds."
+)
 @click.option(
     "--peers",
     is_flag=True,
-    help="Also time what you would run instead: sentence-transformers' ONNX export, its INT8, its "
-    "bfloat16 if the processor has it, OpenVINO's INT8 if nncf is installed, and CTranslate2's if "
-    "ctranslate2 is.",
+    help="Also time what you would run instead: sentence-transformers' ONNX export, its INT8, and "
+    "torch in bfloat16 if the processor has it. With the extra `peers`, also OpenVINO's INT8 and "
+    "CTranslate2's.",
 )
 @click.option(
     "--explain",
@@ -256,6 +270,8 @@ def print_cascaded(output: Output, bench: Bench) -> None:
 
 def print_explained(output: Output, bench: Bench) -> None:
     """Print where each case's time went, what held it back, and what to change."""
+    from xopt.runtime.bench.explain import outlook
+
     if bench.ceilings is None:
         _print_gpu_time(output, bench)
         return
@@ -264,14 +280,11 @@ def print_explained(output: Output, bench: Bench) -> None:
     }
     _print_time(output, bench.ceilings, explained)
     _print_kinds(output, {case: each for case, each in explained.items() if each.kinds})
+    speeds = {str(measured.case): measured.ratio for measured in bench.measured}
     for case, each in explained.items():
-        text = f"{case}: {each.bottleneck.advice}"
-        if each.bottleneck.gain > 1:
-            text += f" Expected: up to {each.bottleneck.gain:.1f} times the speed."
-        others = [f"{finding.name} {finding.gain:.1f} x" for finding in each.findings[1:]]
-        if others:
-            text += f" Also: {', '.join(others)}."
-        output.line(text)
+        findings = [(finding.name, finding.gain) for finding in each.findings]
+        hope = outlook(str(case), findings, speeds)
+        output.line(f"{case}: {each.bottleneck.advice} {hope}".rstrip())
 
 
 def _print_time(output: Output, ceilings: Ceilings, explained: dict[Case, Explained]) -> None:

@@ -14,8 +14,13 @@ if TYPE_CHECKING:
 
 __all__ = ["card"]
 
+EXAMPLES = """\b
+Examples:
+  xopt card models/minilm --repo you/minilm-onnx
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @click.option(
     "--repo",
@@ -35,8 +40,11 @@ def card(
     """Write DIR/README.md, a model card for a hub.
 
     It has the metadata, what `xopt optimize` measured, and how to load the model. Nothing is
-    uploaded: `hf upload ID DIR` does that. `xopt export --portable` and `xopt quantize --int8
-    --scheme portable` make graphs for runtimes other than onnxruntime.
+    uploaded: `hf upload ID DIR` does that. Before version 1 of huggingface-hub, the command is
+    `huggingface-cli upload`.
+
+    `xopt export --portable` and `xopt quantize --int8 --scheme portable` make graphs for runtimes
+    other than onnxruntime.
     """
     from xopt.optimize.card import write_card
 

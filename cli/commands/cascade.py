@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["cascade", "print_certified", "print_checked"]
 
+EXAMPLES = """\b
+Examples:
+  xopt cascade models/minilm --data candidates.jsonl
+  xopt cascade models/minilm --data new-candidates.jsonl --check
+"""
+
 MAKING = ("variant", "first", "top", "max_loss", "confidence", "in_expectation", "measure")
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 ORDER_TEXTS = {
@@ -33,7 +39,7 @@ VERDICT_TEXTS = {
 }
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @options.data
 @click.option(
@@ -43,16 +49,20 @@ VERDICT_TEXTS = {
     "words (`learned`), or a cheaper model's folder. Or the column of DATA with the first stage's "
     "scores, which `given` and `learned` then use.  [default: the cheaper of given and learned]",
 )
-@click.option("--top", type=options.AT_LEAST_1, default=10, help="The ranks that count.")
+@click.option(
+    "--top", type=options.AT_LEAST_1, metavar="K", default=10, help="The ranks that count."
+)
 @click.option(
     "--max-loss",
     type=options.Number(0, 1, min_open=True, max_open=True),
+    metavar="D",
     default=0.01,
     help="The expected loss to allow, against scoring everything with the reference.",
 )
 @click.option(
     "--confidence",
     type=options.Number(0, 1, min_open=True, max_open=True),
+    metavar="C",
     default=0.95,
     help="The confidence that the loss is no larger on queries like these.",
 )
@@ -66,11 +76,12 @@ VERDICT_TEXTS = {
     "--measure",
     type=click.Choice(["dcg", "top"]),
     default="dcg",
-    help="What is lost. dcg: a share of DCG, with gains from the reference's scores. top: the "
+    help="What is lost. `dcg`: a share of DCG, with gains from the reference's scores. `top`: the "
     "share of queries whose best documents are not all scored.",
 )
 @click.option(
     "--variant",
+    metavar="NAME",
     help="What scores.  [default: the recommended one, else onnx-int8, onnx-fp32 or torch-fp32]",
 )
 @click.option(
@@ -98,9 +109,12 @@ def cascade(
 ) -> None:
     """Rank with fewer pairs, and certify what that loses.
 
-    Finds the cheapest order of a query's candidates and the cheapest rule when to stop, such that
-    the expected loss on unseen queries is at most --max-loss. Writes both with their certificate
-    into DIR. Needs no labels. Exits with 1 if no saving is safe, with --check as `validate` does.
+    Finds the cheapest order of a query's candidates, and the cheapest rule when to stop. The
+    expected loss on unseen queries is at most --max-loss. Both go into DIR with their certificate.
+    No labels are needed.
+
+    If no saving is safe, the command exits with 1 and changes nothing. With --check, it exits with
+    0 if the certificate holds, 1 if it is violated, and 3 if the queries are too few to tell.
     """
     from xopt.optimize.cascade.certify import certify
     from xopt.optimize.cascade.parts import variant_to_certify

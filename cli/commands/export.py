@@ -15,11 +15,19 @@ if TYPE_CHECKING:
 
 __all__ = ["export"]
 
+EXAMPLES = """\b
+Examples:
+  xopt export cross-encoder/ms-marco-MiniLM-L6-v2 -o models/minilm
+  xopt export my-qwen3-reranker -o models/qwen --template qwen3-reranker
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @options.model
 @options.model_out
-@click.option("--force", is_flag=True, help="Replace DIR once the new one is complete.")
+@click.option(
+    "--force", is_flag=True, help="Replace the model folder DIR once the new one is complete."
+)
 @options.trust
 @click.option(
     "--allow-pickle",
@@ -35,21 +43,21 @@ __all__ = ["export"]
 @click.option(
     "--exporter",
     type=click.Choice(["torch", "optimum"]),
-    help="What writes the graph: torch's own exporter, or optimum's (pip install "
-    "'xopt-rerank[optimum]').  [default: torch, or optimum if torch's fails]",
+    help="What writes the graph: torch's own exporter, or optimum's, from the extra `optimum`.  "
+    "[default: torch, or optimum if torch's fails]",
 )
 @options.rank_label
 @click.option(
     "--template",
     metavar="FILE",
-    help="Chat template (Jinja) that makes a text of a query and a document, in place of MODEL's; "
-    "or qwen3-reranker, bge-reranker-gemma or mxbai-rerank-v2 for theirs.",
+    help="Chat template (Jinja) that makes a text of a query and a document. It replaces MODEL's. "
+    "The names qwen3-reranker, bge-reranker-gemma and mxbai-rerank-v2 stand for theirs.",
 )
 @click.option(
     "--answers",
     metavar="TRUE[,FALSE]",
-    help="For a language model without modules.json, the answers whose logits are compared: "
-    "yes,no for the first less the second.",
+    help="The answers whose logits are compared, for a language model without modules.json: "
+    "`yes,no` is the first less the second.",
 )
 @json_option
 def export(
@@ -58,9 +66,13 @@ def export(
     """Export MODEL to ONNX, in a self-contained model folder.
 
     MODEL is a hub id, a folder, or `demo`: any CrossEncoder of sentence-transformers, with all
-    its modules, and language models too. sentence-transformers loads the folder as it is. The
-    folder appears only after a check: the logits of its FP32 variants differ from those of
-    sentence-transformers by at most 1e-4.
+    its modules, and language models too. sentence-transformers loads the folder as it is.
+
+    The folder appears only after a check. Its tokens are those of sentence-transformers, and the
+    logits of its FP32 variants differ by at most 1e-4. What cannot be reproduced is refused with
+    the reason.
+
+    A hub id is brought up to date if the hub answers within seconds, or else taken from the cache.
     """
     from xopt.optimize.export import export as run
     from xopt.optimize.model.source import default_out

@@ -20,18 +20,34 @@ if TYPE_CHECKING:
 
 __all__ = ["optimize", "print_recommendation"]
 
+EXAMPLES = """\b
+Examples:
+  xopt optimize demo
+  xopt optimize cross-encoder/ms-marco-MiniLM-L6-v2 --data candidates.jsonl
+"""
+
 RECOMMENDED_BY = ("tau", "top10", "dcg10_loss", "labels")
+SUMMARISED = (*RECOMMENDED_BY, "ndcg10")
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @options.model
 @options.model_out
 @options.data
 @options.gates
-@click.option("--pairs", type=options.AT_LEAST_1, default=160, help="Pairs in the bench.")
-@click.option("--repeat", type=options.AT_LEAST_1, default=2, help="Rounds of the bench.")
+@click.option(
+    "--pairs", type=options.AT_LEAST_1, metavar="N", default=160, help="Pairs in the bench."
+)
+@click.option(
+    "--repeat", type=options.AT_LEAST_1, metavar="N", default=2, help="Rounds of the bench."
+)
 @options.minutes
-@click.option("-v", "--verbose", is_flag=True, help="Print the plans that tune tried, too.")
+@click.option(
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Print the plans that tune tried, the whole bench and all measures, too.",
+)
 @options.device
 @options.rank_label
 @options.trust
@@ -48,12 +64,16 @@ def optimize(
 ) -> None:
     """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
 
-    For a GPU, half precision takes the place of INT8.
+    MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. If
+    the files of MODEL have changed since, the command refuses them. For a GPU, half precision
+    takes the place of INT8.
 
-    MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. A
-    part of the queries calibrates and tunes. The others judge, fastest variant first. A variant
-    is not recommended if it fails a gate, or if the queries or the minutes are too few to tell.
-    DIR/report.html has all results.
+    A fifth of the queries, 64 at most, calibrates and tunes. The others judge, fastest variant
+    first. A variant is not recommended if it fails a gate, or if the queries or the minutes are
+    too few to tell. DIR/report.html has all results.
+
+    Every variant scores a few pairs first. Those that can win are tuned and run in every round of
+    the bench, and so is the fastest exact one. The others run in one round.
     """
     from xopt.optimize.model.source import default_out
     from xopt.optimize.pipeline import optimize as run
@@ -75,36 +95,61 @@ def _write_report(outcome: Outcome) -> Path:
 
 
 def print_outcome(output: Output, outcome: Outcome, verbose: bool) -> None:
-    print_recommendation(output, outcome.recommendation, outcome.validation)
+    """Print what was found, the recommendation last, where a terminal shows it."""
+    if verbose:
+        for tuning in outcome.tunings:
+            print_tuning(output, tuning)
+        print_bench(output, outcome.bench)
+        print_validation(output, outcome.validation)
+    _print_summary(output, outcome)
     if outcome.cascade:
         print_certified(output, outcome.cascade.certified)
         if outcome.cascade.bench:
             print_cascaded(output, outcome.cascade.bench)
-    print_validation(output, outcome.validation)
-    print_bench(output, outcome.bench)
-    if verbose:
-        for tuning in outcome.tunings:
-            print_tuning(output, tuning)
+    print_recommendation(output, outcome.recommendation, outcome.validation)
+
+
+def _print_summary(output: Output, outcome: Outcome) -> None:
+    """Print a row for each variant, fastest first, and why some have not passed."""
+    ratios = {}
+    for measured in outcome.bench.measured:
+        if measured.case.strategy == "planned":
+            ratios[measured.case.variant] = measured.ratio
+    timed = [judged for judged in outcome.validation.judged if judged.name in ratios]
+    timed.sort(key=lambda judged: -ratios[judged.name])
+    rows = []
+    for judged in timed:
+        row = {"variant": judged.name, "speed": f"{ratios[judged.name]:.1f} x"}
+        for name in SUMMARISED:
+            measure = judged.measures.get(name)
+            if measure is not None and measure.queries:
+                row[MEASURES[name]] = f"{measure.mean:.3f}"
+        rows.append(row | {"verdict": judged.verdict})
+    output.table("Speed against sentence-transformers as it comes, and agreement with FP32", rows)
+    not_passed = [judged for judged in timed if judged.verdict != "pass"]
+    for judged in not_passed:
+        for reason in why_not_passed(judged):
+            output.line(f"{judged.name}: {reason}")
+    if not_passed:
+        output.line("")
 
 
 def print_recommendation(
     output: Output, recommendation: Recommendation, validation: Validation
 ) -> None:
-    """Print what to run, its speed and ranking, and the faster variants that are undecided."""
-    judged = {each.name: each for each in validation.judged}
-    chosen = judged[recommendation.variant]
-    parts = [
-        f"Recommended: {chosen.name}, {recommendation.ratio:.1f} times torch-fp32/default",
-        ", ".join(
-            f"{MEASURES[name]} {measure_text(chosen.measures[name])}"
-            for name in RECOMMENDED_BY
-            if name in chosen.measures
-        ),
-        f"{chosen.queries} queries.",
-    ]
-    output.line("; ".join(parts))
-    output.line(f"    from xopt import open_scorer; {recommendation.python}")
-    for variant, ratio in recommendation.undecided.items():
-        reasons = "; ".join(why_not_passed(judged[variant])) or "undecided"
-        output.line(f"{variant} is faster, {ratio:.1f} times. {reasons}")
+    """Print what to run, its speed, how well it ranks, and the code that scores with it."""
+    chosen = next(each for each in validation.judged if each.name == recommendation.variant)
+    measures = ", ".join(
+        f"{MEASURES[name]} {measure_text(chosen.measures[name])}"
+        for name in RECOMMENDED_BY
+        if name in chosen.measures and chosen.measures[name].queries
+    )
+    output.line(
+        f"Recommended: {chosen.name}, {recommendation.ratio:.1f} times as fast as "
+        "sentence-transformers as it comes"
+    )
+    output.line(f"On {chosen.queries} queries: {measures}")
+    output.line("")
+    output.line("    from xopt import open_scorer")
+    output.line(f"    {recommendation.python}")
     output.line("")

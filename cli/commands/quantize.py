@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["print_steering", "quantize"]
 
+EXAMPLES = """\b
+Examples:
+  xopt quantize models/minilm --int8 --data candidates.jsonl
+  xopt quantize models/minilm --int8 --data candidates.jsonl --min-tau 0.95
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @click.option("--int8", is_flag=True, help="INT8 matrix products, for a CPU.")
 @click.option(
@@ -32,16 +38,16 @@ __all__ = ["print_steering", "quantize"]
     "--scheme",
     type=click.Choice(["per-token", "static", "portable", "stock"]),
     default="per-token",
-    help="per-token makes onnx-int8: a scale for every token, so that a score depends on its pair "
-    "alone. static makes openvino-int8: calibrated scales, for OpenVINO. portable makes "
-    "onnx-int8-portable: the same for any runtime and processor, to publish. stock makes "
+    help="`per-token` makes onnx-int8: a scale for every token, so that a score depends on its "
+    "pair alone. `static` makes openvino-int8: calibrated scales, for OpenVINO. `portable` makes "
+    "onnx-int8-portable: 7-bit weights for any runtime and processor, to publish. `stock` makes "
     "onnx-int8-stock: onnxruntime's own, a scale for a whole batch, for comparison.",
 )
 @click.option(
     "--target",
     metavar="NAME",
-    help="Instruction set: avx512_vnni, avx_vnni, avx512, avx2 or arm64.  "
-    "[default: this processor's]",
+    help="Instruction set: avx512_vnni, avx_vnni, avx512, avx2 or arm64. For avx2 and avx512, "
+    "weights have 7 bits.  [default: this processor's]",
 )
 @options.data
 @options.gates
@@ -58,12 +64,13 @@ def quantize(
 ) -> None:
     """Quantise the model folder DIR to INT8, or halve its precision.
 
-    Adds a variant to DIR, or replaces it. DATA calibrates every scheme but stock: any text of the
-    kind that you rank will do. `xopt validate DIR` then tells whether the variant ranks the same.
+    Adds a variant to DIR, or replaces it. 96 pairs of DATA calibrate every scheme but stock: any
+    text of the kind that you rank will do, without labels. `xopt validate DIR` then tells whether
+    the variant ranks the same.
 
-    With a gate, agreement on DATA steers the variant. The products that move the ranking most
-    stay in float until the gate holds, and the fastest variant that passes is kept. If none
-    passes, the command exits with 1 and changes nothing.
+    With a gate, agreement on DATA steers the variant. The products that move the scores most stay
+    in float until the gate holds. The fastest variant that passes is kept. If none passes, the
+    command exits with 1 and changes nothing.
     """
     _check_options(int8, fp16, scheme, bounds)
     model.check_writable()  # before the work, not after it

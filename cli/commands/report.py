@@ -10,8 +10,14 @@ from xopt.cli.output import Output, json_option
 
 __all__ = ["report"]
 
+EXAMPLES = """\b
+Examples:
+  xopt report bench.json -o report.html
+  xopt report bench.json --baseline old.json -o report.md
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @click.argument("results", metavar="RESULTS.json...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "-o",

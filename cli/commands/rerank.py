@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["print_preview", "print_reranked", "rerank"]
 
+EXAMPLES = """\b
+Examples:
+  xopt rerank models/minilm candidates.parquet -o ranked.parquet --top-k 10
+  xopt rerank models/minilm 's3://bucket/candidates/*.parquet' -o ranked --dry-run
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
@@ -29,6 +35,7 @@ __all__ = ["print_preview", "print_reranked", "rerank"]
 )
 @click.option(
     "--variant",
+    metavar="NAME",
     help="The variant that scores.  [default: the one recommended on this machine, or onnx-fp32]",
 )
 @click.option(
@@ -39,6 +46,7 @@ __all__ = ["print_preview", "print_reranked", "rerank"]
 @click.option(
     "--top-k",
     type=options.AT_LEAST_1,
+    metavar="K",
     help="Write only the best of each query, this many.  [default: every row]",
 )
 @click.option("--ids-only", is_flag=True, help="Write ids, score and rank, and no other columns.")
@@ -55,14 +63,16 @@ __all__ = ["print_preview", "print_reranked", "rerank"]
 @click.option(
     "--depth",
     type=options.AT_LEAST_1,
-    help="Candidates per query of a BEIR folder or an irds: dataset.  [default: 100]",
+    metavar="N",
+    help="Candidates per query of a BEIR folder or an `irds:` dataset.  [default: 100]",
 )
 @options.unchecked_device
 @click.option(
     "--workers",
     type=options.AT_LEAST_1,
+    metavar="N",
     help="Score in this many processes, on Ray in actors; with cuda each has a GPU.  "
-    "[default: in this process; on Ray one actor per node]",
+    "[default: in this process, or on Ray one actor per node]",
 )
 @options.threads
 @click.option(
@@ -94,10 +104,12 @@ def rerank(
 ) -> None:
     """Rank files of candidates, millions of pairs if need be, and resume after any fault.
 
-    INPUTs are Parquet, .jsonl, .csv or .tsv files, folders or patterns of them, on this machine
-    or a store (s3://, gs://, https://, ...), or collections: BEIR folders, irds:ID, hf:ID. Each
-    row comes out once, with its score, a logit, and its rank. OUT.job keeps what was done: the
-    same command resumes from there, and scores nothing once all is done.
+    INPUTs are Parquet, .jsonl, .csv or .tsv files, or folders or patterns of them, on this machine
+    or a store (`s3://`, `gs://`, `https://`, ...). Collections are inputs too: BEIR folders,
+    `irds:ID` and `hf:ID`. Each row comes out once, with its score, a logit, and its rank.
+
+    OUT.job keeps what was done: the same command resumes from there, and scores nothing once all
+    is done.
     """
     from xopt.runtime.data.columns import Columns
     from xopt.runtime.jobs.job import Settings
@@ -119,7 +131,7 @@ def rerank(
 
 
 def print_preview(output: Output, preview: Preview) -> None:
-    from xopt.runtime.jobs.progress import clock
+    from xopt.runtime.progress import clock
 
     output.line(
         f"{_count(preview.rows, 'pair')} of {_count(len(preview.inputs), 'input')}, "
@@ -148,10 +160,11 @@ def print_reranked(output: Output, reranked: Reranked) -> None:
     )
     now = reranked.now
     rows = [_count_row("all", counts)]
-    if reranked.parts_now < reranked.parts:
+    if 0 < reranked.parts_now < reranked.parts:
         rows.append(_count_row("now", now))
-    rows[-1]["seconds"] = f"{reranked.seconds:,.1f}"
-    rows[-1]["pairs/s"] = f"{now.rows / reranked.seconds:,.0f}" if now.rows else ""
+    if now.rows:
+        rows[-1]["seconds"] = f"{reranked.seconds:,.1f}"
+        rows[-1]["pairs/s"] = f"{now.rows / reranked.seconds:,.0f}"
     output.table("", rows)
 
 

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["print_shrunk", "shrink"]
 
+EXAMPLES = """\b
+Examples:
+  xopt shrink models/large -o models/small --layers 3 --data candidates.jsonl
+"""
+
 COLUMNS = {
     "tau": "tau-b",
     "top10": "top-10",
@@ -25,7 +30,7 @@ COLUMNS = {
 }
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @click.option(
     "-o",
@@ -35,11 +40,18 @@ COLUMNS = {
     required=True,
     help="The new model folder.",
 )
-@click.option("--layers", type=options.AT_LEAST_1, required=True, help="How many layers to keep.")
+@click.option(
+    "--layers",
+    type=options.AT_LEAST_1,
+    metavar="K",
+    required=True,
+    help="How many layers to keep.",
+)
 @options.data
 @click.option(
     "--minutes",
     type=options.Number(min=0, min_open=True),
+    metavar="M",
     default=30,
     help="How long to train. Scoring before and after the training takes minutes more.",
 )
@@ -59,11 +71,11 @@ def shrink(
     """Make a smaller model of DIR: fewer layers, distilled from DIR's own scores.
 
     The layers that stay are those that agree best before the training. The model learns, without
-    labels, from the queries and documents of --data and from queries drawn from the documents. A
-    fifth of the queries, 64 at most, is kept apart to show how well it ranks.
+    labels, from the queries and documents of --data. Sentences of the documents are queries too.
+    A fifth of the queries, 64 at most, is kept apart to show how well it ranks.
 
     DATA may be documents alone, without a column `query`, or may have one document per query:
-    BM25 then finds the others. SMALL is a model folder like any other: quantise it, validate it,
+    BM25 then finds the others. SMALL is a model folder like any other. Quantise it, validate it,
     or let it order candidates for DIR with `xopt cascade DIR --first SMALL`.
     """
     from xopt.optimize.shrink.shrink import shrink as run

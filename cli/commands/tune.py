@@ -15,8 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["print_tuning", "tune"]
 
+EXAMPLES = """\b
+Examples:
+  xopt tune models/minilm --variant onnx-int8
+"""
 
-@click.command()
+
+@click.command(epilog=EXAMPLES)
 @options.model_folder
 @options.variants
 @options.data
@@ -34,9 +39,9 @@ def tune(
 ) -> None:
     """Find the fastest plan for this machine: callers x threads x tokens per forward.
 
-    On a GPU, the threads are tokenizer calls that run ahead of it.
-
     The plan goes into the manifest of DIR, where every scorer on this machine finds it.
+
+    On a GPU, the threads are tokenizer calls that run ahead of it. Give it some 10,000 pairs.
     """
     from xopt.optimize.tune import tune as run
     from xopt.runtime.scoring.variants import variants_on

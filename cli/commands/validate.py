@@ -30,6 +30,12 @@ __all__ = [
     "why_not_passed",
 ]
 
+EXAMPLES = """\b
+Examples:
+  xopt validate models/minilm --variant onnx-int8 --data candidates.jsonl
+  xopt validate --scores new.run --reference old.run --qrels test.qrels
+"""
+
 EXIT_CODES = {"pass": 0, "fail": 1, "undecided": 3}
 # the measures that the table shows, with their columns; the JSON has all
 MEASURES = {
@@ -46,7 +52,7 @@ MEASURES = {
 TEXT_WIDTH = 60  # of a query or a document
 
 
-@click.command()
+@click.command(epilog=EXAMPLES)
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path())
 @options.variants
 @options.data
@@ -60,8 +66,8 @@ TEXT_WIDTH = 60  # of a query or a document
     "--reference",
     metavar="FILE|torch",
     type=click.Path(),
-    help="With --scores: the TREC run to compare it with. For DIR: `torch` scores all of the "
-    "reference, where otherwise onnx-fp32 takes over once its logits are the same.",
+    help="With --scores: the TREC run to compare it with. For DIR: `torch` has torch score all of "
+    "the reference. Without it, onnx-fp32 takes over once its logits are the same.",
 )
 @click.option(
     "--qrels", metavar="FILE", type=click.Path(), help="With --scores: TREC qrels, for quality."
@@ -93,6 +99,10 @@ def validate(
 ) -> None:
     """Compare the ranking of variants with the FP32 model's, or one run with another.
 
+    Both score the same candidates. Queries are drawn in growing groups, until every variant is
+    decided, the data ends, or the minutes are over. Queries that calibrated a variant are left
+    out.
+
     Exits with 0 if all gates pass, with 1 if one fails, and with 3 if that is undecided.
     """
     from xopt.optimize import validate as judging
@@ -116,6 +126,7 @@ def validate(
         )
     output.json(result)
     print_validation(output, result)
+    output.line(f"Verdict: {result.verdict}")
     _exit(result.verdict, undecided)
 
 
@@ -267,18 +278,20 @@ def _reason(result: GateResult, variant_failed: bool) -> str:
 
 def _print_worst_query(output: Output, variant: str, worst: WorstQuery) -> None:
     """Print the documents of a query, with their places in both rankings."""
-    rows = [
-        {
+    graded = any(document.grade is not None for document in worst.documents)
+    rows = []
+    for document in worst.documents:
+        row = {
             "rank in the reference": str(document.reference_rank),
             "rank": str(document.rank),
             "score in the reference": f"{document.reference_score:.3f}",
             "score": f"{document.score:.3f}" if math.isfinite(document.score) else "",
-            "grade": "" if document.grade is None else str(document.grade),
-            "document": document.doc_id,
-            "text": _shorten(document.text),
         }
-        for document in worst.documents
-    ]
+        if graded:
+            row["grade"] = "" if document.grade is None else str(document.grade)
+        row["document"] = document.doc_id
+        row["text"] = _shorten(document.text)
+        rows.append(row)
     lost = f"nDCG@10 {-worst.ndcg10_drop:+.3f}, " if worst.ndcg10_drop else ""
     title = (
         f"where {variant} differs most: query {worst.query_id} "

@@ -1,5 +1,5 @@
 """The drop-in in each library that reranks with CrossEncoders, and the library's own model beside
-it: the table of clients.md.
+it: the table of docs/guides/clients.md.
 
     python docs/measure/clients.py [CLIENT...]
 
@@ -254,8 +254,9 @@ def environment(place: Path, packages: str) -> Path:
 
 
 def output_of(client: Client, python: Path, folder: Path, swap: bool) -> Any:
-    """Run a client both ways: return its version, xopt's scores, and those of the library's own
-    way; with `swap` that one finds xopt's class in the place of sentence-transformers'.
+    """Run a client both ways: return its version, xopt's scores, and those of the library's own way.
+
+    With `swap` the latter finds xopt's class in the place of sentence-transformers'.
     """
     offline = {"HF_HUB_OFFLINE": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
     path = Path(str(xopt.__file__)).parents[1]
@@ -274,11 +275,11 @@ def package_of(client: Client) -> str:
 
 
 def same(ours: list[tuple[str, float]], its_own: list[tuple[str, float]]) -> str:
-    """Whether two rankings have equal scores in the same order, and how far scores are apart."""
+    """Whether two rankings have equal scores in the same order; if not, how far they are apart."""
     scores = dict(its_own)
     apart = max(abs(score - scores.get(name, math.inf)) for name, score in ours)
     ordered = [name for name, _ in ours] == [name for name, _ in its_own]
-    return f"{'yes' if ordered and apart <= SAME else 'NO'}, {apart:.0e}"
+    return "yes" if ordered and apart <= SAME else f"NO, {apart:.0e}"
 
 
 def tried(client: Client, python: Path, folder: Path) -> str:
@@ -289,16 +290,15 @@ def tried(client: Client, python: Path, folder: Path) -> str:
     if client.swaps:
         _, *scores = output_of(client, python, folder, swap=True)
         swapped = same(*scores)
-    line = client.made.strip().replace("\n", "; ").removeprefix("made = ")
-    return f"{package_of(client)} {version} | `{line}` | {found} | {swapped}"
+    return f"{package_of(client)} {version} | {found} | {swapped}"
 
 
 def main() -> None:
     names = sys.argv[1:] or list(CLIENTS)
     with tempfile.TemporaryDirectory() as scratch:
         folder = export("demo", Path(scratch) / "demo-xopt")
-        print("| client | version | line | same, apart by | class in its place |", flush=True)
-        print("|---|---|---|---|---|", flush=True)
+        print("| client | version | lines above, same | class in its place, same |", flush=True)
+        print("|---|---|---|---|", flush=True)
         for name in names:
             client = CLIENTS[name]
             python = environment(Path(scratch) / name.replace(" ", "-"), client.packages)

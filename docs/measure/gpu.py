@@ -3,8 +3,8 @@ Writes one JSON.
 
     python docs/measure/gpu.py [-o gpu.json] [--trained DIR]
 
-Runs from a checkout, installed or not, on a machine with PyTorch, transformers,
-sentence-transformers and what comes with them; with Daft too where it is installed. Models have
+Runs from a checkout, installed or not. The machine needs PyTorch, transformers,
+sentence-transformers and what comes with them. Daft is used where it is installed. Models have
 random weights, so only --trained DIR, a CrossEncoder, shows how far rankings agree. Rounds are
 interleaved and ratios are medians over them. `--device cpu --pairs 200` tries the script itself,
 on a tiny model.

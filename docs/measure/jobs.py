@@ -1,7 +1,7 @@
 """What a job over files costs beside its scorer, and whether its memory stays flat.
 
-    python docs/measure/jobs.py rate DIR
-    python docs/measure/jobs.py memory DIR ROWS
+    python docs/measure/jobs.py rate DIR [--json FILE]
+    python docs/measure/jobs.py memory DIR ROWS [--json FILE]
 
 `rate` has the job and the bare scorer on the same pairs of the demo data, in turns. `memory` has
 so many short pairs on disk; a tiny model makes it quick.
@@ -9,11 +9,14 @@ so many short pairs on disk; a tiny model makes it quick.
 
 from __future__ import annotations
 
+import argparse
+import json
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -24,95 +27,126 @@ from xopt.runtime import open_scorer, rerank_files
 from xopt.runtime.data.candidates import demo_candidates
 
 XOPT = Path(sys.executable).with_name("xopt")
-ROUNDS, QUERIES = 5, 240
-FILES, DEPTH, WORDS = (
-    10,
-    20,
-    ["data", "search", "index", "shard", "query", "rank", "the", "of", "model", "file"],
-)
+VARIANT = "onnx-int8"
+ROUNDS = 5
+QUERIES = 240
+FILES = 10
+DEPTH = 20
+WORDS = ["data", "search", "index", "shard", "query", "rank", "the", "of", "model", "file"]
 
 
-def rate(folder: str, scratch: Path) -> None:
-    """Pairs a second of the job, its reading, ranking and writing included, and of the scorer
-    alone.
+def rate(folder: str, scratch: Path) -> dict[str, Any]:
+    """Return the pairs per second of the job, with its reading, ranking and writing, and of the
+    scorer alone.
     """
     rows = demo_candidates(queries=QUERIES).rows
     table = [
         {"query_id": r.query_id, "query": r.query, "doc_id": r.doc_id, "text": r.text} for r in rows
     ]
-    pq.write_table(pa.Table.from_pylist(table), scratch / "demo.parquet")
-    scorer, pairs = open_scorer(folder, "onnx-int8"), [(row.query, row.text) for row in rows]
+    source = scratch / "demo.parquet"
+    pq.write_table(pa.Table.from_pylist(table), source)
+    pairs = [(row.query, row.text) for row in rows]
+    scorer = open_scorer(folder, VARIANT)
     scorer.score(pairs[:500])
-    ratios = []
+    rounds = []
     for number in range(ROUNDS):
         start = time.monotonic()
         expected = scorer.score(pairs)
         alone = len(pairs) / (time.monotonic() - start)
-        made = rerank_files(
-            folder, [scratch / "demo.parquet"], scratch / f"{number}.parquet", variant="onnx-int8"
-        )
+        out = scratch / f"{number}.parquet"
+        made = rerank_files(folder, [source], out, variant=VARIANT)
         job = made.counts.rows / made.counts.seconds
-        found = pq.read_table(scratch / f"{number}.parquet").column("score").to_numpy()
-        ratios.append(job / alone)
-        differ = np.abs(found - expected).max()
-        print(
-            f"scorer {alone:.0f}, job {job:.0f} pairs/s ({made.seconds - made.counts.seconds:.2f} s beside its parts)"
-        )
-    print(
-        f"job / scorer, median of {ROUNDS}: {np.median(ratios):.3f}; scores differ by {differ:.1e} at most"
-    )
+        found = pq.read_table(out).column("score").to_numpy()
+        found_round = {
+            "scorer_pairs_per_s": alone,
+            "job_pairs_per_s": job,
+            "ratio": job / alone,
+            "beside_parts_s": made.seconds - made.counts.seconds,
+            "largest_difference": float(np.abs(found - expected).max()),
+        }
+        print(found_round, flush=True)
+        rounds.append(found_round)
+    return {
+        "variant": VARIANT,
+        "pairs": len(pairs),
+        "ratio": float(np.median([each["ratio"] for each in rounds])),
+        "rounds": rounds,
+    }
 
 
-def memory(folder: str, scratch: Path, rows: int) -> None:
-    """The peak of the memory of the whole command, by quarters of its time."""
+def write_candidates(folder: Path, rows: int) -> None:
+    """Write so many short pairs into Parquet files."""
     draw = np.random.default_rng(0)
     for file in range(FILES):
-        first, last = (rows * at // FILES for at in (file, file + 1))
-        numbers = np.arange(first, last)
-        words = np.array(WORDS)[draw.integers(0, len(WORDS), (last - first, 6))]
-        queries = pa.array([f"{WORDS[q % 10]} {WORDS[q // 10 % 10]} {q}" for q in numbers // DEPTH])
+        numbers = np.arange(rows * file // FILES, rows * (file + 1) // FILES)
+        words = np.array(WORDS)[draw.integers(0, len(WORDS), (len(numbers), 6))]
+        queries = [f"{WORDS[q % 10]} {WORDS[q // 10 % 10]} {q}" for q in numbers // DEPTH]
         table = {
             "query_id": pa.array(numbers // DEPTH),
-            "query": queries,
+            "query": pa.array(queries),
             "doc_id": pa.array(numbers),
             "text": pa.array([" ".join(row) for row in words]),
         }
-        pq.write_table(pa.table(table), scratch / f"{file:02d}.parquet")
-    asked = [XOPT, "rerank", folder, *sorted(scratch.glob("*.parquet")), "-o", scratch / "out"]
-    start, peaks = time.monotonic(), []
-    process = subprocess.Popen(list(map(str, asked)))
+        pq.write_table(pa.table(table), folder / f"{file:02d}.parquet")
+
+
+def watched(command: list[str]) -> tuple[float, list[float]]:
+    """Run a command, and return its seconds and the peak of its memory by quarters, in MiB."""
+    start = time.monotonic()
+    samples = []
+    process = subprocess.Popen(command)
     tree = psutil.Process(process.pid)
     while process.poll() is None:
         try:
             held = sum(p.memory_info().rss for p in [tree, *tree.children(recursive=True)])
-            peaks.append((time.monotonic() - start, held))
         except psutil.NoSuchProcess:
             break
-        time.sleep(0.5)
+        samples.append((time.monotonic() - start, held / 2**20))
+        time.sleep(0.2)
+    if process.wait():
+        sys.exit(f"exit code {process.returncode}")
     took_s = time.monotonic() - start
-    quarters = [[held for at, held in peaks if q <= 4 * at / took_s < q + 1] for q in range(4)]
-    print(f"{rows:,} pairs in {took_s:.0f} s, exit code {process.wait()}")
-    print("peak by quarter, MiB:", [round(max(quarter) / 2**20) for quarter in quarters])
-    made = [
-        pq.read_table(file, columns=["doc_id", "score"])
-        for file in sorted((scratch / "out").glob("*.parquet"))
+    peaks = []
+    for quarter in range(4):
+        within = [held for at, held in samples if quarter <= 4 * at / took_s < quarter + 1]
+        peaks.append(max(within))
+    return took_s, peaks
+
+
+def memory(folder: str, scratch: Path, rows: int) -> dict[str, Any]:
+    """Return the time and the memory of the whole command, and of the same command again."""
+    write_candidates(scratch, rows)
+    sources = sorted(str(file) for file in scratch.glob("*.parquet"))
+    out = scratch / "out"
+    command = [str(XOPT), "-q", "rerank", folder, *sources, "-o", str(out)]
+    took_s, peaks_mib = watched(command)
+    ids = [
+        pq.read_table(file, columns=["doc_id"])["doc_id"] for file in sorted(out.glob("*.parquet"))
     ]
-    whole = pa.concat_tables(made)
-    print(
-        f"rows out: {len(whole):,}, in their order: {np.array_equal(whole['doc_id'].to_numpy(), np.arange(rows))}"
-    )
-    start = time.monotonic()
-    subprocess.run(list(map(str, asked)), check=True)
-    print(f"again: {time.monotonic() - start:.1f} s")
+    whole = np.concatenate([each.to_numpy() for each in ids])
+    if not np.array_equal(whole, np.arange(rows)):
+        sys.exit("the rows that came out are not those that went in, or in another order")
+    again_s, _ = watched(command)
+    found = {"rows": rows, "seconds": took_s, "peaks_mib": peaks_mib, "again_s": again_s}
+    print(found)
+    return found
 
 
 def main() -> None:
-    what, folder, *more = sys.argv[1:]
+    """Measure one of the two."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("rate", "memory"))
+    parser.add_argument("folder")
+    parser.add_argument("rows", type=int, nargs="?", default=1_000_000)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="xopt-jobs-") as scratch:
-        if what == "rate":
-            rate(folder, Path(scratch))
+        if given.what == "rate":
+            found = rate(given.folder, Path(scratch))
         else:
-            memory(folder, Path(scratch), int(more[0]))
+            found = memory(given.folder, Path(scratch), given.rows)
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""How long one query of 1, 10 and 100 candidates takes, against the peers: a table of
-performance.md.
+"""How long one query of 1, 10 and 100 candidates takes, against the peers.
 
-    python docs/measure/latency.py DIR [VARIANT/STRATEGY...]
+    python docs/measure/latency.py DIR [VARIANT/STRATEGY...] [--json FILE]
 
-All of them take half an hour. Each scorer answers the same queries one by one in a process of its
-own, after a warm-up of some, on all cores; two rounds over all scorers. Candidates are texts of
-the demo data, so that lengths are as they come.
+Each scorer answers the same queries one by one, in a process of its own, after a warm-up, on all
+cores. Two rounds go over all scorers. Candidates are texts of the demo data, so that lengths are
+as they come. All scorers together take a quarter of an hour.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import subprocess
@@ -22,88 +22,110 @@ import numpy as np
 
 from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target
-from xopt.runtime.bench.strategy import SMALL_BATCHES, ScorerSpec
+from xopt.runtime.bench.strategy import ScorerSpec
 from xopt.runtime.data.candidates import demo_candidates
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.variants import variants_on
 
-SIZES = {1: 100, 10: 40, 100: 12}  # candidates, and queries of so many
+# Of so many candidates so many queries.
+QUERIES = {1: 100, 10: 40, 100: 12}
 ROUNDS = 2
+THEIR_STRATEGIES = ("default", "batch-1")
 
 
-def asked(candidates: int, queries: int) -> list[list[Pair]]:
-    """Queries of the demo data with so many of its texts each."""
+def queries_of(candidates: int, queries: int) -> list[list[Pair]]:
+    """Return the pairs of so many queries of the demo data with so many of its texts each."""
     rows = demo_candidates().rows
-    texts, distinct = (
-        itertools.cycle(row.text for row in rows),
-        list(dict.fromkeys(row.query for row in rows)),
-    )
-    return [
-        [(query, text) for text in itertools.islice(texts, candidates)]
-        for query in distinct[:queries]
-    ]
+    texts = itertools.cycle(row.text for row in rows)
+    distinct = list(dict.fromkeys(row.query for row in rows))
+    lists = []
+    for query in distinct[:queries]:
+        documents = itertools.islice(texts, candidates)
+        lists.append([(query, document) for document in documents])
+    return lists
 
 
-def one(folder: str, variant: str, strategy: str) -> None:
-    """Print the seconds of each query, by candidates."""
+def time_one(folder: str, variant: str, strategy: str) -> None:
+    """Print the seconds of each query, by its number of candidates, as JSON."""
     scorer = ScorerSpec(folder, variant, strategy, cores()).open()
-    found = {}
-    for candidates, queries in SIZES.items():
-        lists, found[candidates] = asked(candidates, queries), []
+    seconds: dict[int, list[float]] = {}
+    for candidates, queries in QUERIES.items():
+        lists = queries_of(candidates, queries)
+        seconds[candidates] = []
         for pairs in lists[: max(3, len(lists) // 2)]:
             scorer.score(pairs)
         for pairs in lists:
             start = time.perf_counter()
             scorer.score(pairs)
-            found[candidates].append(time.perf_counter() - start)
-    print(json.dumps(found))
+            seconds[candidates].append(time.perf_counter() - start)
+    print(json.dumps(seconds))
+
+
+def cases_of(folder: ModelFolder, peers: ModelFolder) -> list[tuple[ModelFolder, str, str]]:
+    """Return the model folder, variant and strategy of each scorer."""
+    ours = [name for name in variants_on(folder, "cpu") if not name.startswith("torch")]
+    cases = [(folder, name, "planned") for name in ours]
+    fed_by_plan = [name for name in peers.manifest.variants if name.startswith("ct2")]
+    cases += [(peers, name, "planned") for name in fed_by_plan]
+    theirs = [(folder, "torch-fp32"), (folder, "torch-bf16")]
+    theirs += [(peers, name) for name in peers.manifest.variants if name.startswith("st")]
+    for strategy in THEIR_STRATEGIES:
+        cases += [(home, name, strategy) for home, name in theirs]
+    return cases
+
+
+def measured(
+    cases: list[tuple[ModelFolder, str, str]],
+) -> dict[str, dict[str, list[float]]]:
+    """Return the seconds of each query, by case and number of candidates."""
+    times: dict[str, dict[str, list[float]]] = {}
+    for number in range(ROUNDS):
+        for home, variant, strategy in cases:
+            print(f"round {number + 1}: {variant}/{strategy}", file=sys.stderr, flush=True)
+            command = [sys.executable, __file__, "--one", str(home.path), variant, strategy]
+            run = subprocess.run(command, capture_output=True, text=True, check=True)
+            found = times.setdefault(f"{variant}/{strategy}", {})
+            for candidates, seconds in json.loads(run.stdout.splitlines()[-1]).items():
+                found.setdefault(candidates, []).extend(seconds)
+    return times
+
+
+def percentiles(times: dict[str, dict[str, list[float]]]) -> list[dict[str, object]]:
+    """Return the median and the 95th percentile in milliseconds of each case and number."""
+    rows = []
+    for case, by_candidates in times.items():
+        for candidates, seconds in by_candidates.items():
+            p50_ms, p95_ms = np.percentile(np.multiply(seconds, 1000), [50, 95])
+            row = {"case": case, "candidates": int(candidates), "queries": len(seconds)}
+            rows.append({**row, "p50_ms": float(p50_ms), "p95_ms": float(p95_ms)})
+    return rows
 
 
 def main() -> None:
-    """Print a table of medians and 95th percentiles, in milliseconds."""
-    folder = ModelFolder.open(sys.argv[1])
+    """Print medians and 95th percentiles."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("cases", nargs="*", help="such as onnx-int8/planned; all if none is named")
+    parser.add_argument("--json", type=Path, help="write the result here")
+    given = parser.parse_args()
+    folder = ModelFolder.open(given.folder)
     with tempfile.TemporaryDirectory() as scratch:
         peers = make_peers(folder, demo_candidates(), detect_target(), Path(scratch) / "peers")
-        cases = [
-            (folder, v, "planned") for v in variants_on(folder, "cpu") if not v.startswith("torch")
-        ]
-        cases += [(peers, v, "planned") for v in peers.manifest.variants if v.startswith("ct2")]
-        theirs = [
-            (folder, "torch-fp32"),
-            (folder, "torch-bf16"),
-            *((peers, v) for v in peers.manifest.variants if v.startswith("st")),
-        ]
-        cases += [
-            (home, v, strategy) for home, v in theirs for strategy in ("default", *SMALL_BATCHES)
-        ]
-        asked_for = sys.argv[2:]
-        cases = [case for case in cases if not asked_for or f"{case[1]}/{case[2]}" in asked_for]
-        times: dict[str, dict[str, list[float]]] = {}
-        for _, (home, variant, strategy) in itertools.product(range(ROUNDS), cases):
-            command = [sys.executable, __file__, "--one", str(home.path), variant, strategy]
-            run = subprocess.run(command, capture_output=True, text=True, check=True)
-            for candidates, seconds in json.loads(run.stdout.splitlines()[-1]).items():
-                times.setdefault(f"{variant}/{strategy}", {}).setdefault(candidates, []).extend(
-                    seconds
-                )
-    print(
-        "| p50 / p95 in ms | "
-        + " | ".join(f"{n} candidates" for n in SIZES)
-        + " |\n|"
-        + "---|" * (len(SIZES) + 1)
-    )
-    for case, found in times.items():
-        cells = [
-            "{:,.1f} / {:,.1f}".format(*np.percentile(np.multiply(found[str(n)], 1000), [50, 95]))
-            for n in SIZES
-        ]
-        print(f"| {case} | " + " | ".join(cells) + " |", flush=True)
+        cases = cases_of(folder, peers)
+        if given.cases:
+            cases = [case for case in cases if f"{case[1]}/{case[2]}" in given.cases]
+        rows = percentiles(measured(cases))
+    for row in rows:
+        print("{case}, {candidates} candidates: {p50_ms:.1f} / {p95_ms:.1f} ms".format(**row))
+    if given.json:
+        result = {"threads": cores(), "rounds": ROUNDS, "rows": rows}
+        given.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "--one":
-        one(*sys.argv[2:])
+    if sys.argv[1:2] == ["--one"]:
+        time_one(*sys.argv[2:])
     else:
         main()

@@ -1,14 +1,15 @@
-"""What long pairs take of memory: a table of performance.md. Linux only.
+"""What long pairs take of memory. Linux only.
 
-    PYTHONPATH=tests python docs/measure/memory.py [ARCHITECTURE...]
+    PYTHONPATH=tests python docs/measure/memory.py [ARCHITECTURE...] [--json FILE]
 
 Tiny models with random weights that read 8,192 tokens: what they take is attention's scores, of
-4 heads. Each figure is from a process of its own, which scores 1, 2 or 8 pairs of about 8,000
+4 heads. Each figure is from a process of its own. It scores 1, 2 or 8 pairs of about 8,000
 tokens, and 1,000 short ones after them.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import re
@@ -87,17 +88,24 @@ def measured(folder: Path, variant: str, count: int) -> tuple[int, int, int]:
 
 
 def main() -> None:
+    """Print the memory of each variant of each architecture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
+    parser.add_argument("--json", type=Path, help="write the result here")
+    given = parser.parse_args()
+    rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        for architecture in sys.argv[1:] or ARCHITECTURES:
+        for architecture in given.architectures:
             folder = made(architecture, Path(scratch))
-            print(f"{architecture}, MiB: peak, after\n")
-            print("| | opened |", " | ".join(f"pairs: {count}" for count in COUNTS), "|")
-            print("|---" * (2 + len(COUNTS)) + "|")
             for variant in VARIANTS:
-                cells = [measured(folder, variant, count) for count in COUNTS]
-                texts = [f"{peak:,}, {after:,}" for _, peak, after in cells]
-                print(f"| {variant} | {cells[0][0]:,} |", " | ".join(texts), "|", flush=True)
-            print()
+                for pairs in COUNTS:
+                    opened, peak, after = measured(folder, variant, pairs)
+                    row = {"architecture": architecture, "variant": variant, "pairs": pairs}
+                    row |= {"opened_mib": opened, "peak_mib": peak, "after_mib": after}
+                    print(*row.values(), flush=True)
+                    rows.append(row)
+    if given.json:
+        given.json.write_text(json.dumps({"rows": rows}, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,25 @@
-"""How near each kind of CrossEncoder comes to sentence-transformers, by exporter: the tables of
-docs/models.md.
+"""How near each kind of CrossEncoder comes to sentence-transformers: the tables of
+docs/reference/models.md.
 
-    PYTHONPATH=tests python docs/measure/models.py
+    PYTHONPATH=tests python docs/measure/models.py [KIND...]
 
 Tiny models with random weights, on the versions that are installed. For each: the spread of its
-logits, the largest difference of logits over pairs of all lengths, and how many products see one
-row and attentions are one operator.
+logits, the largest difference of logits over pairs of all lengths, and how many attentions are one
+operator.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import sentence_transformers
 import torch
 import transformers
@@ -35,86 +35,69 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import load_encoder
 
-COLUMNS = (
-    "torch-fp32",
-    "torch-varlen-fp32",
-    "onnx-fp32",
-    "onnx-fp32 by optimum",
-    "onnx-fp32 traced",
-    "onnx-int8",
-)
-OWN = torch.onnx.export
+EXACT = ("torch-fp32", "torch-varlen-fp32", "onnx-fp32", "openvino-fp32")
+OPTIMUM = has_module("optimum.exporters.onnx")
 
 
-def traced(network: Any, inputs: Any, *_: Any, input_names: list[str], **__: Any) -> Any:
-    """Torch's older exporter, in the place of the one that xopt uses."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch) / "model.onnx"
-        axes = {name: {0: "batch", 1: "width"} for name in input_names}
-        names = {"input_names": input_names, "output_names": ["logits"], "dynamic_axes": axes}
-        OWN(network, inputs, str(file), dynamo=False, opset_version=17, **names)
-        return type("Program", (), {"model_proto": onnx.load(file)})
+@contextlib.contextmanager
+def whatever_differs() -> Iterator[None]:
+    """Export what the check would refuse, so that it is shown too."""
+    kept = parity.MAX_DIFFERENCE
+    parity.MAX_DIFFERENCE = np.inf
+    try:
+        yield
+    finally:
+        parity.MAX_DIFFERENCE = kept
 
 
 def row(make: Callable[[Path], Path], scratch: Path, docs: Any) -> list[str]:
     """The figures of one kind."""
     model = make(scratch / "model")
     encoder = load_encoder(model)
-    ranks = {"rank_label": "none" if encoder.num_labels > 1 else None}
+    rank_label = "none" if encoder.num_labels > 1 else None
     pairs = pairs_for(encoder.tokenizer, MAX_LENGTH)
     expected = expected_logits(encoder, "model", pairs)
 
     def difference(folder: Any, variant: str) -> str:
         return f"{np.abs(open_scorer(folder, variant).logits(pairs) - expected).max():.1e}"
 
-    made = export(str(model), scratch / "torch", exporter="torch", **ranks)
-    cells = [
-        difference(made, name) if name in made.manifest.variants else "" for name in COLUMNS[:3]
-    ]
-    # what the check refuses is shown, too
-    parity.MAX_DIFFERENCE, kept = np.inf, parity.MAX_DIFFERENCE
-    try:
-        for exporter, function in (("optimum", OWN), ("torch", traced)):
-            torch.onnx.export = function
+    with whatever_differs():
+        made = export(str(model), scratch / "torch", exporter="torch", rank_label=rank_label)
+        has = made.manifest.variants
+        exact = [difference(made, name) if name in has else "" for name in EXACT]
+        cells = [f"{np.std(expected):.2f}", *exact]
+        if OPTIMUM:
             try:
-                cells.append(
-                    difference(
-                        export(str(model), scratch / f"{len(cells)}", exporter=exporter, **ranks),
-                        "onnx-fp32",
-                    )
+                by_optimum = export(
+                    str(model), scratch / "optimum", exporter="optimum", rank_label=rank_label
                 )
+                cells.append(difference(by_optimum, "onnx-fp32"))
             except BadInput:
                 cells.append("no export")
-            except Exception:  # of the check, of a rewrite or of the runtime
-                cells.append("does not run")
-    finally:
-        torch.onnx.export, parity.MAX_DIFFERENCE = OWN, kept
-    cells.append(difference(quantize(made, recipe_for(detect_target()), docs), "onnx-int8"))
-    recipe = made.variant("onnx-fp32").recipe
-    return [
-        f"{np.std(expected):.2f}",
-        *cells,
-        str(recipe["one_row_matmuls"]),
-        str(recipe["fused_attentions"]),
-    ]
+    int8 = quantize(made, recipe_for(detect_target()), docs)
+    cells.append(difference(int8, "onnx-int8"))
+    cells.append(str(made.variant("onnx-fp32").recipe["fused_attentions"]))
+    return cells
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")  # torch's older exporter warns of each Python branch
-    logging.disable(logging.WARNING)  # as do the libraries of what random models are not made for
+    warnings.simplefilter("ignore")  # of what random models are not made for
+    logging.disable(logging.WARNING)
     docs = demo_candidates(queries=8, depth=12)
-    optimum = "with optimum" if has_module("optimum.exporters.onnx") else "without optimum"
-    print(
-        f"transformers {transformers.__version__}, sentence-transformers {sentence_transformers.__version__}, "
-        f"torch {torch.__version__}, {optimum}\n"
-    )
-    heads = ["model", "spread", *COLUMNS, "one row", "fused"]
+    versions = [
+        f"transformers {transformers.__version__}",
+        f"sentence-transformers {sentence_transformers.__version__}",
+        f"torch {torch.__version__}",
+        "with optimum" if OPTIMUM else "without optimum",
+    ]
+    print(", ".join(versions) + "\n")
+    optimum = ["onnx-fp32 by optimum"] if OPTIMUM else []
+    heads = ["model", "spread", *EXACT, *optimum, "onnx-int8", "fused"]
     print("| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
-    only = sys.argv[1:]
-    for name, make in KINDS.items():
-        if not only or name in only:
-            with tempfile.TemporaryDirectory() as scratch:
-                print("| " + " | ".join([name, *row(make, Path(scratch), docs)]) + " |", flush=True)
+    for name in sys.argv[1:] or KINDS:
+        with tempfile.TemporaryDirectory() as scratch:
+            cells = row(KINDS[name], Path(scratch), docs)
+        print("| " + " | ".join([name, *cells]) + " |", flush=True)
 
 
 if __name__ == "__main__":

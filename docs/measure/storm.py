@@ -3,7 +3,7 @@
     PYTHONPATH=tests python docs/measure/storm.py [lives]
 
 A machine is a process with a host name of its own, for which `flock` does nothing, or fails. A life
-is a command as process 1 of a container, killed -9; the same command in the next container has to
+is a command as process 1 of a container, killed -9. The same command in the next container has to
 work, and to leave nothing of the one before. Every second life is killed as soon as something is
 in progress. The model is a tiny random one. Ends with 1 where something is not as it should be.
 """

@@ -1,5 +1,5 @@
 """How often verdicts err at a gate's edge, and what labels can show: the figures of
-docs/validation.md.
+docs/explanations/agreement.md.
 
     PYTHONPATH=tests python docs/measure/verdicts.py errors
     PYTHONPATH=tests python docs/measure/verdicts.py labels DIR

@@ -2,10 +2,13 @@
 
     python models/demo/train.py [--beir FOLDER ...] [--out FOLDER]
 
-Lists of one positive and a few BM25 negatives, softmax cross-entropy over the list (ListNet with
-one relevant document, Cao et al. 2007), LoRA on every linear layer (Hu et al. 2021). The lists
-come from docstrings of the packages installed beside this interpreter (summary as query, body as
-passage) and, for each BEIR folder, from the train qrels and from title and abstract.
+A list is one positive and a few BM25 negatives. The loss is softmax cross-entropy over the list:
+ListNet with one relevant document (Cao et al. 2007). LoRA (Hu et al. 2021) is on every linear
+layer.
+
+The lists come from docstrings of the packages installed beside this interpreter, with the summary
+as query and the body as passage. Each BEIR folder gives more, from its train qrels and from title
+and abstract.
 """
 
 from __future__ import annotations

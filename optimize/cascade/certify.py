@@ -2,9 +2,9 @@
 
 A part of the queries fits the orders and chooses one, with a kind of rule. The others choose
 only the rule's value. From the safest on, each cheaper one is tested until one is not shown to
-lose at most `max_loss` (fixed-sequence testing, "Learn then Test", Angelopoulos et al. 2021,
-arXiv:2110.01052). All tests together err with a probability of at most 1 - `confidence`. If
-that is None, the loss is controlled in expectation, see `xopt.optimize.judge.bounds`.
+lose at most `max_loss`. This is fixed-sequence testing: "Learn then Test", Angelopoulos et al.
+2021, arXiv:2110.01052. All tests together err with a probability of at most 1 - `confidence`.
+If that is None, the loss is controlled in expectation, see `xopt.optimize.judge.bounds`.
 Losses are against scoring everything with the reference, the variant's own included.
 """
 
@@ -35,7 +35,7 @@ from xopt.optimize.cascade.walk import (
     cheapest,
     cheapest_option,
     fit_first,
-    walk,
+    walk_all,
 )
 from xopt.optimize.judge.bounds import least_mean, queries_needed, rounded_up, upper_bound
 from xopt.optimize.judge.statistics import Interval, interval
@@ -50,6 +50,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.files import scratch_beside, sha256_of
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.scorer import open_scorer
 
 __all__ = [
@@ -133,28 +134,41 @@ def certify(
 ) -> Certified:
     """Find a cascade, certify it, and write it into the manifest.
 
-    first: "given", "learned" or a cheaper model's folder; None tries the first two.
-    column: where first-stage scores were read, for the record.
+    - `variant`: what scores.
+    - `first`: "given", "learned" or a cheaper model's folder. None tries the first two.
+    - `column`: where first-stage scores were read, for the record.
+    - `top`: the ranks that count.
+    - `max_loss`: the expected loss to allow, against scoring everything with the reference.
+    - `confidence`: that the loss is no larger on queries like these. None: in expectation.
+    - `measure`: "dcg", a share of DCG with gains from the reference's scores. Or "top", the share
+      of queries whose best documents are not all scored.
+
     Raises BadInput if the queries are too few, before anything is scored.
     """
     threads = threads or cores()
     terms = Terms(measure, top, max_loss, confidence)
     choosing, judging = split_queries(folder, candidates, variant, first, terms, device)
     folder.check_writable()
-    scorer = open_scorer(folder, variant, threads=threads, device=device)
-    sources = [
-        make_evidence_source(kind, folder, scorer, choosing, threads, device)
-        for kind in ([first] if first else ORDERS)
-    ]
     both = Candidates(candidates.name, choosing.rows + judging.rows)
-    reference = Reference(folder, both, EXACT_VARIANT, threads, device)
     chosen_with = len(choosing.groups())
-    log.info("cascade: %d of %d queries choose", chosen_with, len(both.groups()))
-    scored = score_candidates(scorer, folder, choosing, reference.of(chosen_with))
-    chosen = _choose(sources, scored, terms)
-
-    logits = reference.of(len(both.groups()))[len(choosing.rows) :]
-    walks = _walks(chosen, score_candidates(scorer, folder, judging, logits), terms)
+    with progress("cascade", total=5, unit="steps") as step:
+        step.begin("finding the reference")
+        scorer = open_scorer(folder, variant, threads=threads, device=device)
+        sources = [
+            make_evidence_source(kind, folder, scorer, choosing, threads, device)
+            for kind in ([first] if first else ORDERS)
+        ]
+        reference = Reference(folder, both, EXACT_VARIANT, threads, device)
+        log.info("cascade: %d of %d queries choose", chosen_with, len(both.groups()))
+        step.begin(f"scoring {chosen_with} queries that choose")
+        scored = score_candidates(scorer, folder, choosing, reference.of(chosen_with))
+        step.begin("choosing an order and a rule")
+        chosen = _choose(sources, scored, terms)
+        step.begin(f"scoring {len(judging.groups())} queries that certify")
+        logits = reference.of(len(both.groups()))[len(choosing.rows) :]
+        scored = score_candidates(scorer, folder, judging, logits)
+        step.begin("certifying")
+        walks = _walks(chosen, scored, terms)
     rules = chosen.fitted.rules(chosen.rule_kind)
     rule, losses = cheapest(walks, rules, top, max_loss, terms.error, measure)
     share = interval(np.array([each.share(rule, top) for each in walks]))
@@ -193,7 +207,7 @@ def split_queries(
     check_ranks(folder)
     choosing, others = without_repeated_queries(candidates).split()
     if not choosing.rows:
-        raise BadInput(f"{candidates.name}: a single query; give more")
+        raise BadInput(f"{candidates.name}: a single query; give more of them")
     used = preparing_queries(folder, variant)
     if first not in (None, *ORDERS):
         cheaper = ModelFolder.open(str(first), folder.trusted)
@@ -213,7 +227,7 @@ def split_queries(
     if depth < LEAST_DEPTH * terms.top:
         raise BadInput(
             f"{judging.name}: {depth:.0f} candidates a query are too few to leave any out "
-            f"if the best {terms.top} count; give more, see `depth=`, or less `top=`"
+            f"if the best {terms.top} count; give more with `depth=`, or a smaller `top=`"
         )
     return choosing, judging
 
@@ -257,7 +271,8 @@ def _choose(
 def _walks(chosen: _Chosen, scored: ScoredCandidates, terms: Terms) -> list[Walk]:
     queries, _ = queries_with_evidence(chosen.source, scored)
     order = chosen.fitted.order
-    return [walk(query, order, terms.top, terms.measure) for query in queries]
+    with progress("stopping at each depth", len(queries), "queries", work=len(queries)) as step:
+        return walk_all(queries, order, terms.top, terms.measure, step)
 
 
 def warn_if_all_relevant(scored: ScoredCandidates, terms: Terms) -> None:
@@ -273,8 +288,8 @@ def warn_if_all_relevant(scored: ScoredCandidates, terms: Terms) -> None:
     worst = float(np.mean(losses))
     if worst < LEAST_WORST_LOSS * terms.max_loss:
         log.warning(
-            "cascade: the model finds nearly all candidates relevant: even the worst %d lose "
-            'only %.3g of DCG, so a loss of %g says little; `measure="top"` says more',
+            "cascade: the model finds nearly all candidates relevant: the worst %d lose only %.3g "
+            'of DCG; a loss of %g says little, and `measure="top"` says more',
             terms.top,
             worst,
             terms.max_loss,

@@ -19,6 +19,7 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
+from xopt.runtime.progress import progress
 
 __all__ = ["Checked", "certificate_gate", "check"]
 
@@ -65,8 +66,11 @@ def check(
             f"{candidates.name}: all its queries were seen by the cascade; give other data"
         )
     queries = len(new.groups())
-    reference = Reference(folder, new, EXACT_VARIANT, threads, device).of(queries)
-    scores = [ranked.scores for ranked in scorer.rank_all(candidate_lists(new))]
+    with progress("cascade --check", total=2, unit="steps") as step:
+        step.begin(f"the reference scores {queries} queries")
+        reference = Reference(folder, new, EXACT_VARIANT, threads, device).of(queries)
+        step.begin("the cascade ranks them")
+        scores = [ranked.scores for ranked in scorer.rank_all(candidate_lists(new))]
     losses = CascadeLosses.of(cascade, new, reference, np.concatenate(scores)).losses
     shares = [np.isfinite(each).mean() for each in scores]
     return Checked(

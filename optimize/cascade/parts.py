@@ -16,6 +16,7 @@ from xopt.runtime.cascade.fingerprint import model_fingerprint
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import machine_name
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Encoder
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.scoring.variants import BACKENDS, overflows
@@ -165,9 +166,13 @@ def queries_with_evidence(
     start = time.monotonic()
     groups = list(scored.candidates.groups().values())
     evidence = []
-    for first in range(0, len(groups), QUERIES_AT_ONCE):
-        some = scored.candidates.between(first, first + QUERIES_AT_ONCE)
-        evidence += [each for each, _ in source.collect(candidate_lists(some))]
+    title = f"what the order {source.kind} goes by"
+    with progress(title, len(groups), "queries", work=len(groups)) as step:
+        for first in range(0, len(groups), QUERIES_AT_ONCE):
+            some = scored.candidates.between(first, first + QUERIES_AT_ONCE)
+            collected = source.collect(candidate_lists(some))
+            evidence += [each for each, _ in collected]
+            step.advance(len(collected))
     queries = []
     for each, rows in zip(evidence, groups, strict=True):
         queries.append(Query(each, scored.reference[rows], scored.scores[rows]))

@@ -14,8 +14,18 @@ from xopt.optimize.judge.bounds import upper_bound
 from xopt.runtime.cascade.loss import ranking_loss
 from xopt.runtime.cascade.order import Order
 from xopt.runtime.cascade.rule import PartialRanking, Rule
+from xopt.runtime.progress import Step, progress
 
-__all__ = ["FittedOrder", "Option", "Walk", "cheapest", "cheapest_option", "fit_first", "walk"]
+__all__ = [
+    "FittedOrder",
+    "Option",
+    "Walk",
+    "cheapest",
+    "cheapest_option",
+    "fit_first",
+    "walk",
+    "walk_all",
+]
 
 Doubles = NDArray[np.float64]
 
@@ -83,6 +93,17 @@ def walk(query: Query, order: Order, top: int, measure: str) -> Walk:
         expected=np.array(expected),
         lost=np.array(losses),
     )
+
+
+def walk_all(
+    queries: Sequence[Query], order: Order, top: int, measure: str, step: Step
+) -> list[Walk]:
+    """Follow an order through many queries, each of which is a unit of `step`."""
+    walks = []
+    for query in queries:
+        walks.append(walk(query, order, top, measure))
+        step.advance()
+    return walks
 
 
 def _losses_by_depth(query: Query, turn: NDArray[np.intp], top: int, measure: str) -> Doubles:
@@ -164,9 +185,11 @@ def fit_first(
 ) -> FittedOrder:
     """Fit an order on the queries that choose; `cheaper` has its fields of a cheaper model."""
     walks: list[Walk] = []
-    for others, held_out in folds(queries):
-        order = fit_order(others, kind, with_score)
-        walks += [walk(query, order, top, measure) for query in held_out]
+    title = f"trying the order {kind}"
+    with progress(title, len(queries), "queries", work=len(queries)) as step:
+        for others, held_out in folds(queries):
+            order = fit_order(others, kind, with_score)
+            walks += walk_all(held_out, order, top, measure, step)
     order = fit_order(queries, kind, with_score)
     if cheaper:
         order = replace(order, **cheaper)

@@ -54,9 +54,9 @@ BEFORE = Sight(causal=True)
 def sights_of(model: ModelProto, masks: Iterable[str], max_length: int) -> dict[str, Sight]:
     """Return what each mask of a graph lets a token see, by the mask's name.
 
-    The part of the graph that makes the masks is run on pairs without padding: short ones, and
-    ones longer than each window that a pair of `max_length` tokens shows. Masks that do anything
-    else are left out.
+    The part of the graph that makes the masks is run on pairs without padding. Some are short.
+    Others are longer than each window that a pair of `max_length` tokens shows. Masks that do
+    anything else are left out.
     """
     names = sorted(set(masks))
     mask_graph = rebuilt(model, needed_for(model.graph.node, names), outputs=names)

@@ -14,6 +14,7 @@ from xopt.optimize.graph.structure import open_session, rebuilt
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.backends.backend import pad
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.plan import plan_forwards
@@ -95,21 +96,24 @@ def calibrate(
     encoder = Encoder(folder)
     tokens = encoder.encode(pairs)
     sums: dict[str, _Sums] = {}
-    for forward in plan_forwards(tokens.lengths, FORWARD_TOKENS, encoder.max_length):
-        arrays = pad(tokens, forward, encoder.pad_id, left=encoder.left)
-        mask = arrays["attention_mask"].astype(bool)
-        read = {name: array for name, array in arrays.items() if name in inputs}
-        values = session.run(list(tensors), read)
-        for name, value in zip(tensors, values, strict=True):
-            rows = _token_rows(value, mask)
-            if not np.isfinite(rows).all():
-                pair = _pair_not_finite(value, mask, forward.rows, pairs)
-                raise BadInput(
-                    f"{folder.path}: {name} is not finite{pair}; the weights are damaged"
-                )
-            if name not in sums:
-                sums[name] = _Sums(rows.shape[1], gram)
-            sums[name].add(rows)
+    work = int(tokens.lengths.sum())
+    with progress("calibrating", len(pairs), "pairs", work=work) as step:
+        for forward in plan_forwards(tokens.lengths, FORWARD_TOKENS, encoder.max_length):
+            arrays = pad(tokens, forward, encoder.pad_id, left=encoder.left)
+            mask = arrays["attention_mask"].astype(bool)
+            read = {name: array for name, array in arrays.items() if name in inputs}
+            values = session.run(list(tensors), read)
+            for name, value in zip(tensors, values, strict=True):
+                rows = _token_rows(value, mask)
+                if not np.isfinite(rows).all():
+                    pair = _pair_not_finite(value, mask, forward.rows, pairs)
+                    raise BadInput(
+                        f"{folder.path}: {name} is not finite{pair}; the weights are damaged"
+                    )
+                if name not in sums:
+                    sums[name] = _Sums(rows.shape[1], gram)
+                sums[name].add(rows)
+            step.advance(len(forward.rows), int(mask.sum()))
     return {name: total.activations() for name, total in sums.items()}
 
 

@@ -31,6 +31,7 @@ from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from xopt.optimize.graph.structure import GraphIndex, GraphWriter, import_microsoft, rebuilt
 from xopt.optimize.int8.calibrate import Activations
 from xopt.optimize.int8.rounding import round_weights
+from xopt.runtime.progress import progress
 
 __all__ = ["Int8Settings", "RoundedWeights", "quantize_matmuls"]
 
@@ -63,8 +64,8 @@ class Int8Settings:
 class _Quantised:
     """A tensor in INT8. `smoothing`: the factors that it was divided by.
 
-    Where rows have their own scales, `rows` is [rows, channels], `scale` is 1, `row_scales` is
-    [rows, 1], and `leading` holds the dimensions that the rows came from.
+    Where rows have their own scales, `rows` is [rows, channels] and `row_scales` is [rows, 1].
+    Then `scale` is 1, and `leading` holds the dimensions that the rows came from.
     """
 
     rows: str
@@ -89,11 +90,14 @@ def quantize_matmuls(
     """
     matmuls = [node for node in model.graph.node if node.name in products]
     write = _Int8Writer(GraphIndex(model), matmuls, seen, settings, rounded)
-    for node in model.graph.node:
-        if node.name in products:
-            write.product(node)
-        elif node.name not in write.joined_adds:
-            write.nodes.append(node)
+    work = sum(map(write.work, matmuls))
+    with progress("rounding weights", len(matmuls), "products", work=work) as step:
+        for node in model.graph.node:
+            if node.name in products:
+                write.product(node)
+                step.advance(1, write.work(node))
+            elif node.name not in write.joined_adds:
+                write.nodes.append(node)
     made = rebuilt(model, write.nodes, constants=write.constants, value_info=write.shapes)
     return made if settings.static else import_microsoft(made)
 
@@ -124,6 +128,11 @@ class _Int8Writer(GraphWriter):
 
     def _matrix(self, weight: str) -> Matrix:
         return self.index.constant(weight).astype(np.float64)
+
+    def work(self, node: NodeProto) -> float:
+        """Return how long it takes to round a product's weights, in any unit."""
+        inputs, outputs = self.index.initializers[node.input[1]].dims
+        return float(inputs**2 * (inputs + outputs))
 
     def product(self, node: NodeProto) -> None:
         """Write the INT8 product in place of a MatMul, and of the Add of a bias where it can."""
@@ -168,7 +177,7 @@ class _Int8Writer(GraphWriter):
     def _smoothing_factors(self, x: str) -> Matrix:
         """Factors, of geometric mean 1, by which x is divided and the weights' rows multiplied.
 
-        The division is a pass over x, so it is made where x is narrower than what is computed from
+        The division is a pass over x. So it is made where x is narrower than what is computed from
         it, or as wide where it is free. Neurons of a feed-forward block get ones: factors for so
         many do not carry over to other texts.
         """

@@ -3,9 +3,10 @@
 They assume only that losses lie between 0 and 1 and that queries are exchangeable.
 
 With a confidence of 1 - `error`, the mean loss is at most the limit. For losses of 0 or 1 this is
-the binomial bound (Clopper and Pearson 1934), for others a bet against the limit (Waudby-Smith
-and Ramdas 2024, JRSS B 86). Where the mean is `limit` or more, the product of (1 - loss) / (1 -
-limit) over queries exceeds 1 / error with a probability of at most `error` (Markov).
+the binomial bound (Clopper and Pearson 1934). For others it is a bet against the limit
+(Waudby-Smith and Ramdas 2024, JRSS B 86). The bet pays the product of `(1 - loss) / (1 - limit)`
+over queries. Where the mean is `limit` or more, that exceeds 1 / `error` with a probability of at
+most `error` (Markov).
 
 Where `error` is None, the next query's expected loss is at most the limit (conformal risk
 control, Angelopoulos et al. 2022, arXiv:2208.02814). This takes a third of the queries, but

@@ -125,8 +125,8 @@ def asked_of(folder: Path, model: str, template: str | None, answers: str | None
         return _known(folder, model)
     if not given.answers:
         raise BadInput(
-            f"{model}: does not say which answers its score compares; say it with `answers=`: "
-            "as 'yes,no' for the logit of one less that of the other, or 'Yes' for one alone"
+            f"{model}: does not say which answers its score compares; name them with `answers=`, "
+            "as 'yes,no' for a difference of logits, or 'Yes' for one logit"
         )
     return given
 
@@ -169,8 +169,8 @@ def _known(folder: Path, model: str) -> Asked:
             log.warning(text, model, kind, known.source)
             return known.asked
     raise BadInput(
-        f"{model}: a language model ({architecture}) that does not say how it ranks; export it "
-        f"with `template=`: a file with its chat template, or one of {', '.join(KNOWN)}"
+        f"{model}: a language model ({architecture}) that does not say how it ranks; give "
+        f"`template=` a file with its chat template, or one of {', '.join(KNOWN)}"
     )
 
 

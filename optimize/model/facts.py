@@ -72,7 +72,8 @@ def encoder_facts(encoder: Any, model: str) -> dict[str, Any]:
     if facts["max_length"] <= special:
         raise BadInput(
             f"{model}: its max_length is {facts['max_length']}, "
-            f"which leaves no room for {special} special tokens"
+            f"which leaves no room for {special} special tokens; "
+            "set model_max_length in tokenizer_config.json"
         )
     return facts
 
@@ -82,7 +83,10 @@ def _check_tokenizer(encoder: Any, model: str) -> None:
     if tokenizer is None or encoder[0].processor is not tokenizer:
         raise BadInput(f"{model}: reads more than texts; xopt takes rerankers of texts")
     if not tokenizer.is_fast:
-        raise BadInput(f"{model}: its tokenizer has no fast form (tokenizer.json)")
+        raise BadInput(
+            f"{model}: its tokenizer has no fast form (tokenizer.json); "
+            "save it with one, or choose another model"
+        )
     if tokenizer.pad_token_id is None:
         raise BadInput(
             f"{model}: its tokenizer has no padding token; "
@@ -107,7 +111,8 @@ def _check_modules(encoder: Any, model: str) -> None:
         pools_prompt = not isinstance(module, Pooling) or module.include_prompt
         if not pools_prompt and module.pooling_mode not in ("cls", "lasttoken"):
             raise BadInput(
-                f"{model}: its pooling leaves prompts out (include_prompt), which is not reproduced"
+                f"{model}: its pooling leaves prompts out (include_prompt), which is not "
+                "reproduced; choose another model"
             )
 
 
@@ -214,7 +219,10 @@ def _length_facts(settings: dict[str, Any], model: str) -> dict[str, Any]:
 def _templates(encoder: Any, settings: dict[str, Any], model: str) -> dict[str, list[str]]:
     """Return the chat template as `render` takes it, with the model's prompt, any, and none."""
     if any(clock in str(encoder.tokenizer.chat_template) for clock in CLOCKS):
-        raise BadInput(f"{model}: its chat template writes the date, which changes")
+        raise BadInput(
+            f"{model}: its chat template writes the date, which changes; "
+            f"{_another_template(encoder)}"
+        )
 
     def rendered(pair: Pair, prompt: str) -> str:
         return _rendered(encoder, settings, pair, prompt)
@@ -267,7 +275,10 @@ def _why_not(rendered: Callable[[Pair, str], str], prompt: str, encoder: Any) ->
         lost.append("a document")
     if lost:
         return f"has no place for {' and '.join(lost)}; {_another_template(encoder)}"
-    return "does more with the texts than place them, which is not reproduced"
+    return (
+        "does more with the texts than place them, which is not reproduced; "
+        f"{_another_template(encoder)}"
+    )
 
 
 def _parts_if_any(rendered: Callable[[Pair, str], str], prompts: list[str]) -> list[str]:
@@ -319,7 +330,10 @@ def _max_length(encoder: Any, model: str) -> int:
         text = "%s: its max_length is %d, its positions end at %d: pairs are cut there"
         log.warning(text, model, length, end)
     if encoder.max_seq_length < 1:
-        raise BadInput(f"{model}: its max_length is {encoder.max_seq_length}")
+        raise BadInput(
+            f"{model}: its max_length is {encoder.max_seq_length}; "
+            "set model_max_length in tokenizer_config.json to 1 or more"
+        )
     return int(encoder.max_seq_length)
 
 

@@ -36,7 +36,10 @@ def load_checked(folder: Path, model: str, asked: Asked, trusted: bool, pickles:
         )
         missing = _missing_weights(encoder, folder, pickles)
     except Exception as error:  # each architecture fails in its own way
-        raise BadInput(f"{model}: cannot be loaded ({first_line(error)})") from error
+        raise BadInput(
+            f"{model}: sentence-transformers cannot load it ({first_line(error)}); get it again, "
+            "or install the versions that it was made with"
+        ) from error
     if missing:
         raise BadInput(f"{model}: its weights lack {missing[0]!r}; train its head, or get it again")
     if "message" not in encoder[0].modality_config:
@@ -83,7 +86,10 @@ def _check_kind(folder: Path, model: str, trusted: bool) -> None:
     except Exception as error:  # each architecture checks its own
         if "trust_remote_code" in str(error):
             raise BadInput(f"{model}: runs code from its repository; {TRUST}") from error
-        raise BadInput(f"{model}: its config.json cannot be read ({first_line(error)})") from error
+        raise BadInput(
+            f"{model}: its config.json cannot be read ({first_line(error)}); get it again, "
+            "or install a transformers that knows it"
+        ) from error
     modules = modules_of(folder)
     for name, _ in modules:
         if not name.startswith("sentence_transformers.") and not trusted:

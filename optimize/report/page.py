@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
-from xopt.optimize.report.charts import Point, frontier, scatter, sparkline
+from xopt.optimize.report.measured import (
+    MEASURES,
+    case_name,
+    charted,
+    gate_panels,
+    shown_cases,
+)
 from xopt.runtime.bench.explain import STAGES
 from xopt.runtime.errors import BadInput
 
@@ -100,7 +109,7 @@ def compare(before: Json, after: Json) -> list[Change]:
 
 
 def _cases_by_name(results: Json) -> dict[str, Json]:
-    return {_case_name(case): case for bench in results["benches"] for case in bench["measured"]}
+    return {case_name(case): case for bench in results["benches"] for case in bench["measured"]}
 
 
 def _judged(results: Json) -> list[Json]:
@@ -111,10 +120,6 @@ def _scatter(measured: Json) -> float:
     """Half the range of a case's times over their median."""
     seconds = sorted(each["wall_s"] for each in measured["rounds"])
     return float((seconds[-1] - seconds[0]) / 2 / seconds[len(seconds) // 2])
-
-
-def _case_name(measured: Json) -> str:
-    return f"{measured['case']['variant']}/{measured['case']['strategy']}"
 
 
 def load_template(name: str) -> jinja2.Template:
@@ -131,57 +136,35 @@ def load_template(name: str) -> jinja2.Template:
     )
     environment.filters["interval"] = _interval
     environment.filters["cell"] = _cell
+    environment.filters["code"] = _code
     return environment.get_template(name)
 
 
 def render(results: Json, baseline: Json | None, markdown: bool) -> str:
     """Render gathered results, compared with a baseline where there is one."""
-    cases = []
-    for bench in results["benches"]:
-        cases += [_case(bench, measured) for measured in bench["measured"]]
-    points = [
-        Point(case["name"], case["ratio"], case["agreement"]["top10"])
-        for case in cases
-        if case["agreement"] and case["agreement"]["top10"] is not None
+    cases = [shown_cases(bench) for bench in results["benches"]]
+    headline = _headline(results, list(itertools.chain.from_iterable(cases)))
+    judged = {}
+    for name, verdict in _verdicts(results).items():
+        found = [each for each in _judged(results) if each["name"] == name]
+        judged[name] = {**found[0], "verdict": verdict}
+    best = headline["best"]
+    benches = [
+        charted(bench, shown, judged, best["name"] if best else None)
+        for bench, shown in zip(results["benches"], cases, strict=True)
     ]
     return load_template("report.md" if markdown else "report.html").render(
-        headline=_headline(results, cases),
-        benches=results["benches"],
-        validations=results["validations"],
-        cases=cases,
+        headline=headline,
+        benches=benches,
+        validations=[{**v, "panels": gate_panels(v)} for v in results["validations"]],
         certified=results["cascade"] and results["cascade"]["certified"],
         cascades=_cascades(results),
-        fastest=max((case["ratio"] for case in cases), default=1.0),
         stages=STAGES,
-        frontier=[point.name for point in frontier(points)],
-        chart=scatter(points) if points else None,
+        words=MEASURES,
         changes=compare(baseline, results) if baseline else None,
         verdicts=_verdict_changes(baseline, results) if baseline else [],
         moved=baseline is not None and _machines(baseline) != _machines(results),
     )
-
-
-def _case(bench: Json, measured: Json) -> Json:
-    """What the page shows of a measured case; CPU as a share of all cores."""
-    usage = measured["rounds"][-1]["usage"]
-    timeline = usage["timeline"]
-    cores = bench["cores"]
-    explained = measured["explained"] or {"split": {}, "findings": []}
-    split = explained["split"]
-    total_s = sum(split.values())
-    return {
-        **measured,
-        "name": _case_name(measured),
-        "cpu": measured["mean_cores"] / cores,
-        "parent_cpu": measured["root_mean_cores"] / cores,
-        "shares": {stage: seconds / total_s for stage, seconds in split.items()},
-        "findings": explained["findings"],
-        "timelines": {
-            "tree": sparkline([moment["cores"] / cores for moment in timeline]),
-            "parent": sparkline([moment["root_cores"] / cores for moment in timeline]),
-        },
-        "usage": usage,
-    }
 
 
 def _cascades(results: Json) -> list[Json]:
@@ -194,12 +177,17 @@ def _cascades(results: Json) -> list[Json]:
         benches.append(results["cascade"]["bench"])
     found = []
     for bench in benches:
-        ratios = {_case_name(case): case["ratio"] for case in bench["measured"]}
+        ratios = {case_name(case): case["ratio"] for case in bench["measured"]}
         for case in bench["measured"]:
             if case["cascaded"]:
                 planned = ratios.get(f"{case['case']['variant']}/planned")
                 faster = case["ratio"] / planned if planned else None
-                shown = {"name": _case_name(case), "ratio": case["ratio"], "faster": faster}
+                shown = {
+                    "name": case_name(case),
+                    "ratio": case["ratio"],
+                    "planned": planned,
+                    "faster": faster,
+                }
                 found.append({**shown, **case["cascaded"]})
     return found
 
@@ -225,14 +213,10 @@ def _headline(results: Json, cases: Sequence[Json]) -> Json:
     faster = _fastest(undecided)
     if best and faster and faster["ratio"] <= best["ratio"]:
         faster = None
-    measures = [
-        judged["measures"]
-        for judged in _judged(results)
-        if best and judged["name"] == best["case"]["variant"]
-    ]
+    judged = [each for each in _judged(results) if best and each["name"] == best["case"]["variant"]]
     return {
         "best": best,
-        "measures": measures[0] if measures else {},
+        "judged": judged[0] if judged else None,
         "faster": faster,
         "fastest": None if verdicts else _fastest(cases),
         "python": advice["python"],
@@ -269,10 +253,15 @@ def _interval(found: Json | None) -> str:
     """A mean, and its interval where it has a width."""
     if not found or found["mean"] is None:
         return ""
-    mean = f"{found['mean']:.3f}"
+    mean = _thousandths(found["mean"])
     if found["low"] < found["high"]:
-        return f"{mean} [{found['low']:.3f}, {found['high']:.3f}]"
+        return f"{mean} [{_thousandths(found['low'])}, {_thousandths(found['high'])}]"
     return mean
+
+
+def _thousandths(value: float) -> str:
+    """Three decimals, and no minus before a zero."""
+    return f"{round(value, 3) + 0.0:.3f}"
 
 
 def _cell(text: Any) -> str:
@@ -281,3 +270,8 @@ def _cell(text: Any) -> str:
     for mark in "\\`*_[]<>|#":
         plain = plain.replace(mark, f"\\{mark}")
     return plain
+
+
+def _code(text: str) -> Markup:
+    """Text with what stands between backticks as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 
 from xopt.optimize.shrink.layers import layers_of
 from xopt.optimize.shrink.lists import TrainingList
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.backends.network import Network
 from xopt.runtime.scoring.encode import Encoder
 
 __all__ = ["Distilled", "batch", "distil"]
-
-log = logging.getLogger(__name__)
 
 LISTS_A_STEP = 8
 LEARNING_RATE = 3e-4
@@ -28,7 +26,6 @@ WARM_UP = 0.05  # share of the time
 WEIGHT_DECAY = 0.01
 # Of a list's mean logit beside the differences in the list: enough to keep the scale.
 MEAN_WEIGHT = 0.2
-LOG_EVERY_S = 60
 
 
 @dataclass(frozen=True)
@@ -55,32 +52,27 @@ def distil(
     """Train the `student`, a CrossEncoder with the layers `kept` of the `teacher`.
 
     It learns the differences of logits within a list: MarginMSE (Hofstaetter et al. 2020,
-    arXiv:2010.02666) over all pairs of the list. One logit a pair teaches too little, so
-    each layer also learns the teacher's output before the next kept layer, for all tokens
-    (as in TinyBERT, Jiao et al. 2020, arXiv:1909.10351). Embeddings of words stay as they
-    are: their gradients cost more than a layer. `mixed` computes products in bfloat16.
+    arXiv:2010.02666) over all pairs of the list. One logit a pair teaches too little. So
+    each layer also learns the teacher's output before the next kept layer, for all tokens.
+    TinyBERT does the same (Jiao et al. 2020, arXiv:1909.10351). Embeddings of words stay as
+    they are: their gradients cost more than a layer. `mixed` computes products in bfloat16.
     Both CrossEncoders are changed, and only the student's weights are of use afterwards.
     """
     trainer = _Trainer(teacher, student, kept, device, mixed)
-    start = logged = now = time.monotonic()
+    start = now = time.monotonic()
     losses: list[float] = []
-    pairs = 0
-    while now - start < seconds:
-        progress = (now - start) / seconds
-        inputs, sizes = batch([next(lists) for _ in range(LISTS_A_STEP)], encoder, device)
-        losses.append(trainer.step(inputs, sizes, progress))
-        pairs += sum(sizes)
-        if now - logged > LOG_EVERY_S:
-            logged = now
-            loss = np.mean(losses[-50:])
-            log.info(
-                "shrink: %.0f %% of the time, %d pairs, loss %.3f", 100 * progress, pairs, loss
-            )
-        now = time.monotonic()
+    with progress("training", unit="pairs", work=seconds) as step:
+        while now - start < seconds:
+            inputs, sizes = batch([next(lists) for _ in range(LISTS_A_STEP)], encoder, device)
+            losses.append(trainer.step(inputs, sizes, (now - start) / seconds))
+            before = now
+            now = time.monotonic()
+            step.advance(sum(sizes), now - before)
+            step.note = f"loss {np.mean(losses[-50:]):.3f}"
     few = max(1, len(losses) // 20)
     first = float(np.mean(losses[:few]))
     last = float(np.mean(losses[-few:]))
-    return Distilled(len(losses), pairs, now - start, first_loss=first, last_loss=last)
+    return Distilled(len(losses), step.done, now - start, first_loss=first, last_loss=last)
 
 
 class _Trainer:

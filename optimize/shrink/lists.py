@@ -79,9 +79,9 @@ def _with_bm25(candidates: Candidates, queries: Sequence[Row]) -> Candidates:
     documents = _documents(candidates)
     if len(documents) < POOL or not queries:
         raise BadInput(
-            f"{candidates.name}: few queries have two documents to rank, and BM25 needs {POOL} "
-            f"to find others among, not {len(documents)}, with sentences of {FEWEST_WORDS} to "
-            f"{MOST_WORDS} words where there are no queries; give more documents"
+            f"{candidates.name}: most queries have one document, and BM25 finds others only among "
+            f"{POOL} or more, not {len(documents)}; give more documents. Without queries their "
+            f"sentences need {FEWEST_WORDS} to {MOST_WORDS} words"
         )
     text_of = {row.query_id: row.query for row in queries}
     own: dict[str, list[str]] = {query_id: [] for query_id in text_of}

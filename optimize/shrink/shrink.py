@@ -41,6 +41,7 @@ from xopt.runtime.data.quality import quality_by_query
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import WEIGHTS, ModelFolder
 from xopt.runtime.machine import cores, has_bf16
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.backends.network import Network, load_encoder, load_own
 from xopt.runtime.scoring.device import check_device
 from xopt.runtime.scoring.encode import Encoder, Pair
@@ -98,11 +99,15 @@ def shrink(
 ) -> Shrunk:
     """Make the model folder `out` of some layers of a model, trained for some minutes.
 
-    The layers that agree best with the whole model stay. They learn from the queries of
-    `candidates`, and from sentences of the documents. A part of the queries is held out
-    (`Candidates.split`): it chooses the layers and judges the result. For documents with
-    one query or none, see `rankable`. Raises BadInput before any training where these
-    layers cannot be left out.
+    - `layers`: how many layers stay, those that agree best with the whole model.
+    - `candidates`: what it learns from, the queries and sentences of the documents. Documents
+      without queries will do.
+    - `minutes`: how long it trains. Scoring before and after takes minutes more.
+    - `force`: replace the model folder `out`.
+
+    A part of the queries is held out. It chooses the layers and judges the result.
+
+    Raises BadInput before any training where these layers cannot be left out.
     """
     check_device(device)
     check_place(out, force)
@@ -110,29 +115,36 @@ def shrink(
     teacher = load_own(folder)
     count = len(layers_of(teacher))
     _check(folder, out, layers, count)
-    held_out, learning = _split(candidates)
-    kept, untrained = _choose_layers(folder, layers, count, held_out, device)
-    rng = np.random.default_rng(0)
-    lists, drawn = _training_lists(learning, held_out, rng)
-    log.info(
-        "shrink: %d lists of the data's queries, %d of drawn ones, %g minutes",
-        len(lists),
-        len(drawn),
-        minutes,
-    )
-    student = _with_layers(folder, kept)
-    distilled = distil(
-        teacher,
-        student,
-        kept,
-        in_turn(lists, drawn, rng),
-        _short_encoder(folder),
-        seconds=60 * minutes,
-        device=device,
-        mixed=device == "cuda" or has_bf16(),
-    )
-    made = _export(folder, out, kept, student, force)
-    made = _write_origin(made, folder, kept, learning)
+    with progress("shrink", total=5, unit="steps") as step:
+        step.begin("reading queries and documents")
+        held_out, learning = _split(candidates)
+        step.begin("choosing layers")
+        kept, untrained = _choose_layers(folder, layers, count, held_out, device)
+        step.begin("training")
+        rng = np.random.default_rng(0)
+        lists, drawn = _training_lists(learning, held_out, rng)
+        log.info(
+            "shrink: %d lists of the data's queries, %d of drawn ones, %g minutes",
+            len(lists),
+            len(drawn),
+            minutes,
+        )
+        student = _with_layers(folder, kept)
+        distilled = distil(
+            teacher,
+            student,
+            kept,
+            in_turn(lists, drawn, rng),
+            _short_encoder(folder),
+            seconds=60 * minutes,
+            device=device,
+            mixed=device == "cuda" or has_bf16(),
+        )
+        step.begin("exporting")
+        made = _export(folder, out, kept, student, force)
+        made = _write_origin(made, folder, kept, learning)
+        step.begin("judging")
+        measures = _measures(folder, made, held_out, threads, device)
     return Shrunk(
         folder=str(made.path),
         source=str(folder.path),
@@ -143,7 +155,7 @@ def shrink(
         lists=len(lists),
         drawn=len(drawn),
         queries=len(held_out.groups()),
-        measures=_measures(folder, made, held_out, threads, device),
+        measures=measures,
     )
 
 
@@ -234,9 +246,6 @@ def _search(
         setattr(module, name, torch.nn.ModuleList([whole[i] for i in kept]))
         return folder.manifest.ranking(_logits(network, encoder, few.pairs, device))
 
-    def agreement(kept: Kept) -> float:
-        return float(np.nanmean(agreement_by_query(few, reference, scores(kept))["tau"]))
-
     start = time.monotonic()
     reference = scores(tuple(range(len(whole))))
     minutes = (time.monotonic() - start) / 60
@@ -250,7 +259,14 @@ def _search(
         math.ceil(2 * minutes * len(candidates.rows) / len(few.rows)),
         len(candidates.rows),
     )
-    return search_layers(len(whole), layers, agreement, fixed)
+    with progress("trying sets of layers", sets, "sets", work=sets) as step:
+
+        def agreement(kept: Kept) -> float:
+            by_query = agreement_by_query(few, reference, scores(kept))
+            step.advance()
+            return float(np.nanmean(by_query["tau"]))
+
+        return search_layers(len(whole), layers, agreement, fixed)
 
 
 def _training_lists(

@@ -29,6 +29,7 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores, cpu_name, machine_name, versions_here
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Encoder, Pair
 from xopt.runtime.scoring.profile import profile
 from xopt.runtime.scoring.scorer import find_plan
@@ -42,7 +43,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Case:
-    """A variant under a strategy."""
+    """A variant under a strategy: what one row of the bench measures.
+
+    `Case("onnx-int8", "planned")` is onnx-int8 by xopt's plan.
+    """
 
     variant: str
     strategy: str
@@ -135,11 +139,15 @@ def bench(
 ) -> Bench:
     """Measure `cases` and the baseline on all candidates in `repeat` interleaved rounds.
 
-    Each case of each round has a fresh process. `threads` is what a scorer may use, by default
-    all cores. Cases may name variants of `peers`, the same model made by other tools. `profiled`
-    also profiles the forwards of planned variants. Cases that are `once` too run in the first
-    round only. Raises BadInput before anything is measured, where a variant or a strategy is
-    unknown or the device is missing.
+    - `threads`: what a scorer may use, by default all cores.
+    - `peers`: the same model made by other tools, whose variants `cases` may name too.
+    - `profiled`: also profile the forwards of planned variants.
+    - `once`: those of `cases` that run in the first round only.
+
+    Each case of each round has a fresh process.
+
+    Raises BadInput before anything is measured, where a variant or a strategy is unknown or the
+    device is missing.
     """
     threads = threads or cores()
     folders = {}
@@ -153,7 +161,10 @@ def bench(
     pairs = candidates.pairs
     tokens = Encoder(folder).encode(pairs)
     token_count = int(tokens.lengths.sum())
-    ceilings = measure_ceilings(threads) if device == "cpu" else None
+    ceilings = None
+    if device == "cpu":
+        with progress("bench, measuring what this machine can do"):
+            ceilings = measure_ceilings(threads)
     rounds, logits = _run_rounds(folders, candidates, threads, repeat, device, once)
     measured = []
     for case, case_folder in folders.items():
@@ -184,11 +195,14 @@ def bench(
 def _check_cascade(case: Case, folder: ModelFolder, candidates: Candidates) -> None:
     cascade = Cascade.of(folder)
     if case.variant != cascade.variant:
-        raise BadInput(f"{case}: the cascade of {folder.path} scores with {cascade.variant}")
+        raise BadInput(
+            f"{case}: the cascade of {folder.path} scores with {cascade.variant}; "
+            f"give `variant={cascade.variant}`"
+        )
     if cascade.order.with_score and candidates.first_scores is None:
         raise BadInput(
             f"{case}: the cascade of {folder.path} goes by a column of first-stage scores, as "
-            f"{cascade.certificate.column!r} was, and {candidates.name} was read without one"
+            f"{cascade.certificate.column!r} was; give data that has it, not {candidates.name}"
         )
 
 
@@ -211,13 +225,16 @@ def _run_rounds(
     with tempfile.TemporaryDirectory(prefix="xopt-bench-") as scratch:
         pairs_file = Path(scratch) / "pairs.json"
         pairs_file.write_text(json.dumps(lists), encoding="utf-8")
-        for number in range(repeat):
-            for case, folder in folders.items():
-                if number > 0 and case in once:
-                    continue
-                log.info("round %d of %d: %s", number + 1, repeat, case)
-                found, logits[case] = _run(folder, case, pairs_file, threads, device)
-                rounds[case].append(found)
+        with progress("bench", repeat, "rounds", work=repeat) as step:
+            for number in range(repeat):
+                in_round = [case for case in folders if number == 0 or case not in once]
+                with progress(f"round {number + 1}", len(in_round), "cases") as within:
+                    for case in in_round:
+                        log.info("round %d of %d: %s", number + 1, repeat, case)
+                        within.begin(str(case))
+                        found, logits[case] = _run(folders[case], case, pairs_file, threads, device)
+                        rounds[case].append(found)
+                step.advance()
     return rounds, logits
 
 
@@ -355,5 +372,6 @@ def _explain(
     )
     profiled = None
     if sample and case.strategy == "planned":
-        profiled = profile(folder, case.variant, find_plan(folder, variant, threads), sample)
+        with progress(f"profiling {case.variant}"):
+            profiled = profile(folder, case.variant, find_plan(folder, variant, threads), sample)
     return explain(observed, ModelShape.of(folder, variant), ceilings, profiled)

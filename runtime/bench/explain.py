@@ -7,6 +7,7 @@ this machine's cores and memory can do (a roofline: Williams, Waterman and Patte
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from xopt.runtime.bench.ceilings import Ceilings
@@ -15,7 +16,7 @@ from xopt.runtime.folder import Variant
 from xopt.runtime.scoring.profile import Profile
 from xopt.runtime.scoring.stages import Stages
 
-__all__ = ["STAGES", "Explained", "Finding", "Observed", "Split", "explain"]
+__all__ = ["STAGES", "Explained", "Finding", "Observed", "Split", "explain", "outlook"]
 
 WORTH = 1.15  # a change that gives less is not named
 IDLE = 0.8  # of the cores: where fewer are busy, some are idle
@@ -50,6 +51,18 @@ ADVICE = {
     "batches spill the caches and wait at every operator. Use `planned`: forwards of some 512 "
     "tokens, a caller a core.",
 }
+# Findings whose advice the strategy `planned` follows.
+MENDED_BY_PLAN = {
+    "reading",
+    "padding",
+    "loading",
+    "oversubscribed threads",
+    "idle threads",
+    "memory",
+    "batching",
+}
+MENDED_BY_SMALL_BATCHES = {"padding", "batching"}
+QUANTIZED = ("onnx-int8", "openvino-int8")  # what `xopt quantize --int8` makes
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 
 
@@ -175,6 +188,48 @@ def explain(
         kinds=profiled.shares if profiled else {},
         products_of_ceiling=products_of_ceiling,
     )
+
+
+def outlook(case: str, findings: Sequence[tuple[str, float]], speeds: Mapping[str, float]) -> str:
+    """Say what following a case's findings gives, each a name and the most that it gains.
+
+    speeds: by `VARIANT/STRATEGY`, of all cases of the run. Where one of them does as a finding
+    advises, its speed stands in place of the bound.
+    """
+    names: dict[str, list[str]] = {}  # by what they give
+    for name, gain in findings:
+        names.setdefault(_prospect(case, name, gain, speeds), []).append(name)
+    first = next(iter(names))
+    also = names.pop(first)[1:]
+    also += [f"{' and '.join(others)} ({prospect})" for prospect, others in names.items()]
+    said = f"{first[:1].upper()}{first[1:]}." if first else ""
+    if also:
+        said += f" Also: {', '.join(also)}."
+    return said
+
+
+def _prospect(case: str, finding: str, gain: float, speeds: Mapping[str, float]) -> str:
+    if gain <= 1:
+        return ""
+    followed = _follower(case, finding, speeds)
+    if followed:
+        return f"measured: {followed} is {speeds[followed] / speeds[case]:.1f} times as fast"
+    return f"at most {gain:.1f} times as fast"
+
+
+def _follower(case: str, finding: str, speeds: Mapping[str, float]) -> str | None:
+    """Return the case that does as a finding advises, the fastest of several; None without one."""
+    variant, _, strategy = case.rpartition("/")
+    planned = [name for name in speeds if name.endswith("/planned")]
+    found = []
+    if finding == "compute":
+        found = [name for name in planned if name.startswith(QUANTIZED)]
+    elif finding in MENDED_BY_PLAN and strategy not in ("planned", "cascade"):
+        found = [name for name in planned if name == f"{variant}/planned"]
+    if not found and finding in MENDED_BY_SMALL_BATCHES:  # what other tools can do
+        small = [f"{variant}/{batch}" for batch in ("batch-8", "batch-1")]
+        found = [name for name in small if speeds.get(name, 0.0) > speeds[case]]
+    return max(found, key=lambda name: speeds[name], default=None)
 
 
 def _split(run: Observed) -> Split:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder
 
 from xopt.runtime.folder import ModelFolder, Variant
+from xopt.runtime.progress import Step, progress
 from xopt.runtime.scoring.backends.network import DTYPE, its_own_code
 from xopt.runtime.scoring.backends.torch import DTYPES
 from xopt.runtime.scoring.encode import Pair, clean
@@ -46,6 +47,7 @@ class ReferenceScorer(Scorer):
                 model_kwargs=_model_kwargs(variant, threads, device),
             )
         self._watch = Stopwatch()
+        self._progress: Step | None = None
         self._preprocess = self.model.preprocess
         self.model.preprocess = self._encode
         self.model.register_forward_pre_hook(self._before)
@@ -71,15 +73,19 @@ class ReferenceScorer(Scorer):
         took_s = time.monotonic() - self._start
         self._watch.forwarded(took_s, 0.0, *self._batch)
         self._watch.ran(took_s)
+        if self._progress is not None:
+            self._progress.advance(self._batch[0])
 
     def logits(self, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         torch.set_num_threads(self.threads)  # kept by thread, and Daft calls from several
-        scores = self.model.predict(
-            [(clean(query), clean(text)) for query, text in pairs],
-            batch_size=self.batch_size,
-            activation_fn=torch.nn.Identity(),
-            show_progress_bar=False,
-        )
+        # The longest pairs come first, so that no rate holds for the rest.
+        with progress("sentence-transformers scores", len(pairs), "pairs") as self._progress:
+            scores = self.model.predict(
+                [(clean(query), clean(text)) for query, text in pairs],
+                batch_size=self.batch_size,
+                activation_fn=torch.nn.Identity(),
+                show_progress_bar=False,
+            )
         return np.asarray(scores, np.float32)
 
 

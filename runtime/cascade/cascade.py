@@ -23,6 +23,7 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.formats import OtherVersion, read
 from xopt.runtime.machine import cores
+from xopt.runtime.progress import Step, progress
 from xopt.runtime.scoring.encode import Pair, Tokens, check_pairs
 from xopt.runtime.scoring.scorer import PlannedScorer, checked, open_scorer
 from xopt.runtime.scoring.stages import Stages
@@ -195,10 +196,14 @@ class CascadeScorer:
         Raises NotFinite if a logit is not; without `finite` its candidate comes last.
         """
         self._check(lists)
-        with threadpool_limits(self.threads, user_api="blas"):
-            return self._rank_all(lists, finite)
+        # Queries that stop early end first, so that no rate holds for the rest.
+        with (
+            progress("the cascade ranks", len(lists.queries), "queries") as step,
+            threadpool_limits(self.threads, user_api="blas"),
+        ):
+            return self._rank_all(lists, finite, step)
 
-    def _rank_all(self, lists: Lists, finite: bool) -> list[Ranked]:
+    def _rank_all(self, lists: Lists, finite: bool, step: Step) -> list[Ranked]:
         unranked = Ranked(np.empty(0, np.intp), np.empty(0, np.float32))
         results = [unranked] * len(lists.queries)
         waiting = deque(i for i, documents in enumerate(lists.documents) if documents)
@@ -212,6 +217,7 @@ class CascadeScorer:
                     blocks.append((query, candidates))
                 else:
                     results[query.number] = _ranked(query.partial)
+                    step.advance()
             active = [query for query, _ in blocks]
             if blocks:
                 self._score(lists, blocks, finite)
@@ -304,7 +310,12 @@ def open_cascade(
 ) -> CascadeScorer:
     """Open the cascade that `xopt cascade` wrote into a model folder.
 
-    Rank by it with `rank(query, documents, top_k)`.
+    The arguments are those of `open_scorer`.
+
+    Returns a scorer. Its `rank(query, documents, top_k)` takes a query's documents in the first
+    stage's order. It returns the best as dicts with `corpus_id`, a document's place, and `score`,
+    its logit. Documents that were not scored come last, with the score None.
+
     Raises BadInput if there is none, or a file of it is missing or damaged.
     """
     if not isinstance(folder, ModelFolder):

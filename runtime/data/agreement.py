@@ -44,14 +44,18 @@ BLOCK = 256  # documents compared with all others at once
 class Agreement:
     """Two rankings of the same candidates: means over queries, differences of logits over pairs.
 
-    tau: Kendall's tau-b (Kendall 1945). spearman: Spearman's rho. rbo: rank-biased overlap, p =
-    0.9. top1 to top10: the share of the reference's best k among the variant's. inversions: the
-    share of pairs of documents that the reference tells apart and the variant puts the other way
-    round. Ties are ties in all of them. tau, spearman and inversions are over queries with at
-    least two candidates, top k over those with more than k: of k or fewer there is nothing to
-    choose. dcg10_loss: the share of DCG@10 that the variant's order loses against the
-    reference's, where a document's gain is the sigmoid of the reference's logit: it needs no
-    labels, and what the reference finds irrelevant weighs nothing.
+    - tau: Kendall's tau-b (Kendall 1945).
+    - spearman: Spearman's rho.
+    - rbo: rank-biased overlap, p = 0.9.
+    - top1 to top10: the share of the reference's best k among the variant's.
+    - inversions: of the pairs of documents that the reference tells apart, the share that the
+      variant puts the other way round.
+    - dcg10_loss: the share of DCG@10 that the variant's order loses against the reference's.
+      A document's gain is the sigmoid of the reference's logit. So it needs no labels, and what
+      the reference finds irrelevant weighs nothing.
+
+    Ties are ties in all of them. tau, spearman and inversions are over queries with at least two
+    candidates. top k is over those with more than k: of fewer there is nothing to choose.
     """
 
     tau: float
@@ -131,8 +135,8 @@ def _correlation(measure: Callable[..., Any], expected: Scores, got: Scores) -> 
 def overlaps(expected: Scores, got: Scores) -> NDArray[np.float64]:
     """The agreement of the best d of both, for each depth d, up to `DEPTH`: float64[depths].
 
-    A document counts by its chance to be among the best d when ties are broken at random; the sum
-    of products is divided by what each ranking reaches with itself, as tau-b is: RBO^b's
+    A document counts by its chance to be among the best d when ties are broken at random. The sum
+    of products is divided by what each ranking reaches with itself, as tau-b is. This is RBO^b's
     agreement in Corsi and Urbano 2024, arXiv:2406.07121. Without ties it is the share of common
     documents.
     """

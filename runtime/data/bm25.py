@@ -12,6 +12,8 @@ import regex
 from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
 
+from xopt.runtime.progress import progress
+
 __all__ = ["UNSPACED", "bm25_ranking", "words_of"]
 
 log = logging.getLogger(__name__)
@@ -45,12 +47,15 @@ def bm25_ranking(
     retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     # bm25s gives a query without a known word the empty word, which must then be in the index;
     # standing once in every passage it weighs nothing.
-    retriever.index([[*words, ""] for words in map(words_of, passages)], show_progress=False)
+    with progress(f"BM25 reads {len(passages):,} passages"):
+        retriever.index([[*words, ""] for words in map(words_of, passages)], show_progress=False)
     ranked = []
     strangers = 0
-    for words in map(words_of, queries):
-        strangers += not any(word in retriever.vocab_dict for word in words)
-        ranked.append(_best(retriever.get_scores(words or [""]), depth))
+    with progress("BM25 ranks", len(queries), "queries", work=len(queries)) as step:
+        for words in map(words_of, queries):
+            strangers += not any(word in retriever.vocab_dict for word in words)
+            ranked.append(_best(retriever.get_scores(words or [""]), depth))
+            step.advance()
     if strangers:
         log.warning(
             "%s: %d of %d queries have no term in the corpus: their candidates mean nothing",
@@ -64,9 +69,9 @@ def bm25_ranking(
 def words_of(text: str) -> list[str]:
     """Take a text apart into lower-case words, without English stop words.
 
-    Where a script has no blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese), the
-    words are all pairs of neighbouring letters, as Lucene's CJKAnalyzer has them. Compatible forms
-    of a letter are one (Unicode's NFKC), however a file writes them.
+    Some scripts have no blanks between words: Chinese, Japanese, Thai, Lao, Khmer and Burmese.
+    There the words are all pairs of neighbouring letters, as in Lucene's CJKAnalyzer. Compatible
+    forms of a letter are one (Unicode's NFKC), however a file writes them.
     """
     lower = unicodedata.normalize("NFKC", text).lower().replace("i\u0307", "i")  # of Turkish I
     plain = OPTIONAL.sub("", lower)

@@ -23,6 +23,7 @@ from xopt.runtime.data.sources import DEMO, Source, find_sources
 from xopt.runtime.data.tables import open_table
 from xopt.runtime.data.trec import read_run
 from xopt.runtime.errors import BadInput
+from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Pair
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Pairs to score, a query's together and in first-stage order, and qrels if there are any."""
+    """Pairs to score, and the judgements on them.
+
+    - `name`: what the data is called in results.
+    - `rows`: the pairs. Those of a query stand together, in the first stage's order.
+    - `qrels`: grades by query id and document id, if there are any.
+    """
 
     name: str
     rows: tuple[Row, ...]
@@ -83,17 +89,17 @@ class Candidates:
 
     @property
     def pairs(self) -> list[Pair]:
-        """(query, document) texts, one a row."""
+        """Return the texts (query, document) of each row."""
         return [(row.query, row.text) for row in self.rows]
 
     @property
     def first_scores(self) -> list[float] | None:
-        """The first stage's scores, where each row has one."""
+        """Return the first stage's scores, or None unless each row has one."""
         scores = [row.first_score for row in self.rows if row.first_score is not None]
         return scores if scores and len(scores) == len(self.rows) else None
 
     def groups(self) -> dict[str, slice]:
-        """Give the rows of each query, by query id."""
+        """Return the rows of each query as a slice, by query id."""
         groups: dict[str, slice] = {}
         for i, row in enumerate(self.rows):
             start = groups[row.query_id].start if row.query_id in groups else i
@@ -116,7 +122,7 @@ class Candidates:
         return self._with(tuple(row for rows in groups for row in self.rows[rows][:depth]))
 
     def draw(self, queries: int | None) -> Candidates:
-        """Keep so many queries, drawn at random and always the same, in the order given."""
+        """Keep this many queries, drawn at random and always the same, in the order given."""
         groups = list(self.groups().values())
         if queries is None or queries >= len(groups):
             return self
@@ -130,7 +136,7 @@ class Candidates:
         return self._with(tuple(row for i in order for row in self.rows[groups[i]]))
 
     def between(self, first: int, last: int | None) -> Candidates:
-        """Keep the queries from number `first` up to, without, `last`, or to the end."""
+        """Keep the queries from number `first` to before number `last`, or to the end."""
         rows = list(self.groups().values())[first:last]
         return self._with(self.rows[rows[0].start : rows[-1].stop] if rows else ())
 
@@ -192,25 +198,32 @@ def read_candidates(
 ) -> Candidates:
     """Read candidates from `data`.
 
-    It is `demo`, the built-in data; a collection (a BEIR folder, or `irds:ID` of ir_datasets); or
-    a table: a file, a folder or a pattern of files, here or on a store, or `hf:ID[:CONFIG]`.
+    - `data`: `demo`, the built-in data; a collection; or a table. A collection is a BEIR folder, or
+      `irds:ID` of ir_datasets. A table is a file, a folder or a pattern of files, here or on a
+      store, or `hf:ID[:CONFIG]`.
+    - `run`: a TREC run file, the first stage of a collection.
+    - `split`: the split of a BEIR folder's qrels or of an `hf:` dataset, by default `test`.
+    - `depth`: candidates per query. Of a collection 100 unless given, of a table all.
+    - `queries`: draw this many queries, always the same ones.
+    - `columns`: the columns of a table.
+    - `documents`: a table needs no queries.
 
-    The candidates of a collection are the best `depth` (100) documents of each query, by `run`, a
-    TREC run file, or by BM25 for the queries that the qrels of `split` (test) judge. Each row of a
-    table is a candidate, and `depth` cuts each query's rows. `columns` names the columns. `queries`
-    draws so many queries, always the same. With `documents` a table needs no queries.
+    The candidates of a collection are the best documents of each query by `run`. Without one they
+    are the dataset's own scored documents, or BM25's for the queries that the qrels judge. Each row
+    of a table is a candidate.
 
-    docs/data.md says how each field is read. Raises BadInput where the data is missing, empty or
-    has a bad row; a warning counts what is left out.
+    Raises BadInput where the data is missing, empty or has a bad row. A warning counts what is left
+    out.
     """
     name = shown(data)
     sources = find_sources([data])
     for source in sources:
         check_options(source, run, split, columns)
-    if sources[0].has_first_stage and len(sources) == 1:
-        found = read_collection(sources[0], run, split, depth)
-    else:
-        found = _from_tables(data, sources, split or SPLIT, columns, documents)
+    with progress(f"reading {name}"):
+        if sources[0].has_first_stage and len(sources) == 1:
+            found = read_collection(sources[0], run, split, depth)
+        else:
+            found = _from_tables(data, sources, split or SPLIT, columns, documents)
     if not found.rows:
         needs = "each row needs query and text, of CSV and TSV below a header"
         raise BadInput(f"{name}: no candidates in it; {needs}")
@@ -267,8 +280,9 @@ def _check_documents(found: Candidates, name: str, depth: int | None, queries: i
 def demo_candidates(queries: int = DEMO_QUERIES, depth: int = DEMO_DEPTH) -> Candidates:
     """Docstrings of the running Python's standard library: summary line as query, body as document.
 
-    A query's candidates are the `depth` nearest bodies by BM25, its own, the relevant one, among
-    them: where BM25 leaves it out, it takes the last place. Deterministic for a Python version.
+    A query's candidates are the `depth` nearest bodies by BM25. Its own body, the relevant one, is
+    among them: where BM25 leaves it out, it takes the last place. Deterministic for a Python
+    version.
     """
     from xopt.runtime.data.bm25 import bm25_ranking
 
@@ -375,7 +389,7 @@ class _Rows:
         if first != where:
             raise BadInput(
                 f"{where}: document {doc_id!r} stands twice among the candidates of "
-                f"{query_id!r}, first in {first}"
+                f"{query_id!r}, first in {first}; keep one"
             )
         self._queries.add(query_id, query, where)
         self._documents.add(doc_id, row.text, where)

@@ -158,7 +158,8 @@ def _scored(records: Iterable[Any], name: str) -> Run:
         score = float(scored.score)
         if run.setdefault(scored.query_id, {}).setdefault(scored.doc_id, score) != score:
             raise BadInput(
-                f"{where}: document {scored.doc_id!r} of query {scored.query_id!r} has two scores"
+                f"{where}: document {scored.doc_id!r} of query {scored.query_id!r} has two scores; "
+                "keep one"
             )
     return {q: dict(sorted(docs.items(), key=lambda item: -item[1])) for q, docs in run.items()}
 
@@ -196,8 +197,8 @@ def first_stage(
 ) -> Iterator[tuple[str, list[str]]]:
     """Give each query the `depth` best documents of the run, or by BM25 where there is none.
 
-    A document with the query's own id, in ArguAna and Quora the query itself, is left out unless
-    it is judged, as BEIR's evaluation does it; a warning counts them. Raises BadInput where the
+    A document with the query's own id is left out unless it is judged, as in BEIR's evaluation. In
+    ArguAna and Quora that is the query itself. A warning counts them. Raises BadInput where the
     run, called `run`, names what the collection lacks, or a query has no text.
     """
     rankings = collection.run if collection.run is not None else _bm25(collection, depth + 1)
@@ -205,13 +206,18 @@ def first_stage(
     selves = 0
     for query_id, ranking in rankings.items():
         if query_id not in collection.queries:
-            raise BadInput(f"{name}: query {query_id!r} is not in {collection.name}")
+            raise BadInput(
+                f"{name}: query {query_id!r} is not in {collection.name}; give the run of this data"
+            )
         if not collection.queries[query_id].strip():
             where = collection.queries.places[query_id]
-            raise BadInput(f"{where}: query {query_id!r} has no text to rank for")
+            raise BadInput(f"{where}: query {query_id!r} has no text to rank for; give it one")
         unknown = next((doc_id for doc_id in ranking if doc_id not in collection.corpus), None)
         if unknown is not None:
-            raise BadInput(f"{name}: document {unknown!r} is not in {collection.name}")
+            raise BadInput(
+                f"{name}: document {unknown!r} is not in {collection.name}; "
+                "give the run of this data"
+            )
         is_itself = query_id in ranking and query_id not in collection.qrels.get(query_id, ())
         selves += is_itself
         chosen = [doc_id for doc_id in ranking if not is_itself or doc_id != query_id]

@@ -17,10 +17,13 @@ PREPARED = "xopt:"  # before the columns that xopt writes beside a user's own
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a query's and a document's text, title and id, and of first-stage scores.
+    """The names of a table's columns.
 
-    Without a column of query ids the query's text is its id. Where a user names columns, an empty
-    name or none is the usual one.
+    - `query`, `text`, `title`: the columns of texts.
+    - `query_id`, `doc_id`: the columns of ids. Without query ids the query's text is its id.
+    - `first`: the column of the first stage's scores.
+
+    An empty name, or None, stands for the usual column if it is there.
     """
 
     query: str = ""
@@ -31,7 +34,7 @@ class Columns:
     first: str | None = None
 
     def names(self) -> list[str]:
-        """Give all of them, each once."""
+        """Return all of them, each once."""
         named = (self.query_id, self.query, self.doc_id, self.title, self.text, self.first)
         return list(dict.fromkeys(name for name in named if name))
 

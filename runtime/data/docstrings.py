@@ -30,9 +30,9 @@ class Docstring:
 def read_docstrings(root: Path, skip: frozenset[str] = frozenset()) -> Iterator[Docstring]:
     """Yield the docstrings with a summary and a body under `root`, files in sorted order.
 
-    Files are parsed, never imported. Folders named in `skip` are left out, as is a summary or
-    a body that came before, a summary of fewer than 4 or more than 30 words, and a body of fewer
-    than 80 characters.
+    Files are parsed, never imported. Folders named in `skip` are left out. So are
+    summaries and bodies that came before, summaries of fewer than 4 or more than 30 words, and
+    bodies of fewer than 80 characters.
     """
     seen: set[str] = set()
     for path in sorted(root.rglob("*.py")):

@@ -73,7 +73,7 @@ class Judgements:
         if self.qrels.setdefault(query_id, {}).setdefault(doc_id, grade) != grade:
             raise BadInput(
                 f"{where}: document {doc_id!r:.60} of query {query_id!r:.60} has another grade "
-                f"than in {self.places[query_id, doc_id]}"
+                f"than in {self.places[query_id, doc_id]}; keep one"
             )
         self.places.setdefault((query_id, doc_id), where)
 

@@ -42,7 +42,10 @@ def open_parquet(name: str, place: Place) -> pq.ParquetFile:
             file = _opened(place)
         return pq.ParquetFile(file, pre_buffer=not place.is_local, coerce_int96_timestamp_unit="us")
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadInput(f"{name}: not a Parquet file ({first_line(error)})") from error
+        raise BadInput(
+            f"{name}: not a Parquet file ({first_line(error)}); write it again, or name it as "
+            "what it is"
+        ) from error
 
 
 def _opened(place: Place) -> Any:
@@ -91,7 +94,7 @@ def damaged(name: str, row: int, schema: pa.Schema, error: BaseException) -> Bad
     if "lists to be of size" in reason and fixed:
         return BadInput(
             f"{name}: column {', '.join(map(repr, fixed))} of lists of one size holds a null, "
-            "which Arrow cannot read; write it as plain lists, or leave it out with `ids_only=True`"
+            "which Arrow cannot read; write plain lists, or leave it out with `ids_only=True`"
         )
     return BadInput(f"{name}: is damaged behind row {row} ({reason}); mend it, and begin again")
 
@@ -112,9 +115,9 @@ def one_schema(
             joined = field if before is None else _joined(before, field, field.name in ids)
             if joined is None:
                 raise BadInput(
-                    f"{name}: column {field.name!r} is of {_described(field)}, in the inputs "
-                    f"before it of {_described(together[field.name])}; cast one of them, leave "
-                    "the column out with `ids_only=True`, or rerank the files one by one"
+                    f"{name}: column {field.name!r} is of {_described(field)}, in inputs before "
+                    f"of {_described(together[field.name])}; cast one, leave the column out with "
+                    "`ids_only=True`, or rerank the files one by one"
                 )
             together[field.name] = joined
     return pa.schema(list(together.values()))
@@ -134,9 +137,9 @@ def conformed(table: pa.Table, schema: pa.Schema, name: str) -> pa.Table:
             columns.append(table.column(field.name).cast(field.type))
         except pa.ArrowException as error:
             raise BadInput(
-                f"{name}: column {field.name!r} holds a value that {field.type}, the type of all "
-                f"inputs together, does not hold ({first_line(error)}); cast it first, or leave "
-                "the column out with `ids_only=True`"
+                f"{name}: column {field.name!r} has a value that {field.type}, the type in all "
+                f"inputs, cannot hold ({first_line(error)}); cast it, or leave the column out "
+                "with `ids_only=True`"
             ) from error
     return pa.Table.from_arrays(columns, schema=schema)
 

@@ -106,4 +106,7 @@ def _reached(address: str) -> tuple[fs.FileSystem, str]:
             why = first_line(error)
     except (ValueError, OSError) as error:
         why = first_line(error)
-    raise BadInput(f"{shown(address)}: cannot be reached ({why})")
+    raise BadInput(
+        f"{shown(address)}: cannot be reached ({why}); check the address, and install fsspec's "
+        "package for its store"
+    )

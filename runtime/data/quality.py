@@ -1,10 +1,10 @@
 """Quality: how good a ranking is by qrels, query by query.
 
-Ties have no order: a measure is its mean over all orders of tied documents (McSherry and Najork
-2008, "Computing information retrieval performance measures efficiently in the presence of tied
-scores"). Breaking them by the documents' names, as trec_eval does, would make a measure depend on
-the names; breaking them by the order of the candidates would give a scorer that tells nothing the
-first stage's quality. Without ties the values are trec_eval's.
+Ties have no order: a measure is its mean over all orders of tied documents. See McSherry and
+Najork 2008, "Computing information retrieval performance measures efficiently in the presence of
+tied scores". Breaking them by the documents' names, as trec_eval does, would make a measure depend
+on the names. Breaking them by the order of the candidates would give a scorer that tells nothing
+the first stage's quality. Without ties the values are trec_eval's.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ LOGS = {
 class Source:
     """One file or one data set that candidates are read from.
 
-    kind: "parquet", "text" (JSON lines, CSV or TSV), "hf" (a Hugging Face dataset), or one with a
-    first stage: "collection" (a BEIR folder), "irds" or "demo". place: where it lies, none for a
-    data set that a library provides. fingerprint: see `fingerprinted`.
+    kind: "parquet", "text" (JSON lines, CSV or TSV) or "hf" (a Hugging Face dataset). Those with a
+    first stage are "collection" (a BEIR folder), "irds" and "demo". place: where it lies, none for
+    a data set that a library provides. fingerprint: see `fingerprinted`.
     """
 
     name: str
@@ -96,9 +96,9 @@ def find_sources(inputs: Iterable[str], made: Sequence[Path] = ()) -> list[Sourc
 def fingerprinted(sources: Sequence[Source], run: str | None) -> list[Source]:
     """Fill in what tells whether a source has changed.
 
-    Of a local file it is the sha256, of a local collection or dataset that of all its files, on a
-    store size and time of change. A collection has the run's sha256 with it, and a data set that a
-    library provides has that alone.
+    Of a local file it is the sha256, of a local collection or dataset that of all its files. On a
+    store it is size and time of change. A collection has the run's sha256 with it, and a data set
+    that a library provides has that alone.
     """
     with ThreadPoolExecutor() as threads:
         prints = threads.map(lambda source: _fingerprint(source, run), sources)

@@ -134,4 +134,7 @@ def _load_hf(name: str, split: str) -> Any:
     try:
         return datasets.load_dataset(dataset, config or None, split=split)
     except Exception as error:  # the hub, the file system and the format each raise their own
-        raise BadInput(f"{name}: split {split!r} cannot be loaded ({first_line(error)})") from error
+        raise BadInput(
+            f"{name}: split {split!r} cannot be loaded ({first_line(error)}); "
+            "check its name and `split=`"
+        ) from error

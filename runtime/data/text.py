@@ -131,7 +131,7 @@ def _refuse_swallowed_rows(fields: list[str], columns: list[str], where: str, en
         if all(_has_id_like(row, first, id_places) for row in rows):
             raise BadInput(
                 f"{where}: a quoted field reaches to line {end} over what look like rows; close "
-                "or double the quote that it starts with, or write TSV or JSON lines"
+                "or double its first quote, or write TSV or JSON lines"
             )
 
 
@@ -170,7 +170,7 @@ def _row(columns: list[str], fields: list[str], where: str) -> dict[str, Any]:
     if len(fields) != len(columns):
         raise BadInput(
             f"{where}: {len(fields)} fields, starting {fields[0]!r:.40}, below a header of "
-            f"{len(columns)}"
+            f"{len(columns)}; give each row as many"
         )
     return dict(zip(columns, fields, strict=True))
 

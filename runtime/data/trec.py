@@ -41,10 +41,14 @@ def read_run(name: str | Path) -> Run:
             raise _unexpected(where, RUN, " ".join(fields))
         if not math.isfinite(score):
             raise BadInput(
-                f"{where}: the score of document {doc_id!r} is {score_field}, not a finite number"
+                f"{where}: the score of document {doc_id!r} is {score_field}, "
+                "not a finite number; mend the line"
             )
         if doc_id in found.setdefault(query_id, {}):
-            raise BadInput(f"{where}: document {doc_id!r} is ranked twice for query {query_id!r}")
+            raise BadInput(
+                f"{where}: document {doc_id!r} is ranked twice for query {query_id!r}; "
+                "keep one line"
+            )
         found[query_id][doc_id] = -score, rank
     if not found:
         raise BadInput(f"{name}: an empty run; a line holds {RUN}")

@@ -115,7 +115,8 @@ class _Group:
         named = {query for query in queries if query is not None}
         if query_id is not None and len(named) > 1:
             raise BadInput(
-                f"query id {query_id!r:.60} stands for several queries: {sorted(named)[:2]!s:.160}"
+                f"query id {query_id!r:.60} stands for several queries: "
+                f"{sorted(named)[:2]!s:.160}; give each an id of its own"
             )
         self.count = len(texts)
         self.query = named.pop() if named and query_id is not None else None
@@ -127,7 +128,8 @@ class _Group:
         scores = [first[i] for i in self.places]
         if None in scores:
             raise BadInput(
-                f"query {self.query!r:.60}: a document without a score of the first stage"
+                f"query {self.query!r:.60}: a document without a score of the first stage; "
+                "give each a number"
             )
         self.first_scores = np.array(scores, np.float32)
 
@@ -181,15 +183,18 @@ def check_cascade(
 def types_of(candidates: daft.DataFrame) -> dict[str, DataType]:
     """Return the columns' types by name. Raises BadInput for what is no DataFrame."""
     if not isinstance(candidates, daft.DataFrame):
-        raise BadInput(f"candidates are {type(candidates).__name__}, not a Daft DataFrame")
+        raise BadInput(
+            f"candidates are {type(candidates).__name__}, not a Daft DataFrame; "
+            "make one, for example with `daft.from_pydict`"
+        )
     return {field.name: field.dtype for field in candidates.schema()}
 
 
 def group_by_query(candidates: daft.DataFrame, query_id: str) -> tuple[daft.DataFrame, list[str]]:
     """Make a row a query. Returns the frame, and the names of its columns of lists.
 
-    `QUERY_KEY` is the query's id. Lists are all columns of the candidates, the id's own among
-    them, since it may also be the query's text, and `ROW`, where each candidate stood.
+    `QUERY_KEY` is the query's id. Lists are all columns of the candidates. The id's own is among
+    them, since it may also be the query's text. So is `ROW`, where each candidate stood.
     """
     numbered = candidates.with_column(ROW, monotonically_increasing_id())
     lists = numbered.column_names

@@ -146,28 +146,28 @@ def rerank(
 ) -> daft.DataFrame:
     """Score the candidates of a Daft DataFrame with a model folder, lazily.
 
-    Returns the same rows with a float32 column `score`, the logits of `variant`, by
-    default the one recommended for this machine. `query` and `text` name the columns.
-    Columns `score` and `rank` are replaced only with `overwrite`.
+    - `variant`: what scores, by default the one recommended for this machine.
+    - `query`, `text`, `query_id`: the columns to read.
+    - `score`, `rank`: the columns to write. One that is there is replaced only with `overwrite`.
+    - `top_k`: keep the best rows of each `query_id`, with a `rank` from 1. Ties stay as they
+      stood, nulls are last, and rows of a null `query_id` are left out.
+    - `cascade`: rank by the folder's cascade, see `open_cascade`. A query's rows stand in the
+      first stage's order. Rows that are not scored rank last.
+    - `first`: the column of the first stage's scores, for a cascade made with them.
+    - `nulls`: with "null" a null text has a null score, with "raise" it raises BadInput.
+    - `label`: for models of several labels, in place of the one of the export. It is a number,
+      two for the difference of their logits, or "all" for a list of all logits.
+    - `plan`: how pairs are put together, by default as tuned.
+    - `workers`: run this many processes or Ray actors, with `threads` CPUs each. On "cuda"
+      each has a GPU. Without it, one instance uses the whole machine.
+    - `trust_remote_code`: that of `open_scorer`.
 
-    `top_k` leaves the best rows of each `query_id`, with a `rank` from 1. Ties stay
-    as they stood, nulls are last, and rows of a null `query_id` are left out.
+    Returns the same rows with a float32 column `score`, the logits. A score that is not finite
+    is null. Warnings count nulls, but Daft hides those of `workers`. One instance takes batches
+    of 1,024 rows, or 16,384 on "cuda". Only Daft's native runner keeps the order of rows, so
+    carry an id.
 
-    `cascade` ranks by the folder's cascade; see `xopt.runtime.open_cascade`. A query's
-    rows stand in the first stage's order. `first` names the column of that stage's
-    scores, where the cascade was made with them. Rows that are not scored rank last.
-
-    A null text has a null score, or raises BadInput with `nulls="raise"`. A score that
-    is not finite is null. Warnings count both, but Daft hides those of `workers`.
-
-    `label` is for models of several labels, and replaces the one of the export: a
-    number, two for the difference of their logits, or "all" for a list of all logits.
-
-    One instance uses the whole machine by `plan` or the tuned one, for batches of 1024
-    rows (16,384 on "cuda"). `workers` runs so many processes or Ray actors instead, with
-    `threads` CPUs each, and a GPU each on "cuda". `trust_remote_code` is that of
-    `open_scorer`. Only Daft's native runner keeps the order of rows: carry an id. Raises
-    BadInput at once where an argument does not fit, or in a worker without the device.
+    Raises BadInput at once where an argument does not fit, or in a worker without the device.
     """
     _check_arguments(workers=workers, threads=threads, top_k=top_k, nulls=nulls, device=device)
     model = ModelFolder.open(os.fspath(folder))
@@ -200,9 +200,13 @@ def score(
 ) -> daft.Expression:
     """Make a Daft expression: the score of each query and text by a model folder.
 
-    As in `df.with_column("score", xopt.score(col("query"), col("text"), model=DIR))`.
-    It is float32, or with `label="all"` a list of all logits. The arguments are those
-    of `rerank`, whose BadInput it raises.
+    ```python
+    score = xopt.score(col("query"), col("text"), model="models/minilm")
+    frame.with_column("score", score)
+    ```
+
+    It is float32, or with `label="all"` a list of all logits. The arguments are those of `rerank`,
+    whose BadInput it raises.
     """
     _check_arguments(workers=workers, threads=threads, nulls=nulls, device=device)
     folder = ModelFolder.open(os.fspath(model))
@@ -336,6 +340,7 @@ def _one_query(query_ids: daft.Series, first: daft.Series, last: daft.Series) ->
     for query_id, one, other in rows:
         if one != other:
             raise BadInput(
-                f"query id {query_id!r:.60} stands for several queries: {[one, other]!s:.160}"
+                f"query id {query_id!r:.60} stands for several queries: "
+                f"{[one, other]!s:.160}; give each an id of its own"
             )
     return pa.array([True] * len(query_ids))

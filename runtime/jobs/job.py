@@ -186,8 +186,8 @@ class Job:
     def go_on(self, settings: Settings, sources: Sequence[Source], model: str) -> None:
         """Go on with these sources.
 
-        Raises BadInput where something else is asked than the job was begun for, its inputs or its
-        model changed, or something stands at OUT that it did not make.
+        Raises BadInput where something else is asked than the job was begun for. It does so too
+        where its inputs or its model changed, or something stands at OUT that it did not make.
         """
         begun = f"{self.target.job}: this job was begun with"
         asked = settings.by_name()

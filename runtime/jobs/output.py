@@ -236,7 +236,7 @@ def run_lines(
     """Write rows, a query's together and by rank, as lines: query, Q0, document, rank, score, tag.
 
     Each score is below the one before: evaluators go by the score alone and break ties by the
-    documents' ids. What has the score of the one before is given the next lower float, and what has
+    documents' ids. What has the score of the one before is given the next lower float. What has
     none is given one that is lower by 1 or more.
     """
     written = np.empty(len(scores), np.float32)

@@ -18,9 +18,9 @@ from xopt.runtime.data.columns import Columns
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.jobs.inputs.parts import Part, Slice
 from xopt.runtime.jobs.job import Job, Settings, only_one
-from xopt.runtime.jobs.progress import Progress
 from xopt.runtime.jobs.request import NATIVE, Request, Resources, checked_request
-from xopt.runtime.jobs.score import Counts, PartScorer
+from xopt.runtime.jobs.score import Assignment, Counts, PartScorer
+from xopt.runtime.progress import Step, progress
 
 __all__ = ["Preview", "Reranked", "preview", "rerank_files", "run_job"]
 
@@ -92,28 +92,30 @@ def rerank_files(
     force: bool = False,
     trust_remote_code: bool = False,
 ) -> Reranked:
-    """Score and rank files of candidates, and write the rankings; called again, go on where it was.
+    """Score and rank files of candidates, and write the rankings. Call it again to go on.
 
-    `inputs` are Parquet, JSON lines, CSV or TSV files, folders and patterns of them, on this
-    machine or on a store that Arrow or fsspec reach, or collections as in `read_candidates`,
-    which `run`, `split` and `depth` are for. `out` is a .parquet, .jsonl or .run file, or a
-    folder of Parquet files. Beside it stands `OUT.job`: what the job is, and its parts, each of
-    which is written whole or not at all.
+    - `inputs`: Parquet, JSON lines, CSV or TSV files, or folders and patterns of them. They lie on
+      this machine or on a store that Arrow or fsspec reach. Collections are inputs too, as in
+      `read_candidates`, with `run`, `split` and `depth`.
+    - `out`: a .parquet, .jsonl or .run file, or a folder of Parquet files. Beside it stands
+      `OUT.job`, with the job's parts. Each is written whole or not at all.
+    - `variant`: what scores. By default the one that the job was begun with, or that
+      `xopt optimize` recommended on this machine, or onnx-fp32. The log says which.
+    - `cascade`: rank by the folder's cascade. `first` is the column of the first stage's scores.
+    - `query`, `text`, `query_id`, `doc_id`: the columns to read.
+    - `score`, `rank`: the columns to write, the logit, and the place from 1 within its query.
+    - `top_k`: write each query's best only. Without it each row of the inputs comes out once.
+    - `ids_only`: write the ids without the other columns.
+    - `workers`: score in this many processes, each with a GPU of its own on "cuda". Without it
+      one instance uses all cores.
+    - `where`: "native", or "ray" or a Ray cluster's address for an actor on each node or GPU. The
+      nodes need one file system.
+    - `force`: begin the job again.
 
-    `query`, `text`, `query_id`, `doc_id` and `first`, the first stage's scores of a cascade, name
-    columns. All columns come out, or with `ids_only` the ids, with `score`, the logit, and
-    `rank`, from 1 within its query; each row of the inputs once, or with `top_k` each query's
-    best. A row with a null text, or a score that is not finite, has a null score and comes last.
-    `variant`: unless given, the one that the job was begun with, or that `xopt optimize`
-    recommended on this machine, or onnx-fp32; the log says which.
+    A row with a null text, or a score that is not finite, has a null score and comes last.
 
-    One instance scores, with the whole machine's cores; `workers` is how many processes do it
-    instead, each with a GPU of its own where `device` is "cuda". `where` is "ray" or a Ray
-    cluster's address, for an actor on each node or GPU; the nodes have one file system. `force`
-    begins the job again.
-
-    Raises BadInput where an input, the model or a column is missing or of no use, where the job
-    was begun with others, or where it cannot go on; what was done is kept.
+    Raises BadInput where an input, the model or a column is missing or of no use. It does so too
+    where the job was begun with others, or cannot go on. What was done is kept.
     """
     columns = Columns(query, text, query_id=query_id, doc_id=doc_id, first=first)
     settings = Settings(variant, cascade, columns, score, rank, top_k, ids_only, run, split, depth)
@@ -149,7 +151,8 @@ def run_job(
                     len(job.parts()),
                 )
             _do(request, job, resources)
-            job.finish()
+            with progress("joining the parts"):
+                job.finish()
         job.tidy()
         notes = job.notes()
         now = [counts for number, counts in notes.items() if number not in before]
@@ -192,7 +195,8 @@ def _job(request: Request, resources: Resources, force: bool) -> tuple[Request, 
         )
     prepared = Path(tempfile.mkdtemp(prefix="prepared-", dir=target.job))
     try:
-        planned = request.planned(prepared, resources.device)
+        with progress("reading the inputs"):
+            planned = request.planned(prepared, resources.device)
     except BaseException:
         shutil.rmtree(prepared)
         raise
@@ -205,16 +209,22 @@ def _do(request: Request, job: Job, resources: Resources) -> None:
     """Do the parts that are left."""
     done = job.done()
     _say_killed(job.killed(done))
-    rows = {part.number: part.rows for part in job.parts()}
-    progress = Progress(sum(rows.values()), sum(rows[number] for number in done))
-    assignment = request.assignment(job.record, resources)
-    todo = [part for part in job.parts() if part.number not in done]
+    parts = job.parts()
+    total = sum(part.rows for part in parts)
+    todo = [part for part in parts if part.number not in done]
+    left = sum(part.rows for part in todo)
+    with progress("rerank", total, "pairs", work=left, done=total - left) as step:
+        _do_parts(request.assignment(job.record, resources), job, todo, resources, step)
+
+
+def _do_parts(
+    assignment: Assignment, job: Job, todo: Sequence[Part], resources: Resources, step: Step
+) -> None:
+    """Do parts in this process, or with workers."""
     if resources.where == NATIVE and resources.workers is None:
         scorer = PartScorer(assignment)
-        count = progress.before
         for part in todo:
-            count += scorer.do(part).rows
-            progress.at(count)
+            step.advance(scorer.do(part).rows)
         return
     from xopt.runtime.jobs.workers import do_parts, start_ray
 
@@ -226,8 +236,12 @@ def _do(request: Request, job: Job, resources: Resources) -> None:
         if resources.workers is None:
             cpus = resources.threads or cpus_of_a_node
 
+    rows = {part.number: part.rows for part in job.parts()}
+
     def tell() -> None:
-        progress.at(sum(rows[number] for number in job.noted()))
+        new = sum(rows[number] for number in job.noted()) - step.done
+        if new:
+            step.advance(new)
 
     try:
         do_parts(assignment, todo, workers, cpus, job.left, tell)
@@ -242,7 +256,7 @@ def _say_killed(times: dict[int, int]) -> None:
     parts = [str(number) for number, count in times.items() if count == most]
     if parts:
         log.warning(
-            "rerank: was killed within part %s (%d so far); if memory ran out there, give "
+            "rerank: was killed within part %s (%d so far); if memory ran out, give "
             "`threads=1` or fewer `workers=`, or begin with another `variant=` and `out=`",
             " or ".join(parts),
             most,

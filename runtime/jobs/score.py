@@ -51,8 +51,8 @@ class Assignment:
 class Counts:
     """What was done.
 
-    Rows; those scored, with a null text, with a score that is not finite, left out by the cascade;
-    pairs cut to the model's length; tokens; rows and bytes written; seconds.
+    Of rows: all, those scored, with a null text, with a score that is not finite, and left out by
+    the cascade. Then pairs cut to the model's length, tokens, rows and bytes written, and seconds.
     """
 
     rows: int = 0

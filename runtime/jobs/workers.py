@@ -83,8 +83,8 @@ def do_parts(
         failures = failures + 1 if len(rest) == len(todo) else 0
         if failures >= TRIES:
             raise BadInput(
-                f"{failures} times in a row a worker ended before a part was done ({cause}); what "
-                "is done is kept: mend that and give the same command again"
+                f"{failures} times in a row a worker ended before a part was done ({cause}); "
+                "mend that and give the same command again, which goes on"
             )
         if rest:
             log.warning(

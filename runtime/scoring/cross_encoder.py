@@ -53,12 +53,16 @@ PROGRESS_PAIRS = 4096  # pairs between two steps of a progress bar
 class CrossEncoder:
     """Ranks as sentence-transformers' CrossEncoder does, with a model folder in its place.
 
-    `variant` is by default the one that `xopt optimize` recommended for this machine,
-    or else onnx-fp32. `max_length` cuts pairs shorter than the folder does.
-    `activation_fn`, a function of torch tensors, replaces the model's own.
-    `plan`, `threads`, `trust_remote_code` and the errors raised are those of `open_scorer`.
-    `others` are arguments of sentence-transformers, older ones too, and `variant` may be its
-    number of labels. BadInput says why one cannot be had.
+    - `model_name_or_path`: the model folder.
+    - `variant`: by default the one that `xopt optimize` recommended for this machine, or else
+      onnx-fp32. It may be sentence-transformers' number of labels.
+    - `max_length`: cut pairs shorter than the folder does.
+    - `activation_fn`: a function of torch tensors, in place of the model's own.
+    - `plan`, `threads`, `trust_remote_code`: those of `open_scorer`.
+    - `others`: arguments of sentence-transformers, older ones too.
+
+    Raises what `open_scorer` raises, and BadInput for an argument that cannot be had, with the
+    reason.
     """
 
     model_card_data = ModelCard()
@@ -159,7 +163,7 @@ class CrossEncoder:
 
     @property
     def activation_fn(self) -> Callable[..., Any]:
-        """What makes scores of logits: the function given, or the model's torch module."""
+        """Return what makes scores of logits: the function given, or the model's torch module."""
         if self._own_activation_fn:
             return self._own_activation_fn
         path = self.folder.manifest.activation
@@ -215,12 +219,16 @@ class CrossEncoder:
     ) -> Any:
         """Score a (query, document) pair, or a sequence of them, in the order given.
 
-        One pair gives a float32, or float32[labels]; several float32[n], or float32[n, labels].
-        That is an array, with `convert_to_tensor` a torch tensor, and with neither a list of
-        tensors. `prompt`, or the one called `prompt_name`, takes the place of the model's own.
-        It stands before the query, or where a chat template has its system message.
-        `apply_softmax` makes the scores of several labels sum to 1.
-        `batch_size` has no effect: no score depends on it.
+        - `prompt`, `prompt_name`: a prompt, or the name of one, in place of the model's own. It
+          stands before the query, or where a chat template has its system message.
+        - `batch_size`: has no effect, since no score depends on it.
+        - `apply_softmax`: make the scores of several labels sum to 1.
+        - `convert_to_numpy`, `convert_to_tensor`: return an array or a torch tensor. With neither,
+          a list of tensors.
+
+        One pair gives a float32, or float32[labels]. Several give float32[n], or
+        float32[n, labels].
+
         Raises BadInput where a pair is not two texts, and ValueError where no prompt has the name.
         """
         inputs = others.pop("sentences", inputs)
@@ -257,10 +265,12 @@ class CrossEncoder:
         """Rank documents, best first; ties stay in order.
 
         Each has `corpus_id`, `score` as a Python float and, where asked for, `text`.
+
         Logits rank, so that a sigmoid of 1.0 for all good documents ties none of them.
         An activation that is not known to keep their order ranks by its scores, and among
         equal ones by logits.
         A model of several labels ranks by the one that it was exported with.
+
         Raises ValueError where there is none.
         """
         activation_fn = activation_fn or others.pop("activation_fct", None)

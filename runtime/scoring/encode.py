@@ -158,7 +158,10 @@ class Encoder:
         try:
             return self._encoded([(clean(before + query), clean(text)) for query, text in pairs])
         except Exception as error:  # tokenizers has no exceptions of its own
-            raise BadInput(f"the tokenizer cannot encode these texts ({error})") from error
+            raise BadInput(
+                f"the tokenizer cannot encode these texts ({error}); "
+                "shorten a query that leaves no room for its document"
+            ) from error
 
     def tokens(self, encodings: Sequence[Encoding]) -> Tokens:
         """Make arrays of encodings: the part of `encode` that is Python's."""
@@ -241,9 +244,9 @@ class Encoder:
     def _fills(self, encoding: Encoding, side: int, characters: int) -> bool:
         """Return whether more of a shortened text would change no token.
 
-        The tokenizer has to have cut it, and what it kept has to lie in the half of the text
-        that is far from where it was shortened. With more than half of the tokens, it was the
-        only one to be cut.
+        The tokenizer has to have cut it. What it kept has to lie in the half of the text that
+        is far from where it was shortened. With more than half of the tokens, it was the only
+        one to be cut.
         """
         if not encoding.overflowing:
             return False

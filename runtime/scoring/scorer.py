@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from xopt.runtime.errors import BadInput, NotFinite
 from xopt.runtime.folder import ModelFolder, Plan, Variant
 from xopt.runtime.machine import cores, machine_name
+from xopt.runtime.progress import Step, progress
 from xopt.runtime.scoring.backends.backend import Backend, OutOfMemory
 from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.device import check_device
@@ -73,6 +75,15 @@ def checked(pairs: Sequence[Pair], logits: NDArray[np.float32]) -> NDArray[np.fl
 
 
 @dataclass(frozen=True)
+class _Window:
+    """Pairs that are planned together: their tokens, the row of the first, and how far all are."""
+
+    tokens: Tokens
+    first: int
+    step: Step
+
+
+@dataclass(frozen=True)
 class _Started:
     """A forward that a device has done or works at.
 
@@ -99,6 +110,7 @@ class PlannedScorer(Scorer):
     backend: Backend
     plan: Plan
     labels: int
+    variant: str
     _reopen: Callable[[Plan, str], PlannedScorer]
     _wide: dict[int, Backend] = field(default_factory=dict)  # by threads
     _wide_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -121,10 +133,19 @@ class PlannedScorer(Scorer):
         rows = [distinct.setdefault((query, text), len(distinct)) for query, text in pairs]
         started: list[_Started] = []
         first = 0
-        for tokens in self._encoded(list(distinct)):
-            started += self._start(tokens, first)
-            first += len(tokens.ids)
-        return self._finish(started, len(distinct))[rows]
+        token_count = 0
+        with self._progress(len(distinct)) as step:
+            for tokens in self._encoded(list(distinct)):
+                token_count += int(tokens.lengths.sum())
+                # of windows that are not tokenised yet, as many a pair
+                stop = first + len(tokens.ids)
+                step.work = token_count / max(1, stop) * len(distinct)
+                started += self._start(_Window(tokens, first, step))
+                first = stop
+            return self._finish(started, len(distinct))[rows]
+
+    def _progress(self, pairs: int) -> AbstractContextManager[Step]:
+        return progress(f"{self.variant} scores", pairs, "pairs")
 
     def with_plan(self, plan: Plan) -> PlannedScorer:
         """Return a scorer of the same backend, and its threads, with another plan."""
@@ -150,7 +171,9 @@ class PlannedScorer(Scorer):
 
     def score_tokens(self, tokens: Tokens) -> NDArray[np.float32]:
         """Return the logits of tokenised pairs; see `logits`."""
-        return self._finish(self._start(tokens, 0), len(tokens.ids))
+        with self._progress(len(tokens.ids)) as step:
+            step.work = int(tokens.lengths.sum())
+            return self._finish(self._start(_Window(tokens, 0, step)), len(tokens.ids))
 
     def run(self, tokens: Tokens, forward: Forward, alone: bool) -> NDArray[np.float32]:
         """Return the logits of one forward that has all rows of `tokens`.
@@ -198,9 +221,9 @@ class PlannedScorer(Scorer):
         self._watch.encoded(time.monotonic() - start, tokens.truncated)
         return tokens
 
-    def _start(self, tokens: Tokens, first: int) -> list[_Started]:
-        """Plan and start forwards; `first` is the row of the first pair."""
-        forwards = self.planned(tokens.lengths)
+    def _start(self, window: _Window) -> list[_Started]:
+        """Plan and start forwards."""
+        forwards = self.planned(window.tokens.lengths)
         alone = [forward for forward in forwards if self._runs_alone(forward)]
         others = [forward for forward in forwards if not self._runs_alone(forward)]
         if self.plan.callers > 1 and len(others) == 1 and not self._wide_lock.locked():
@@ -208,10 +231,10 @@ class PlannedScorer(Scorer):
         started = []
         if alone:
             with self._wide_lock:
-                started += self._start_in_turn(self._wide_backend(), tokens, first, alone)
+                started += self._start_in_turn(self._wide_backend(), window, alone)
         if self.plan.callers > 1 and len(others) > 1:
-            return started + self._start_together(tokens, first, others)
-        return started + self._start_in_turn(self.backend, tokens, first, others)
+            return started + self._start_together(window, others)
+        return started + self._start_in_turn(self.backend, window, others)
 
     def _runs_alone(self, forward: Forward) -> bool:
         """Return whether a forward may fill the memory; a GPU's are as large as plans say."""
@@ -230,14 +253,12 @@ class PlannedScorer(Scorer):
                 self._wide[threads] = self.backend
         return self._wide[threads]
 
-    def _start_together(
-        self, tokens: Tokens, first: int, forwards: list[Forward]
-    ) -> list[_Started]:
+    def _start_together(self, window: _Window, forwards: list[Forward]) -> list[_Started]:
         """Run forwards on all callers; what gets no memory beside others, once more in turn."""
 
         def tried(forward: Forward) -> _Started | Forward:
             try:
-                return self._forward(self.backend, tokens, first, forward)
+                return self._forward(self.backend, window, forward)
             except OutOfMemory:
                 return forward
 
@@ -255,31 +276,32 @@ class PlannedScorer(Scorer):
             len(failed),
         )
         with self._wide_lock:  # this backend has kept memory that another one would need more of
-            return started + self._start_in_turn(self.backend, tokens, first, failed)
+            return started + self._start_in_turn(self.backend, window, failed)
 
     def _start_in_turn(
-        self, backend: Backend, tokens: Tokens, first: int, forwards: list[Forward]
+        self, backend: Backend, window: _Window, forwards: list[Forward]
     ) -> list[_Started]:
         start = time.monotonic()
         waiting = deque(forwards)
         started = []
         while waiting:
             try:
-                started.append(self._forward(backend, tokens, first, waiting[0]))
+                started.append(self._forward(backend, window, waiting[0]))
                 waiting.popleft()
             except OutOfMemory:
-                waiting = deque(self._planned_smaller(tokens, list(waiting)))
+                waiting = deque(self._planned_smaller(window.tokens, list(waiting)))
         self._watch.ran(time.monotonic() - start)
         return started
 
-    def _forward(self, backend: Backend, tokens: Tokens, first: int, forward: Forward) -> _Started:
+    def _forward(self, backend: Backend, window: _Window, forward: Forward) -> _Started:
         before = backend.mark()
-        batch = backend.load(tokens, forward)
+        batch = backend.load(window.tokens, forward)
         loaded = backend.mark()
         output = backend.forward(batch)
         marks = (before, loaded, backend.mark())
-        text_tokens = int(tokens.lengths[forward.rows].sum())
-        return _Started(forward.rows + first, output, marks, forward.width, text_tokens)
+        text_tokens = int(window.tokens.lengths[forward.rows].sum())
+        window.step.advance(len(forward.rows), text_tokens)
+        return _Started(forward.rows + window.first, output, marks, forward.width, text_tokens)
 
     def _planned_smaller(self, tokens: Tokens, waiting: list[Forward]) -> list[Forward]:
         if len(waiting[0].rows) == 1:
@@ -330,10 +352,15 @@ def open_scorer(
 ) -> PlannedScorer:
     """Open a variant of a model folder.
 
-    `variant` is by default the one recommended for this machine, or else onnx-fp32.
-    Without `plan` the scorer uses the one that `xopt tune` found for this machine,
-    or else a default one for `threads`, by default all usable cores.
-    `trust_remote_code` lets torch variants run code that came with the model.
+    - `variant`: by default the one recommended for this machine, or else onnx-fp32.
+    - `plan`: by default the one that `xopt tune` found for this machine, or else a default one.
+    - `threads`: what the scorer may use, by default all usable cores.
+    - `device`: "cpu" or "cuda".
+    - `trust_remote_code`: let torch variants run code that came with the model.
+
+    Returns a scorer. Its `score(pairs)` returns the logits of (query, document) pairs in the order
+    given: float32[n], or float32[n, labels] with several labels.
+
     Raises BadInput where folder, variant or device is not there, or a file is damaged.
     """
     if threads is not None and threads < 1:
@@ -349,11 +376,14 @@ def open_scorer(
     open_backend = BACKENDS[chosen.backend].open
     # Another process may work in another directory.
     absolute = replace(folder, path=folder.path.resolve())
+    with progress(f"opening {chosen.name}"):
+        backend = open_backend(folder, chosen, plan, device)
     return PlannedScorer(
         Encoder(folder, _tokenizer_threads(plan, threads, device)),
-        open_backend(folder, chosen, plan, device),
+        backend,
         plan,
         folder.manifest.labels,
+        chosen.name,
         functools.partial(_reopen, absolute, chosen.name, threads, device),
     )
 

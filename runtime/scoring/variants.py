@@ -189,7 +189,7 @@ def _why_not(folder: ModelFolder, variant: Variant, device: str) -> str:
     """Return why a variant cannot run here; empty where it can."""
     kind = BACKENDS[variant.backend]
     if device == "cuda":
-        return "" if kind.gpu_ready() else "see docs/gpu.md for what it needs on a GPU"
+        return "" if kind.gpu_ready() else "what it needs on a GPU is not installed here"
     if overflows(variant):
         return _overflow(variant)
     if kind.tried:

@@ -1,8 +1,8 @@
 """A cheap model before a big one: `python docs/measure/cascade/bigger.py DEMO_DIR [--queries 40]`.
 
-Makes a model of 12 layers of hidden 768 out of the demo model: each width twice
-(function-preserving, as Net2Wider of Chen et al. 2016, arXiv:1511.05641), and behind each layer
-another one that hardly does anything, so that it agrees with the demo model well and not wholly.
+Makes a model of 12 layers of hidden 768 out of the demo model. Each width comes twice: that keeps
+the function, as Net2Wider does (Chen et al. 2016, arXiv:1511.05641). Behind each layer stands
+another one that hardly does anything. So it agrees with the demo model well and not wholly.
 Then `xopt cascade BIG --first DEMO_DIR` on the demo data, 100 candidates a query, and a bench
 inside Daft; and the same in a learned order.
 """

@@ -1,10 +1,10 @@
 """A cascade against its variant on everything, inside Daft: `python docs/measure/cascade/deep.py
 DIR SCIFACT`.
 
-As `xopt bench --strategy planned --strategy cascade`, but without sentence-transformers, which
-takes minutes a query at this depth, so that a dozen queries can be timed: claims of SciFact that
-the cascade has not seen, BM25's best 1,000 each, in turns. The loss is against the variant's own
-scores of everything.
+As `xopt bench --strategy planned --strategy cascade`, but without sentence-transformers. That takes
+minutes a query at this depth, and a dozen queries are timed. They are claims of SciFact that the
+cascade has not seen, BM25's best 1,000 each, in turns. The loss is against the variant's own scores
+of everything.
 """
 
 from __future__ import annotations

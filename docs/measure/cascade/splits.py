@@ -1,13 +1,14 @@
 """Certificates against queries that they have not seen: `python docs/measure/cascade/splits.py
 DIR SCIFACT SCORES.npz`.
 
-Scores all claims of SciFact, or `--queries` drawn of them, BM25's best `--depth` each, with the
-reference and a variant, which takes an hour on two cores for 100 each, and keeps that in
-SCORES.npz: where it was stopped, it goes on. With `--rescored 80` the reference scores the 80
-that the variant ranks best, and the others keep the variant's score. Then for each of 50 random
-splits of the queries a half chooses and certifies a cascade, as `xopt cascade` does it, and the
-other half tests it. At the end all of them choose and certify, and that cascade is written into
-DIR.
+Scores all claims of SciFact, or `--queries` drawn of them, with the reference and a variant. Each
+has BM25's best `--depth`. For 100 that takes an hour on two cores. SCORES.npz keeps the scores:
+where the script was stopped, it goes on. With `--rescored 80` the reference scores the 80 that the
+variant ranks best, and the others keep the variant's score.
+
+Then come 50 random splits of the queries. One half chooses and certifies a cascade, as `xopt
+cascade` does it, and the other half tests it. At the end all of them choose and certify, and that
+cascade is written into DIR.
 """
 
 from __future__ import annotations

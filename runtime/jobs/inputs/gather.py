@@ -135,7 +135,7 @@ def _check_documents(table: pa.Table, columns: Columns, files: Sequence[File]) -
         if first != place:
             raise BadInput(
                 f"{_place(files, place)}: document {document!r:.60} stands twice among the "
-                f"candidates of {query!r:.60}, first in {_place(files, first)}"
+                f"candidates of {query!r:.60}, first in {_place(files, first)}; keep one"
             )
 
 

@@ -83,10 +83,10 @@ def plan(
 ) -> Planned:
     """Cut inputs into parts of whole queries.
 
-    Parquet is read where it lies. Text, datasets and collections, which `read_collection` reads in
-    the columns `COLLECTION`, are written as Parquet to `folder`; so are files on HTTP, and the rows
-    of queries whose candidates do not stand together. Raises BadInput where the inputs cannot be
-    ranked.
+    Parquet is read where it lies. Text, datasets, collections and files on HTTP are written as
+    Parquet to `folder`. So are the rows of queries whose candidates do not stand together.
+    `read_collection` reads collections in the columns `COLLECTION`. Raises BadInput where the
+    inputs cannot be ranked.
     """
     found = _inputs(sources, read_collection, wanted, folder)
     _check_doc_ids(found, wanted)

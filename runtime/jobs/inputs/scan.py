@@ -58,9 +58,11 @@ NOTHING = pa.schema([])
 def scan(files: Sequence[File], schema: pa.Schema = NOTHING, words: bool = False) -> Runs:
     """Read the ids and queries of all files, and on this machine the columns of `schema` too.
 
-    Raises BadInput, with the row, where an id is null or blank, stands for two queries or, with
-    `words`, holds blanks; where a document stands twice among those of a query that follow each
-    other; for a first-stage score that is no finite number; and where a file is damaged.
+    Raises BadInput where a file is damaged, and with the row for
+
+    - an id that is null or blank, stands for two queries or, with `words`, holds blanks;
+    - a document that stands twice among those of a query that follow each other;
+    - a first-stage score that is no finite number.
     """
     runs = Runs()
     queries = _Queries(words)
@@ -141,7 +143,7 @@ class _Queries:
             if query is not None and doc_id in self.documents:
                 raise BadInput(
                     f"{name}: row {row}: document {doc_id!r:.60} stands twice among the candidates "
-                    f"of {query!r:.60}"
+                    f"of {query!r:.60}; keep one"
                 )
             if self.words:
                 _check_word(doc_id, f"{name}: row {row}")

@@ -1,8 +1,10 @@
 """A CrossEncoder as one network, from tokens to logits: run by torch, and exported to ONNX.
 
-sentence-transformers' CrossEncoder is a list of modules, of one of three kinds. A transformer has
-its own classification head; or a pooling and a head follow it as modules; or it is a causal
-language model, whose score is the difference of two tokens' logits.
+sentence-transformers' CrossEncoder is a list of modules, of one of three kinds:
+
+- a transformer with its own classification head;
+- a transformer that a pooling and a head follow as modules;
+- a causal language model, whose score is the difference of two tokens' logits.
 """
 
 from __future__ import annotations

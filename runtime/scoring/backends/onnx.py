@@ -78,7 +78,10 @@ class OnnxBackend(PaddedArrays):
             raise
         except Exception as error:  # onnxruntime's own exception types are not public
             reason = first_line(error)
-            raise BadInput(f"{self.file}: onnxruntime cannot open it ({reason})") from error
+            raise BadInput(
+                f"{self.file}: onnxruntime cannot open it ({reason}); make it again, "
+                "or install the onnxruntime that it was made with"
+            ) from error
 
     def wide(self, threads: int) -> OnnxBackend:
         other = copy.copy(self)

@@ -85,7 +85,9 @@ class OpenVinoBackend(PaddedArrays):
             return core.compile_model(model, self.device, properties)
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2].strip()
-            raise BadInput(f"{self.file}: OpenVINO cannot open it ({reason})") from error
+            raise BadInput(
+                f"{self.file}: OpenVINO cannot open it ({reason}); use a variant onnx-* instead"
+            ) from error
 
     @within_memory()
     def forward(self, batch: Arrays) -> Logits:

@@ -9,10 +9,12 @@ import daft
 import numpy as np
 import pytest
 from click.testing import Result
+from helpers.recorder import Recorder
 from threadpoolctl import threadpool_info
 
 from xopt.cli.output import plain
 from xopt.optimize.cascade.certify import Certified, certify
+from xopt.optimize.cascade.check import check
 from xopt.optimize.cascade.parts import candidate_lists
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.optimize.report.page import gather, render
@@ -27,8 +29,20 @@ from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.frames.cascade import _Group
+from xopt.runtime.progress import listening
 
 Xopt = Callable[..., Result]
+
+
+def test_a_check_reports(certified: tuple[ModelFolder, Certified], unseen: Candidates) -> None:
+    recorder = Recorder()
+    with listening(recorder):
+        check(certified[0], unseen)
+    (step,) = recorder.titled("cascade --check")
+    assert (step.done, step.total) == (2, 2)
+    (ranking,) = recorder.titled("the cascade ranks")
+    assert (ranking.done, ranking.total) == (16, 16)
+    assert ("cascade --check", "the cascade ranks", "onnx-int8 scores") in recorder.stacks
 
 
 def test_queries_rank_the_same_alone_and_together(
@@ -117,7 +131,7 @@ def test_the_first_stage_s_scores_are_asked_for(
         == rerank(frame, tiny_copy.path, cascade=True, first="bm25").to_pydict()["score"]
     )
     with pytest.raises(
-        BadInput, match="first-stage scores, as 'bm25' was, and demo was read without one"
+        BadInput, match="first-stage scores, as 'bm25' was; give data that has it, not demo"
     ):
         bench(ModelFolder.open(tiny_copy.path), queries, [Case("onnx-int8", "cascade")])
     # two queries

@@ -137,8 +137,8 @@ def change(file: Path, **values: Any) -> None:
 def test_a_language_model_that_is_not_known_is_refused(tmp_path: Path) -> None:
     model = make_language_model(tmp_path / "Qwen3-Reranker-0.6B")  # no name is a proof
     message = (
-        r"a language model \(Qwen3ForCausalLM\) that does not say how it ranks; export it with "
-        r"`template=`: a file with its chat template, or one of qwen3-reranker, bge-reranker-gemma"
+        r"a language model \(Qwen3ForCausalLM\) that does not say how it ranks; give "
+        r"`template=` a file with its chat template, or one of qwen3-reranker, bge-reranker-gemma"
     )
     with pytest.raises(BadInput, match=message):
         export(str(model), tmp_path / "out", torch_only=True)
@@ -262,7 +262,10 @@ REFUSED: dict[str, tuple[Callable[[Path], dict[str, str]], str]] = {
         raising,
         r"\(Conversation roles must alternate\); export it with one",
     ),
-    "no answers": (bare, "does not say which answers its score compares; say it with `answers=`"),
+    "no answers": (
+        bare,
+        "does not say which answers its score compares; name them with",
+    ),
     "no template": (without_template, "has no chat template; give it one with `template=`"),
     "no token": (unknown_answer, "the answer 'certainly' is not one token of its tokenizer"),
     "too many": (three_answers, "give one answer, or two different ones"),

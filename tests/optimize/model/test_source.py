@@ -170,7 +170,7 @@ def no_padding_token(folder: Path) -> str:
 def a_missing_shard(folder: Path) -> str:
     shards(folder)
     next(folder.glob("model-00002*")).unlink()
-    return r"model: cannot be loaded \(.*model-00002-of-"
+    return r"model: sentence-transformers cannot load it \(.*model-00002-of-"
 
 
 def a_cut_shard(folder: Path) -> str:

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import json
-import math
 import re
 import shutil
 import subprocess
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 
 from xopt.cli.output import plain
-from xopt.optimize.report.charts import Point, frontier, scatter, sparkline
 from xopt.optimize.report.page import compare, gather, read_results, render
 from xopt.optimize.validate import validate
 from xopt.runtime.bench.bench import Bench
@@ -28,15 +25,21 @@ PROBE = """<script>addEventListener("load", () => {
   const all = (css, within = document) => [...within.querySelectorAll(css)];
   const table = all("table.sortable").at(-1);
   const height = (node) => node.getBoundingClientRect().height;
-  table.querySelectorAll("thead button")[2].click();
+  const names = all(".scatter g text").filter((text) => height(text) > 0);
+  const boxes = names.map((name) => name.getBoundingClientRect());
+  const meet = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom
+    && b.top < a.bottom;
+  table.querySelectorAll("thead button")[3].click();
   parent.document.body.dataset.found = JSON.stringify({
-    sorted: [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[2].textContent)),
+    sorted: [...table.tBodies[0].rows].map((row) => parseFloat(row.cells[3].textContent)),
     wide: document.documentElement.scrollWidth,
     seen: innerWidth,
     asked: performance.getEntriesByType("resource").length,
     headings: all("h2").length,
     pictures: all("svg").filter((svg) => height(svg) > 20).length,
-    smallest: Math.min(...all(".scatter text").map(height)),
+    smallest: Math.min(...names.map(height)),
+    names: names.length,
+    overlaps: boxes.filter((a, i) => boxes.some((b, j) => i < j && meet(a, b))).length,
   });
 });</script>"""
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -53,8 +56,12 @@ def results(benched: Bench, tiny: ModelFolder, docs: Candidates) -> list[dict[st
     for query_id, judged in docs.qrels.items():
         qrels[EVIL + query_id] = {EVIL + doc_id: grade for doc_id, grade in judged.items()}
     evil = Candidates(EVIL, rows, qrels)
+    bench = plain(replace(benched, data=EVIL))
+    moments = [{"at_s": i / 5, "cores": 1.0, "root_cores": 1.0} for i in range(3)]
+    for measured in bench["measured"]:  # which took less than a second
+        measured["rounds"][-1]["usage"]["timeline"] = moments
     return [
-        plain(replace(benched, data=EVIL)),
+        bench,
         plain(validate(tiny, ["torch-fp32", "onnx-fp32", "onnx-int8"], evil)),
     ]
 
@@ -78,7 +85,11 @@ def test_the_page_opens_with_the_finding_and_stands_alone(page: str) -> None:
     ):
         assert heading in page
     assert page.count("<caption>") == page.count("<table")
-    assert 'role="img" aria-label="Speed against agreement.' in page
+    assert "Speed against agreement</title>" in page
+    assert re.findall(r'aria-labelledby="([^"]+)"', page) == [
+        "bench-1-title bench-1-desc",
+        "bench-1-narrow-title bench-1-narrow-desc",
+    ]
 
 
 def test_texts_from_data_show_as_text(page: str, results: list[dict[str, Any]]) -> None:
@@ -88,6 +99,69 @@ def test_texts_from_data_show_as_text(page: str, results: list[dict[str, Any]]) 
     markdown = render(gather(results), None, markdown=True)
     assert "<script" not in markdown.replace("\\<script", "")
     assert "| " + "onnx-int8/planned" in markdown
+
+
+def test_all_facts_are_on_the_page(results: list[dict[str, Any]], page: str) -> None:
+    shown = unescape(re.sub("</?code>", "`", page))
+    markdown = render(gather(results), None, markdown=True).replace("\\", "")
+    bench, validation = results
+    for measured in bench["measured"]:
+        case = measured["case"]
+        finding = measured["explained"]["findings"][0]
+        for text in (shown, markdown):
+            assert f"{case['variant']}/{case['strategy']}" in text
+            assert f"{measured['pairs_per_s']:.1f}" in text
+            assert finding["advice"] in text
+        for fact in ("tokens_per_s", "peak_bytes", "load_s", "p95_s"):
+            scale = {"peak_bytes": 1 / (1 << 20), "p95_s": 1000}.get(fact, 1)
+            assert f">{measured[fact] * scale:.{1 if fact == 'load_s' else 0}f}<" in page
+        for seconds in measured["explained"]["split"].values():
+            assert f">{seconds:.2f}<" in page
+    for judged in validation["judged"]:
+        for result in judged["gates"]:
+            for text in (shown, markdown):
+                assert f"{result['interval']['mean']:.3f}".replace("-0.000", "0.000") in text
+                assert str(result["queries_needed"] or "") in text
+    for name, version in bench["versions"].items():
+        assert f"{name} {version}" in shown
+        assert f"{name} {version}" in markdown
+
+
+def test_the_fastest_case_stands_first_with_its_figure_at_its_end(
+    results: list[dict[str, Any]], page: str
+) -> None:
+    ratios = sorted((measured["ratio"] for measured in results[0]["measured"]), reverse=True)
+    bars = re.findall(r'class="figure"><b>([\d.]+) ×</b> ([\d.]+) pairs/s', page)
+    assert [figure for figure, _ in bars] == [f"{ratio:.2f}" for ratio in ratios]
+
+
+def test_lines_of_the_same_cpu_can_be_told_apart(page: str) -> None:
+    lines = re.findall(r'<path class="(tree|parent)" d="([^"]+)"', page)
+    assert lines[-2][0] == "tree"
+    assert lines[-1] == ("parent", lines[-2][1])  # the same line, and above the other
+    widths = {}
+    for name in ("tree", "parent"):
+        style = re.search(rf"\.{name} {{ stroke: [^}}]*}}", page)
+        assert style
+        widths[name] = float(re.findall(r"stroke-width: ([\d.]+)", style[0])[0])
+    assert widths["tree"] >= 2 * widths["parent"]
+    assert "stroke-dasharray" in style[0]
+
+
+def test_a_bound_that_a_row_contradicts_is_not_shown(results: list[dict[str, Any]]) -> None:
+    bench = copy.deepcopy(results[0])
+    default = bench["measured"][0]
+    default["explained"]["findings"] = [{"name": "padding", "gain": 99.0, "advice": "Sort."}]
+    ratios = {measured["case"]["strategy"]: measured["ratio"] for measured in bench["measured"]}
+    planned = [
+        m for m in bench["measured"] if m["case"] == {**default["case"], "strategy": "planned"}
+    ]
+    times = planned[0]["ratio"] / ratios["default"]
+    for markdown in (False, True):
+        shown = render(gather([bench]), None, markdown).replace("\\", "")
+        said = f"Measured: torch-fp32/planned is {times:.1f} times as fast."
+        assert said in shown
+        assert "99.0 times" not in shown
 
 
 def test_results_are_read_from_files_and_others_refused(
@@ -170,7 +244,7 @@ def test_a_cascade_has_no_verdict(results: list[dict[str, Any]]) -> None:
 
 def test_what_was_not_validated_is_not_recommended(results: list[dict[str, Any]]) -> None:
     alone = render(gather(results[:1]), None, markdown=False)
-    assert "no `xopt validate` has shown whether it ranks the same" in alone
+    assert "no <code>xopt validate</code> has shown whether it ranks the same" in alone
     assert "Recommended" not in alone
     judged = render(gather(results[1:]), None, markdown=False)
     assert "Passed: " in judged
@@ -180,7 +254,7 @@ def test_what_was_not_validated_is_not_recommended(results: list[dict[str, Any]]
     both = [*twice, copy.deepcopy(twice[1])]
     both[-1]["judged"][-1]["verdict"] = "fail"
     for order in (both, both[::-1]):  # the worst verdict counts, whichever file comes first
-        assert "Failed: onnx-int8." in render(gather(order), None, markdown=False)
+        assert "Failed: onnx-int8." in render(gather(order), None, markdown=True)
 
 
 def test_a_model_of_several_labels_has_a_report(results: list[dict[str, Any]]) -> None:
@@ -192,30 +266,6 @@ def test_a_model_of_several_labels_has_a_report(results: list[dict[str, Any]]) -
         measured["agreement"] = None
     assert "and gives the same labels" in render(gather(labels), None, markdown=False)
     assert "and gives the same labels" in render(gather(labels), None, markdown=True)
-
-
-def test_the_frontier_holds_what_nothing_else_beats() -> None:
-    points = [
-        Point("slow", 1.0, 1.0),
-        Point("fast", 3.0, 0.95),
-        Point("beaten", 2.0, 0.9),
-        Point("twin", 3.0, 0.95),
-    ]
-    assert [point.name for point in frontier(points)] == ["slow", "fast", "twin"]
-    chart = scatter(points)
-    assert [mark.point for mark in chart.marks] == points
-    assert [mark.best for mark in chart.marks] == [True, True, False, True]
-    for one, other in itertools.combinations(chart.marks, 2):
-        assert math.dist(one.circle, other.circle) > 2 * chart.radius
-    assert [speed for speed, _ in chart.speed_ticks] == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
-    agreements = [round(agreement, 2) for agreement, _ in chart.agreement_ticks]
-    assert agreements == [0.85, 0.88, 0.91, 0.94, 0.97, 1.0]
-
-
-def test_a_sparkline_averages_what_is_too_much_for_it() -> None:
-    assert sparkline([]) == sparkline([0.5]) == []
-    assert sparkline([0.0, 0.5, 1.5]) == [(0, 30), (50, 16), (100, 2)]
-    assert len(sparkline([0.5] * 1000)) <= 120
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is not installed (Debian: apt install chromium)")
@@ -259,3 +309,5 @@ def test_a_browser_shows_it_sorts_and_asks_nobody(
     assert found["headings"] >= 6
     assert found["pictures"] >= 1 + cases
     assert found["smallest"] >= 10
+    assert found["names"] == page.count("<circle") / 2  # one of the two charts is shown
+    assert found["overlaps"] == 0

@@ -7,6 +7,7 @@ import pytest
 from xopt.cli.commands.bench import print_explained
 from xopt.cli.output import Output
 from xopt.runtime.bench.bench import BASELINE, Bench, Case, bench
+from xopt.runtime.bench.explain import Finding
 from xopt.runtime.bench.strategy import STRATEGIES
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput
@@ -62,6 +63,21 @@ def test_a_gpus_time_is_split_without_ceilings(
     assert "GPU idle" in shown
     assert "onnx-int8/planned" in shown
     assert "torch-fp32/default" not in shown  # sentence-transformers does not tell
+
+
+def test_no_gain_is_promised_that_another_row_has_measured(
+    benched: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for measured in benched.measured:
+        if measured.case == BASELINE:
+            assert measured.explained
+            padded = replace(measured.explained, findings=(Finding("padding", 99.0, "Sort."),))
+            changed = replace(measured, explained=padded)
+    others = tuple(each for each in benched.measured if each.case != BASELINE)
+    print_explained(Output(None), replace(benched, measured=(changed, *others)))
+    shown = capsys.readouterr().out
+    assert "torch-fp32/default: Sort. Measured: torch-fp32/planned is " in shown
+    assert "99" not in shown[shown.index("Sort.") :].splitlines()[0]
 
 
 def test_what_is_not_there_is_refused_before_anything_is_measured(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from xopt.runtime.bench.ceilings import Ceilings
-from xopt.runtime.bench.explain import Explained, Observed, explain
+from xopt.runtime.bench.explain import Explained, Observed, explain, outlook
 from xopt.runtime.bench.shape import ModelShape
 from xopt.runtime.folder import ModelFolder, Variant
 from xopt.runtime.scoring.profile import Profile
@@ -138,6 +138,49 @@ def test_what_holds_a_run_back_comes_first_with_what_it_would_give(
     bottleneck = explained(stages, **changed).bottleneck
     assert bottleneck.name == name
     assert bottleneck.gain == pytest.approx(gain, rel=0.01)
+
+
+SPEEDS = {
+    "torch-fp32/default": 1.0,
+    "torch-fp32/planned": 1.7,
+    "st-onnx/default": 1.1,
+    "st-onnx-qint8/default": 1.5,
+    "st-onnx-qint8/batch-1": 3.0,
+    "onnx-int8/planned": 4.0,
+    "openvino-int8/planned": 5.1,
+    "ct2-int8/planned": 6.0,  # of other tools
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "findings", "said"),
+    [
+        (
+            "torch-fp32/default",
+            [("batching", 4.1), ("padding", 2.0), ("tokenising", 1.3)],
+            "Measured: torch-fp32/planned is 1.7 times as fast. "
+            "Also: padding, tokenising (at most 1.3 times as fast).",
+        ),
+        (
+            "torch-fp32/planned",
+            [("compute", 10.0)],
+            "Measured: openvino-int8/planned is 3.0 times as fast.",
+        ),
+        ("st-onnx/default", [("padding", 2.5)], "At most 2.5 times as fast."),
+        (
+            "st-onnx-qint8/default",
+            [("batching", 6.7), ("padding", 1.6)],
+            "Measured: st-onnx-qint8/batch-1 is 2.0 times as fast. Also: padding.",
+        ),
+        ("st-onnx-qint8/batch-1", [("batching", 3.5)], "At most 3.5 times as fast."),
+        ("torch-fp32/planned", [("idle threads", 1.3)], "At most 1.3 times as fast."),
+        ("onnx-int8/planned", [("compute", 1.0)], ""),
+    ],
+)
+def test_a_bound_gives_way_to_what_was_measured(
+    case: str, findings: list[tuple[str, float]], said: str
+) -> None:
+    assert outlook(case, findings, SPEEDS) == said
 
 
 def test_a_profile_adds_kinds_and_how_near_the_products_come() -> None:

@@ -279,7 +279,7 @@ def test_a_part_that_has_killed_the_job_is_named(
     for _ in range(2):
         assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert go_on(tiny, copied) == 2
-    assert "was killed within part 2 (2 so far); if memory ran out there, give" in caplog.text
+    assert "was killed within part 2 (2 so far); if memory ran out, give" in caplog.text
     caplog.clear()
     assert go_on(tiny, copied) == 3
     assert "killed within" not in caplog.text

@@ -39,7 +39,7 @@ def test_what_a_gpu_cannot_run_is_left_out_with_a_warning(
     monkeypatch.setattr("xopt.runtime.scoring.backends.onnx.has_cuda", lambda: False)
     monkeypatch.setattr("xopt.runtime.scoring.backends.torch.has_flash", lambda: False)
     assert variants_on(tiny, "cuda") == ["torch-fp32", "torch-fp16", "torch-bf16"]
-    assert "torch-varlen-fp16 is left out: see docs/gpu.md" in caplog.text
+    assert "torch-varlen-fp16 is left out: what it needs on a GPU is not installed" in caplog.text
     assert "onnx-fp32 is left out" in caplog.text
 
 
