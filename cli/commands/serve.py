@@ -32,7 +32,12 @@ __all__ = ["serve"]
     type=click.Path(path_type=Path, dir_okay=False),
     help="A file with a key a line. Any of them will do.",
 )
-@click.option("--root-path", default="", help="The prefix of all paths behind a proxy.")
+@click.option(
+    "--root-path",
+    default="",
+    help="A prefix of all paths, such as /rerankers, that a proxy leaves on.  [default: none]",
+    show_default=False,
+)
 @click.option(
     "--deadline",
     type=options.Number(0, 3600, min_open=True),
@@ -79,14 +84,26 @@ def serve(
     OpenVINO Model Server on one port, each in its own shape. /docs describes the requests,
     /ready and /metrics the server. SIGTERM ends it when all requests are answered.
     """
-    from xopt.runtime.serve import Settings, app
-    from xopt.runtime.serve.server import serve as run
+    from xopt.runtime.errors import BadInput
 
-    keys = read_keys(api_key, api_key_file)
-    settings = Settings(keys, deadline, longest_wait, max_body_mib << 20, refuse_cut)
+    try:
+        from xopt.runtime.serve import Settings, app
+        from xopt.runtime.serve.server import serve as run
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"xopt serve: lacks {error.name}; it needs the extra serve "
+            "(pip install 'xopt-rerank[serve]')"
+        ) from error
+    settings = Settings(
+        api_keys=read_keys(api_key, api_key_file),
+        root_path=root_path,
+        deadline_s=deadline,
+        longest_wait_s=longest_wait,
+        most_bytes=max_body_mib << 20,
+        refuse_cut=refuse_cut,
+    )
     application = app(model, variant, threads=threads, settings=settings)
-    code = run(application, host, port, root_path)
-    click.get_current_context().exit(code)
+    click.get_current_context().exit(run(application, host, port))
 
 
 def read_keys(api_key: str | None, api_key_file: Path | None) -> tuple[str, ...]:

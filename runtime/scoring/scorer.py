@@ -181,11 +181,12 @@ class PlannedScorer(Scorer):
         Of the plan's callers each may call it at once. With `alone`, where no other one does,
         the forward has the threads of all.
         """
+        window = _Window(tokens, 0, Step(self.variant))  # no listener shows so short a step
         if alone or self._runs_alone(forward):
             with self._wide_lock:
-                started = self._start_in_turn(self._wide_backend(), tokens, 0, [forward])
+                started = self._start_in_turn(self._wide_backend(), window, [forward])
         else:
-            started = self._start_in_turn(self.backend, tokens, 0, [forward])
+            started = self._start_in_turn(self.backend, window, [forward])
         return self._finish(started, len(tokens.ids))
 
     def planned(self, lengths: NDArray[np.int64]) -> list[Forward]:

@@ -2,17 +2,20 @@
 
 A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
 next forward. It leads off with the request that has had the fewest tokens so far (start-time fair
-queueing, Goyal, Vin and Cheng 1997), and is filled up with pairs of the same width, whosever they
-are. So a small request passes between the forwards of a large one.
+queueing, Goyal, Vin and Cheng 1997). Pairs of the same width fill it up, whosever they are. So a
+small request passes between the forwards of a large one.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,11 +29,12 @@ from xopt.runtime.serve.metrics import Metrics
 
 __all__ = ["Closed", "Engine", "Overloaded", "TimedOut", "Work"]
 
-# How fast the measured rates follow: the share of a new value.
+# The measured rate follows that of the last forwards, which took about so long.
+FOLLOWING_S = 5.0
+# The share of a new value in the tokens a character.
 FOLLOWING = 0.1
 # Tokens a character, before any text was seen.
 FIRST_TOKENS_PER_CHARACTER = 0.3
-WARM_UP_ROUNDS = 3
 
 
 class Overloaded(Exception):
@@ -49,41 +53,73 @@ class Closed(Exception):
     """The engine takes no more requests."""
 
 
+def _no_tokens() -> Tokens:
+    return Tokens([], [], np.zeros(0, np.int64))
+
+
 @dataclass(eq=False)
 class Work:
     """One request's distinct pairs on their way through the engine.
 
     deadline_s: when its time is over, by time.monotonic.
+    left_tokens: what is not scored yet; an estimate until it is tokenised.
+    done: its logits in the end. Whoever cancels it gives the request up.
+    left_rows: how many pairs are not scored yet.
+    waiting: of its pairs those that no forward has taken, by width, the widest first.
     served: tokens that it has had, counted from the queue's state when it came.
-    rows: of its pairs those that wait, by width.
     """
 
-    tokens: Tokens
     deadline_s: float
-    done: Future[NDArray[np.float32]]
-    logits: NDArray[np.float32]
-    left: int
-    rows: dict[int, deque[int]] = field(default_factory=dict)
+    left_tokens: int
+    done: Future[NDArray[np.float32]] = field(default_factory=Future)
+    tokens: Tokens = field(default_factory=_no_tokens)
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    left_rows: int = 0
+    waiting: dict[int, deque[int]] = field(default_factory=dict)
     served: float = 0.0
-    queued_s: float = field(default_factory=time.monotonic)
 
-    @property
-    def is_over(self) -> bool:
-        return self.done.done()
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, unless it has ended."""
+        with contextlib.suppress(InvalidStateError):
+            self.done.set_exception(error)
+
+    def deliver(self, row: int, logit: NDArray[np.float32]) -> None:
+        """Take a pair's logit, and end with the last one."""
+        self.logits[row] = logit
+        self.left_rows -= 1
+        self.left_tokens -= int(self.tokens.lengths[row])
+        if not self.left_rows:
+            # Its client may leave at any moment, which cancels it.
+            with contextlib.suppress(InvalidStateError):
+                self.done.set_result(self.logits)
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """A forward's pairs, of one request or several."""
+    """A forward's pairs, of one request or several.
+
+    alone: nothing else runs or waits, so that it may have all threads.
+    """
 
     members: list[tuple[Work, int]]
-    tokens: Tokens
-    forward: Forward
+    width: int
     alone: bool
+
+    @property
+    def tokens(self) -> Tokens:
+        parts = [work.tokens.taken(np.array([row])) for work, row in self.members]
+        return Tokens.joined(parts)
+
+    def parts(self) -> list[_Batch]:
+        """Return a batch for each pair."""
+        return [_Batch([member], self.width, self.alone) for member in self.members]
 
 
 class Engine:
-    """Runs a scorer for many requests; `on_death` is called if a forward fails unexpectedly."""
+    """Runs a scorer for many requests; `on_death` is called if a forward fails unexpectedly.
+
+    A request is let in by `admit`, tokenised, given to `submit`, and ends with `release`.
+    """
 
     def __init__(
         self,
@@ -98,8 +134,8 @@ class Engine:
         self.tokens_per_s = 1.0
         self._on_death = on_death
         self._tokens_per_character = FIRST_TOKENS_PER_CHARACTER
-        self._waiting: list[Work] = []
-        self._reserved = 0.0  # tokens of requests that are let in and not scored yet
+        self._admitted: set[Work] = set()
+        self._waiting: list[Work] = []  # of those admitted, the ones with pairs that wait
         self._running = 0
         self._virtual = 0.0  # tokens that the leading request had had
         self._changed = threading.Condition()
@@ -110,10 +146,10 @@ class Engine:
         ]
 
     def start(self, pairs: Sequence[Pair]) -> None:
-        """Warm up on some pairs, which gives the first rate, and begin to take requests."""
-        for _ in range(WARM_UP_ROUNDS):
+        """Warm up on one pair and on all, which gives the first rate; begin to take requests."""
+        for some in (pairs[:1], pairs, pairs):
             start_s = time.monotonic()
-            tokens = self.scorer.encode(pairs)
+            tokens = self.scorer.encode(some)
             self.scorer.score_tokens(tokens)
             self.tokens_per_s = int(tokens.lengths.sum()) / (time.monotonic() - start_s)
         for caller in self._callers:
@@ -128,49 +164,49 @@ class Engine:
     def _shut(self) -> None:
         with self._changed:
             self._closed = True
-            for work in self._waiting:
-                if not work.is_over:
-                    work.done.set_exception(Closed())
+            for work in self._admitted:
+                work.fail(Closed())
             self._waiting = []
             self._changed.notify_all()
 
-    def _die(self, error: BaseException) -> None:
-        """Take no more, since a forward failed in a way that nobody foresaw."""
-        self._shut()
-        self._on_death(error)
-
     @property
-    def queued_tokens(self) -> float:
+    def queued_tokens(self) -> int:
         """The tokens of all requests that are let in and not scored yet."""
-        return self._reserved
+        with self._changed:
+            return sum(work.left_tokens for work in self._admitted)
 
     @property
     def queued_requests(self) -> int:
-        return len(self._waiting)
+        return len(self._admitted)
 
-    def admit(self, pairs: Sequence[Pair], seconds: float) -> float:
-        """Let a request in that has `seconds`, and return the tokens that it is expected to have.
+    def admit(self, pairs: Sequence[Pair], deadline_s: float) -> Work:
+        """Let a request in. Raises Overloaded where it would wait too long, and Closed.
 
-        Raises Overloaded where the tokens before it and its own take longer, or longer than
-        `longest_wait_s` where others wait. Nothing was tokenised then.
+        Of each request before it no more tokens are scored first than it has itself. They may not
+        take longer than `longest_wait_s`, nor together with its own longer than its time.
+        Nothing is tokenised here.
         """
         longest = self.scorer.encoder.max_length
         characters = np.array([len(query) + len(text) for query, text in pairs])
-        expected = float(np.minimum(characters * self._tokens_per_character + 1, longest).sum())
+        expected = np.minimum(characters * self._tokens_per_character + 1, longest)
+        own = int(expected.sum())
         with self._changed:
             if self._closed:
                 raise Closed
-            before_s = self._reserved / self.tokens_per_s
-            own_s = expected / self.tokens_per_s
-            if self._reserved and before_s + own_s > min(seconds, self.longest_wait_s + own_s):
-                raise Overloaded(max(1.0, before_s + own_s - seconds, before_s / 2))
-            self._reserved += expected
-        return expected
+            before = sum(min(own, work.left_tokens) for work in self._admitted)
+            before_s = before / self.tokens_per_s
+            late_s = before_s + own / self.tokens_per_s - (deadline_s - time.monotonic())
+            if before and (before_s > self.longest_wait_s or late_s > 0):
+                raise Overloaded(max(1.0, late_s, before_s - self.longest_wait_s))
+            work = Work(deadline_s, own)
+            self._admitted.add(work)
+        return work
 
-    def release(self, expected: float) -> None:
-        """Take back what `admit` counted, when a request has ended, however it did."""
+    def release(self, work: Work) -> None:
+        """Forget a request that has ended, however it did."""
+        work.done.cancel()
         with self._changed:
-            self._reserved = max(0.0, self._reserved - expected)
+            self._admitted.discard(work)
 
     def tokenise(self, pairs: Sequence[Pair]) -> Tokens:
         """Tokenise pairs, and learn how many tokens characters make."""
@@ -181,20 +217,23 @@ class Engine:
             self._tokens_per_character += FOLLOWING * (rate - self._tokens_per_character)
         return tokens
 
-    def submit(self, tokens: Tokens, deadline_s: float) -> Work:
-        """Let tokenised pairs wait for their forwards; cancel `Work.done` to give them up."""
-        shape = (len(tokens.ids), self.scorer.labels)[: 1 + (self.scorer.labels > 1)]
-        work = Work(tokens, deadline_s, Future(), np.empty(shape, np.float32), len(tokens.ids))
+    def submit(self, work: Work, tokens: Tokens) -> None:
+        """Let a request's tokenised pairs wait for their forwards. Raises Closed."""
+        labels = self.scorer.labels
+        rows = len(tokens.ids)
+        work.tokens = tokens
+        work.logits = np.empty(rows if labels == 1 else (rows, labels), np.float32)
+        work.left_rows = rows
         for row in np.argsort(-tokens.lengths, kind="stable"):
             width = self._width(int(tokens.lengths[row]))
-            work.rows.setdefault(width, deque()).append(int(row))
+            work.waiting.setdefault(width, deque()).append(int(row))
         with self._changed:
             if self._closed:
                 raise Closed
+            work.left_tokens = int(tokens.lengths.sum())
             work.served = self._virtual
             self._waiting.append(work)
-            self._changed.notify()
-        return work
+            self._changed.notify_all()
 
     def _width(self, length: int) -> int:
         multiple = self.scorer.backend.step or WIDTH_STEP
@@ -202,98 +241,109 @@ class Engine:
 
     def _call(self) -> None:
         """Run forwards until the engine is closed."""
-        while True:
-            with self._changed:
-                batch = self._next()
-                while batch is None and not self._closed:
-                    self._changed.wait()
-                    batch = self._next()
+        try:
+            while True:
+                batch = self._taken()
                 if batch is None:
                     return
-                self._running += 1
-            start_s = time.monotonic()
-            try:
-                logits = self.scorer.run(batch.tokens, batch.forward, batch.alone)
-            except BadInput as error:  # out of memory, with this pair alone
-                self._fail(batch, error)
-            except BaseException as error:
-                self._fail(batch, error)
-                self._die(error)
-                return
-            else:
-                self._deliver(batch, logits)
-            finally:
-                with self._changed:
-                    self._running -= 1
-            self._measure(batch, time.monotonic() - start_s)
+                try:
+                    self._run(batch)
+                finally:
+                    with self._changed:
+                        self._running -= 1
+        except BaseException as error:  # no caller may die unseen
+            self._shut()
+            self._on_death(error)
+
+    def _taken(self) -> _Batch | None:
+        """Wait for the next forward, and count it as running; None when the engine is closed."""
+        with self._changed:
+            while not self._closed:
+                batch = self._next()
+                if batch is not None:
+                    self._running += 1
+                    return batch
+                self._changed.wait()
+        return None
 
     def _next(self) -> _Batch | None:
         """Take the next forward's pairs; the lock is held."""
         self._drop_what_is_over()
-        works = sorted(self._waiting, key=lambda work: work.served)
-        if not works:
+        if not self._waiting:
             return None
-        lead = works[0]
-        width = next(iter(lead.rows))
-        room = max(1, self.scorer.plan.tokens // width)
-        members = [(lead, row) for row in lead.rows[width]][:room]
-        for work in works[1:]:
-            free = room - len(members)
-            members += [(work, row) for row in work.rows.get(width, ())][:free]
+        works = sorted(self._waiting, key=lambda work: work.served)
+        self._virtual = works[0].served
+        members = self._fitting(works)
         lengths = np.array([work.tokens.lengths[row] for work, row in members])
         # The planner says how many of them may run together on this backend.
-        count = len(self.scorer.planned(lengths)[0].rows)
-        members = members[:count]
-        for work, _ in members:
-            self._take(work, width)
+        forward = self.scorer.planned(lengths)[0]
+        members = members[: len(forward.rows)]
+        for work, row in members:
+            self._take(work, row)
+        self._waiting = [work for work in self._waiting if work.waiting]
         alone = not self._waiting and not self._running
-        parts = [work.tokens.taken(np.array([row])) for work, row in members]
-        forward = Forward(np.arange(count), width)
-        return _Batch(members, Tokens.joined(parts), forward, alone)
+        return _Batch(members, forward.width, alone)
 
-    def _take(self, work: Work, width: int) -> None:
-        """Take the first waiting pair of a width out of a request."""
-        row = work.rows[width].popleft()
-        work.served += int(work.tokens.lengths[row])
-        self._virtual = max(self._virtual, min(each.served for each in self._waiting))
-        if not work.rows[width]:
-            del work.rows[width]
-        if not work.rows:
-            self._waiting.remove(work)
+    def _fitting(self, works: list[Work]) -> list[tuple[Work, int]]:
+        """Return pairs that fit into a forward with the first request's widest one.
+
+        First come those of its width, whosever they are, then narrower ones of its own, where the
+        backend runs them together.
+        """
+        lead = works[0]
+        width, *narrower = lead.waiting
+        room = max(1, self.scorer.plan.tokens // width)
+        wanted = [(work, width) for work in works]
+        if not self.scorer.backend.step:
+            wanted += [(lead, each) for each in narrower]
+        members: list[tuple[Work, int]] = []
+        for work, each in wanted:
+            rows = itertools.islice(work.waiting.get(each, ()), room - len(members))
+            members += [(work, row) for row in rows]
+        return members
+
+    def _take(self, work: Work, row: int) -> None:
+        """Take a pair, the first of its width, out of those that wait."""
+        length = int(work.tokens.lengths[row])
+        width = self._width(length)
+        work.waiting[width].popleft()
+        if not work.waiting[width]:
+            del work.waiting[width]
+        work.served += length
 
     def _drop_what_is_over(self) -> None:
-        """Forget requests whose client has left, and end those whose time is over."""
+        """Forget requests that were given up or have failed, and end those whose time is over."""
         now_s = time.monotonic()
-        kept = []
         for work in self._waiting:
-            if work.is_over:
-                self.metrics.cancelled.inc()
-            elif work.deadline_s < now_s:
-                work.done.set_exception(TimedOut())
-            else:
-                kept.append(work)
-        self._waiting = kept
+            if work.deadline_s < now_s:
+                work.fail(TimedOut())
+        self._waiting = [work for work in self._waiting if not work.done.done()]
 
-    def _deliver(self, batch: _Batch, logits: NDArray[np.float32]) -> None:
-        """Give each request its logits, and end those that have all."""
+    def _run(self, batch: _Batch) -> None:
+        """Run a forward; one that needs too much memory pair by pair, so that one alone fails."""
+        tokens = batch.tokens
+        start_s = time.monotonic()
+        forward = Forward(np.arange(len(batch.members)), batch.width)
+        try:
+            logits = self.scorer.run(tokens, forward, batch.alone)
+        except BadInput as error:
+            parts = batch.parts()
+            if len(parts) == 1:
+                batch.members[0][0].fail(error)
+                return
+            for part in parts:
+                self._run(part)
+            return
         with self._changed:
             for (work, row), logit in zip(batch.members, logits, strict=True):
-                work.logits[row] = logit
-                work.left -= 1
-                if not work.left and not work.is_over:
-                    work.done.set_result(work.logits)
+                work.deliver(row, logit)
+        self._measure(batch, int(tokens.lengths.sum()), time.monotonic() - start_s)
 
-    def _fail(self, batch: _Batch, error: BaseException) -> None:
-        with self._changed:
-            for work, _ in batch.members:
-                if not work.is_over:
-                    work.done.set_exception(error)
-
-    def _measure(self, batch: _Batch, seconds: float) -> None:
+    def _measure(self, batch: _Batch, tokens: int, seconds: float) -> None:
         """Follow the rate of all callers together."""
-        tokens = int(batch.tokens.lengths.sum())
         callers = 1 if batch.alone else len(self._callers)
         self.metrics.forwarded(len(batch.members), tokens, seconds)
         rate = callers * tokens / max(seconds, 1e-6)
+        share = 1 - math.exp(-seconds / FOLLOWING_S)
         with self._changed:
-            self.tokens_per_s += FOLLOWING * (rate - self.tokens_per_s)
+            self.tokens_per_s += share * (rate - self.tokens_per_s)

@@ -110,6 +110,7 @@ ERRORS = {
     "413": "The body is too large",
     "415": "The body is no JSON by its headers",
     "422": "A value is not what it should be",
+    "424": "The model gives no document a finite score",
     "429": "Too much work is waiting; Retry-After says when to come again",
     "503": "Starting or ending",
     "504": "The time of the request is over",
@@ -175,12 +176,12 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>xopt serve</title>
 <style>body{{font:16px/1.5 sans-serif;max-width:50rem;margin:2rem auto;padding:0 1rem}}
 code{{background:#8882;padding:.1em .3em}}:root{{color-scheme:light dark}}</style>
 <h1>xopt serve</h1>
-<p>Everything below is in <a href="{root}/openapi.json">openapi.json</a>.</p>
+<p>Everything below is in <a href="openapi.json">openapi.json</a>.</p>
 {rows}
 """
 
 
-def page(root_path: str) -> str:
+def page() -> str:
     """Return a page of all paths, for people."""
     rows = []
     for path, methods in described()["paths"].items():
@@ -193,4 +194,4 @@ def page(root_path: str) -> str:
                 fields = f"<br>Body: {html.escape('; or '.join(asks))}"
             summary = html.escape(operation["summary"])
             rows.append(f"<p><code>{method.upper()} {path}</code> {summary}{fields}</p>")
-    return PAGE.format(root=html.escape(root_path, quote=True), rows="\n".join(rows))
+    return PAGE.format(rows="\n".join(rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import socket
 import threading
@@ -20,8 +21,8 @@ log = logging.getLogger(__name__)
 
 # From the signal on, while balancers learn from /ready that they are to send no more.
 DRAIN_S = 2.0
-# For the requests that are under way then, beside their own deadlines.
-LONGEST_SHUTDOWN_S = 120
+# To write the last answers, beside the time that requests have.
+WRITING_S = 10
 
 
 class _Uvicorn(uvicorn.Server):
@@ -48,18 +49,19 @@ class _Uvicorn(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            server = self.app.state.server
-            log.info("%s of %s: http://%s:%d", server.variant, server.folder.path, host, port)
+            service = self.app.state.service
+            place = f"[{host}]" if ":" in host else host
+            log.info("%s of %s: http://%s:%d", service.variant, service.folder.path, place, port)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 # uvicorn's
         """Be no longer ready, go on for a moment, then answer what is under way and end."""
-        server = self.app.state.server
-        if not server.ready:
+        service = self.app.state.service
+        if not service.ready:
             self.should_exit = True
             self.force_exit = True
             return
-        log.info("draining: no longer ready, ending in %.0f s", DRAIN_S)
-        server.ready = False
+        log.info("no longer ready; ending in %.0f s, when all is answered", DRAIN_S)
+        service.ready = False
         timer = threading.Timer(DRAIN_S, self._end)
         timer.daemon = True
         timer.start()
@@ -73,19 +75,19 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(app: Starlette, host: str, port: int, root_path: str) -> int:
+def serve(app: Starlette, host: str, port: int) -> int:
     """Answer requests until SIGTERM, and return the exit code."""
+    service = app.state.service
     config = uvicorn.Config(
         app,
         host=host,
         port=port,
-        root_path=root_path,
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=LONGEST_SHUTDOWN_S,
+        timeout_graceful_shutdown=math.ceil(service.settings.deadline_s) + WRITING_S,
     )
     server = _Uvicorn(config, app)
-    app.state.server.on_death = server.died
+    service.on_death = server.died
     asyncio.run(server.serve())
     return server.exit_code

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ PATHS = (*RERANK_PATHS, *SCORE_PATHS, *PREDICT_PATHS)
 
 
 class BadRequest(Exception):
-    """A body that cannot be answered, with what to send in its place."""
+    """A request that cannot be answered, with what to send in its place."""
 
     def __init__(self, message: str, status: int = 422) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class Ask:
 
     top_n: how many of the best documents to return, None for all.
     raw: logits in the place of scores between 0 and 1.
-    documents: as they came, for shapes that give them back; None where they are not asked for.
+    with_texts: give each document's text back.
     refuses_cut: the client wants an error where a document is too long.
     groups: of TEI's /predict, whether the body was a list of pairs.
     """
@@ -61,7 +61,7 @@ class Ask:
     model: str
     top_n: int | None = None
     raw: bool = False
-    documents: list[Any] | None = None
+    with_texts: bool = False
     refuses_cut: bool = False
     groups: bool = False
 
@@ -76,15 +76,18 @@ class Scored:
 
     def best(self, ask: Ask) -> list[tuple[int, float]]:
         """Return the index and the score of the best documents; ties by index."""
-        order, _ = ranked(self.logits)
+        order, _ = ranked(np.where(np.isfinite(self.logits), self.logits, np.nan))
         values = self.values(ask.raw)
         return [(int(row), values[row]) for row in order[: ask.top_n]]
 
     def values(self, raw: bool) -> list[float]:
-        """Return logits, or their sigmoids; the lowest one for what is not finite."""
-        logits = self.logits.astype(np.float64)
-        finite = logits[np.isfinite(logits)]
-        logits[~np.isfinite(logits)] = finite.min() if len(finite) else 0.0
+        """Return logits, or their sigmoids; the lowest one for what is not finite.
+
+        One at least has to be finite.
+        """
+        finite = np.isfinite(self.logits)
+        lowest = self.logits[finite].min()
+        logits = np.where(finite, self.logits, lowest).astype(np.float64)
         values: list[float] = (logits if raw else expit(logits)).tolist()
         return values
 
@@ -147,15 +150,16 @@ def _documents(body: Body, name: str = "documents") -> list[Any]:
 
 def _texts(documents: Sequence[Any], body: Body, name: str = "documents") -> list[str]:
     """Return the text of each document, which may be an object with fields."""
-    fields = body.get("rank_fields") or ["text"]
+    fields = _listed(body.get("rank_fields") or ["text"], "rank_fields")
     texts = []
     for number, document in enumerate(documents):
+        place = f"{name}[{number}]"
+        found = [document]
         if isinstance(document, dict):
             found = [document[key] for key in fields if key in document]
-            if not found:
-                raise BadRequest(f"{name}[{number}] has no {fields[0]!r}; send a text")
-            document = "\n".join(_text(value, f"{name}[{number}]") for value in found)  # noqa: PLW2901
-        texts.append(_text(document, f"{name}[{number}]"))
+        if not found:
+            raise BadRequest(f"{place} has no {fields[0]!r}; send a text")
+        texts.append("\n".join(_text(value, place) for value in found))
     return texts
 
 
@@ -198,22 +202,22 @@ def _model(body: Body) -> str:
     return model if isinstance(model, str) else ""
 
 
-def _rerank_ask(body: Body, top: str = "top_n", returned: str = "return_documents") -> Ask:
+def _rerank_ask(body: Body, top: str = "top_n") -> Ask:
     query = _query(body)
-    documents = _documents(body)
+    texts = _texts(_documents(body), body)
     return Ask(
-        pairs=[(query, text) for text in _texts(documents, body)],
+        pairs=[(query, text) for text in texts],
         model=_model(body),
         top_n=_count(body, top),
         raw=_flag(body, "raw_scores") or not _flag(body, "use_activation", default=True),
-        documents=documents if _flag(body, returned) else None,
+        with_texts=_flag(body, "return_documents"),
     )
 
 
 def _voyage_ask(body: Body) -> Ask:
     ask = _rerank_ask(body, top="top_k")
     refuses_cut = not _flag(body, "truncation", default=True)
-    return Ask(ask.pairs, ask.model, ask.top_n, documents=ask.documents, refuses_cut=refuses_cut)
+    return replace(ask, raw=False, refuses_cut=refuses_cut)
 
 
 def _tei_ask(body: Body) -> Ask:
@@ -224,7 +228,7 @@ def _tei_ask(body: Body) -> Ask:
         model=_model(body),
         top_n=_count(body, "top_n"),
         raw=_flag(body, "raw_scores"),
-        documents=texts if _flag(body, "return_text") else None,
+        with_texts=_flag(body, "return_text"),
         refuses_cut=not _flag(body, "truncate", default=True),
     )
 
@@ -301,7 +305,7 @@ def _results(ask: Ask, scored: Scored, as_text: bool = False) -> list[Body]:
     results = []
     for index, score in scored.best(ask):
         result: Body = {"index": index, "relevance_score": score}
-        if ask.documents is not None:
+        if ask.with_texts:
             text = ask.pairs[index][1]
             result["document"] = text if as_text else {"text": text}
         results.append(result)
@@ -354,8 +358,8 @@ def _tei_reply(ask: Ask, scored: Scored) -> list[Body]:
     results = []
     for index, score in scored.best(ask):
         result: Body = {"index": index, "score": score}
-        if ask.documents is not None:
-            result["text"] = ask.documents[index]
+        if ask.with_texts:
+            result["text"] = ask.pairs[index][1]
         results.append(result)
     return results
 
