@@ -23,9 +23,9 @@ __all__ = ["serve"]
 @click.option(
     "--api-key",
     envvar="XOPT_API_KEY",
-    show_envvar=True,
     help="The key that clients send as `Authorization: Bearer KEY`. Other users of this machine "
-    "see an option, so better use the variable or --api-key-file.  [default: none is asked for]",
+    "see an option, so better set the variable XOPT_API_KEY, or give --api-key-file.  "
+    "[default: no key is asked for]",
 )
 @click.option(
     "--api-key-file",
@@ -88,6 +88,7 @@ def serve(
 
     try:
         from xopt.runtime.serve import Settings, app
+        from xopt.runtime.serve.server import bound
         from xopt.runtime.serve.server import serve as run
     except ModuleNotFoundError as error:
         raise BadInput(
@@ -102,8 +103,10 @@ def serve(
         most_bytes=max_body_mib << 20,
         refuse_cut=refuse_cut,
     )
-    application = app(model, variant, threads=threads, settings=settings)
-    click.get_current_context().exit(run(application, host, port))
+    with bound(host, port) as place:
+        application = app(model, variant, threads=threads, settings=settings)
+        code = run(application, place)
+    click.get_current_context().exit(code)
 
 
 def read_keys(api_key: str | None, api_key_file: Path | None) -> tuple[str, ...]:

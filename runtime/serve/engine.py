@@ -48,9 +48,15 @@ class Overloaded(Exception):
 class TimedOut(Exception):
     """A request's time was over before its pairs were scored."""
 
+    def __init__(self) -> None:
+        super().__init__("the time of this request is over")
+
 
 class Closed(Exception):
     """The engine takes no more requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is starting or ending")
 
 
 def _no_tokens() -> Tokens:

@@ -26,6 +26,7 @@ TEI_KINDS = {
     503: "unhealthy",
     504: "overloaded",
 }
+STATUSES = {TimedOut: 504, Closed: 503, NotFinite: 424, BadInput: 422}
 ELSEWHERE = {
     404: "there is no such path; POST /rerank ranks documents, and /docs has all paths",
     405: "this path does not take this method; /docs has all paths with theirs",
@@ -53,12 +54,7 @@ def _status(error: Exception) -> tuple[int, str, dict[str, str]]:
         return error.status_code, message, dict(error.headers or {})
     if isinstance(error, Overloaded):
         return 429, str(error), {"Retry-After": str(math.ceil(error.retry_s))}
-    if isinstance(error, TimedOut):
-        return 504, "the time of this request is over", {}
-    if isinstance(error, Closed):
-        return 503, "the server is starting or ending", {"Retry-After": "5"}
-    if isinstance(error, NotFinite):
-        return 424, str(error), {}
-    if isinstance(error, BadInput):
-        return 422, str(error), {}
+    for kind, status in STATUSES.items():
+        if isinstance(error, kind):
+            return status, str(error), {}
     return 500, "an error in the server; its log says which", {}

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -15,12 +15,16 @@ from types import FrameType
 import uvicorn
 from starlette.applications import Starlette
 
-__all__ = ["serve"]
+from xopt.runtime.errors import BadInput
+
+__all__ = ["bound", "serve"]
 
 log = logging.getLogger(__name__)
 
 # From the signal on, while balancers learn from /ready that they are to send no more.
 DRAIN_S = 2.0
+# Longer than clients and balancers keep a connection that nobody uses, so that they close it.
+KEEP_ALIVE_S = 75
 # To write the last answers, beside the time that requests have.
 WRITING_S = 10
 
@@ -75,19 +79,38 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(app: Starlette, host: str, port: int) -> int:
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket of an address, which does not listen yet.
+
+    Raises BadInput where another process has it, or this machine does not.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it lets two processes have the same one
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        raise BadInput(
+            f"`host={host}` `port={port}`: cannot listen there ({error.strerror or error}); "
+            "give another address or port"
+        ) from error
+    return place
+
+
+def serve(app: Starlette, place: socket.socket) -> int:
     """Answer requests until SIGTERM, and return the exit code."""
     service = app.state.service
     config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=math.ceil(service.settings.deadline_s) + WRITING_S,
     )
     server = _Uvicorn(config, app)
     service.on_death = server.died
-    asyncio.run(server.serve())
-    return server.exit_code
+    server.run([place])  # on uvloop, where it is installed
+    return server.exit_code if server.started else 1

@@ -92,6 +92,8 @@ class Service:
             self.metrics.cancelled.inc()
             reply = Response(status_code=499)
         self.metrics.requests.labels(str(reply.status_code)).inc()
+        if not self.ready:  # so that the client does not ask on a connection that is to end
+            reply.headers["connection"] = "close"
         return reply
 
     async def _answered(self, request: Request) -> Response:

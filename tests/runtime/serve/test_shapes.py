@@ -143,9 +143,10 @@ def test_ties_stay_in_the_order_of_the_documents():
 
 
 def test_a_score_that_is_not_finite_comes_last_and_is_a_number():
-    results = asked("/rerank", body_with(), [np.nan, 2.0, 0.5])["results"]
-    assert indices(results) == [1, 2, 0]
-    assert results[2]["relevance_score"] == results[1]["relevance_score"]
+    for broken in (np.nan, np.inf, -np.inf):
+        results = asked("/rerank", body_with(), [broken, 2.0, 0.5])["results"]
+        assert indices(results) == [1, 2, 0]
+        assert results[2]["relevance_score"] == results[1]["relevance_score"]
 
 
 @given(st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20), st.booleans())
