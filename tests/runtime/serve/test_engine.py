@@ -54,8 +54,8 @@ def engine(tiny: ModelFolder, engine_of: Callable[[PlannedScorer], Engine]) -> E
     return engine_of(opened(tiny))
 
 
-def submitted(engine: Engine, pairs: list[Any], deadline_s: float = FOREVER_S) -> Work:
-    work = engine.admit(pairs, deadline_s)
+def submitted(engine: Engine, pairs: list[Any]) -> Work:
+    work = engine.admit(pairs, FOREVER_S)
     engine.submit(work, engine.tokenise(pairs))
     return work
 
@@ -128,7 +128,8 @@ def test_a_request_whose_time_is_over_ends_so(engine, held):
         running = [submitted(engine, [pair]) for pair in PAIRS[:2]]
         for _ in running:
             assert began.acquire(timeout=30)
-        late = submitted(engine, PAIRS, time.monotonic() - 1)
+        late = submitted(engine, PAIRS)
+        late.deadline_s = time.monotonic() - 1
         other = submitted(engine, PAIRS[:1])
     assert len(other.done.result(60)) == 1
     with pytest.raises(TimedOut):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -133,18 +134,18 @@ def test_a_request_whose_time_is_over_is_told_so(client, held):
 
 def test_time_that_tokenising_takes_counts(client, monkeypatch):
     tokenise = client.engine.tokenise
+    answered = threading.Event()
 
     def slowly(pairs):
-        time.sleep(0.5)
+        assert answered.wait(60)
         return tokenise(pairs)
 
     monkeypatch.setattr(client.engine, "tokenise", slowly)
     # A large body is tokenised in a thread, which nobody waits for any longer.
     body = {"query": QUERY, "documents": ["file " * 10_000]}
-    start_s = time.monotonic()
     late = client.post("/v1/rerank", json=body, headers={"x-request-timeout": "0.2"})
+    answered.set()
     assert late.status_code == 504
-    assert time.monotonic() - start_s < 0.5
 
 
 def test_a_client_that_leaves_is_forgotten(client, held):
@@ -160,12 +161,12 @@ def test_a_client_that_leaves_is_forgotten(client, held):
 
 def test_scores_that_are_not_finite_fail_no_neighbour(client, monkeypatch):
     run = client.engine.scorer.run
-    body = {"query": QUERY, "documents": ["file a", "file b", "file c"]}
+    body = {"query": QUERY, "documents": ["file copy", "copy file", "a file"]}
     expected = client.post("/v1/rerank", json=body).json()["results"]
 
     def broken(tokens, *arguments):
         logits = run(tokens, *arguments).copy()
-        ids = client.engine.tokenise([(QUERY, "file b")]).ids[0]
+        ids = client.engine.tokenise([(QUERY, "copy file")]).ids[0]
         for row, each in enumerate(tokens.ids):
             if each.tolist() == ids.tolist():
                 logits[row] = np.nan
@@ -180,7 +181,7 @@ def test_scores_that_are_not_finite_fail_no_neighbour(client, monkeypatch):
     ]
     assert reply["results"][2]["index"] == 1
     assert reply["meta"]["warnings"] == ["last, since their scores are not finite: documents 1"]
-    alone = client.post("/v1/rerank", json={**body, "documents": ["file b"]})
+    alone = client.post("/v1/rerank", json={**body, "documents": ["copy file"]})
     assert alone.status_code == 424
     assert "onnx-fp32" in alone.json()["message"]
 
