@@ -23,6 +23,7 @@ from xopt.cli.commands.optimize import optimize
 from xopt.cli.commands.quantize import quantize
 from xopt.cli.commands.report import report
 from xopt.cli.commands.rerank import rerank
+from xopt.cli.commands.serve import serve
 from xopt.cli.commands.shrink import shrink
 from xopt.cli.commands.tune import tune
 from xopt.cli.commands.validate import validate
@@ -43,6 +44,7 @@ COMMANDS = (
     cascade,
     shrink,
     rerank,
+    serve,
     report,
     card,
 )

@@ -17,6 +17,7 @@ ROOMS = [  # each may import from itself and from those before it
     "xopt.runtime.frames",
     "xopt.runtime.jobs",
     "xopt.runtime.bench",
+    "xopt.runtime.serve",
     "xopt.integrations",
     "xopt.optimize.graph",
     "xopt.optimize.int8",
@@ -28,6 +29,7 @@ ROOMS = [  # each may import from itself and from those before it
 ]
 # These do not know each other.
 STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "model", "report")]
+SERVED_BY = ("xopt.runtime.scoring", "xopt.runtime.data")  # beside the ground
 OWNERS = {  # in runtime, the modules that import a library
     "daft": {"rerank.py", "cascade.py", "instances.py", "in_daft.py", "workers.py"},
     "openvino": {"openvino.py"},
@@ -37,6 +39,8 @@ OWNERS = {  # in runtime, the modules that import a library
     "sentence_transformers": {"network.py", "reference.py", "varlen.py"},
     "transformers": {"network.py"},
     "tokenizers": {"encode.py"},
+    "starlette": {"app.py", "body.py", "errors.py", "server.py", "service.py"},
+    "uvicorn": {"server.py"},
     "bm25s": {"bm25.py"},
     "regex": {"bm25.py"},
 }
@@ -78,6 +82,13 @@ def test_imports_go_one_way(path: Path) -> None:
         if other is not None and other != room:
             assert ROOMS.index(other) < ROOMS.index(room), f"{name_of(path)} imports {name}"
             assert not {room, other} <= set(STRANGERS), f"{name_of(path)} imports {name}"
+
+
+def test_serving_needs_no_frames_and_no_jobs() -> None:
+    for path in sorted((ROOT / "runtime" / "serve").glob("*.py")):
+        rooms = {room_of(name) for name in imported(path)} - {None, "xopt.runtime.serve"}
+        above = {room for room in rooms if room not in ROOMS[: len(GROUND)]}
+        assert above <= set(SERVED_BY), name_of(path)
 
 
 @pytest.mark.parametrize("library", OWNERS)

@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,26 +47,35 @@ FILLERS = ("0", "1 2 3 4")
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokenised pairs, one array a pair, and how many of them were cut."""
+    """Tokenised pairs, one array a pair, and the rows of those that were cut."""
 
     ids: list[Ids]
     type_ids: list[Ids]
     lengths: Ids
-    truncated: int
+    cut: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    @property
+    def truncated(self) -> int:
+        """How many pairs were cut."""
+        return len(self.cut)
 
     def taken(self, rows: NDArray[np.intp]) -> Tokens:
         """Return some of the pairs; none counts as cut."""
         ids = [self.ids[row] for row in rows]
         type_ids = [self.type_ids[row] for row in rows]
-        return Tokens(ids, type_ids, self.lengths[rows], 0)
+        return Tokens(ids, type_ids, self.lengths[rows])
 
     @staticmethod
     def joined(parts: Sequence[Tokens]) -> Tokens:
+        """Return the pairs of all parts, one after the other."""
+        starts = np.cumsum([0, *(len(part.ids) for part in parts)])
+        cut = [part.cut + start for part, start in zip(parts, starts, strict=False)]
+        none = np.zeros(0, np.int64)
         return Tokens(
             [ids for part in parts for ids in part.ids],
             [type_ids for part in parts for type_ids in part.type_ids],
-            np.concatenate([np.zeros(0, np.int64), *(part.lengths for part in parts)]),
-            sum(part.truncated for part in parts),
+            np.concatenate([none, *(part.lengths for part in parts)]),
+            np.concatenate([none, *cut]),
         )
 
 
@@ -162,8 +171,8 @@ class Encoder:
             types = encoding.type_ids[: len(row)] or [0]
             type_ids.append(np.array(types, np.int64) * self.typed)
         lengths = np.array([len(row) for row in ids], np.int64)
-        truncated = sum(bool(encoding.overflowing) for encoding in encodings)
-        return Tokens(ids, type_ids, lengths, truncated)
+        cut = np.flatnonzero([bool(encoding.overflowing) for encoding in encodings])
+        return Tokens(ids, type_ids, lengths, cut)
 
     def _ended(self, ids: Ids) -> Ids:
         """Let ids end in the token that the reference reads a score from."""

@@ -175,6 +175,20 @@ class PlannedScorer(Scorer):
             step.work = int(tokens.lengths.sum())
             return self._finish(self._start(_Window(tokens, 0, step)), len(tokens.ids))
 
+    def run(self, tokens: Tokens, forward: Forward, alone: bool) -> NDArray[np.float32]:
+        """Return the logits of one forward that has all rows of `tokens`.
+
+        Of the plan's callers each may call it at once. With `alone`, where no other one does,
+        the forward has the threads of all.
+        """
+        window = _Window(tokens, 0, Step(self.variant))  # no listener shows so short a step
+        if alone or self._runs_alone(forward):
+            with self._wide_lock:
+                started = self._start_in_turn(self._wide_backend(), window, [forward])
+        else:
+            started = self._start_in_turn(self.backend, window, [forward])
+        return self._finish(started, len(tokens.ids))
+
     def planned(self, lengths: NDArray[np.int64]) -> list[Forward]:
         max_width = self.encoder.max_length
         return plan_forwards(lengths, self.plan.tokens, max_width, self.backend.step)

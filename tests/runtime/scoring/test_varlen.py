@@ -45,7 +45,7 @@ def made(folder: Path, architecture: str, **config: Any) -> tuple[Any, Tokens, n
     ids = [row[:n] for row, n in zip(arrays["input_ids"].numpy(), lengths, strict=True)]
     return (
         encoder,
-        Tokens(ids, [row[:n] for row, n in zip(types, lengths, strict=True)], lengths, 0),
+        Tokens(ids, [row[:n] for row, n in zip(types, lengths, strict=True)], lengths),
         expected,
     )
 
@@ -104,7 +104,7 @@ def test_a_padding_token_within_a_text_is_placed_as_transformers_places_it(tmp_p
             input_ids=array, attention_mask=torch.ones_like(array)
         ).logits.numpy()
     changed = Tokens(
-        [tokens.ids[8], ids], [tokens.type_ids[8], tokens.type_ids[9]], tokens.lengths[8:10], 0
+        [tokens.ids[8], ids], [tokens.type_ids[8], tokens.type_ids[9]], tokens.lengths[8:10]
     )
     network = VarlenNetwork(model, torch.float32, "cpu", typed=False)
     assert np.abs(logits(network, changed, np.array([0, 1]))[1] - expected).max() < TINY_ROUNDING
@@ -113,7 +113,7 @@ def test_a_padding_token_within_a_text_is_placed_as_transformers_places_it(tmp_p
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.randoms())
 def test_packing_keeps_every_token_in_its_place(lengths: list[int], random: Any) -> None:
     ids = [np.arange(n) + 1000 * row for row, n in enumerate(lengths)]
-    tokens = Tokens(ids, [row % 2 for row in ids], np.array(lengths), 0)
+    tokens = Tokens(ids, [row % 2 for row in ids], np.array(lengths))
     rows = np.array(random.sample(range(len(lengths)), random.randint(1, len(lengths))))
     packed = pack(tokens, Forward(rows, 40), "cpu")
     assert packed.ids.tolist() == [token for row in rows for token in ids[row].tolist()]

@@ -1,0 +1,70 @@
+"""Reads the body of a request: bounded, unpacked, and JSON without surprises."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+
+from xopt.runtime.serve.shapes import BadRequest
+
+__all__ = ["LARGE_BYTES", "read_body"]
+
+# Bodies from here on are parsed, tokenised and answered in a thread.
+LARGE_BYTES = 1 << 15
+
+
+async def read_body(request: Request, most_bytes: int) -> tuple[dict[str, Any], int]:
+    """Return a request's JSON object and its size in bytes.
+
+    Raises BadRequest where it is larger than `most_bytes`, also when unpacked, or no JSON object.
+    """
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    if kind and not kind.lower().endswith("json"):
+        raise BadRequest(f"content-type is {kind}; send application/json", status=415)
+    packed = bytearray()
+    async for chunk in request.stream():
+        packed += chunk
+        if len(packed) > most_bytes:
+            raise _too_large(most_bytes)
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding in {"", "identity"}:
+        data = bytes(packed)
+    elif encoding in {"gzip", "deflate"}:
+        data = await asyncio.to_thread(_unpacked, bytes(packed), most_bytes)
+    else:
+        raise BadRequest(f"content-encoding is {encoding}; send gzip, or none", status=415)
+    if len(data) < LARGE_BYTES:
+        return _parsed(data), len(data)
+    return await asyncio.to_thread(_parsed, data), len(data)
+
+
+def _too_large(most_bytes: int) -> BadRequest:
+    return BadRequest(f"the body is larger than {most_bytes:,} bytes; send less at once", 413)
+
+
+def _unpacked(packed: bytes, most_bytes: int) -> bytes:
+    """Unpack no more than may be kept, whatever it would grow to."""
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # gzip or zlib, by its header
+    try:
+        data = unpacker.decompress(packed, most_bytes + 1)
+    except zlib.error as error:
+        raise BadRequest(f"the body cannot be unpacked ({error})", status=400) from error
+    if len(data) > most_bytes:
+        raise _too_large(most_bytes)
+    if not unpacker.eof:
+        raise BadRequest("the body ends before its gzip stream does", status=400)
+    return data
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is no JSON: {error}", status=400) from error
+    if not isinstance(body, dict):
+        raise BadRequest('the body is no JSON object; send {"query": ..., "documents": [...]}')
+    return body

@@ -1,0 +1,355 @@
+"""Scores the pairs of many requests: fair by tokens, in time, and only for who still waits.
+
+A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
+next forward. It leads off with the request that has had the fewest tokens so far (start-time fair
+queueing, Goyal, Vin and Cheng 1997). Pairs of the same width fill it up, whosever they are. So a
+small request passes between the forwards of a large one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from xopt.runtime.errors import BadInput
+from xopt.runtime.scoring.encode import Pair, Tokens
+from xopt.runtime.scoring.plan import WIDTH_STEP, Forward
+from xopt.runtime.scoring.scorer import PlannedScorer
+from xopt.runtime.serve.metrics import Metrics
+
+__all__ = ["Closed", "Engine", "Overloaded", "TimedOut", "Work"]
+
+# The measured rate follows that of the last forwards, which took about so long.
+FOLLOWING_S = 5.0
+# The share of a new value in the tokens a character.
+FOLLOWING = 0.1
+# Tokens a character, before any text was seen.
+FIRST_TOKENS_PER_CHARACTER = 0.3
+
+
+class Overloaded(Exception):
+    """The queue is too long for this request; `retry_s` says when to come again."""
+
+    def __init__(self, retry_s: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_s:.0f} s")
+        self.retry_s = retry_s
+
+
+class TimedOut(Exception):
+    """A request's time was over before its pairs were scored."""
+
+    def __init__(self) -> None:
+        super().__init__("the time of this request is over")
+
+
+class Closed(Exception):
+    """The engine takes no more requests."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is starting or ending")
+
+
+def _no_tokens() -> Tokens:
+    return Tokens([], [], np.zeros(0, np.int64))
+
+
+@dataclass(eq=False)
+class Work:
+    """One request's distinct pairs on their way through the engine.
+
+    deadline_s: when its time is over, by time.monotonic.
+    left_tokens: what is not scored yet; an estimate until it is tokenised.
+    done: its logits in the end. Whoever cancels it gives the request up.
+    left_rows: how many pairs are not scored yet.
+    waiting: of its pairs those that no forward has taken, by width, the widest first.
+    served: tokens that it has had, counted from the queue's state when it came.
+    """
+
+    deadline_s: float
+    left_tokens: int
+    done: Future[NDArray[np.float32]] = field(default_factory=Future)
+    tokens: Tokens = field(default_factory=_no_tokens)
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    left_rows: int = 0
+    waiting: dict[int, deque[int]] = field(default_factory=dict)
+    served: float = 0.0
+
+    def fail(self, error: BaseException) -> None:
+        """End it with an error, unless it has ended."""
+        with contextlib.suppress(InvalidStateError):
+            self.done.set_exception(error)
+
+    def deliver(self, row: int, logit: NDArray[np.float32]) -> None:
+        """Take a pair's logit, and end with the last one."""
+        self.logits[row] = logit
+        self.left_rows -= 1
+        self.left_tokens -= int(self.tokens.lengths[row])
+        if not self.left_rows:
+            # Its client may leave at any moment, which cancels it.
+            with contextlib.suppress(InvalidStateError):
+                self.done.set_result(self.logits)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A forward's pairs, of one request or several.
+
+    alone: nothing else runs or waits, so that it may have all threads.
+    """
+
+    members: list[tuple[Work, int]]
+    width: int
+    alone: bool
+
+    @property
+    def tokens(self) -> Tokens:
+        parts = [work.tokens.taken(np.array([row])) for work, row in self.members]
+        return Tokens.joined(parts)
+
+    def parts(self) -> list[_Batch]:
+        """Return a batch for each pair."""
+        return [_Batch([member], self.width, self.alone) for member in self.members]
+
+
+class Engine:
+    """Runs a scorer for many requests; `on_death` is called if a forward fails unexpectedly.
+
+    A request is let in by `admit`, tokenised, given to `submit`, and ends with `release`.
+    """
+
+    def __init__(
+        self,
+        scorer: PlannedScorer,
+        metrics: Metrics,
+        longest_wait_s: float,
+        on_death: Callable[[BaseException], None],
+    ) -> None:
+        self.scorer = scorer
+        self.metrics = metrics
+        self.longest_wait_s = longest_wait_s
+        self.tokens_per_s = 1.0
+        self._on_death = on_death
+        self._tokens_per_character = FIRST_TOKENS_PER_CHARACTER
+        self._admitted: set[Work] = set()
+        self._waiting: list[Work] = []  # of those admitted, the ones with pairs that wait
+        self._running = 0
+        self._virtual = 0.0  # tokens that the leading request had had
+        self._changed = threading.Condition()
+        self._closed = False
+        self._callers = [
+            threading.Thread(target=self._call, name=f"xopt-caller-{number}", daemon=True)
+            for number in range(scorer.plan.callers)
+        ]
+
+    def start(self, pairs: Sequence[Pair]) -> None:
+        """Warm up on one pair and on all, which gives the first rate; begin to take requests."""
+        for some in (pairs[:1], pairs, pairs):
+            start_s = time.monotonic()
+            tokens = self.scorer.encode(some)
+            self.scorer.score_tokens(tokens)
+            self.tokens_per_s = int(tokens.lengths.sum()) / (time.monotonic() - start_s)
+        for caller in self._callers:
+            caller.start()
+
+    def close(self) -> None:
+        """End the callers; what waits is not scored."""
+        self._shut()
+        for caller in self._callers:
+            caller.join()
+
+    def _shut(self) -> None:
+        with self._changed:
+            self._closed = True
+            for work in self._admitted:
+                work.fail(Closed())
+            self._waiting = []
+            self._changed.notify_all()
+
+    @property
+    def queued_tokens(self) -> int:
+        """The tokens of all requests that are let in and not scored yet."""
+        with self._changed:
+            return sum(work.left_tokens for work in self._admitted)
+
+    @property
+    def queued_requests(self) -> int:
+        return len(self._admitted)
+
+    def admit(self, pairs: Sequence[Pair], deadline_s: float) -> Work:
+        """Let a request in. Raises Overloaded where it would wait too long, and Closed.
+
+        Of each request before it no more tokens are scored first than it has itself. They may not
+        take longer than `longest_wait_s`, nor together with its own longer than its time.
+        Nothing is tokenised here.
+        """
+        longest = self.scorer.encoder.max_length
+        characters = np.array([len(query) + len(text) for query, text in pairs])
+        expected = np.minimum(characters * self._tokens_per_character + 1, longest)
+        own = int(expected.sum())
+        with self._changed:
+            if self._closed:
+                raise Closed
+            before = sum(min(own, work.left_tokens) for work in self._admitted)
+            before_s = before / self.tokens_per_s
+            late_s = before_s + own / self.tokens_per_s - (deadline_s - time.monotonic())
+            if before and (before_s > self.longest_wait_s or late_s > 0):
+                raise Overloaded(max(1.0, late_s, before_s - self.longest_wait_s))
+            work = Work(deadline_s, own)
+            self._admitted.add(work)
+        return work
+
+    def release(self, work: Work) -> None:
+        """Forget a request that has ended, however it did."""
+        work.done.cancel()
+        with self._changed:
+            self._admitted.discard(work)
+
+    def tokenise(self, pairs: Sequence[Pair]) -> Tokens:
+        """Tokenise pairs, and learn how many tokens characters make."""
+        tokens = self.scorer.encode(pairs)
+        characters = sum(len(query) + len(text) for query, text in pairs)
+        if characters and not tokens.truncated:
+            rate = int(tokens.lengths.sum()) / characters
+            self._tokens_per_character += FOLLOWING * (rate - self._tokens_per_character)
+        return tokens
+
+    def submit(self, work: Work, tokens: Tokens) -> None:
+        """Let a request's tokenised pairs wait for their forwards. Raises Closed."""
+        labels = self.scorer.labels
+        rows = len(tokens.ids)
+        work.tokens = tokens
+        work.logits = np.empty(rows if labels == 1 else (rows, labels), np.float32)
+        work.left_rows = rows
+        for row in np.argsort(-tokens.lengths, kind="stable"):
+            width = self._width(int(tokens.lengths[row]))
+            work.waiting.setdefault(width, deque()).append(int(row))
+        with self._changed:
+            if self._closed:
+                raise Closed
+            work.left_tokens = int(tokens.lengths.sum())
+            work.served = self._virtual
+            self._waiting.append(work)
+            self._changed.notify_all()
+
+    def _width(self, length: int) -> int:
+        multiple = self.scorer.backend.step or WIDTH_STEP
+        return min(-(-length // multiple) * multiple, self.scorer.encoder.max_length)
+
+    def _call(self) -> None:
+        """Run forwards until the engine is closed."""
+        try:
+            while True:
+                batch = self._taken()
+                if batch is None:
+                    return
+                try:
+                    self._run(batch)
+                finally:
+                    with self._changed:
+                        self._running -= 1
+        except BaseException as error:  # no caller may die unseen
+            self._shut()
+            self._on_death(error)
+
+    def _taken(self) -> _Batch | None:
+        """Wait for the next forward, and count it as running; None when the engine is closed."""
+        with self._changed:
+            while not self._closed:
+                batch = self._next()
+                if batch is not None:
+                    self._running += 1
+                    return batch
+                self._changed.wait()
+        return None
+
+    def _next(self) -> _Batch | None:
+        """Take the next forward's pairs; the lock is held."""
+        self._drop_what_is_over()
+        if not self._waiting:
+            return None
+        works = sorted(self._waiting, key=lambda work: work.served)
+        self._virtual = works[0].served
+        members = self._fitting(works)
+        lengths = np.array([work.tokens.lengths[row] for work, row in members])
+        # The planner says how many of them may run together on this backend.
+        forward = self.scorer.planned(lengths)[0]
+        members = members[: len(forward.rows)]
+        for work, row in members:
+            self._take(work, row)
+        self._waiting = [work for work in self._waiting if work.waiting]
+        alone = not self._waiting and not self._running
+        return _Batch(members, forward.width, alone)
+
+    def _fitting(self, works: list[Work]) -> list[tuple[Work, int]]:
+        """Return pairs that fit into a forward with the first request's widest one.
+
+        First come those of its width, whosever they are, then narrower ones of its own, where the
+        backend runs them together.
+        """
+        lead = works[0]
+        width, *narrower = lead.waiting
+        room = max(1, self.scorer.plan.tokens // width)
+        wanted = [(work, width) for work in works]
+        if not self.scorer.backend.step:
+            wanted += [(lead, each) for each in narrower]
+        members: list[tuple[Work, int]] = []
+        for work, each in wanted:
+            rows = itertools.islice(work.waiting.get(each, ()), room - len(members))
+            members += [(work, row) for row in rows]
+        return members
+
+    def _take(self, work: Work, row: int) -> None:
+        """Take a pair, the first of its width, out of those that wait."""
+        length = int(work.tokens.lengths[row])
+        width = self._width(length)
+        work.waiting[width].popleft()
+        if not work.waiting[width]:
+            del work.waiting[width]
+        work.served += length
+
+    def _drop_what_is_over(self) -> None:
+        """Forget requests that were given up or have failed, and end those whose time is over."""
+        now_s = time.monotonic()
+        for work in self._waiting:
+            if work.deadline_s < now_s:
+                work.fail(TimedOut())
+        self._waiting = [work for work in self._waiting if not work.done.done()]
+
+    def _run(self, batch: _Batch) -> None:
+        """Run a forward; one that needs too much memory pair by pair, so that one alone fails."""
+        tokens = batch.tokens
+        start_s = time.monotonic()
+        forward = Forward(np.arange(len(batch.members)), batch.width)
+        try:
+            logits = self.scorer.run(tokens, forward, batch.alone)
+        except BadInput as error:
+            parts = batch.parts()
+            if len(parts) == 1:
+                batch.members[0][0].fail(error)
+                return
+            for part in parts:
+                self._run(part)
+            return
+        with self._changed:
+            for (work, row), logit in zip(batch.members, logits, strict=True):
+                work.deliver(row, logit)
+        self._measure(batch, int(tokens.lengths.sum()), time.monotonic() - start_s)
+
+    def _measure(self, batch: _Batch, tokens: int, seconds: float) -> None:
+        """Follow the rate of all callers together."""
+        callers = 1 if batch.alone else len(self._callers)
+        self.metrics.forwarded(len(batch.members), tokens, seconds)
+        rate = callers * tokens / max(seconds, 1e-6)
+        share = 1 - math.exp(-seconds / FOLLOWING_S)
+        with self._changed:
+            self.tokens_per_s += share * (rate - self.tokens_per_s)

@@ -1,0 +1,53 @@
+"""What the server counts, for Prometheus: names begin with `xopt_`."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+__all__ = ["Metrics"]
+
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+ROWS = (1, 2, 4, 8, 16, 32, 64)
+TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class Metrics:
+    """The counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own = {"registry": self.registry}
+        self.requests = Counter("xopt_requests", "Requests by status", ["status"], **own)
+        self.stage_s = Histogram(
+            "xopt_stage_seconds",
+            "Seconds of a request by stage: read, tokenise, queue_and_score, reply",
+            ["stage"],
+            buckets=SECONDS,
+            **own,
+        )
+        self.forward_s = Histogram(
+            "xopt_forward_seconds", "Seconds of a forward", buckets=SECONDS, **own
+        )
+        self.forward_rows = Histogram(
+            "xopt_forward_rows", "Pairs of a forward", buckets=ROWS, **own
+        )
+        self.forward_tokens = Histogram(
+            "xopt_forward_tokens", "Tokens of a forward", buckets=TOKENS, **own
+        )
+        self.queue_requests = Gauge("xopt_queue_requests", "Requests that wait", **own)
+        self.queue_tokens = Gauge("xopt_queue_tokens", "Tokens let in and not scored yet", **own)
+        self.rate = Gauge("xopt_tokens_per_second", "The measured rate", **own)
+        self.cut = Counter("xopt_cut", "Documents cut to the model's length", **own)
+        self.cancelled = Counter("xopt_cancelled", "Requests whose client left", **own)
+        self.refused = Counter("xopt_refused", "Requests refused for load", **own)
+        self.timed_out = Counter("xopt_timed_out", "Requests whose time was over", **own)
+
+    def forwarded(self, rows: int, tokens: int, seconds: float) -> None:
+        """Count a forward."""
+        self.forward_rows.observe(rows)
+        self.forward_tokens.observe(tokens)
+        self.forward_s.observe(seconds)
+
+    def text(self) -> bytes:
+        """Return all of it in Prometheus' format."""
+        return generate_latest(self.registry)

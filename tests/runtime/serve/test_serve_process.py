@@ -1,0 +1,138 @@
+"""`xopt serve` as a process: where it listens, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from xopt.cli.commands.serve import read_keys
+from xopt.runtime.errors import BadInput
+from xopt.runtime.folder import ModelFolder
+
+RUN = "from xopt.cli.main import main; main()"
+# What a forward meets that nobody foresaw.
+BREAK = """
+import time
+from xopt.runtime.scoring.scorer import PlannedScorer
+def broken(*_):
+    time.sleep(1)
+    raise RuntimeError("the backend broke")
+PlannedScorer.run = broken
+"""
+LACK = "import sys; sys.modules['starlette'] = None; "
+
+
+def command(code: str, *options: str) -> list[str]:
+    return [sys.executable, "-c", code, "serve", *options]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "XOPT_API_KEY": ""}
+
+
+@contextmanager
+def started(folder: ModelFolder, code: str = RUN) -> Iterator[tuple[Any, str]]:
+    """Yield the process of a server, and its address."""
+    options = (str(folder.path), "--port", "0", "--variant", "onnx-fp32")
+    with subprocess.Popen(
+        command(code, *options), stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        try:
+            found = (re.search(r"http://\S+", line) for line in process.stderr or ())
+            yield process, next(match[0] for match in found if match)
+        finally:
+            process.kill()
+
+
+def asked(clients: ThreadPoolExecutor, address: str, documents: int) -> Future[httpx.Response]:
+    body = {"query": "how to copy", "documents": [f"file {n} " * 50 for n in range(documents)]}
+    return clients.submit(httpx.post, f"{address}/v1/rerank", json=body, timeout=60)
+
+
+def test_a_fault_of_the_backend_ends_the_process(tiny):
+    with started(tiny, BREAK + RUN) as (process, address), ThreadPoolExecutor(4) as clients:
+        replies = [asked(clients, address, 100) for _ in range(4)]
+        assert [reply.result().status_code for reply in replies] == [503] * 4
+        assert process.wait(30) == 1
+        assert "the backend broke" in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_a_signal_ends_the_server_when_all_is_answered(tiny):
+    with started(tiny) as (process, address), ThreadPoolExecutor(4) as clients:
+        replies = [asked(clients, address, 10_000) for _ in range(4)]
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert httpx.get(f"{address}/ready").status_code == 503
+        late = asked(clients, address, 10)  # a balancer may not know yet
+        assert [reply.result().status_code for reply in [*replies, late]] == [200] * 5
+        assert process.wait(60) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait_s", [0.1 * number for number in range(20)])
+def test_no_request_that_was_taken_is_lost(tiny, wait_s):
+    with started(tiny) as (process, address), ThreadPoolExecutor(8) as clients:
+        replies = [asked(clients, address, 50 * (1 + number)) for number in range(32)]
+        time.sleep(wait_s)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    refused = 0
+    for reply in replies:
+        if isinstance(reply.exception(), httpx.ConnectError):
+            refused += 1
+        else:
+            assert reply.result().status_code == 200
+    assert refused < len(replies)
+
+
+def test_a_port_that_is_taken_is_one_line(tiny):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        options = (str(tiny.path), "--port", port)
+        ended = subprocess.run(
+            command(RUN, *options), capture_output=True, text=True, env=environment(), check=False
+        )
+    assert ended.returncode == 2
+    assert f"--port {port}: cannot listen there" in ended.stderr.splitlines()[-1]
+
+
+def test_without_the_extra_it_says_what_to_install(tiny):
+    ended = subprocess.run(
+        command(LACK + RUN, str(tiny.path)),
+        capture_output=True,
+        text=True,
+        env=environment(),
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        "Error: xopt serve: lacks starlette; it needs the extra serve "
+        "(pip install 'xopt-rerank[serve]')"
+    ]
+
+
+def test_keys_are_read_from_an_option_and_a_file(tmp_path: Path):
+    file = tmp_path / "keys"
+    file.write_text("one\n\ntwo\n", encoding="utf-8")
+    assert read_keys(None, None) == read_keys("", None) == ()
+    assert read_keys("zero", file) == ("zero", "one", "two")
+    file.write_text("\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="is empty"):
+        read_keys(None, file)
+    with pytest.raises(BadInput, match="cannot be read"):
+        read_keys(None, tmp_path / "none")
