@@ -27,7 +27,7 @@ ST = "sentence-transformers"
 # What a case of the bench is called in tables.
 CASES = {
     "torch-fp32/default": f"{ST} as it comes (torch, FP32, batches of 32)",
-    "torch-fp32/concurrent": "the same, four workers (`max_concurrency=4`)",
+    "torch-fp32/concurrent": f"{ST}, four workers (`max_concurrency=4`)",
     "torch-fp32/batch-1": f"{ST}, torch FP32, batches of 1",
     "torch-bf16/default": f"{ST}, torch BF16, batches of 32",
     "torch-bf16/batch-8": f"{ST}, torch BF16, batches of 8",
@@ -95,9 +95,9 @@ def bold(cells: list[str]) -> list[str]:
 
 def interval(value: dict[str, float]) -> str:
     """Return a mean with its interval, where it has any width."""
-    if f"{value['low']:.3f}" == f"{value['high']:.3f}":
-        return f"{value['mean']:.3f}"
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    # No zero has a sign.
+    mean, low, high = (f"{round(value[name], 3) + 0.0:.3f}" for name in ("mean", "low", "high"))
+    return mean if low == high else f"{mean} [{low}, {high}]"
 
 
 def by_speed(bench: dict[str, Any]) -> list[dict[str, Any]]:
