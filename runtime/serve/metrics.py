@@ -16,31 +16,37 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        own = {"registry": self.registry}
-        self.requests = Counter("xopt_requests", "Requests by status", ["status"], **own)
+        registry = self.registry
+        self.requests = Counter(
+            "xopt_requests", "Requests by status", ["status"], registry=registry
+        )
         self.stage_s = Histogram(
             "xopt_stage_seconds",
             "Seconds of a request by stage: read, tokenise, queue_and_score, reply",
             ["stage"],
             buckets=SECONDS,
-            **own,
+            registry=registry,
         )
         self.forward_s = Histogram(
-            "xopt_forward_seconds", "Seconds of a forward", buckets=SECONDS, **own
+            "xopt_forward_seconds", "Seconds of a forward", buckets=SECONDS, registry=registry
         )
         self.forward_rows = Histogram(
-            "xopt_forward_rows", "Pairs of a forward", buckets=ROWS, **own
+            "xopt_forward_rows", "Pairs of a forward", buckets=ROWS, registry=registry
         )
         self.forward_tokens = Histogram(
-            "xopt_forward_tokens", "Tokens of a forward", buckets=TOKENS, **own
+            "xopt_forward_tokens", "Tokens of a forward", buckets=TOKENS, registry=registry
         )
-        self.queue_requests = Gauge("xopt_queue_requests", "Requests that wait", **own)
-        self.queue_tokens = Gauge("xopt_queue_tokens", "Tokens let in and not scored yet", **own)
-        self.rate = Gauge("xopt_tokens_per_second", "The measured rate", **own)
-        self.cut = Counter("xopt_cut", "Documents cut to the model's length", **own)
-        self.cancelled = Counter("xopt_cancelled", "Requests whose client left", **own)
-        self.refused = Counter("xopt_refused", "Requests refused for load", **own)
-        self.timed_out = Counter("xopt_timed_out", "Requests whose time was over", **own)
+        self.queue_requests = Gauge("xopt_queue_requests", "Requests that wait", registry=registry)
+        self.queue_tokens = Gauge(
+            "xopt_queue_tokens", "Tokens let in and not scored yet", registry=registry
+        )
+        self.rate = Gauge("xopt_tokens_per_second", "The measured rate", registry=registry)
+        self.cut = Counter("xopt_cut", "Documents cut to the model's length", registry=registry)
+        self.cancelled = Counter("xopt_cancelled", "Requests whose client left", registry=registry)
+        self.refused = Counter("xopt_refused", "Requests refused for load", registry=registry)
+        self.timed_out = Counter(
+            "xopt_timed_out", "Requests whose time was over", registry=registry
+        )
 
     def forwarded(self, rows: int, tokens: int, seconds: float) -> None:
         """Count a forward."""
