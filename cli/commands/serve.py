@@ -92,7 +92,7 @@ def serve(
         from xopt.runtime.serve.server import serve as run
     except ModuleNotFoundError as error:
         raise BadInput(
-            f"xopt serve: lacks {error.name}; it needs the extra serve "
+            f"xopt serve: lacks {str(error.name).partition('.')[0]}; it needs the extra serve "
             "(pip install 'xopt-rerank[serve]')"
         ) from error
     settings = Settings(

@@ -16,41 +16,36 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        registry = self.registry
         self.requests = Counter(
-            "xopt_requests", "Requests by status", ["status"], registry=self.registry
+            "xopt_requests", "Requests by status", ["status"], registry=registry
         )
         self.stage_s = Histogram(
             "xopt_stage_seconds",
             "Seconds of a request by stage: read, tokenise, queue_and_score, reply",
             ["stage"],
             buckets=SECONDS,
-            registry=self.registry,
+            registry=registry,
         )
         self.forward_s = Histogram(
-            "xopt_forward_seconds", "Seconds of a forward", buckets=SECONDS, registry=self.registry
+            "xopt_forward_seconds", "Seconds of a forward", buckets=SECONDS, registry=registry
         )
         self.forward_rows = Histogram(
-            "xopt_forward_rows", "Pairs of a forward", buckets=ROWS, registry=self.registry
+            "xopt_forward_rows", "Pairs of a forward", buckets=ROWS, registry=registry
         )
         self.forward_tokens = Histogram(
-            "xopt_forward_tokens", "Tokens of a forward", buckets=TOKENS, registry=self.registry
+            "xopt_forward_tokens", "Tokens of a forward", buckets=TOKENS, registry=registry
         )
-        self.queue_requests = Gauge(
-            "xopt_queue_requests", "Requests that wait", registry=self.registry
-        )
+        self.queue_requests = Gauge("xopt_queue_requests", "Requests that wait", registry=registry)
         self.queue_tokens = Gauge(
-            "xopt_queue_tokens", "Tokens let in and not scored yet", registry=self.registry
+            "xopt_queue_tokens", "Tokens let in and not scored yet", registry=registry
         )
-        self.rate = Gauge("xopt_tokens_per_second", "The measured rate", registry=self.registry)
-        self.cut = Counter(
-            "xopt_cut", "Documents cut to the model's length", registry=self.registry
-        )
-        self.cancelled = Counter(
-            "xopt_cancelled", "Requests whose client left", registry=self.registry
-        )
-        self.refused = Counter("xopt_refused", "Requests refused for load", registry=self.registry)
+        self.rate = Gauge("xopt_tokens_per_second", "The measured rate", registry=registry)
+        self.cut = Counter("xopt_cut", "Documents cut to the model's length", registry=registry)
+        self.cancelled = Counter("xopt_cancelled", "Requests whose client left", registry=registry)
+        self.refused = Counter("xopt_refused", "Requests refused for load", registry=registry)
         self.timed_out = Counter(
-            "xopt_timed_out", "Requests whose time was over", registry=self.registry
+            "xopt_timed_out", "Requests whose time was over", registry=registry
         )
 
     def forwarded(self, rows: int, tokens: int, seconds: float) -> None:

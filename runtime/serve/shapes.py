@@ -1,9 +1,9 @@
 """The shapes in which clients ask, and in which they want the answer.
 
-A request's path and the keys of its body say whose shape it is. Known are Cohere, Jina, vLLM,
-infinity, TEI (Hugging Face's text-embeddings-inference), llama.cpp, Voyage, Xinference, Weaviate
-and OpenVINO Model Server. Each shape is a function from a body to an `Ask`, and one from the
-scores to a reply.
+A request's path and the keys of its body say whose shape it is. They are those of Cohere, Jina,
+vLLM, infinity, TEI, llama.cpp, Voyage, Xinference, Weaviate and OpenVINO Model Server. TEI is
+Hugging Face's text-embeddings-inference. Each shape is a function from a body to an `Ask`, and one
+from the scores to a reply.
 """
 
 from __future__ import annotations
