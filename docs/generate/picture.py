@@ -6,8 +6,8 @@ from html import escape
 
 from results import Run
 
-WIDTH = 760
-BAR_LEFT = 350
+WIDTH = 860
+BAR_LEFT = 440
 LONGEST_BAR = 340
 ROW_HEIGHT = 34
 TITLE = "Pairs per second inside a Daft UDF, beside sentence-transformers as it comes"
