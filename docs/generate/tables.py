@@ -170,9 +170,9 @@ def agreement(kept: list[Run]) -> str:
     rows = []
     for each in validation["judged"]:
         measures = each["measures"]
-        cells = [interval(measures[name]) for name in ("tau", "rbo", "top10", "dcg10_loss")]
+        cells = [interval(measures[name]) for name in ("tau", "top10", "dcg10_loss")]
         rows.append([f"`{each['name']}`", *cells, each["verdict"]])
-    heads = ["", "tau-b", "RBO", "top-10", "DCG loss", "verdict"]
+    heads = ["", "tau-b", "top-10", "DCG loss", "verdict"]
     said = f"{validation['pairs']} pairs of {validation['queries']} queries that tuned nothing."
     return f"{table(heads, rows)}\n\n{source(run, said)}"
 
