@@ -114,14 +114,20 @@ def optimize(
         prepared_with = len(candidates.groups()) - len(judging.groups()) + validation.prepared_with
         validation = replace(validation, prepared_with=prepared_with)
         recommendation = recommend(folder, validation, measured)
-        # The queries that chose the variant certify no cascade.
-        left = judging.shuffled().without(calibration_queries(folder, variants))
-        chosen_by = {query_hash(row.query) for row in left.between(0, validation.queries).rows}
+        chosen_by = _queries_seen(folder, judging, variants, validation)
         _keep(folder, validation, measured, recommendation, chosen_by)
         step.begin("trying a cascade")
         unseen = candidates.without(chosen_by)
         tried = try_cascade(folder, unseen, recommendation.variant, speeds, minutes, device)
     return Outcome(str(folder.path), tuple(tunings), validation, measured, recommendation, tried)
+
+
+def _queries_seen(
+    folder: ModelFolder, judging: Candidates, variants: Sequence[str], validation: Validation
+) -> set[str]:
+    """Return the queries that chose the variant, as hashes: they certify no cascade."""
+    left = judging.shuffled().without(calibration_queries(folder, variants))
+    return {query_hash(row.query) for row in left.between(0, validation.queries).rows}
 
 
 def _benched(

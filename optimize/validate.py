@@ -223,11 +223,7 @@ def validate(
         check_variant(folder.variant(variant), device)
     shuffled = candidates.shuffled()
     judging = shuffled.without(calibration_queries(folder, variants))
-    all_queries = len(judging.groups())
-    if not all_queries:
-        raise BadInput(
-            f"{candidates.name}: all its queries calibrated a variant; give other data to judge by"
-        )
+    all_queries = _count_queries(judging)
     limit_s = None if minutes is None else 60 * minutes
     with progress("validate", unit="pairs", limit_s=limit_s) as step:
         step.note = "finding the reference"
@@ -255,6 +251,16 @@ def validate(
         verdict=verdict,
         passed=verdict == PASSED,
     )
+
+
+def _count_queries(judging: Candidates) -> int:
+    """Return how many queries may judge. Raises BadInput where there is none."""
+    queries = len(judging.groups())
+    if not queries:
+        raise BadInput(
+            f"{judging.name}: all its queries calibrated a variant; give other data to judge by"
+        )
+    return queries
 
 
 def calibration_queries(folder: ModelFolder, variants: Iterable[str]) -> set[str]:

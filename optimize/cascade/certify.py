@@ -45,13 +45,14 @@ from xopt.runtime.cascade.evidence import EvidenceSource, check_ranks
 from xopt.runtime.cascade.features import Lexicon
 from xopt.runtime.cascade.fingerprint import LEXICON
 from xopt.runtime.cascade.loss import ranking_loss
+from xopt.runtime.cascade.rule import Rule
 from xopt.runtime.data.candidates import Candidates, query_hash
 from xopt.runtime.errors import BadInput
 from xopt.runtime.files import scratch_beside, sha256_of
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.machine import cores
 from xopt.runtime.progress import progress
-from xopt.runtime.scoring.scorer import open_scorer
+from xopt.runtime.scoring.scorer import PlannedScorer, open_scorer
 
 __all__ = [
     "Certified",
@@ -154,10 +155,7 @@ def certify(
     with progress("cascade", total=5, unit="steps") as step:
         step.begin("finding the reference")
         scorer = open_scorer(folder, variant, threads=threads, device=device)
-        sources = [
-            make_evidence_source(kind, folder, scorer, choosing, threads, device)
-            for kind in ([first] if first else ORDERS)
-        ]
+        sources = _sources(first, folder, scorer, choosing, threads, device)
         reference = Reference(folder, both, EXACT_VARIANT, threads, device)
         log.info("cascade: %d of %d queries choose", chosen_with, len(both.groups()))
         step.begin(f"scoring {chosen_with} queries that choose")
@@ -169,16 +167,12 @@ def certify(
         scored = score_candidates(scorer, folder, judging, logits)
         step.begin("certifying")
         walks = _walks(chosen, scored, terms)
-    rules = chosen.fitted.rules(chosen.rule_kind)
-    rule, losses = cheapest(walks, rules, top, max_loss, terms.error, measure)
+    rule, losses = _cheapest_rule(walks, chosen, terms)
     share = interval(np.array([each.share(rule, top) for each in walks]))
-    cascade = None
+    certificate = None
     if losses is not None and share.mean + chosen.fitted.own_cost <= 1 - LEAST_SAVED:
         certificate = _certificate(terms, losses, share, judging, both, column)
-        cascade = Cascade(chosen.fitted.order, rule, variant, certificate)
-        write_cascade(folder, cascade, chosen.source.lexicon)
-    elif folder.manifest.cascade:
-        log.warning("%s: keeps the cascade that it had, not shown safe here", folder.path)
+    cascade = _kept(folder, variant, chosen, rule, certificate)
     return Certified(
         folder=str(folder.path),
         variant=variant,
@@ -190,6 +184,42 @@ def certify(
         pairs=len(both.rows),
         python=_python(folder, device, top, chosen.fitted.order.with_score),
     )
+
+
+def _cheapest_rule(
+    walks: Sequence[Walk], chosen: _Chosen, terms: Terms
+) -> tuple[Rule, NDArray[np.float64] | None]:
+    """Return the cheapest rule of the chosen kind that is safe, with its losses by query."""
+    rules = chosen.fitted.rules(chosen.rule_kind)
+    return cheapest(walks, rules, terms.top, terms.max_loss, terms.error, terms.measure)
+
+
+def _kept(
+    folder: ModelFolder, variant: str, chosen: _Chosen, rule: Rule, certificate: Certificate | None
+) -> Cascade | None:
+    """Write a cascade and return it; without a certificate the folder keeps what it had."""
+    if certificate is None:
+        if folder.manifest.cascade:
+            log.warning("%s: keeps the cascade that it had, not shown safe here", folder.path)
+        return None
+    cascade = Cascade(chosen.fitted.order, rule, variant, certificate)
+    write_cascade(folder, cascade, chosen.source.lexicon)
+    return cascade
+
+
+def _sources(
+    first: str | None,
+    folder: ModelFolder,
+    scorer: PlannedScorer,
+    candidates: Candidates,
+    threads: int,
+    device: str,
+) -> list[tuple[EvidenceSource, dict[str, str]]]:
+    """Return what each order to try goes by, with its origin."""
+    kinds = [first] if first else ORDERS
+    return [
+        make_evidence_source(kind, folder, scorer, candidates, threads, device) for kind in kinds
+    ]
 
 
 def split_queries(

@@ -123,26 +123,15 @@ def shrink(
         step.begin("training")
         rng = np.random.default_rng(0)
         lists, drawn = _training_lists(learning, held_out, rng)
-        log.info(
-            "shrink: %d lists of the data's queries, %d of drawn ones, %g minutes",
-            len(lists),
-            len(drawn),
-            minutes,
-        )
         student = _with_layers(folder, kept)
+        turns = in_turn(lists, drawn, rng)
+        encoder = _short_encoder(folder)
+        mixed = device == "cuda" or has_bf16()
         distilled = distil(
-            teacher,
-            student,
-            kept,
-            in_turn(lists, drawn, rng),
-            _short_encoder(folder),
-            seconds=60 * minutes,
-            device=device,
-            mixed=device == "cuda" or has_bf16(),
+            teacher, student, kept, turns, encoder, seconds=60 * minutes, device=device, mixed=mixed
         )
         step.begin("exporting")
-        made = _export(folder, out, kept, student, force)
-        made = _write_origin(made, folder, kept, learning)
+        made = _write_origin(_export(folder, out, kept, student, force), folder, kept, learning)
         step.begin("judging")
         measures = _measures(folder, made, held_out, threads, device)
     return Shrunk(
@@ -278,7 +267,9 @@ def _training_lists(
     lists = own_lists(learning, rng)
     wanted = min(MOST_DRAWN, max(FEWEST_DRAWN, DRAWN_PER_LIST * len(lists)))
     held_out_queries = {row.query for row in held_out.rows}
-    return lists, draw_lists(learning, wanted, rng, held_out_queries)
+    drawn = draw_lists(learning, wanted, rng, held_out_queries)
+    log.info("shrink: %d lists of the data's queries, %d of drawn ones", len(lists), len(drawn))
+    return lists, drawn
 
 
 def _logits(

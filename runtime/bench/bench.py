@@ -150,21 +150,15 @@ def bench(
     device is missing.
     """
     threads = threads or cores()
-    folders = {}
-    for case in [BASELINE, *cases]:
-        folders[case] = folder
-        if peers is not None and case.variant in peers.manifest.variants:
-            folders[case] = peers
+    folders = _folders([BASELINE, *cases], folder, peers)
+    for case, case_folder in folders.items():
         if strategy_named(case.strategy).by_query:
             _check_cascade(case, folder, candidates)
-        check_variant(folders[case].variant(case.variant), device)
+        check_variant(case_folder.variant(case.variant), device)
     pairs = candidates.pairs
     tokens = Encoder(folder).encode(pairs)
     token_count = int(tokens.lengths.sum())
-    ceilings = None
-    if device == "cpu":
-        with progress("bench, measuring what this machine can do"):
-            ceilings = measure_ceilings(threads)
+    ceilings = _ceilings(device, threads)
     rounds, logits = _run_rounds(folders, candidates, threads, repeat, device, once)
     measured = []
     for case, case_folder in folders.items():
@@ -190,6 +184,22 @@ def bench(
         ceilings=ceilings,
         measured=tuple(measured),
     )
+
+
+def _ceilings(device: str, threads: int) -> Ceilings | None:
+    """Measure what this machine can do at most; nothing on a GPU."""
+    if device != "cpu":
+        return None
+    with progress("bench, measuring what this machine can do"):
+        return measure_ceilings(threads)
+
+
+def _folders(
+    cases: Sequence[Case], folder: ModelFolder, peers: ModelFolder | None
+) -> dict[Case, ModelFolder]:
+    """Return the folder that holds each case's variant."""
+    made_by_peers = peers.manifest.variants if peers else {}
+    return {case: peers if peers and case.variant in made_by_peers else folder for case in cases}
 
 
 def _check_cascade(case: Case, folder: ModelFolder, candidates: Candidates) -> None:
