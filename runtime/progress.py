@@ -57,7 +57,7 @@ class Step:
 
     def begin(self, note: str) -> None:
         """Begin the next of `total` parts. `done` is the number of the one that is begun."""
-        self.advance(1, work=1 if self.done else 0)
+        self.advance()
         self.note = note
 
     @property
@@ -70,13 +70,11 @@ class Step:
 
     @property
     def share(self) -> float | None:
-        """How much is done, from 0 to 1."""
-        work = self.work
-        before = 0.0
-        if self.total:
-            before = self.before / self.total
-            work = work or self.total - self.before
-        return min(1.0, before + (1 - before) * self.worked / work) if work else None
+        """How much is done, from 0 to 1, None where that is not known."""
+        if not self.work:
+            return None
+        before = self.before / self.total if self.total else 0.0
+        return min(1.0, before + (1 - before) * self.worked / self.work)
 
     @property
     def left_s(self) -> float | None:

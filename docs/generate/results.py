@@ -27,8 +27,6 @@ RUNS = {
     "long-pairs": "PYTHONPATH=tests python docs/measure/memory.py",
     "files": "python docs/measure/jobs.py rate DIR",
     "many-pairs": "python docs/measure/jobs.py memory DIR 1000000",
-    "cascade": "xopt cascade DIR --data SCIFACT",
-    "cascade-in-daft": "xopt bench DIR --data SCIFACT --strategy planned --strategy cascade",
 }
 # What tells processors apart for this project; see docs/reference/limits.md.
 INSTRUCTION_SETS = {

@@ -27,7 +27,7 @@ ST = "sentence-transformers"
 # What a case of the bench is called in tables.
 CASES = {
     "torch-fp32/default": f"{ST} as it comes (torch, FP32, batches of 32)",
-    "torch-fp32/concurrent": "the same, four workers (`max_concurrency=4`)",
+    "torch-fp32/concurrent": f"{ST}, four workers (`max_concurrency=4`)",
     "torch-fp32/batch-1": f"{ST}, torch FP32, batches of 1",
     "torch-bf16/default": f"{ST}, torch BF16, batches of 32",
     "torch-bf16/batch-8": f"{ST}, torch BF16, batches of 8",
@@ -95,9 +95,9 @@ def bold(cells: list[str]) -> list[str]:
 
 def interval(value: dict[str, float]) -> str:
     """Return a mean with its interval, where it has any width."""
-    if f"{value['low']:.3f}" == f"{value['high']:.3f}":
-        return f"{value['mean']:.3f}"
-    return f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    # No zero has a sign.
+    mean, low, high = (f"{round(value[name], 3) + 0.0:.3f}" for name in ("mean", "low", "high"))
+    return mean if low == high else f"{mean} [{low}, {high}]"
 
 
 def by_speed(bench: dict[str, Any]) -> list[dict[str, Any]]:
@@ -310,53 +310,9 @@ def files(kept: list[Run]) -> str:
     return f"{table(['', ''], rows)}\n\n{source(rate)}\n{source(many)}"
 
 
-def cascade(kept: list[Run]) -> str:
-    """What a cascade scores and may lose."""
-    run = newest("cascade", kept)
-    found = run.result
-    certificate = found["cascade"]["certificate"]
-    share = {name: 100 * value for name, value in found["share"].items()}
-    certified = f"at most {certificate['max_loss']:g} at {certificate['confidence']:.0%}"
-    rows = [
-        ["pairs scored", f"{share['mean']:.0f} % [{share['low']:.0f}, {share['high']:.0f}]"],
-        [f"certified loss of DCG@{certificate['top']}", certified],
-        ["lost by the queries that certified it", f"{certificate['loss']:.4f}"],
-        [f"of which `{found['variant']}` loses by itself", f"{found['variant_loss']:.4f}"],
-        ["queries that chose the cascade", f"{found['chosen_with']}"],
-        ["queries that certified it", f"{certificate['queries']}"],
-    ]
-    said = f"SciFact's claims, BM25's best {certificate['depth']:.0f} abstracts each."
-    return f"{table(['', ''], rows)}\n\n{source(run, said)}"
-
-
-def cascade_in_daft(kept: list[Run]) -> str:
-    """The speed of a cascade beside its variant on everything."""
-    run = newest("cascade-in-daft", kept)
-    bench = run.result
-    rows = []
-    for each in by_speed(bench):
-        case = name_of(each["case"])
-        name = CASES[case.replace("/cascade", "/planned")]
-        if case.endswith("/cascade"):
-            name += ", the cascade"
-        scored = "all"
-        lost = ""
-        if each["cascaded"]:
-            scored = f"{each['cascaded']['share']:.0%}"
-            losses = each["cascaded"]["losses"]
-            lost = f"{sum(losses) / len(losses):.4f}"
-        rows.append([name, f"{each['ratio']:.1f} x", scored, lost])
-    rows[-1] = bold(rows[-1])
-    heads = ["inside Daft", "speed", "pairs scored", "DCG lost"]
-    said = f"{benched(bench)} The queries are others than those of the certificate."
-    return f"{table(heads, rows)}\n\n{source(run, said)}"
-
-
 TABLES: dict[str, Callable[[list[Run]], str]] = {
     "agreement": agreement,
     "by-processor": by_processor,
-    "cascade": cascade,
-    "cascade-in-daft": cascade_in_daft,
     "files": files,
     "forward": forward,
     "in-daft": in_daft,

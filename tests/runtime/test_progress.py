@@ -67,12 +67,12 @@ def test_what_was_done_before_is_no_part_of_the_rate(time_of_steps: Clock) -> No
 def test_parts_and_a_limit_are_said_without_an_estimate(time_of_steps: Clock) -> None:
     parts = Step("export", 4, "steps")
     parts.begin("loading")
-    assert (str(parts), parts.share) == ("export, loading: 1 of 4 steps, 0.0 s so far", 0)
+    assert (str(parts), parts.share) == ("export, loading: 1 of 4 steps, 0.0 s so far", None)
     time_of_steps.now += 20
     parts.begin("writing the graph")
     assert (str(parts), parts.share) == (
         "export, writing the graph: 2 of 4 steps, 20 s so far",
-        0.25,
+        None,
     )
     limited = Step("validate", unit="pairs", limit_s=600)
     time_of_steps.now += 120
