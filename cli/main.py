@@ -98,7 +98,8 @@ def cli(context: click.Context, quiet: bool) -> None:
     `xopt optimize MODEL` runs every step. The other commands run one step each, on the model
     folder DIR that the step before left on disk. MODEL is a hub id, a folder, or `demo`.
 
-    Each command prints a table to standard output, and its progress to standard error.
+    Each command prints a table to standard output, and its progress to standard error. `serve`
+    prints no table.
 
     Exit codes: 0 done, 1 a gate failed, 2 bad input, 3 a verdict is undecided.
     """

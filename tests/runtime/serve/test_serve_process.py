@@ -72,7 +72,7 @@ def test_a_fault_of_the_backend_ends_the_process(tiny):
 
 @pytest.mark.slow
 def test_a_signal_ends_the_server_when_all_is_answered(tiny):
-    with started(tiny) as (process, address), ThreadPoolExecutor(4) as clients:
+    with started(tiny) as (process, address), ThreadPoolExecutor(5) as clients:
         replies = [asked(clients, address, 10_000) for _ in range(4)]
         time.sleep(1)
         process.send_signal(signal.SIGTERM)
