@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -55,6 +56,16 @@ def pytest_runtest_makereport(
 def ctrl_c_is_heard() -> None:
     """A shell's background jobs ignore it, and so would all that a test starts."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def logs_reach_the_tests() -> Iterator[None]:
+    """Undo what the command line does to the log, which is the whole process's."""
+    yield
+    logger = logging.getLogger("xopt")
+    logger.handlers = []
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session", autouse=True)
