@@ -52,5 +52,5 @@ $(INSTALLED) $(DEVELOPED): CONSTRAINTS := constraints.txt
 $(DEVELOPED5): CONSTRAINTS := constraints-transformers5.txt
 $(INSTALLED) $(DEVELOPED) $(DEVELOPED5): $(SOURCES) constraints.txt constraints-transformers5.txt
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -C editable_mode=strict -e '.[$(EXTRAS)]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) --config-settings editable_mode=strict -e '.[$(EXTRAS)]'
 	touch $@

@@ -64,9 +64,9 @@ def optimize(
 ) -> None:
     """Export, quantise, tune, validate and bench MODEL, and recommend a variant.
 
-    MODEL is a hub id, a folder, or `demo`. Steps that DIR holds already are not done again. If
-    the files of MODEL have changed since, the command refuses them. For a GPU, half precision
-    takes the place of INT8.
+    MODEL is a hub id, a folder, or `demo`. Variants and plans that DIR holds already are not made
+    again; timing and judging are. If the files of MODEL have changed since, the command refuses
+    them. For a GPU, half precision takes the place of INT8.
 
     A fifth of the queries, 64 at most, calibrates and tunes. The others judge, fastest variant
     first. A variant is not recommended if it fails a gate, or if the queries or the minutes are
