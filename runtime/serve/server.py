@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import math
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 DRAIN_S = 2.0
 # Longer than clients and balancers keep a connection that nobody uses, so that they close it.
 KEEP_ALIVE_S = 75
+# For who was connected last to send the request: uvicorn closes connections without one.
+HEARING_S = 0.2
 # To write the last answers, beside the time that requests have.
 WRITING_S = 10
 
@@ -69,6 +72,13 @@ class _Uvicorn(uvicorn.Server):
         timer = threading.Timer(DRAIN_S, self._end)
         timer.daemon = True
         timer.start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take nobody else, hear those who were taken last, then answer what is under way."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(HEARING_S)
+        await super().shutdown(sockets)
 
     def died(self) -> None:
         """End with an error: nothing can be scored any more."""

@@ -93,7 +93,8 @@ def test_no_request_that_was_taken_is_lost(tiny, wait_s):
         assert process.wait(60) == 0
     refused = 0
     for reply in replies:
-        if isinstance(reply.exception(), httpx.ConnectError):
+        # A connection that the server has not accepted yet is reset when its socket closes.
+        if isinstance(reply.exception(), (httpx.ConnectError, httpx.ReadError)):
             refused += 1
         else:
             assert reply.result().status_code == 200
