@@ -27,7 +27,7 @@ DRAIN_S = 2.0
 # Longer than clients and balancers keep a connection that nobody uses, so that they close it.
 KEEP_ALIVE_S = 75
 # For who was connected last to send the request: uvicorn closes connections without one.
-HEARING_S = 0.2
+HEARING_S = 0.5
 # To write the last answers, beside the time that requests have.
 WRITING_S = 10
 
