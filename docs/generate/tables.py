@@ -81,11 +81,14 @@ def source(run: Run, said: str = "") -> str:
 def benched(bench: dict[str, Any]) -> str:
     """Return what a bench ran on, in a sentence."""
     tokens = round(bench["tokens"] / bench["pairs"])
-    rounds = max(len(each["rounds"]) for each in bench["measured"])
-    return (
+    counts = [len(each["rounds"]) for each in bench["measured"]]
+    text = (
         f"{bench['pairs']} pairs of `{bench['data']}`, {tokens} tokens each in the mean, "
-        f"{bench['threads']} threads, {rounds} interleaved rounds."
+        f"{bench['threads']} threads, {max(counts)} interleaved rounds."
     )
+    if min(counts) < max(counts):
+        text += " Cases that could not win ran in the first round alone."
+    return text
 
 
 def bold(cells: list[str]) -> list[str]:
@@ -100,6 +103,19 @@ def interval(value: dict[str, float]) -> str:
     return mean if low == high else f"{mean} [{low}, {high}]"
 
 
+def measured_cells(each: dict[str, Any]) -> dict[str, str]:
+    """Return a case's figures by the heads of their columns."""
+    return {
+        "": CASES[name_of(each["case"])],
+        "speed": f"{each['ratio']:.2f} x",
+        "pairs/s": f"{each['pairs_per_s']:.1f}",
+        "peak MiB": f"{each['peak_bytes'] / 2**20:,.0f}",
+        "cores busy": f"{each['mean_cores']:.2f}",
+        "tau-b": f"{each['agreement']['tau']:.3f}",
+        "top-10": f"{each['agreement']['top10']:.3f}",
+    }
+
+
 def by_speed(bench: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the cases of a bench, the slowest first."""
     return sorted(bench["measured"], key=lambda each: each["ratio"])
@@ -109,19 +125,9 @@ def in_daft(kept: list[Run]) -> str:
     """Speed, memory, cores and agreement of each case inside a Daft UDF."""
     run = newest("in-daft", kept)
     bench = run.result["bench"]
-    heads = ["", "speed", "pairs/s", "peak MiB", "cores busy", "tau-b", "top-10"]
-    rows = []
-    for each in by_speed(bench):
-        cells = [
-            CASES[name_of(each["case"])],
-            f"{each['ratio']:.2f} x",
-            f"{each['pairs_per_s']:.1f}",
-            f"{each['peak_bytes'] / 2**20:,.0f}",
-            f"{each['mean_cores']:.2f}",
-            f"{each['agreement']['tau']:.3f}",
-            f"{each['agreement']['top10']:.3f}",
-        ]
-        rows.append(cells)
+    cases = [measured_cells(each) for each in by_speed(bench)]
+    heads = list(cases[0])
+    rows = [list(cells.values()) for cells in cases]
     rows[-1] = bold(rows[-1])
     return f"{table(heads, rows)}\n\n{source(run, benched(bench))}"
 
@@ -197,18 +203,12 @@ def peers(kept: list[Run]) -> str:
     """Each scorer at its batch size, by speed."""
     run = newest("peers", kept)
     bench = run.result
+    heads = ["", "speed", "pairs/s", "peak MiB", "tau-b", "top-10"]
     rows = []
     for each in by_speed(bench):
-        cells = [
-            CASES[name_of(each["case"])],
-            f"{each['ratio']:.2f} x",
-            f"{each['pairs_per_s']:.1f}",
-            f"{each['peak_bytes'] / 2**20:,.0f}",
-            f"{each['agreement']['tau']:.3f}",
-            f"{each['agreement']['top10']:.3f}",
-        ]
+        figures = measured_cells(each)
+        cells = [figures[head] for head in heads]
         rows.append(bold(cells) if cells[0].startswith("xopt") else cells)
-    heads = ["", "speed", "pairs/s", "peak MiB", "tau-b", "top-10"]
     return f"{table(heads, rows)}\n\n{source(run, benched(bench))}"
 
 

@@ -46,10 +46,10 @@ def app(
     """
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder, trust_remote_code)
-    if folder.manifest.labels != 1:
+    if not folder.manifest.ranks:
         raise BadInput(
-            f"{folder.path}: gives {folder.manifest.labels} labels, and a server ranks by one; "
-            "export it with `rank_label=`"
+            f"{folder.path}: the model has {folder.manifest.labels} labels, and no one score to "
+            "rank by; export it with `rank_label=`"
         )
     variant = variant or default_variant(folder, "cpu")
     scorer = open_scorer(folder, variant, threads=threads, trust_remote_code=trust_remote_code)

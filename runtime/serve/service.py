@@ -127,7 +127,7 @@ class Service:
             self._check_cut(ask, cut)
         start_s = time.monotonic()
         self.engine.submit(work, tokens)
-        logits = (await asyncio.wrap_future(work.done))[rows]
+        logits = self.folder.manifest.ranking(await asyncio.wrap_future(work.done))[rows]
         self._observe("queue_and_score", start_s)
         broken = np.flatnonzero(~np.isfinite(logits)).tolist()
         if len(broken) == len(logits):

@@ -32,7 +32,7 @@ def served(folder: ModelFolder, **settings: Any) -> Iterator[Any]:
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            client.engine = application.state.service.engine  # type: ignore[attr-defined]
+            client.engine = application.state.service.engine  # type: ignore[attr-defined] # for tests
             yield client
     finally:
         server.should_exit = True
@@ -47,7 +47,7 @@ def client(tiny: ModelFolder) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def serve(tiny: ModelFolder) -> Callable[..., AbstractContextManager[Any]]:
-    return lambda **settings: served(tiny, **settings)
+    return lambda folder=tiny, **settings: served(folder, **settings)
 
 
 @contextmanager
@@ -62,11 +62,11 @@ def no_forward_ends(scorer: PlannedScorer) -> Iterator[threading.Semaphore]:
         assert opened.wait(60)
         return run(*arguments)
 
-    scorer.run = waiting  # type: ignore[method-assign]
+    scorer.run = waiting  # type: ignore[method-assign] # to hold a forward
     try:
         yield began
     finally:
-        scorer.run = run  # type: ignore[method-assign]
+        scorer.run = run  # type: ignore[method-assign] # as it was
         opened.set()
 
 

@@ -8,12 +8,16 @@ import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import numpy as np
 import pytest
+from helpers.tiny import make_tiny
 
+from xopt.optimize.export import export
 from xopt.runtime import open_scorer
+from xopt.runtime.errors import BadInput
 from xopt.runtime.serve.shapes import PATHS
 
 QUERY = "how to copy a file"
@@ -30,6 +34,17 @@ def scores_of(client, texts, **more):
 def test_scores_are_the_scorers(client, tiny):
     expected = open_scorer(tiny, "onnx-fp32").score([(QUERY, text) for text in TEXTS])
     assert np.abs(scores_of(client, TEXTS) - expected).max() < 1e-5
+
+
+def test_of_several_labels_the_one_that_ranks_does(serve, tmp_path):
+    model = str(make_tiny(tmp_path / "model", labels=3))
+    folder = export(model, tmp_path / "difference", rank_label="2-0")
+    logits = open_scorer(folder, "onnx-fp32").score([(QUERY, text) for text in TEXTS])
+    with serve(folder) as client:
+        assert np.abs(scores_of(client, TEXTS) - (logits[:, 2] - logits[:, 0])).max() < 1e-5
+    unranked = replace(folder, manifest=replace(folder.manifest, rank_label=[]))
+    with pytest.raises(BadInput, match="no one score to rank by"), serve(unranked):
+        pass
 
 
 def test_a_long_document_is_cut_and_named_and_fails_nobody(client):
