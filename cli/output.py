@@ -132,8 +132,10 @@ def plain(value: Any) -> Any:
 
 def interval_text(interval: Interval, digits: int = 3, separator: str = " ") -> str:
     """Format a mean and its interval: `0.972 [0.961, 0.980]`."""
-    limits = f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
-    return f"{interval.mean:.{digits}f}{separator}{limits}"
+    # Without + 0.0 a small loss below zero would be -0.000.
+    values = [round(value, digits) + 0.0 for value in (interval.mean, interval.low, interval.high)]
+    mean, low, high = [f"{value:.{digits}f}" for value in values]
+    return f"{mean}{separator}[{low}, {high}]"
 
 
 def _check_json_file(file: Path) -> None:

@@ -97,10 +97,9 @@ def bold(cells: list[str]) -> list[str]:
 
 
 def interval(value: dict[str, float]) -> str:
-    """Return a mean with its interval, where it has any width."""
-    # No zero has a sign.
+    """Return a mean with its interval, where it has any width, as commands print it."""
     mean, low, high = (f"{round(value[name], 3) + 0.0:.3f}" for name in ("mean", "low", "high"))
-    return mean if low == high else f"{mean} [{low}, {high}]"
+    return f"{mean} [{low}, {high}]" if value["low"] < value["high"] else mean
 
 
 def measured_cells(each: dict[str, Any]) -> dict[str, str]:
