@@ -15,13 +15,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from xopt.runtime.errors import BadInput, NotFinite
+from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.scorer import open_scorer
-from xopt.runtime.serve.engine import Closed, Overloaded, TimedOut
 from xopt.runtime.serve.service import Service, Settings
-from xopt.runtime.serve.shapes import PATHS, BadRequest
+from xopt.runtime.serve.shapes import PATHS
 
 __all__ = ["app"]
 
@@ -64,12 +63,11 @@ def app(
         service.ready = False
         await asyncio.to_thread(service.engine.close)
 
-    errors = (BadRequest, BadInput, NotFinite, Overloaded, TimedOut, Closed)
     application = Starlette(
         routes=_routes(service),
         lifespan=life,
         middleware=[Middleware(_Paths, prefix=settings.root_path.rstrip("/"))],
-        exception_handlers=dict.fromkeys((*errors, HTTPException, Exception), service.failed),
+        exception_handlers={HTTPException: service.elsewhere},
     )
     application.state.service = service
     return application

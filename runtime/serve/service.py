@@ -91,6 +91,8 @@ class Service:
         except ClientDisconnect:
             self.metrics.cancelled.inc()
             reply = Response(status_code=499)
+        except Exception as error:  # whatever it was, the client reads an answer
+            reply = self._failed(request, error)
         self.metrics.requests.labels(str(reply.status_code)).inc()
         if not self.ready:  # so that the client does not ask on a connection that is to end
             reply.headers["connection"] = "close"
@@ -188,7 +190,7 @@ class Service:
     def _observe(self, stage: str, start_s: float) -> None:
         self.metrics.stage_s.labels(stage).observe(time.monotonic() - start_s)
 
-    async def failed(self, request: Request, error: Exception) -> Response:
+    def _failed(self, request: Request, error: Exception) -> Response:
         """Answer a request that failed."""
         if isinstance(error, TimedOut):
             self.metrics.timed_out.inc()
@@ -197,6 +199,13 @@ class Service:
         by_path = shape_of(request.scope["path"], {})
         shape = getattr(request.state, "shape", by_path)
         reply = error_reply(error, shape.tei_errors)
+        if reply.status_code == 500:
+            log.error("a request failed", exc_info=error)
+        return reply
+
+    async def elsewhere(self, _: Request, error: Exception) -> Response:
+        """Answer a request for a path or a method that is not there."""
+        reply = error_reply(error, as_tei=False)
         self.metrics.requests.labels(str(reply.status_code)).inc()
         return reply
 

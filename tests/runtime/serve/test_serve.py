@@ -254,7 +254,7 @@ def test_a_wrong_path_or_method_is_an_error_that_clients_can_read(client):
     assert "POST" in client.get("/rerank").headers["allow"]
 
 
-def test_an_error_in_the_server_is_no_secret(serve, monkeypatch):
+def test_an_error_in_the_server_is_no_secret(serve, monkeypatch, caplog):
     def broken(*_):
         raise ZeroDivisionError
 
@@ -263,7 +263,9 @@ def test_an_error_in_the_server_is_no_secret(serve, monkeypatch):
         reply = client.post("/v1/rerank", json={"query": QUERY, "documents": TEXTS})
         assert reply.status_code == 500
         assert "log" in reply.json()["detail"]
+        assert "connection" not in reply.headers  # the client goes on with this one
         assert client.get("/health").status_code == 200
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_info_has_the_limits(client, tiny):
