@@ -13,7 +13,7 @@ import itertools
 import math
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -113,8 +113,10 @@ class _Batch:
 
     @property
     def tokens(self) -> Tokens:
-        parts = [work.tokens.taken(np.array([row])) for work, row in self.members]
-        return Tokens.joined(parts)
+        """The tokens of its pairs, in their order."""
+        ids = [work.tokens.ids[row] for work, row in self.members]
+        type_ids = [work.tokens.type_ids[row] for work, row in self.members]
+        return Tokens(ids, type_ids, np.array([len(each) for each in ids], np.int64))
 
     def parts(self) -> list[_Batch]:
         """Return a batch for each pair."""
@@ -142,6 +144,7 @@ class Engine:
         self._tokens_per_character = FIRST_TOKENS_PER_CHARACTER
         self._admitted: set[Work] = set()
         self._waiting: list[Work] = []  # of those admitted, the ones with pairs that wait
+        self._rows: Counter[int] = Counter()  # pairs that wait, by width
         self._running = 0
         self._virtual = 0.0  # tokens that the leading request had had
         self._changed = threading.Condition()
@@ -239,6 +242,7 @@ class Engine:
             work.left_tokens = int(tokens.lengths.sum())
             work.served = self._virtual
             self._waiting.append(work)
+            self._rows.update({width: len(rows) for width, rows in work.waiting.items()})
             self._changed.notify_all()
 
     def _width(self, length: int) -> int:
@@ -291,28 +295,44 @@ class Engine:
         return _Batch(members, forward.width, alone)
 
     def _fitting(self, works: list[Work]) -> list[tuple[Work, int]]:
-        """Return pairs that fit into a forward with the first request's widest one.
+        """Return pairs that fit into a forward with the first request's.
 
-        First come those of its width, whosever they are, then narrower ones of its own, where the
+        First come those of one width, whosever they are, then narrower ones of its own, where the
         backend runs them together.
         """
         lead = works[0]
-        width, *narrower = lead.waiting
-        room = max(1, self.scorer.plan.tokens // width)
+        width = self._fullest(lead)
+        room = self._room(width)
         wanted = [(work, width) for work in works]
         if not self.scorer.backend.step:
-            wanted += [(lead, each) for each in narrower]
+            wanted += [(lead, each) for each in lead.waiting if each < width]
         members: list[tuple[Work, int]] = []
         for work, each in wanted:
             rows = itertools.islice(work.waiting.get(each, ()), room - len(members))
             members += [(work, row) for row in rows]
         return members
 
+    def _room(self, width: int) -> int:
+        """Return how many pairs of a width a forward takes."""
+        return max(1, self.scorer.plan.tokens // width)
+
+    def _fullest(self, lead: Work) -> int:
+        """Return which of a request's widths fills a forward best; of equal ones the widest.
+
+        A backend that pads takes the widest: the others fill up its forwards.
+        """
+        if not self.scorer.backend.step:
+            return next(iter(lead.waiting))
+        return max(
+            lead.waiting, key=lambda width: width * min(self._rows[width], self._room(width))
+        )
+
     def _take(self, work: Work, row: int) -> None:
         """Take a pair, the first of its width, out of those that wait."""
         length = int(work.tokens.lengths[row])
         width = self._width(length)
         work.waiting[width].popleft()
+        self._rows[width] -= 1
         if not work.waiting[width]:
             del work.waiting[width]
         work.served += length
@@ -320,10 +340,15 @@ class Engine:
     def _drop_what_is_over(self) -> None:
         """Forget requests that were given up or have failed, and end those whose time is over."""
         now_s = time.monotonic()
+        still_waiting = []
         for work in self._waiting:
             if work.deadline_s < now_s:
                 work.fail(TimedOut())
-        self._waiting = [work for work in self._waiting if not work.done.done()]
+            if work.done.done():
+                self._rows.subtract({width: len(rows) for width, rows in work.waiting.items()})
+            else:
+                still_waiting.append(work)
+        self._waiting = still_waiting
 
     def _run(self, batch: _Batch) -> None:
         """Run a forward; one that needs too much memory pair by pair, so that one alone fails."""
