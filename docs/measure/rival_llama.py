@@ -75,9 +75,14 @@ def add_vocabulary(writer: gguf.GGUFWriter, model: Path) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
     writer.add_token_type_count(2)
-    for name in ("cls", "sep", "pad", "unk", "mask"):
-        add_id = getattr(writer, f"add_{'bos' if name == 'cls' else name}_token_id")
-        add_id(words.index(f"[{name.upper()}]"))
+    # Between query and document and behind it stands what llama.cpp calls the end: [SEP].
+    ids = {"bos": "[CLS]", "eos": "[SEP]", "pad": "[PAD]", "unk": "[UNK]", "mask": "[MASK]"}
+    for name, word in ids.items():
+        add_id = getattr(writer, f"add_{name}_token_id")
+        add_id(words.index(word))
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+    writer.add_add_sep_token(False)
 
 
 def serve(file: Path, port: int, threads: int, slots: int) -> None:

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import statistics
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from serving import CLIENTS, DOCUMENTS, PATIENT, THREADS, requests
 from xopt.optimize.peers import make_peers
 from xopt.optimize.quantize import detect_target
 from xopt.runtime import open_scorer
-from xopt.runtime.bench.load import Request, Target, closed_loop, open_loop, summarise
+from xopt.runtime.bench.load import Load, Request, Target, closed_loop, open_loop, summarise
 from xopt.runtime.data.agreement import agreement
 from xopt.runtime.data.candidates import Candidates, Row, demo_candidates
 from xopt.runtime.folder import MANIFEST, ModelFolder
@@ -42,13 +43,14 @@ INFINITY = (
     "transformers<4.50 optimum<1.25 click<8.2"
 )
 
+LLAMA = "xllamacpp gguf safetensors"
+
 
 @dataclass(frozen=True)
 class Rival:
     """How a server is started, and where it answers.
 
     command: makes its command of a port.
-    tried: other settings of it, as further arguments or variables.
     """
 
     name: str
@@ -112,18 +114,27 @@ def infinity(kept: Kept, engine: str, batch: int, *more: str) -> Rival:
     )
 
 
-def fastapi(kept: Kept, backend: str, batch: int, at_once: int) -> Rival:
+def fastapi(kept: Kept, backend: str, batch: int, at_once: int, workers: int = 1) -> Rival:
     """FastAPI around sentence-transformers, with its INT8 files."""
     openvino = "openvino/openvino_model_qint8_quantized.xml"
     files = {"onnx": kept.onnx_int8(), "openvino": openvino}
     python = kept.python("fastapi", "fastapi")
     command = [python, "-m", "uvicorn", "rival_server:app", "--app-dir", str(HERE)]
+    command += ["--workers", str(workers), "--log-level", "warning"]
     variables = {"MODEL": str(kept.peers()), "BACKEND": backend, "FILE": files[backend]}
     return Rival(
         f"FastAPI, sentence-transformers, {backend}",
-        lambda port: [*command, "--host", HOST, "--port", str(port), "--log-level", "warning"],
+        lambda port: [*command, "--host", HOST, "--port", str(port)],
         variables={**variables, "BATCH": str(batch), "AT_ONCE": str(at_once)},
     )
+
+
+def llama(kept: Kept, slots: int) -> Rival:
+    """llama.cpp's server; it gives both texts the same segment, which costs agreement."""
+    python = kept.python("llama", LLAMA, alone=True)
+    file = str(kept.folder / "demo.gguf")
+    command = [python, str(HERE / "rival_llama.py"), str(kept.model.path), file]
+    return Rival("llama.cpp, Q8_0", lambda port: [*command, str(port), str(THREADS), str(slots)])
 
 
 def xopt(folder: str, variant: str) -> Rival:
@@ -142,27 +153,26 @@ def rivals(kept: Kept, variant: str) -> dict[str, Callable[[], Rival]]:
         "infinity-onnx": lambda: infinity(kept, "optimum", 32),
         "fastapi-onnx": lambda: fastapi(kept, "onnx", 8, 1),
         "fastapi-openvino": lambda: fastapi(kept, "openvino", 8, 1),
+        "llama": lambda: llama(kept, 4),
     }
 
 
-def settings(kept: Kept) -> list[Rival]:
-    """Return each rival with the settings to choose from."""
-    found = []
-    for batch in (8, 32, 64):
-        found.append(named(infinity(kept, "torch", batch), f"batches of {batch}"))
-        found.append(named(infinity(kept, "optimum", batch), f"batches of {batch}"))
-    int8 = infinity(kept, "torch", 32, "--dtype", "int8")
-    found.append(named(int8, "batches of 32, int8"))
+def settings(kept: Kept) -> dict[str, list[Rival]]:
+    """Return each rival with the settings to choose from, by its short name."""
+    batches = (8, 32, 64)
+    torch = [infinity(kept, "torch", batch) for batch in batches]
+    onnx = [infinity(kept, "optimum", batch) for batch in batches]
+    found = {
+        "infinity-torch": [*torch, infinity(kept, "torch", 32, "--dtype", "int8")],
+        "infinity-onnx": onnx,
+        "llama": [llama(kept, slots) for slots in (1, 4, 16)],
+    }
     for backend in ("onnx", "openvino"):
-        for batch in (1, 8, 32):
-            for at_once in (1, 2, 16):
-                rival = fastapi(kept, backend, batch, at_once)
-                found.append(named(rival, f"batches of {batch}, {at_once} at once"))
+        ways = itertools.product((1, 8, 32), ((1, 1), (2, 1), (1, 2)))
+        found[f"fastapi-{backend}"] = [
+            fastapi(kept, backend, batch, at_once, workers) for batch, (at_once, workers) in ways
+        ]
     return found
-
-
-def named(rival: Rival, setting: str) -> Rival:
-    return replace(rival, name=f"{rival.name}: {setting}")
 
 
 def start(rival: Rival, log: Path) -> Any:
@@ -172,26 +182,25 @@ def start(rival: Rival, log: Path) -> Any:
     return started(rival.command(port), port, log, rival.ready, **variables)
 
 
-def scores_of(server: Server, path: str, sent: list[Request]) -> np.ndarray:
-    """Return the scores of all documents in the order in which they are sent."""
+def scores_of(server: Server, path: str, sent: list[Request]) -> list[list[float]]:
+    """Return the scores of each request's documents in the order sent; none where it fails."""
     connection = http.client.HTTPConnection(HOST, server.port)
     scores = []
     for request in sent:
         connection.request("POST", path, request.body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         content = json.loads(response.read())
-        if response.status != 200:
-            sys.exit(f"{path}: {response.status} {content}")
-        by_index = {each["index"]: each["relevance_score"] for each in content["results"]}
-        scores += [by_index[index] for index in range(request.documents)]
-    return np.array(scores)
+        results = content["results"] if response.status == 200 else []
+        by_index = {each["index"]: each["relevance_score"] for each in results}
+        scores.append([by_index[index] for index in sorted(by_index)])
+    return scores
 
 
 def measured(rival: Rival, sent: list[Request], seconds: float, log: Path) -> dict[str, Any]:
-    """Measure a server once: its scores, both closed loops, and the open one."""
+    """Measure a server once, by both closed loops and the open one."""
     with start(rival, log) as server:
         target = Target(f"{server.address}{rival.path}")
-        found: dict[str, Any] = {"scores": scores_of(server, rival.path, sent).tolist()}
+        found: dict[str, Any] = {}
         for clients in CLIENTS:
             load = closed_loop(
                 target, sent, clients=clients, seconds=seconds, warm_up_s=seconds / 3
@@ -205,11 +214,15 @@ def measured(rival: Rival, sent: list[Request], seconds: float, log: Path) -> di
     return found
 
 
-def figures(load: Any) -> dict[str, float]:
+def failed(load: Load) -> int:
+    """Return how many requests have no ranking for an answer."""
+    return sum(answer.status != 200 for answer in load.answers)
+
+
+def figures(load: Load) -> dict[str, float]:
     summary = summarise(load)
-    if summary.answered < summary.sent:
-        print(f"  {summary.sent - summary.answered} of {summary.sent} requests have no answer")
     return {
+        "failed": failed(load),
         "pairs_per_s": summary.pairs_per_s,
         "p50_s": summary.all_sizes.p50_s,
         "p95_s": summary.all_sizes.p95_s,
@@ -217,7 +230,7 @@ def figures(load: Any) -> dict[str, float]:
     }
 
 
-def rows(name: str, rounds: list[dict[str, Any]], tau: float) -> dict[str, Any]:
+def row(name: str, rounds: list[dict[str, Any]], tau: float) -> dict[str, Any]:
     """Return a server's row: medians over the rounds."""
 
     def median(loop: str, figure: str) -> float:
@@ -233,42 +246,45 @@ def rows(name: str, rounds: list[dict[str, Any]], tau: float) -> dict[str, Any]:
         "open_p50_s": median("open", "p50_s"),
         "open_p95_s": median("open", "p95_s"),
         "tau": tau,
-        "rss_mib": median_of(rounds, "rss_mib"),
+        "failed": median(f"closed {best}", "failed"),
+        "rss_mib": statistics.median(each["rss_mib"] for each in rounds),
         "generator_cores": median(f"closed {best}", "generator_cores"),
     }
 
 
-def median_of(rounds: list[dict[str, Any]], figure: str) -> float:
-    return statistics.median(each[figure] for each in rounds)
-
-
-def compared(folder: ModelFolder, sent: list[Request], scores: list[float]) -> float:
-    """Return the mean tau-b of a server's rankings with FP32's."""
-    pairs = [pair for request in sent for pair in request.pairs]
+def compared(folder: ModelFolder, sent: list[Request], scores: list[list[float]]) -> float:
+    """Return the mean tau-b of a server's rankings with FP32's, of the requests answered."""
     listed = []
-    for number, (query, text) in enumerate(pairs):
-        listed.append(Row(str(number // DOCUMENTS), query, str(number), text))
-    expected = open_scorer(folder, "onnx-fp32", threads=THREADS).score(pairs)
-    served = Candidates("served", tuple(listed))
-    return agreement(served, expected, np.array(scores)).tau
+    found = []
+    for number, (request, each) in enumerate(zip(sent, scores, strict=True)):
+        if each:
+            listed += [Row(str(number), query, "", text) for query, text in request.pairs]
+            found += each
+    answered = Candidates("served", tuple(listed))
+    expected = open_scorer(folder, "onnx-fp32", threads=THREADS).score(answered.pairs)
+    return agreement(answered, expected, np.array(found)).tau
 
 
 HEADER = """\
-| server | clients | pairs/s | p50 | p95 | at 0.8 of it: p50 | p95 | tau | MiB | generator |
-|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""
+| server | clients | pairs/s | p50 | p95 | at 0.8 of it: p50 | p95 | tau | failed | MiB | generator |
+|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|"""
 ROW = (
     "| {server} | {clients} | {pairs_per_s:.1f} | {p50_s:.2f} s | {p95_s:.2f} s | {open_p50_s:.2f} s "
-    "| {open_p95_s:.2f} s | {tau:.3f} | {rss_mib:,.0f} | {generator_cores:.3f} |"
+    "| {open_p95_s:.2f} s | {tau:.3f} | {failed:.0f} | {rss_mib:,.0f} | {generator_cores:.3f} |"
 )
 
 
-def try_settings(kept: Kept, sent: list[Request], seconds: float) -> None:
-    """Print pairs a second of each rival with each of its settings, by 16 clients."""
-    for rival in settings(kept):
-        with start(rival, kept.folder / "log") as server:
-            target = Target(f"{server.address}{rival.path}")
-            load = closed_loop(target, sent, clients=16, seconds=seconds, warm_up_s=seconds / 3)
-            print(f"{rival.name}: {summarise(load).pairs_per_s:.1f} pairs/s", flush=True)
+def try_settings(kept: Kept, names: list[str], sent: list[Request], seconds: float) -> None:
+    """Print pairs a second of rivals with each of their settings, by 16 clients."""
+    by_name = settings(kept)
+    for name in names or by_name:
+        for rival in by_name[name]:
+            with start(rival, kept.folder / "log") as server:
+                target = Target(f"{server.address}{rival.path}")
+                load = closed_loop(target, sent, clients=16, seconds=seconds)
+                options = " ".join(rival.command(server.port)[3:])
+            found = f"{summarise(load).pairs_per_s:.1f} pairs/s, {failed(load)} failed"
+            print(f"{name}: {found}: {options} {rival.variables}", flush=True)
 
 
 def main() -> None:
@@ -286,7 +302,7 @@ def main() -> None:
     kept = Kept(given.kept.resolve(), ModelFolder.open(given.folder))
     sent = requests(DOCUMENTS)
     if given.settings:
-        try_settings(kept, sent, given.seconds)
+        try_settings(kept, given.names, sent, given.seconds)
         return
     by_name = rivals(kept, given.variant)
     servers = [by_name[name]() for name in given.names or by_name]
@@ -297,12 +313,14 @@ def main() -> None:
             found = measured(rival, sent, given.seconds, kept.folder / "log")
             rounds[rival.name].append(found)
     table = []
-    for name, each in rounds.items():
-        tau = compared(kept.model, sent, each[0].pop("scores"))
-        table.append(rows(name, each, tau))
+    for rival in servers:
+        with start(rival, kept.folder / "log") as server:
+            scores = scores_of(server, rival.path, sent)
+        tau = compared(kept.model, sent, scores)
+        table.append(row(rival.name, rounds[rival.name], tau))
     print(HEADER)
-    for row in table:
-        print(ROW.format(**row))
+    for each in table:
+        print(ROW.format(**each))
     if given.json:
         result = {"threads": THREADS, "seconds": given.seconds, "rows": table, "rounds": rounds}
         given.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
