@@ -237,19 +237,24 @@ def script(client: Client) -> str:
     return SCRIPT.format(imports=client.imports.strip(), made=made, own=own, run=run)
 
 
-def environment(place: Path, packages: str) -> Path:
-    """Make an environment with some packages on top of this one's, and return its Python."""
+def environment(place: Path, packages: str, alone: bool = False) -> Path:
+    """Make an environment with some packages, and return its Python.
+
+    It has this one's packages too and keeps to their versions, unless it is to be `alone`.
+    """
     venv.create(place, with_pip=True)
     python = place / "bin" / "python"
-    inherit = "import site; print(site.getsitepackages()[0])"
-    folders = [
-        subprocess.check_output([each, "-c", inherit], text=True)
-        for each in (sys.executable, python)
-    ]
-    ours, theirs = (Path(folder.strip()) for folder in folders)
-    (theirs / "inherited.pth").write_text(f"{ours}\n", encoding="utf-8")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-c", ROOT / "constraints.txt", *packages.split()], check=True)
+    if not alone:
+        inherit = "import site; print(site.getsitepackages()[0])"
+        folders = [
+            subprocess.check_output([each, "-c", inherit], text=True)
+            for each in (sys.executable, python)
+        ]
+        ours, theirs = (Path(folder.strip()) for folder in folders)
+        (theirs / "inherited.pth").write_text(f"{ours}\n", encoding="utf-8")
+        pip += ["-c", ROOT / "constraints.txt"]
+    subprocess.run([*pip, *packages.split()], check=True)
     return python
 
 
