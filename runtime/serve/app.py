@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -24,6 +25,8 @@ from xopt.runtime.serve.shapes import PATHS
 
 __all__ = ["app"]
 
+# Of a forward: a request that comes waits for those under way. Larger ones gain little on a CPU.
+MOST_TOKENS = 1024
 TEXT = "shutil.copy(src, dst) copies a file. " * 8
 # Some forwards' worth.
 WARM_UP = [(f"how to copy file {number}", TEXT) for number in range(32)]
@@ -52,6 +55,8 @@ def app(
         )
     variant = variant or default_variant(folder, "cpu")
     scorer = open_scorer(folder, variant, threads=threads, trust_remote_code=trust_remote_code)
+    plan = scorer.plan
+    scorer = scorer.with_plan(replace(plan, tokens=min(plan.tokens, MOST_TOKENS)))
     settings = settings or Settings()
     service = Service(folder, scorer, variant, settings)
 
