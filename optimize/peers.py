@@ -79,6 +79,11 @@ def make_peers(folder: ModelFolder, candidates: Candidates, target: str, out: Pa
             ct2 = Variant("ct2-int8", CTRANSLATE2, "int8", CTRANSLATE2_FILE)
             if _made(ct2, lambda: _convert_ctranslate2(out)):
                 variants.append(ct2)
+    return _model_folder(folder, out, variants)
+
+
+def _model_folder(folder: ModelFolder, out: Path, variants: list[Variant]) -> ModelFolder:
+    """Write the manifest of the variants in `out`, and open it."""
     paths = [path for path in out.rglob("*") if path.is_file()]
     files = {path.relative_to(out).as_posix(): sha256_of(path) for path in paths}
     by_name = {variant.name: variant for variant in variants}

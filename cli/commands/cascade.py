@@ -120,7 +120,6 @@ def cascade(
     from xopt.optimize.cascade.parts import variant_to_certify
 
     if checking:
-        options.refuse(MAKING, "is for making a cascade, and --check changes nothing")
         _check(model, read, threads, device, output)
     order, column = _order_and_column(first)
     certified = certify(
@@ -158,6 +157,7 @@ def _check(
     from xopt.optimize.cascade.check import check
     from xopt.runtime.cascade.cascade import Cascade
 
+    options.refuse(MAKING, "is for making a cascade, and --check changes nothing")
     candidates = read(first=Cascade.of(model).certificate.column)
     checked = check(model, candidates, threads, device)
     output.json(checked)

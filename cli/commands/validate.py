@@ -105,25 +105,15 @@ def validate(
 
     Exits with 0 if all gates pass, with 1 if one fails, and with 3 if that is undecided.
     """
-    from xopt.optimize import validate as judging
     from xopt.runtime.folder import ModelFolder
-    from xopt.runtime.scoring.variants import variants_on
 
     _check_arguments(folder, variants, scores, reference, qrels)
     if scores is not None and reference is not None:
         result = _validate_runs(reference, scores, qrels, bounds)
     else:
         model = ModelFolder.open(str(folder), trust_remote_code)
-        candidates = read()
-        result = judging.validate(
-            model,
-            variants or variants_on(model, device),
-            candidates,
-            gates_for(model, candidates, bounds),
-            device=device,
-            exact=None if reference == "torch" else judging.EXACT_VARIANT,
-            **limits,
-        )
+        with_torch = reference == "torch"
+        result = _validate_variants(model, variants, read(), bounds, with_torch, device, **limits)
     output.json(result)
     print_validation(output, result)
     output.line(f"Verdict: {result.verdict}")
@@ -170,6 +160,29 @@ def _validate_runs(
 
     gates = gates_with(bounds, graded=qrels is not None)
     return validate_runs(Path(reference), Path(scores), Path(qrels) if qrels else None, gates)
+
+
+def _validate_variants(
+    model: ModelFolder,
+    variants: tuple[str, ...],
+    candidates: Candidates,
+    bounds: dict[str, float],
+    with_torch: bool,
+    device: str,
+    **limits: Any,
+) -> Validation:
+    from xopt.optimize import validate as judging
+    from xopt.runtime.scoring.variants import variants_on
+
+    return judging.validate(
+        model,
+        variants or variants_on(model, device),
+        candidates,
+        gates_for(model, candidates, bounds),
+        device=device,
+        exact=None if with_torch else judging.EXACT_VARIANT,
+        **limits,
+    )
 
 
 def gates_for(

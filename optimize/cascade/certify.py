@@ -151,6 +151,38 @@ def certify(
     choosing, judging = split_queries(folder, candidates, variant, first, terms, device)
     folder.check_writable()
     both = Candidates(candidates.name, choosing.rows + judging.rows)
+    chosen, walks = _searched(folder, variant, first, terms, choosing, judging, threads, device)
+    rule, losses = _cheapest_rule(walks, chosen, terms)
+    share = interval(np.array([each.share(rule, top) for each in walks]))
+    certificate = None
+    if losses is not None and share.mean + chosen.fitted.own_cost <= 1 - LEAST_SAVED:
+        certificate = _certificate(terms, losses, share, judging, both, column)
+    cascade = _kept(folder, variant, chosen, rule, certificate)
+    return Certified(
+        folder=str(folder.path),
+        variant=variant,
+        options=chosen.options,
+        cascade=cascade,
+        variant_loss=float(np.mean([each.losses[-1] for each in walks])),
+        share=share,
+        chosen_with=len(choosing.groups()),
+        pairs=len(both.rows),
+        python=_python(folder, device, top, chosen.fitted.order.with_score),
+    )
+
+
+def _searched(
+    folder: ModelFolder,
+    variant: str,
+    first: str | None,
+    terms: Terms,
+    choosing: Candidates,
+    judging: Candidates,
+    threads: int,
+    device: str,
+) -> tuple[_Chosen, list[Walk]]:
+    """Choose an order and a kind of rule, and walk along it with the queries that certify."""
+    both = Candidates(choosing.name, choosing.rows + judging.rows)
     chosen_with = len(choosing.groups())
     with progress("cascade", total=5, unit="steps") as step:
         step.begin("finding the reference")
@@ -167,23 +199,7 @@ def certify(
         scored = score_candidates(scorer, folder, judging, logits)
         step.begin("certifying")
         walks = _walks(chosen, scored, terms)
-    rule, losses = _cheapest_rule(walks, chosen, terms)
-    share = interval(np.array([each.share(rule, top) for each in walks]))
-    certificate = None
-    if losses is not None and share.mean + chosen.fitted.own_cost <= 1 - LEAST_SAVED:
-        certificate = _certificate(terms, losses, share, judging, both, column)
-    cascade = _kept(folder, variant, chosen, rule, certificate)
-    return Certified(
-        folder=str(folder.path),
-        variant=variant,
-        options=chosen.options,
-        cascade=cascade,
-        variant_loss=float(np.mean([each.losses[-1] for each in walks])),
-        share=share,
-        chosen_with=chosen_with,
-        pairs=len(both.rows),
-        python=_python(folder, device, top, chosen.fitted.order.with_score),
-    )
+    return chosen, walks
 
 
 def _cheapest_rule(

@@ -216,21 +216,25 @@ def read_candidates(
     out.
     """
     name = shown(data)
-    sources = find_sources([data])
-    for source in sources:
-        check_options(source, run, split, columns)
+    sources = _find_sources(data, run, split, columns)
     with progress(f"reading {name}"):
         if sources[0].has_first_stage and len(sources) == 1:
             found = read_collection(sources[0], run, split, depth)
         else:
             found = _from_tables(data, sources, split or SPLIT, columns, documents)
-    if not found.rows:
-        needs = "each row needs query and text, of CSV and TSV below a header"
-        raise BadInput(f"{name}: no candidates in it; {needs}")
+    _check_found(found, name)
     if documents:
         _check_documents(found, name, depth, queries)
     _warn_of_strangers(found)
     return found.cut(depth).draw(queries)
+
+
+def _find_sources(data: str, run: str | None, split: str | None, columns: Columns) -> list[Source]:
+    """Return where the data is. Raises BadInput for an option that it has no use for."""
+    sources = find_sources([data])
+    for source in sources:
+        check_options(source, run, split, columns)
+    return sources
 
 
 def read_collection(
@@ -262,6 +266,13 @@ def check_options(
             f"{source.name}: has no column {named[0]!r}; columns are named of tables, and this is "
             "none"
         )
+
+
+def _check_found(found: Candidates, name: str) -> None:
+    """Raises BadInput where there are none."""
+    if not found.rows:
+        needs = "each row needs query and text, of CSV and TSV below a header"
+        raise BadInput(f"{name}: no candidates in it; {needs}")
 
 
 def _check_documents(found: Candidates, name: str, depth: int | None, queries: int | None) -> None:

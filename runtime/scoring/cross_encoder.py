@@ -234,20 +234,15 @@ class CrossEncoder:
         inputs = others.pop("sentences", inputs)
         activation_fn = activation_fn or others.pop("activation_fct", None)
         check_call(others, NO_EFFECT_IN_PREDICT, batch_size, self.device)
-        _check_list(inputs, "pairs", "`list(zip(QUERIES, DOCUMENTS))`")
-        single = self.is_singular_input(inputs)
-        pairs = [_pair(pair) for pair in ([inputs] if single else inputs)]
+        pairs, single = self._pairs(inputs)
         logits = self._logits(pairs, prompt_name, prompt, bool(show_progress_bar))
         scores = self._activated(logits, activation_fn)
         if apply_softmax and scores.ndim > 1:
             scores = softmax(scores, axis=1)
-        if convert_to_numpy and not convert_to_tensor:
-            return scores[0] if single else scores
-        import torch
-
-        tensor = torch.from_numpy(np.ascontiguousarray(scores))
-        rows = tensor if convert_to_tensor else list(tensor)
-        return rows[0] if single else rows
+        found = scores
+        if convert_to_tensor or not convert_to_numpy:
+            found = _tensors(scores, as_list=not convert_to_tensor)
+        return found[0] if single else found
 
     def rank(
         self,
@@ -275,12 +270,7 @@ class CrossEncoder:
         """
         activation_fn = activation_fn or others.pop("activation_fct", None)
         check_call(others, NO_EFFECT_IN_RANK, batch_size, self.device)
-        if not self.folder.manifest.ranks:
-            raise ValueError(
-                "CrossEncoder.rank() only works for models with num_labels=1. "
-                "Consider using CrossEncoder.predict() with input pairs instead. "
-                "Or export the model with `rank_label=`, the label that it ranks by."
-            )
+        self._check_ranks()
         _check_list(documents, "documents", "their texts")
         documents = list(documents)
         pairs = [_pair((query, document)) for document in documents]
@@ -321,6 +311,21 @@ class CrossEncoder:
             for start in track(starts, "Batches", console=Console(stderr=True))
         ]
         return checked(pairs, np.concatenate(logits))
+
+    def _pairs(self, inputs: Any) -> tuple[list[Pair], bool]:
+        """Return pairs, and whether a single one was given."""
+        _check_list(inputs, "pairs", "`list(zip(QUERIES, DOCUMENTS))`")
+        single = self.is_singular_input(inputs)
+        return [_pair(pair) for pair in ([inputs] if single else inputs)], single
+
+    def _check_ranks(self) -> None:
+        """Raises ValueError where no label ranks, with the advice of sentence-transformers."""
+        if not self.folder.manifest.ranks:
+            raise ValueError(
+                "CrossEncoder.rank() only works for models with num_labels=1. "
+                "Consider using CrossEncoder.predict() with input pairs instead. "
+                "Or export the model with `rank_label=`, the label that it ranks by."
+            )
 
     def _order(
         self, logits: Scores, scores: Scores, activation_fn: Callable[..., Any] | None
@@ -402,6 +407,14 @@ def _pair(pair: Any) -> Any:
     if isinstance(pair, np.ndarray):
         pair = pair.tolist()
     return tuple(pair) if isinstance(pair, list) else pair
+
+
+def _tensors(scores: Scores, as_list: bool) -> Any:
+    """Return scores as a torch tensor, or as a list of one each."""
+    import torch
+
+    tensor = torch.from_numpy(np.ascontiguousarray(scores))
+    return list(tensor) if as_list else tensor
 
 
 def _result(row: int, score: np.floating[Any], **more: str) -> dict[str, Any]:

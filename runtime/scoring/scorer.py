@@ -368,17 +368,12 @@ def open_scorer(
         raise BadInput(f"threads is {threads}; give at least 1, or leave it out for all cores")
     if not isinstance(folder, ModelFolder):
         folder = ModelFolder.open(folder, trust_remote_code)
-    if variant is None:
-        check_device(device)
-        variant = default_variant(folder, device)
-    chosen = folder.variant(variant)
-    check_variant(chosen, device)  # before a plan is looked up for a device that is not there
+    chosen = _chosen_variant(folder, variant, device)
     plan = plan or find_plan(folder, chosen, threads, device)
-    open_backend = BACKENDS[chosen.backend].open
     # Another process may work in another directory.
     absolute = replace(folder, path=folder.path.resolve())
     with progress(f"opening {chosen.name}"):
-        backend = open_backend(folder, chosen, plan, device)
+        backend = BACKENDS[chosen.backend].open(folder, chosen, plan, device)
     return PlannedScorer(
         Encoder(folder, _tokenizer_threads(plan, threads, device)),
         backend,
@@ -387,6 +382,16 @@ def open_scorer(
         chosen.name,
         functools.partial(_reopen, absolute, chosen.name, threads, device),
     )
+
+
+def _chosen_variant(folder: ModelFolder, name: str | None, device: str) -> Variant:
+    """Return a variant, by default the one to use here. Raises BadInput where it cannot run."""
+    if name is None:
+        check_device(device)
+        name = default_variant(folder, device)
+    variant = folder.variant(name)
+    check_variant(variant, device)  # before a plan is looked up for a device that is not there
+    return variant
 
 
 def _tokenizer_threads(plan: Plan, threads: int | None, device: str) -> int | None:
