@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -44,14 +45,16 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def started(folder: ModelFolder, code: str = RUN) -> Iterator[tuple[Any, str]]:
+def started(
+    folder: ModelFolder, code: str = RUN, options: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, str]]:
     """Yield the process of a server, and its address."""
-    options = (str(folder.path), "--port", "0", "--variant", "onnx-fp32")
+    options = (str(folder.path), "--port", "0", "--variant", "onnx-fp32", *options)
     with subprocess.Popen(
         command(code, *options), stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
         try:
-            found = (re.search(r"http://\S+", line) for line in process.stderr or ())
+            found = (re.search(r"http://[\w.:]+", line) for line in process.stderr or ())
             yield process, next(match[0] for match in found if match)
         finally:
             process.kill()
@@ -68,6 +71,60 @@ def test_a_fault_of_the_backend_ends_the_process(tiny):
         assert [reply.result().status_code for reply in replies] == [503] * 4
         assert process.wait(30) == 1
         assert "the backend broke" in process.stderr.read()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_second_signal_ends_it_at_once_and_in_one_line(tiny, name):
+    number = signal.Signals[name]
+    with started(tiny) as (process, address), ThreadPoolExecutor(4) as clients:
+        replies = [asked(clients, address, 10_000) for _ in range(4)]
+        while "xopt_queue_requests 0.0" in httpx.get(f"{address}/metrics").text:
+            time.sleep(0.05)
+        process.send_signal(number)
+        first = process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+        assert "no longer ready" in first
+        assert process.stderr.read() == (
+            "ending at once; requests that are under way get no answer\n"
+        )
+    assert all(isinstance(reply.exception(), httpx.TransportError) for reply in replies)
+
+
+SLOW_WARM_UP = """
+import time
+from xopt.runtime.serve.engine import Engine
+def start(*_):
+    print("warming up", file=__import__("sys").stderr, flush=True)
+    time.sleep(60)
+Engine.start = start
+"""
+
+
+def test_a_signal_during_the_warm_up_ends_it_at_once(tiny):
+    options = (str(tiny.path), "--port", "0", "--variant", "onnx-fp32")
+    with subprocess.Popen(
+        command(SLOW_WARM_UP + RUN, *options), stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        try:
+            assert "warming up\n" in iter(process.stderr.readline, "")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+            assert len(process.stderr.read().splitlines()) == 1
+        finally:
+            process.kill()
+
+
+def test_its_log_is_json_on_request_from_the_first_line_to_the_last(tiny):
+    with started(tiny, options=("--log-format", "json")) as (process, address):
+        with ThreadPoolExecutor(1) as clients:
+            assert asked(clients, address, 3).result().status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert [line.get("status") for line in lines] == [200, None]
+    assert "no longer ready" in lines[1]["message"]
+    assert lines[0]["documents"] == 3
 
 
 @pytest.mark.slow
