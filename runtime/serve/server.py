@@ -67,8 +67,8 @@ class _Uvicorn(uvicorn.Server):
             log.warning("ending at once; requests that are under way get no answer")
             # uvicorn would cancel them, each with a traceback, and wait for forwards.
             os._exit(128 + sig)
-        log.info("no longer ready; ending in %.0f s, when all is answered", DRAIN_S)
         service.ready = False
+        log.info("no longer ready; ending in %.0f s, when all is answered", DRAIN_S)
         timer = threading.Timer(DRAIN_S, self._end)
         timer.daemon = True
         timer.start()
