@@ -28,7 +28,7 @@ class JsonFormatter(OptionFormatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line)
 
 
 @contextmanager

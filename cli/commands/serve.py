@@ -70,8 +70,8 @@ __all__ = ["serve"]
     "cors_origins",
     multiple=True,
     metavar="ORIGIN",
-    help="A site whose pages may ask from a browser, such as https://example.com; * for all. "
-    "Give it once a site.",
+    help="A site whose pages may ask from a browser, such as `https://example.com`, or `*` for "
+    "all. Give it once a site.",
 )
 @click.option(
     "--log-format",
@@ -83,7 +83,7 @@ __all__ = ["serve"]
 @click.option(
     "--otel",
     type=click.Choice(["numbers", "texts"]),
-    help="Send a span of each request by OpenTelemetry to where the variables OTEL_* say: with "
+    help="Send a span of each request by OpenTelemetry to where the variables `OTEL_*` say: with "
     "its numbers alone, or with its texts, too. Needs the extra otel.  [default: send nothing]",
 )
 @options.threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ def broken(*_):
     raise RuntimeError("the backend broke")
 PlannedScorer.run = broken
 """
-LACK = "import sys; sys.modules['starlette'] = None; "
+LACK = "import sys; sys.modules['{}'] = None; "
 
 
 def command(code: str, *options: str) -> list[str]:
@@ -115,7 +118,7 @@ def test_a_signal_during_the_warm_up_ends_it_at_once(tiny):
             process.kill()
 
 
-def test_its_log_is_json_on_request_from_the_first_line_to_the_last(tiny):
+def test_its_log_is_json_on_request(tiny):
     with started(tiny, options=("--log-format", "json")) as (process, address):
         with ThreadPoolExecutor(1) as clients:
             assert asked(clients, address, 3).result().status_code == 200
@@ -169,9 +172,13 @@ def test_a_port_that_is_taken_is_one_line(tiny):
     assert f"--port {port}: cannot listen there" in ended.stderr.splitlines()[-1]
 
 
-def test_without_the_extra_it_says_what_to_install(tiny):
+@pytest.mark.parametrize(
+    ("library", "extra", "options"),
+    [("starlette", "serve", ()), ("opentelemetry", "otel", ("--otel", "numbers"))],
+)
+def test_without_the_extra_it_says_what_to_install(tiny, library, extra, options):
     ended = subprocess.run(
-        command(LACK + RUN, str(tiny.path)),
+        command(LACK.format(library) + RUN, str(tiny.path), *options),
         capture_output=True,
         text=True,
         env=environment(),
@@ -179,9 +186,41 @@ def test_without_the_extra_it_says_what_to_install(tiny):
     )
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [
-        "Error: xopt serve: lacks starlette; it needs the extra serve "
-        "(pip install 'xopt-rerank[serve]')"
+        f"Error: xopt serve: lacks {library}; it needs the extra {extra} "
+        f"(pip install 'xopt-rerank[{extra}]')"
     ]
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Keeps what is sent to it."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.received.append((self.path, body))  # type: ignore[attr-defined] # for the test
+        self.send_response(200)
+        self.end_headers()
+
+
+def test_the_last_spans_are_sent_before_it_ends(tiny, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        collector.received = []  # type: ignore[attr-defined] # for the test
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{collector.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+        with (
+            started(tiny, options=("--otel", "numbers")) as (process, place),
+            ThreadPoolExecutor(1) as clients,
+        ):
+            assert asked(clients, place, 3).result().status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        collector.shutdown()
+    (path, spans), *_ = collector.received  # type: ignore[attr-defined] # for the test
+    assert path == "/v1/traces"
+    assert b"reranker.model_name" in spans
+    assert b"how to copy" not in spans
 
 
 def test_keys_are_read_from_an_option_and_a_file(tmp_path: Path):
