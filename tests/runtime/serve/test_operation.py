@@ -27,8 +27,15 @@ def json_lines(capsys) -> Iterator[Any]:
     handler.setFormatter(OptionFormatter([]))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+    def lines() -> list[Any]:
+        written = capsys.readouterr().err
+        assert "--- Logging error" not in written
+        return [json.loads(line) for line in written.splitlines()]
+
     with logged_as_json():
-        yield lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        yield lines
 
 
 def test_a_request_is_a_line_without_its_texts(serve, json_lines, capsys):
