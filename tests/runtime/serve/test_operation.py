@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import pytest
@@ -19,32 +21,28 @@ SITE = "https://app.example.com"
 STAGES = ["read", "tokenise", "queue_and_score", "reply"]
 
 
-@pytest.fixture
-def json_lines(capsys) -> Iterator[Any]:
-    """Yield a function that returns what was logged so far, parsed."""
+@contextmanager
+def json_lines() -> Iterator[list[Any]]:
+    """Yield a list that has, when the block ends, what was logged in it."""
     logger = logging.getLogger("xopt")
     handler = logging.StreamHandler()
     handler.setFormatter(OptionFormatter([]))
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-    def lines() -> list[Any]:
-        written = capsys.readouterr().err
-        assert "--- Logging error" not in written
-        return [json.loads(line) for line in written.splitlines()]
-
-    with logged_as_json():
+    lines: list[Any] = []
+    with redirect_stderr(io.StringIO()) as written, logged_as_json():
         yield lines
+    lines += [json.loads(line) for line in written.getvalue().splitlines()]
 
 
-def test_a_request_is_a_line_without_its_texts(serve, json_lines, capsys):
-    with serve(log_requests=True) as client:
+def test_a_request_is_a_line_without_its_texts(serve):
+    with json_lines() as lines, serve(log_requests=True) as client:
         assert client.post("/v1/rerank", json=BODY).status_code == 200
         assert client.post("/v1/rerank", json={"query": "secret"}).status_code == 422
         assert client.post("/nowhere", content="secret").status_code == 404
         assert client.get("/health").status_code == 200
-    requests = [line for line in json_lines() if "status" in line]
+    requests = [line for line in lines if "status" in line]
     assert "secret" not in json.dumps(requests)
     answered, refused, elsewhere = requests
     assert answered["time"].endswith("Z")
@@ -58,27 +56,28 @@ def test_a_request_is_a_line_without_its_texts(serve, json_lines, capsys):
     assert "documents" not in refused
 
 
-def test_an_unforeseen_error_is_one_line_with_its_traceback(serve, json_lines, monkeypatch):
+def test_an_unforeseen_error_is_one_line_with_its_traceback(serve, monkeypatch):
     def broken(*_):
         raise ZeroDivisionError
 
-    with serve() as client:
+    with json_lines() as lines, serve() as client:
         monkeypatch.setattr(client.engine, "admit", broken)
         assert client.post("/v1/rerank", json=BODY).status_code == 500
-    failed = [line for line in json_lines() if line["level"] == "error"]
+    failed = [line for line in lines if line["level"] == "error"]
     assert [line["message"] for line in failed] == ["a request failed"]
     assert failed[0]["traceback"].splitlines()[-1] == "ZeroDivisionError"
 
 
-def test_what_others_warn_of_and_a_wrong_option_are_json_too(json_lines):
-    logging.getLogger("uvicorn.error").warning("of a library: %d", 1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.warn("of Python", UserWarning, stacklevel=1)
-    with pytest.raises(SystemExit) as ended, logged_as_json():
-        raise BadInput("a wrong\noption")
+def test_what_others_warn_of_and_a_wrong_option_are_json_too():
+    with json_lines() as lines:
+        logging.getLogger("uvicorn.error").warning("of a library: %d", 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.warn("of Python", UserWarning, stacklevel=1)
+        with pytest.raises(SystemExit) as ended, logged_as_json():
+            raise BadInput("a wrong\noption")
     assert ended.value.code == 2
-    library, python, wrong = json_lines()
+    library, python, wrong = lines
     assert library["message"] == "of a library: 1"
     assert "of Python" in python["message"]
     assert (wrong["level"], wrong["message"]) == ("error", "a wrong option")
