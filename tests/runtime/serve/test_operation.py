@@ -70,7 +70,7 @@ def test_an_unforeseen_error_is_one_line_with_its_traceback(serve, monkeypatch):
 
 def test_what_others_warn_of_and_a_wrong_option_are_json_too():
     with json_lines() as lines:
-        logging.getLogger("uvicorn.error").warning("of a library: %d", 1)
+        logging.getLogger("asyncio").warning("of a library: %d", 1)
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             warnings.warn("of Python", UserWarning, stacklevel=1)
