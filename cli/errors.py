@@ -55,4 +55,7 @@ class OptionFormatter(logging.Formatter):
         self.commands = commands
 
     def format(self, record: logging.LogRecord) -> str:
-        return with_option_names(super().format(record), self.commands)
+        return self.with_options(super().format(record))
+
+    def with_options(self, text: str) -> str:
+        return with_option_names(text, self.commands)

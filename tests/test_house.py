@@ -39,8 +39,9 @@ OWNERS = {  # in runtime, the modules that import a library
     "sentence_transformers": {"network.py", "reference.py", "varlen.py"},
     "transformers": {"network.py"},
     "tokenizers": {"encode.py"},
-    "starlette": {"app.py", "body.py", "errors.py", "server.py", "service.py"},
+    "starlette": {"app.py", "body.py", "errors.py", "record.py", "server.py", "service.py"},
     "uvicorn": {"server.py"},
+    "opentelemetry": {"tracing.py"},
     "bm25s": {"bm25.py"},
     "regex": {"bm25.py"},
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from xopt.cli import options
+from xopt.cli.logs import logged_as_json
 
 if TYPE_CHECKING:
     from xopt.runtime.folder import ModelFolder
@@ -62,6 +65,27 @@ __all__ = ["serve"]
     help="Answer 422 where a client sends `truncate: false` and a document is too long. "
     "Otherwise it is cut, and the reply says so.",
 )
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A site whose pages may ask from a browser, such as `https://example.com`, or `*` for "
+    "all. Give it once a site.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How to log on standard error. In JSON there is a line for each request, too, which "
+    "never has its texts.",
+)
+@click.option(
+    "--otel",
+    type=click.Choice(["numbers", "texts"]),
+    help="Send a span of each request by OpenTelemetry to where the variables `OTEL_*` say: with "
+    "its numbers alone, or with its texts, too. Needs the extra otel.  [default: send nothing]",
+)
 @options.threads
 @options.trust
 def serve(
@@ -76,6 +100,9 @@ def serve(
     longest_wait: float,
     max_body_mib: int,
     refuse_cut: bool,
+    cors_origins: tuple[str, ...],
+    log_format: str,
+    otel: Literal["numbers", "texts"] | None,
     threads: int | None,
 ) -> None:
     """Rerank over HTTP, for every client of a reranker.
@@ -84,29 +111,47 @@ def serve(
     OpenVINO Model Server on one port, each in its own shape. /docs describes the requests,
     /ready and /metrics the server. SIGTERM ends it when all requests are answered.
     """
-    from xopt.runtime.errors import BadInput
+    with ExitStack() as around:
+        if log_format == "json":
+            around.enter_context(logged_as_json())
+        with needs_extra("serve"):
+            from xopt.runtime.serve import Settings, app
+            from xopt.runtime.serve.server import bound
+            from xopt.runtime.serve.server import serve as run
+        if otel:
+            with needs_extra("otel"):
+                from xopt.runtime.serve.tracing import exported
 
-    try:
-        from xopt.runtime.serve import Settings, app
-        from xopt.runtime.serve.server import bound
-        from xopt.runtime.serve.server import serve as run
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"xopt serve: lacks {str(error.name).partition('.')[0]}; it needs the extra serve "
-            "(pip install 'xopt-rerank[serve]')"
-        ) from error
-    settings = Settings(
-        api_keys=read_keys(api_key, api_key_file),
-        root_path=root_path,
-        deadline_s=deadline,
-        longest_wait_s=longest_wait,
-        most_bytes=max_body_mib << 20,
-        refuse_cut=refuse_cut,
-    )
-    with bound(host, port) as place:
+                around.enter_context(exported())
+        settings = Settings(
+            api_keys=read_keys(api_key, api_key_file),
+            root_path=root_path,
+            deadline_s=deadline,
+            longest_wait_s=longest_wait,
+            most_bytes=max_body_mib << 20,
+            refuse_cut=refuse_cut,
+            cors_origins=cors_origins,
+            log_requests=log_format == "json",
+            spans=otel,
+        )
+        place = around.enter_context(bound(host, port))
         application = app(model, variant, threads=threads, settings=settings)
         code = run(application, place)
     click.get_current_context().exit(code)
+
+
+@contextmanager
+def needs_extra(name: str) -> Iterator[None]:
+    """Turn a failed import into the extra to install."""
+    from xopt.runtime.errors import BadInput
+
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise BadInput(
+            f"xopt serve: lacks {str(error.name).partition('.')[0]}; it needs the extra {name} "
+            f"(pip install 'xopt-rerank[{name}]')"
+        ) from error
 
 
 def read_keys(api_key: str | None, api_key_file: Path | None) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -27,6 +29,8 @@ __all__ = ["app"]
 
 # Of a forward: a request that comes waits for those under way. Larger ones gain little on a CPU.
 MOST_TOKENS = 1024
+# Of replies, what scripts on other sites may read.
+READABLE_HEADERS = ("Retry-After", "X-Compute-Tokens", "X-Total-Time", "X-Warnings")
 TEXT = "shutil.copy(src, dst) copies a file. " * 8
 # Some forwards' worth.
 WARM_UP = [(f"how to copy file {number}", TEXT) for number in range(32)]
@@ -71,11 +75,37 @@ def app(
     application = Starlette(
         routes=_routes(service),
         lifespan=life,
-        middleware=[Middleware(_Paths, prefix=settings.root_path.rstrip("/"))],
+        middleware=_middleware(settings),
         exception_handlers={HTTPException: service.elsewhere},
     )
     application.state.service = service
     return application
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    middleware = [Middleware(_Paths, prefix=settings.root_path.rstrip("/"))]
+    if settings.cors_origins:
+        for origin in settings.cors_origins:
+            _check_origin(origin)
+        # It comes first: a browser asks without a key, and reads errors with these headers only.
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=READABLE_HEADERS,
+        )
+        middleware.insert(0, cors)
+    return middleware
+
+
+def _check_origin(origin: str) -> None:
+    """Refuse what no browser sends, which would never match."""
+    if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+", origin):
+        raise BadInput(
+            f"`cors_origins={origin}`: is no origin; give scheme, host and port alone, in small "
+            "letters, such as https://example.com, or * for all"
+        )
 
 
 def _routes(service: Service) -> list[Route]:
@@ -89,6 +119,9 @@ def _routes(service: Service) -> list[Route]:
         "/v1/models": service.models,
         "/openapi.json": service.openapi,
         "/docs": service.docs,
+        "/.well-known/live": service.is_live_for_weaviate,
+        "/.well-known/ready": service.is_ready_for_weaviate,
+        "/meta": service.meta,
     }
     routes = [Route(path, service.rerank, methods=["POST"]) for path in PATHS]
     routes += [Route(path, answer, methods=["GET"]) for path, answer in gets.items()]

@@ -134,6 +134,11 @@ def _post(summary: str, asks: tuple[str, ...], replies: tuple[str, ...]) -> Json
     return {"post": {"summary": summary, "requestBody": body, "responses": responses}}
 
 
+def _probe(summary: str, also: tuple[str, ...] = ()) -> Json:
+    responses = {status: {"description": summary} for status in ("204", *also)}
+    return {"get": {"summary": summary, "responses": responses}}
+
+
 def _get(summary: str, media: str = "application/json", also: tuple[str, ...] = ()) -> Json:
     responses: Json = {}
     for status in ("200", *also):
@@ -159,6 +164,9 @@ def described() -> Json:
         "/info": _get("Model, variant, agreement and limits"),
         "/metrics": _get("Counters for Prometheus", "text/plain"),
         "/v1/models": _get("The model"),
+        "/.well-known/live": _probe("Alive, for Weaviate"),
+        "/.well-known/ready": _probe("Ready for requests, for Weaviate", also=("503",)),
+        "/meta": _get("The model, for Weaviate"),
     }
     return {
         "openapi": "3.1.0",

@@ -33,7 +33,7 @@ WRITING_S = 10
 
 
 class _Uvicorn(uvicorn.Server):
-    """Drains on SIGTERM and SIGINT, ends at once on the second one, and returns a code."""
+    """Drains on SIGTERM and SIGINT, ends at once on the second one, and keeps a code."""
 
     def __init__(self, config: uvicorn.Config, app: Starlette) -> None:
         super().__init__(config)
@@ -63,12 +63,12 @@ class _Uvicorn(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 # uvicorn's
         """Be no longer ready, go on for a moment, then answer what is under way and end."""
         service = self.app.state.service
-        if not service.ready:
-            self.should_exit = True
-            self.force_exit = True
-            return
-        log.info("no longer ready; ending in %.0f s, when all is answered", DRAIN_S)
+        if not service.ready:  # it warms up, or this is the second signal
+            log.warning("ending at once; requests that are under way get no answer")
+            # uvicorn would cancel them, each with a traceback, and wait for forwards.
+            os._exit(128 + sig)
         service.ready = False
+        log.info("no longer ready; ending in %.0f s, when all is answered", DRAIN_S)
         timer = threading.Timer(DRAIN_S, self._end)
         timer.daemon = True
         timer.start()

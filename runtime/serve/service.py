@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import orjson
@@ -28,6 +28,7 @@ from xopt.runtime.serve.engine import Engine, Overloaded, TimedOut, Work
 from xopt.runtime.serve.errors import error_reply
 from xopt.runtime.serve.metrics import Metrics
 from xopt.runtime.serve.openapi import described, page
+from xopt.runtime.serve.record import Record, log_request
 from xopt.runtime.serve.shapes import Ask, BadRequest, Scored, Shape, shape_of
 
 __all__ = ["Service", "Settings"]
@@ -51,6 +52,9 @@ class Settings:
     longest_wait_s: how much work may lie before a request that is let in.
     most_bytes: of a body, also when unpacked.
     refuse_cut: answer 422 where a client sends `truncate: false` and a document is too long.
+    cors_origins: sites whose pages may ask, such as https://example.com; "*" for all.
+    log_requests: log a line for each request for scores.
+    spans: "numbers" for a span of each by OpenTelemetry, "texts" for one with the texts in it.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -59,6 +63,9 @@ class Settings:
     longest_wait_s: float = 20.0
     most_bytes: int = 64 << 20
     refuse_cut: bool = False
+    cors_origins: tuple[str, ...] = ()
+    log_requests: bool = False
+    spans: Literal["numbers", "texts"] | None = None
 
 
 class Service:
@@ -74,6 +81,7 @@ class Service:
         self.engine = Engine(scorer, self.metrics, settings.longest_wait_s, self._died)
         self.on_death: Callable[[], None] = _end_process
         self.ready = False
+        self._listeners = _listeners(folder, settings)
 
     def _died(self, error: BaseException) -> None:
         """Say so, and end the process: a server that scores nothing is none."""
@@ -85,52 +93,50 @@ class Service:
 
     async def rerank(self, request: Request) -> Response:
         """Answer a request in the shape that it came in."""
+        record = Record(request, self.metrics)
         try:
             self._check_key(request)
-            reply = await self._answered(request)
+            reply = await self._answered(record)
         except ClientDisconnect:
             self.metrics.cancelled.inc()
             reply = Response(status_code=499)
         except Exception as error:  # whatever it was, the client reads an answer
-            reply = self._failed(request, error)
-        self.metrics.requests.labels(str(reply.status_code)).inc()
+            reply = self._failed(record, error)
+        self._tell(record, reply)
         if not self.ready:  # so that the client does not ask on a connection that is to end
             reply.headers["connection"] = "close"
         return reply
 
-    async def _answered(self, request: Request) -> Response:
-        started_s = time.monotonic()
-        deadline_s = started_s + self._seconds(request)
-        body, size = await read_body(request, self.settings.most_bytes)
-        shape = shape_of(request.scope["path"], body)
-        request.state.shape = shape
-        is_large = size >= LARGE_BYTES
-        ask = await _beside(is_large, shape.read, body)
-        self._observe("read", started_s)
+    async def _answered(self, record: Record) -> Response:
+        request = record.request
+        deadline_s = record.started_s + self._seconds(request)
+        with record.stage("read"):
+            body, size = await read_body(request, self.settings.most_bytes)
+            record.shape = shape = shape_of(record.path, body)
+            is_large = size >= LARGE_BYTES
+            record.ask = ask = await _beside(is_large, shape.read, body)
         work = self.engine.admit(ask.pairs, deadline_s)
         try:
-            scoring = self._scored(work, ask, is_large)
-            scored = await _in_time(request, scoring, deadline_s)
+            scoring = self._scored(work, record, ask, is_large)
+            record.scored = scored = await _in_time(request, scoring, deadline_s)
         finally:
             self.engine.release(work)
-        reply_s = time.monotonic()
-        content = await _beside(is_large, _reply_bytes, shape, ask, scored)
-        self._observe("reply", reply_s)
-        return _response(content, scored, started_s)
+        with record.stage("reply"):
+            content = await _beside(is_large, _reply_bytes, shape, ask, scored)
+        return _response(content, scored, record.milliseconds())
 
-    async def _scored(self, work: Work, ask: Ask, is_large: bool) -> Scored:
+    async def _scored(self, work: Work, record: Record, ask: Ask, is_large: bool) -> Scored:
         """Tokenise and score an ask's pairs, identical ones once."""
-        start_s = time.monotonic()
-        tokens, rows = await _beside(is_large, self._tokenised, ask)
-        self._observe("tokenise", start_s)
+        with record.stage("tokenise"):
+            tokens, rows = await _beside(is_large, self._tokenised, ask)
         cut = np.flatnonzero(np.isin(rows, tokens.cut)).tolist()
+        record.cut = len(cut)
         if cut:
             self.metrics.cut.inc(len(cut))
             self._check_cut(ask, cut)
-        start_s = time.monotonic()
-        self.engine.submit(work, tokens)
-        logits = self.folder.manifest.ranking(await asyncio.wrap_future(work.done))[rows]
-        self._observe("queue_and_score", start_s)
+        with record.stage("queue_and_score"):
+            self.engine.submit(work, tokens)
+            logits = self.folder.manifest.ranking(await asyncio.wrap_future(work.done))[rows]
         broken = np.flatnonzero(~np.isfinite(logits)).tolist()
         if len(broken) == len(logits):
             raise NotFinite(
@@ -187,26 +193,30 @@ class Service:
                 status=401,
             )
 
-    def _observe(self, stage: str, start_s: float) -> None:
-        self.metrics.stage_s.labels(stage).observe(time.monotonic() - start_s)
+    def _tell(self, record: Record, reply: Response) -> None:
+        """Count a request that was answered, and tell of it whoever listens."""
+        record.status = reply.status_code
+        self.metrics.requests.labels(str(record.status)).inc()
+        for listener in self._listeners:
+            listener(record)
 
-    def _failed(self, request: Request, error: Exception) -> Response:
+    def _failed(self, record: Record, error: Exception) -> Response:
         """Answer a request that failed."""
         if isinstance(error, TimedOut):
             self.metrics.timed_out.inc()
         if isinstance(error, Overloaded):
             self.metrics.refused.inc()
-        by_path = shape_of(request.scope["path"], {})
-        shape = getattr(request.state, "shape", by_path)
+        shape = record.shape or shape_of(record.path, {})
         reply = error_reply(error, shape.tei_errors)
         if reply.status_code == 500:
+            record.error = error
             log.error("a request failed", exc_info=error)
         return reply
 
-    async def elsewhere(self, _: Request, error: Exception) -> Response:
+    async def elsewhere(self, request: Request, error: Exception) -> Response:
         """Answer a request for a path or a method that is not there."""
         reply = error_reply(error, as_tei=False)
-        self.metrics.requests.labels(str(reply.status_code)).inc()
+        self._tell(Record(request, self.metrics), reply)
         return reply
 
     # Operation
@@ -217,6 +227,16 @@ class Service:
 
     async def is_ready(self, _: Request) -> Response:
         return _json({"ready": self.ready}, 200 if self.ready else 503)
+
+    async def is_live_for_weaviate(self, _: Request) -> Response:
+        return Response(status_code=204)
+
+    async def is_ready_for_weaviate(self, _: Request) -> Response:
+        return Response(status_code=204 if self.ready else 503)
+
+    async def meta(self, _: Request) -> Response:
+        """Tell Weaviate of the model, which hands it on as it is."""
+        return _json({"model": self.folder.path.name, "variant": self.variant})
 
     async def metrics_text(self, _: Request) -> Response:
         self.metrics.queue_requests.set(self.engine.queued_requests)
@@ -256,6 +276,19 @@ class Service:
                 "tokens_per_s": round(self.engine.tokens_per_s),
             }
         )
+
+
+def _listeners(folder: ModelFolder, settings: Settings) -> list[Callable[[Record], None]]:
+    """Return what is told of each request that was answered."""
+    listeners: list[Callable[[Record], None]] = []
+    if settings.log_requests:
+        listeners.append(log_request)
+    if settings.spans:
+        from xopt.runtime.serve.tracing import Tracer  # needs an extra of its own
+
+        tracer = Tracer(folder.path.name, with_texts=settings.spans == "texts")
+        listeners.append(tracer.trace)
+    return listeners
 
 
 def _end_process() -> None:
@@ -300,10 +333,10 @@ def _reply_bytes(shape: Shape, ask: Ask, scored: Scored) -> bytes:
     return orjson.dumps(shape.reply(ask, scored))
 
 
-def _response(content: bytes, scored: Scored, started_s: float) -> Response:
+def _response(content: bytes, scored: Scored, milliseconds: int) -> Response:
     headers = {
         "x-compute-tokens": str(scored.tokens),
-        "x-total-time": str(round(1000 * (time.monotonic() - started_s))),
+        "x-total-time": str(milliseconds),
     }
     if scored.warnings:  # not every shape has a place for them
         headers[WARNINGS_HEADER] = "; ".join(scored.warnings)

@@ -20,7 +20,7 @@ from xopt.runtime.serve import Settings, app
 
 @contextmanager
 def served(folder: ModelFolder, **settings: Any) -> Iterator[Any]:
-    """Yield a client of a server; its `engine` is the server's."""
+    """Yield a client of a server; its `service` and `engine` are the server's."""
     application = app(folder, "onnx-fp32", settings=Settings(**settings))
     server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="critical"))
     # uvicorn takes signals in the main thread only.
@@ -32,6 +32,7 @@ def served(folder: ModelFolder, **settings: Any) -> Iterator[Any]:
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            client.service = application.state.service  # type: ignore[attr-defined] # for tests
             client.engine = application.state.service.engine  # type: ignore[attr-defined] # for tests
             yield client
     finally:

@@ -207,6 +207,7 @@ STATE = (
     "/ping",
     "/",
     "/info",
+    "/meta",
     "/v1/models",
     "/metrics",
     "/openapi.json",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,7 @@ def broken(*_):
     raise RuntimeError("the backend broke")
 PlannedScorer.run = broken
 """
-LACK = "import sys; sys.modules['starlette'] = None; "
+LACK = "import sys; sys.modules['{}'] = None; "
 
 
 def command(code: str, *options: str) -> list[str]:
@@ -44,14 +48,16 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def started(folder: ModelFolder, code: str = RUN) -> Iterator[tuple[Any, str]]:
+def started(
+    folder: ModelFolder, code: str = RUN, options: tuple[str, ...] = ()
+) -> Iterator[tuple[Any, str]]:
     """Yield the process of a server, and its address."""
-    options = (str(folder.path), "--port", "0", "--variant", "onnx-fp32")
+    options = (str(folder.path), "--port", "0", "--variant", "onnx-fp32", *options)
     with subprocess.Popen(
         command(code, *options), stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
         try:
-            found = (re.search(r"http://\S+", line) for line in process.stderr or ())
+            found = (re.search(r"http://[\w.:]+", line) for line in process.stderr or ())
             yield process, next(match[0] for match in found if match)
         finally:
             process.kill()
@@ -68,6 +74,60 @@ def test_a_fault_of_the_backend_ends_the_process(tiny):
         assert [reply.result().status_code for reply in replies] == [503] * 4
         assert process.wait(30) == 1
         assert "the backend broke" in process.stderr.read()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_second_signal_ends_it_at_once_and_in_one_line(tiny, name):
+    number = signal.Signals[name]
+    with started(tiny) as (process, address), ThreadPoolExecutor(4) as clients:
+        replies = [asked(clients, address, 10_000) for _ in range(4)]
+        while "xopt_queue_requests 0.0" in httpx.get(f"{address}/metrics").text:
+            time.sleep(0.05)
+        process.send_signal(number)
+        first = process.stderr.readline()
+        process.send_signal(number)
+        assert process.wait(30) == 128 + number
+        assert "no longer ready" in first
+        assert process.stderr.read() == (
+            "ending at once; requests that are under way get no answer\n"
+        )
+    assert all(isinstance(reply.exception(), httpx.TransportError) for reply in replies)
+
+
+SLOW_WARM_UP = """
+import time
+from xopt.runtime.serve.engine import Engine
+def start(*_):
+    print("warming up", file=__import__("sys").stderr, flush=True)
+    time.sleep(60)
+Engine.start = start
+"""
+
+
+def test_a_signal_during_the_warm_up_ends_it_at_once(tiny):
+    options = (str(tiny.path), "--port", "0", "--variant", "onnx-fp32")
+    with subprocess.Popen(
+        command(SLOW_WARM_UP + RUN, *options), stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        try:
+            assert "warming up\n" in iter(process.stderr.readline, "")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+            assert len(process.stderr.read().splitlines()) == 1
+        finally:
+            process.kill()
+
+
+def test_its_log_is_json_on_request(tiny):
+    with started(tiny, options=("--log-format", "json")) as (process, address):
+        with ThreadPoolExecutor(1) as clients:
+            assert asked(clients, address, 3).result().status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        lines = [json.loads(line) for line in process.stderr.read().splitlines()]
+    assert [line.get("status") for line in lines] == [200, None]
+    assert "no longer ready" in lines[1]["message"]
+    assert lines[0]["documents"] == 3
 
 
 @pytest.mark.slow
@@ -112,9 +172,13 @@ def test_a_port_that_is_taken_is_one_line(tiny):
     assert f"--port {port}: cannot listen there" in ended.stderr.splitlines()[-1]
 
 
-def test_without_the_extra_it_says_what_to_install(tiny):
+@pytest.mark.parametrize(
+    ("library", "extra", "options"),
+    [("starlette", "serve", ()), ("opentelemetry", "otel", ("--otel", "numbers"))],
+)
+def test_without_the_extra_it_says_what_to_install(tiny, library, extra, options):
     ended = subprocess.run(
-        command(LACK + RUN, str(tiny.path)),
+        command(LACK.format(library) + RUN, str(tiny.path), *options),
         capture_output=True,
         text=True,
         env=environment(),
@@ -122,9 +186,41 @@ def test_without_the_extra_it_says_what_to_install(tiny):
     )
     assert ended.returncode == 2
     assert ended.stderr.splitlines() == [
-        "Error: xopt serve: lacks starlette; it needs the extra serve "
-        "(pip install 'xopt-rerank[serve]')"
+        f"Error: xopt serve: lacks {library}; it needs the extra {extra} "
+        f"(pip install 'xopt-rerank[{extra}]')"
     ]
+
+
+class Collector(BaseHTTPRequestHandler):
+    """Keeps what is sent to it."""
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.headers.get("content-encoding") == "gzip":
+            body = gzip.decompress(body)
+        self.server.received.append((self.path, body))  # type: ignore[attr-defined] # for the test
+        self.send_response(200)
+        self.end_headers()
+
+
+def test_the_last_spans_are_sent_before_it_ends(tiny, monkeypatch):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as collector:
+        collector.received = []  # type: ignore[attr-defined] # for the test
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{collector.server_port}"
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+        with (
+            started(tiny, options=("--otel", "numbers")) as (process, place),
+            ThreadPoolExecutor(1) as clients,
+        ):
+            assert asked(clients, place, 3).result().status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+        collector.shutdown()
+    (path, spans), *_ = collector.received  # type: ignore[attr-defined] # for the test
+    assert path == "/v1/traces"
+    assert b"reranker.model_name" in spans
+    assert b"how to copy" not in spans
 
 
 def test_keys_are_read_from_an_option_and_a_file(tmp_path: Path):
