@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from threadpoolctl import threadpool_limits
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -59,7 +60,9 @@ def app(
     async def life(_: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(service.engine.start, WARM_UP)
         service.ready = True
-        yield
+        # The forwards have the cores; what a cascade reckons beside them takes one.
+        with threadpool_limits(1, user_api="blas") if service.cascade.ranker else nullcontext():
+            yield
         service.ready = False
         await asyncio.to_thread(service.engine.close)
 
