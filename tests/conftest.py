@@ -17,6 +17,7 @@ from helpers.tiny import make_tiny
 from hypothesis import settings
 
 from xopt.cli.main import cli
+from xopt.optimize.cascade.certify import Certified, certify
 from xopt.optimize.export import export
 from xopt.optimize.quantize import detect_target, quantize, recipe_for
 from xopt.runtime.bench.bench import Bench, Case, bench
@@ -134,6 +135,40 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, calibration: Candidates) -> M
 def tiny_copy(tiny: ModelFolder, tmp_path: Path) -> ModelFolder:
     """A tiny model folder of the test's own, to change and to damage."""
     return ModelFolder.open(shutil.copytree(tiny.path, tmp_path / "tiny-xopt"))
+
+
+@pytest.fixture(scope="session")
+def queries() -> Candidates:
+    return demo_candidates(queries=56, depth=25).between(24, 56)
+
+
+@pytest.fixture(scope="session")
+def unseen() -> Candidates:
+    return demo_candidates(queries=72, depth=25).between(56, 72)
+
+
+@pytest.fixture(scope="session")
+def certified(
+    tiny: ModelFolder, queries: Candidates, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ModelFolder, Certified]:
+    """The tiny model with a cascade that orders by features. Not to be changed."""
+
+    def make(place: Path) -> tuple[ModelFolder, Certified]:
+        path = shutil.copytree(tiny.path, place / "tiny-xopt")
+        # the features take longer than so small a model
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("xopt.optimize.cascade.certify.LEAST_SAVED", -99.0)
+            found = certify(
+                ModelFolder.open(path),
+                queries,
+                "onnx-int8",
+                first="learned",
+                max_loss=0.5,
+                confidence=0.8,
+            )
+        return ModelFolder.open(path), found
+
+    return once(tmp_path_factory, "certified", make)
 
 
 @pytest.fixture(scope="session")

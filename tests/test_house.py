@@ -29,7 +29,8 @@ ROOMS = [  # each may import from itself and from those before it
 ]
 # These do not know each other.
 STRANGERS = [f"xopt.optimize.{room}" for room in ("graph", "judge", "model", "report")]
-SERVED_BY = ("xopt.runtime.scoring", "xopt.runtime.data")  # beside the ground
+# Beside the ground.
+SERVED_BY = ("xopt.runtime.scoring", "xopt.runtime.data", "xopt.runtime.cascade")
 OWNERS = {  # in runtime, the modules that import a library
     "daft": {"rerank.py", "cascade.py", "instances.py", "in_daft.py", "workers.py"},
     "openvino": {"openvino.py"},

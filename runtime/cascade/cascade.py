@@ -36,6 +36,7 @@ __all__ = [
     "Ranked",
     "find_cheaper_model",
     "open_cascade",
+    "open_lexicon",
 ]
 
 Rows = NDArray[np.intp]
@@ -119,6 +120,13 @@ class Cascade:
         more = f"the best {top_k} are asked for; its certificate is of {top}"
         return f"{more} (`xopt cascade --top {top_k}`)"
 
+    def too_deep(self, candidates: int) -> str:
+        """Return a warning if a query has many more candidates than was certified, or ""."""
+        depth = self.certificate.depth
+        if candidates <= DEPTH_WARNING * depth:
+            return ""
+        return f"{candidates} candidates of a query; its certificate is of {depth:.0f}"
+
 
 @dataclass(frozen=True)
 class Ranked:
@@ -195,7 +203,9 @@ class CascadeScorer:
         Raises BadInput if first-stage scores do not fit.
         Raises NotFinite if a logit is not; without `finite` its candidate comes last.
         """
-        self._check(lists)
+        self.check(lists)
+        deepest = max(map(len, lists.documents), default=0)
+        self._warn("depth", self.cascade.too_deep(deepest))
         # Queries that stop early end first, so that no rate holds for the rest.
         with (
             progress("the cascade ranks", len(lists.queries), "queries") as step,
@@ -226,15 +236,25 @@ class CascadeScorer:
     def _start(self, lists: Lists, numbers: list[int]) -> list[_ActiveQuery]:
         if not numbers:
             return []
+        started = []
+        begun = self.begin(lists.select(numbers))
+        for number, (partial, tokens) in zip(numbers, begun, strict=True):
+            started.append(_ActiveQuery(number, tokens, partial))
+        return started
+
+    def begin(self, lists: Lists) -> list[tuple[PartialRanking, Tokens | None]]:
+        """Return each query's candidates with no score yet, and their tokens if they were made.
+
+        It is for who scores what a `PartialRanking` asks for; `rank_all` does both.
+        """
         cascade = self.cascade
         top = cascade.certificate.top
         measure = cascade.certificate.measure
-        started = []
-        collected = self.evidence_source.collect(lists.select(numbers))
-        for number, (evidence, tokens) in zip(numbers, collected, strict=True):
+        begun = []
+        for evidence, tokens in self.evidence_source.collect(lists):
             partial = PartialRanking(evidence, cascade.order, cascade.rule, top, measure)
-            started.append(_ActiveQuery(number, tokens, partial))
-        return started
+            begun.append((partial, tokens))
+        return begun
 
     def _score(self, lists: Lists, blocks: list[tuple[_ActiveQuery, Rows]], finite: bool) -> None:
         pairs: list[Pair] = []
@@ -262,14 +282,9 @@ class CascadeScorer:
             self._warned.add(kind)
             log.warning("%s: %s", self.folder.path, warning)
 
-    def _check(self, lists: Lists) -> None:
+    def check(self, lists: Lists) -> None:
         """Raise BadInput if the lists do not fit the cascade."""
         check_pairs(lists.pairs)
-        depth = self.cascade.certificate.depth
-        deepest = max(map(len, lists.documents), default=0)
-        if deepest > DEPTH_WARNING * depth:
-            certified = f"its certificate is of {depth:.0f}"
-            self._warn("depth", f"{deepest} candidates of a query; {certified}")
         with_score = self.cascade.order.with_score
         if with_score != (lists.first_scores is not None):
             needs = "needs" if with_score else "was made without"
@@ -323,13 +338,21 @@ def open_cascade(
     cascade = Cascade.of(folder)
     order = cascade.order
     scorer = open_scorer(folder, cascade.variant, threads=threads, device=device)
-    lexicon = None
-    if order.kind != "given":
-        make_again = f"make it again with `xopt cascade {folder.path} --data DATA`"
-        lexicon = Lexicon.load(folder.checked(LEXICON, make_again))
+    lexicon = open_lexicon(folder, order)
     cheaper = find_cheaper_model(folder, order) if order.model else None
     source = open_evidence_source(scorer, order.kind, lexicon, cheaper, threads, device)
     return CascadeScorer(folder, scorer, source, cascade, threads or cores())
+
+
+def open_lexicon(folder: ModelFolder, order: Order) -> Lexicon | None:
+    """Open a folder's lexicon, if its order reads texts.
+
+    Raises BadInput if it is missing or damaged.
+    """
+    if order.kind == "given":
+        return None
+    make_again = f"make it again with `xopt cascade {folder.path} --data DATA`"
+    return Lexicon.load(folder.checked(LEXICON, make_again))
 
 
 def find_cheaper_model(folder: ModelFolder, order: Order) -> tuple[ModelFolder, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,8 +98,7 @@ class EvidenceSource:
                 columns.append(text_features(query, bags, self.lexicon))
                 terms = term_vectors(bags, self.lexicon)
             evidence = Evidence(np.concatenate(columns, 1), terms, embedding)
-            places = np.arange(rows.start, rows.stop)
-            collected.append((evidence, tokens.taken(places) if tokens else None))
+            collected.append((evidence, _part(tokens, rows) if tokens else None))
         return collected
 
     def _cheaper_logits(
@@ -125,6 +124,13 @@ class EvidenceSource:
             best = logits[rows].max(where=finite[rows], initial=-np.inf)
             logits[rows][~finite[rows]] = best if np.isfinite(best) else 0
         return logits
+
+
+def _part(tokens: Tokens, rows: slice) -> Tokens:
+    """Return the tokens of some pairs, which of them were cut included."""
+    part = tokens.taken(np.arange(rows.start, rows.stop))
+    is_inside = (tokens.cut >= rows.start) & (tokens.cut < rows.stop)
+    return replace(part, cut=tokens.cut[is_inside] - rows.start)
 
 
 def check_ranks(folder: ModelFolder) -> None:

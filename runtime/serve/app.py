@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
+from threadpoolctl import threadpool_limits
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -30,7 +31,13 @@ __all__ = ["app"]
 # Of a forward: a request that comes waits for those under way. Larger ones gain little on a CPU.
 MOST_TOKENS = 1024
 # Of replies, what scripts on other sites may read.
-READABLE_HEADERS = ("Retry-After", "X-Compute-Tokens", "X-Total-Time", "X-Warnings")
+READABLE_HEADERS = (
+    "Retry-After",
+    "X-Compute-Tokens",
+    "X-Scored",
+    "X-Total-Time",
+    "X-Warnings",
+)
 TEXT = "shutil.copy(src, dst) copies a file. " * 8
 # Some forwards' worth.
 WARM_UP = [(f"how to copy file {number}", TEXT) for number in range(32)]
@@ -68,7 +75,9 @@ def app(
     async def life(_: Starlette) -> AsyncIterator[None]:
         await asyncio.to_thread(service.engine.start, WARM_UP)
         service.ready = True
-        yield
+        # The forwards have the cores; what a cascade reckons beside them takes one.
+        with threadpool_limits(1, user_api="blas") if service.cascade.ranker else nullcontext():
+            yield
         service.ready = False
         await asyncio.to_thread(service.engine.close)
 

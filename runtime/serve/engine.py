@@ -69,7 +69,7 @@ class Work:
 
     deadline_s: when its time is over, by time.monotonic.
     left_tokens: what is not scored yet; an estimate until it is tokenised.
-    done: its logits in the end. Whoever cancels it gives the request up.
+    done: the logits of what was submitted last. Whoever cancels it gives the request up.
     left_rows: how many pairs are not scored yet.
     waiting: of its pairs those that no forward has taken, by width, the widest first.
     served: tokens that it has had, counted from the queue's state when it came.
@@ -227,7 +227,11 @@ class Engine:
         return tokens
 
     def submit(self, work: Work, tokens: Tokens) -> None:
-        """Let a request's tokenised pairs wait for their forwards. Raises Closed."""
+        """Let a request's tokenised pairs wait for their forwards. Raises Closed.
+
+        A request may bring more when all that it brought are scored; each time `work.done` is
+        another one.
+        """
         labels = self.scorer.labels
         rows = len(tokens.ids)
         work.tokens = tokens
@@ -239,8 +243,10 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise Closed
+            if work.done.done():
+                work.done = Future()
             work.left_tokens = int(tokens.lengths.sum())
-            work.served = self._virtual
+            work.served = max(work.served, self._virtual)
             self._waiting.append(work)
             self._rows.update({width: len(rows) for width, rows in work.waiting.items()})
             self._changed.notify_all()

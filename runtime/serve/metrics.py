@@ -42,6 +42,12 @@ class Metrics:
         )
         self.rate = Gauge("xopt_tokens_per_second", "The measured rate", registry=registry)
         self.cut = Counter("xopt_cut", "Documents cut to the model's length", registry=registry)
+        self.cascade_pairs = Counter(
+            "xopt_cascade_pairs",
+            "Documents that a cascade scored or skipped",
+            ["outcome"],
+            registry=registry,
+        )
         self.cancelled = Counter("xopt_cancelled", "Requests whose client left", registry=registry)
         self.refused = Counter("xopt_refused", "Requests refused for load", registry=registry)
         self.timed_out = Counter(
@@ -53,6 +59,11 @@ class Metrics:
         self.forward_rows.observe(rows)
         self.forward_tokens.observe(tokens)
         self.forward_s.observe(seconds)
+
+    def cascaded(self, scored: int, skipped: int) -> None:
+        """Count the documents of a request that a cascade ranked."""
+        self.cascade_pairs.labels("scored").inc(scored)
+        self.cascade_pairs.labels("skipped").inc(skipped)
 
     def text(self) -> bytes:
         """Return all of it in Prometheus' format."""

@@ -104,6 +104,18 @@ REPLIES: Json = {
         "required": ["error"],
     },
 }
+CASCADE: Json = {
+    "name": "X-Cascade",
+    "in": "header",
+    "description": "Score few documents, as the model folder's cascade does, for top_n of them",
+    "schema": {"enum": ["true", "false"]},
+}
+SCORED: Json = {
+    "X-Scored": {
+        "description": "How many documents were scored, where X-Cascade is true",
+        "schema": INDEX,
+    }
+}
 ERRORS = {
     "400": "No JSON, or nothing to rank",
     "401": "The API key is missing or wrong",
@@ -152,6 +164,8 @@ def described() -> Json:
     for path in RERANK_PATHS:
         asks = ("Rerank", "RerankTexts")
         paths[path] = _post("Rank documents for a query", asks, ("Ranking", "RankedTexts"))
+        paths[path]["post"]["parameters"] = [CASCADE]
+        paths[path]["post"]["responses"]["200"]["headers"] = SCORED
     for path in SCORE_PATHS:
         paths[path] = _post("Score pairs, in their order", ("Score",), ("Scores",))
     for path in PREDICT_PATHS:
@@ -161,7 +175,7 @@ def described() -> Json:
         "/health": _get("Alive"),
         "/ping": _get("Alive"),
         "/ready": _get("Ready for requests", also=("503",)),
-        "/info": _get("Model, variant, agreement and limits"),
+        "/info": _get("Model, variant, agreement, cascade and limits"),
         "/metrics": _get("Counters for Prometheus", "text/plain"),
         "/v1/models": _get("The model"),
         "/.well-known/live": _probe("Alive, for Weaviate"),
@@ -200,6 +214,8 @@ def page() -> str:
                 names = [each["$ref"].rsplit("/", 1)[1] for each in schema.get("anyOf", [schema])]
                 asks = [", ".join(ASKS[name]["properties"]) for name in names]
                 fields = f"<br>Body: {html.escape('; or '.join(asks))}"
+            for header in operation.get("parameters", ()):
+                fields += f"<br>Header: {html.escape(header['name'])}"
             summary = html.escape(operation["summary"])
             rows.append(f"<p><code>{method.upper()} {path}</code> {summary}{fields}</p>")
     return PAGE.format(rows="\n".join(rows))

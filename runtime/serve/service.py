@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.serve.body import LARGE_BYTES, read_body
+from xopt.runtime.serve.cascade import ServedCascade, is_asked
 from xopt.runtime.serve.engine import Engine, Overloaded, TimedOut, Work
 from xopt.runtime.serve.errors import error_reply
 from xopt.runtime.serve.metrics import Metrics
@@ -36,7 +37,9 @@ __all__ = ["Service", "Settings"]
 log = logging.getLogger(__name__)
 
 DEADLINE_HEADER = "x-request-timeout"
+CASCADE_HEADER = "x-cascade"
 WARNINGS_HEADER = "x-warnings"
+SCORED_HEADER = "x-scored"
 # Of the documents that a warning is about, so many are named.
 MOST_NAMED = 20
 T = TypeVar("T")
@@ -78,6 +81,7 @@ class Service:
         self.variant = variant
         self.settings = settings
         self.metrics = Metrics()
+        self.cascade = ServedCascade.of(folder, scorer)
         self.engine = Engine(scorer, self.metrics, settings.longest_wait_s, self._died)
         self.on_death: Callable[[], None] = _end_process
         self.ready = False
@@ -115,12 +119,20 @@ class Service:
             record.shape = shape = shape_of(record.path, body)
             is_large = size >= LARGE_BYTES
             record.ask = ask = await _beside(is_large, shape.read, body)
-        work = self.engine.admit(ask.pairs, deadline_s)
+        cascade_asked = is_asked(request.headers.get(CASCADE_HEADER))
+        why_all = self.cascade.why_all(ask) if cascade_asked else ""
+        by_cascade = cascade_asked and not why_all
+        expected = self.cascade.expected(ask.pairs) if by_cascade else ask.pairs
+        work = self.engine.admit(expected, deadline_s)
         try:
-            scoring = self._scored(work, record, ask, is_large)
-            record.scored = scored = await _in_time(request, scoring, deadline_s)
+            way = self._cascaded if by_cascade else self._scored
+            scored = await _in_time(request, way(work, record, ask, is_large), deadline_s)
         finally:
             self.engine.release(work)
+        if why_all:
+            warnings = [*scored.warnings, why_all]
+            scored = replace(scored, warnings=warnings, count=len(ask.pairs))
+        record.scored = scored
         with record.stage("reply"):
             content = await _beside(is_large, _reply_bytes, shape, ask, scored)
         return _response(content, scored, record.milliseconds())
@@ -138,7 +150,35 @@ class Service:
             self.engine.submit(work, tokens)
             logits = self.folder.manifest.ranking(await asyncio.wrap_future(work.done))[rows]
         broken = np.flatnonzero(~np.isfinite(logits)).tolist()
-        if len(broken) == len(logits):
+        warnings = self._warnings(cut, broken, logits)
+        return Scored(logits, int(tokens.lengths[rows].sum()), warnings)
+
+    async def _cascaded(self, work: Work, record: Record, ask: Ask, _: bool) -> Scored:
+        """Score those of an ask's documents that the cascade asks for, block by block."""
+        with record.stage("tokenise"):
+            run = await asyncio.to_thread(self.cascade.run, ask)
+        with record.stage("queue_and_score"):
+            block = await asyncio.to_thread(run.next_block)
+            while block is not None:
+                if run.cut:
+                    self._check_cut(ask, run.cut)
+                self.engine.submit(work, block)
+                scores = self.folder.manifest.ranking(await asyncio.wrap_future(work.done))
+                block = await asyncio.to_thread(run.next_block, scores)
+        record.cut = len(run.cut)
+        self.metrics.cut.inc(len(run.cut))
+        self.metrics.cascaded(run.count, len(ask.pairs) - run.count)
+        broken = sorted(run.partial.not_finite.tolist())
+        warnings = self._warnings(sorted(run.cut), broken, run.partial.scores)
+        if run.warning:
+            warnings.append(run.warning)
+        return Scored(run.partial.scores, run.token_count, warnings, run.count)
+
+    def _warnings(
+        self, cut: list[int], broken: list[int], logits: NDArray[np.float32]
+    ) -> list[str]:
+        """Return what to say of scores. Raises NotFinite where none is finite."""
+        if not np.isfinite(logits).any():
             raise NotFinite(
                 f"no score of {len(logits)} documents is finite: the weights are damaged, or half "
                 "precision overflows; serve onnx-fp32"
@@ -149,7 +189,7 @@ class Service:
             warnings.append(f"cut to {longest} tokens with the query: {_named(cut)}")
         if broken:
             warnings.append(f"last, since their scores are not finite: {_named(broken)}")
-        return Scored(logits, int(tokens.lengths[rows].sum()), warnings)
+        return warnings
 
     def _tokenised(self, ask: Ask) -> tuple[Tokens, NDArray[np.intp]]:
         """Return the tokens of the distinct pairs, and the row in them of each pair."""
@@ -273,6 +313,7 @@ class Service:
                     "queries": measured.get("queries"),
                     "measures": judged.get("measures", {}),
                 },
+                "cascade": self.cascade.described(),
                 "tokens_per_s": round(self.engine.tokens_per_s),
             }
         )
@@ -340,6 +381,8 @@ def _response(content: bytes, scored: Scored, milliseconds: int) -> Response:
     }
     if scored.warnings:  # not every shape has a place for them
         headers[WARNINGS_HEADER] = "; ".join(scored.warnings)
+    if scored.count is not None:
+        headers[SCORED_HEADER] = str(scored.count)
     return Response(content, media_type="application/json", headers=headers)
 
 

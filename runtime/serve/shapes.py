@@ -51,6 +51,7 @@ class BadRequest(Exception):
 class Ask:
     """What a request asks for, whatever its shape.
 
+    documents: the documents as they were sent, texts or objects; none of shapes without `top_n`.
     top_n: how many of the best documents to return, None for all.
     raw: logits in the place of scores between 0 and 1.
     with_texts: give each document's text back.
@@ -60,6 +61,7 @@ class Ask:
 
     pairs: list[Pair]
     model: str
+    documents: Sequence[Any] = ()
     top_n: int | None = None
     raw: bool = False
     with_texts: bool = False
@@ -69,11 +71,15 @@ class Ask:
 
 @dataclass(frozen=True)
 class Scored:
-    """An ask's logits, float32[n], its tokens, and the warnings to say with them."""
+    """An ask's logits, float32[n], its tokens, and the warnings to say with them.
+
+    count: how many were scored, where a cascade was asked for; the logits of others are NaN.
+    """
 
     logits: NDArray[np.float32]
     tokens: int
     warnings: list[str] = field(default_factory=list)
+    count: int | None = None
 
     def best(self, ask: Ask) -> list[tuple[int, float]]:
         """Return the index and the score of the best documents; ties by index."""
@@ -205,10 +211,11 @@ def _model(body: Body) -> str:
 
 def _rerank_ask(body: Body, top: str = "top_n") -> Ask:
     query = _query(body)
-    texts = _texts(_documents(body), body)
+    documents = _documents(body)
     return Ask(
-        pairs=[(query, text) for text in texts],
+        pairs=[(query, text) for text in _texts(documents, body)],
         model=_model(body),
+        documents=documents,
         top_n=_count(body, top),
         raw=_flag(body, "raw_scores") or not _flag(body, "use_activation", default=True),
         with_texts=_flag(body, "return_documents"),
@@ -221,12 +228,17 @@ def _voyage_ask(body: Body) -> Ask:
     return replace(ask, raw=False, refuses_cut=refuses_cut)
 
 
+def _weaviate_ask(body: Body) -> Ask:
+    return replace(_rerank_ask(body), top_n=None)  # its reply has all
+
+
 def _tei_ask(body: Body) -> Ask:
     query = _query(body)
-    texts = _texts(_documents(body, "texts"), body, "texts")
+    documents = _documents(body, "texts")
     return Ask(
-        pairs=[(query, text) for text in texts],
+        pairs=[(query, text) for text in _texts(documents, body, "texts")],
         model=_model(body),
+        documents=documents,
         top_n=_count(body, "top_n"),
         raw=_flag(body, "raw_scores"),
         with_texts=_flag(body, "return_text"),
@@ -297,6 +309,8 @@ def _meta(scored: Scored, version: str) -> Body:
         "billed_units": {"search_units": 0},
         "tokens": {"input_tokens": scored.tokens, "output_tokens": 0},
     }
+    if scored.count is not None:
+        meta["scored"] = scored.count
     if scored.warnings:
         meta["warnings"] = scored.warnings
     return meta
@@ -390,7 +404,7 @@ COHERE_2 = Shape("cohere v2", _rerank_ask, _cohere_2_reply)
 XINFERENCE = Shape("xinference", _rerank_ask, _xinference_reply)
 VOYAGE = Shape("voyage", _voyage_ask, _voyage_reply)
 OPENVINO = Shape("openvino", _rerank_ask, _openvino_reply)
-WEAVIATE = Shape("weaviate", _rerank_ask, _weaviate_reply)
+WEAVIATE = Shape("weaviate", _weaviate_ask, _weaviate_reply)
 TEI = Shape("tei", _tei_ask, _tei_reply, tei_errors=True)
 PREDICT = Shape("tei /predict", _predict_ask, _predict_reply, tei_errors=True)
 SCORE = Shape("vllm /score", _score_ask, _score_reply)

@@ -9,45 +9,11 @@ from click.testing import Result
 from helpers.once import once
 
 from xopt.optimize.cascade.certify import Certified, certify
-from xopt.runtime.data.candidates import Candidates, demo_candidates
+from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.folder import ModelFolder
 
 Xopt = Callable[..., Result]
 LOOSE = {"max_loss": 0.1, "confidence": 0.8}  # which takes 16 queries
-
-
-@pytest.fixture(scope="session")
-def queries() -> Candidates:
-    return demo_candidates(queries=56, depth=25).between(24, 56)
-
-
-@pytest.fixture(scope="session")
-def unseen() -> Candidates:
-    return demo_candidates(queries=72, depth=25).between(56, 72)
-
-
-@pytest.fixture(scope="session")
-def certified(
-    tiny: ModelFolder, queries: Candidates, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ModelFolder, Certified]:
-    """The tiny model with a cascade that orders by features. Not to be changed."""
-
-    def make(place: Path) -> tuple[ModelFolder, Certified]:
-        path = shutil.copytree(tiny.path, place / "tiny-xopt")
-        # the features take longer than so small a model
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("xopt.optimize.cascade.certify.LEAST_SAVED", -99.0)
-            found = certify(
-                ModelFolder.open(path),
-                queries,
-                "onnx-int8",
-                first="learned",
-                max_loss=0.5,
-                confidence=0.8,
-            )
-        return ModelFolder.open(path), found
-
-    return once(tmp_path_factory, "certified", make)
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,9 @@ from xopt.runtime.serve import Settings, app
 
 
 @contextmanager
-def served(folder: ModelFolder, **settings: Any) -> Iterator[Any]:
+def served(folder: ModelFolder, variant: str = "onnx-fp32", **settings: Any) -> Iterator[Any]:
     """Yield a client of a server; its `service` and `engine` are the server's."""
-    application = app(folder, "onnx-fp32", settings=Settings(**settings))
+    application = app(folder, variant, settings=Settings(**settings))
     server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="critical"))
     # uvicorn takes signals in the main thread only.
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))

@@ -81,6 +81,20 @@ def test_requests_together_get_the_scorers_logits(engine, tiny):
     assert (engine.queued_tokens, engine.queued_requests) == (0, 0)
 
 
+def test_a_request_may_bring_more_when_its_first_pairs_are_scored(engine, tiny):
+    expected = opened(tiny).logits(PAIRS)
+    before = engine._virtual
+    work = submitted(engine, PAIRS[:3])
+    found = [work.done.result(60)]
+    more = engine.tokenise(PAIRS[3:])
+    served = int(work.tokens.lengths.sum() + more.lengths.sum())
+    engine.submit(work, more)
+    found.append(work.done.result(60))
+    assert np.abs(np.concatenate(found) - expected).max() < 1e-5
+    assert work.served - before == served  # or it would come first each time
+    engine.release(work)
+
+
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=40), st.sampled_from([0, 1, 8]))
 def test_a_forward_takes_each_pair_once_and_is_not_too_large(engine_at_rest, counts, step):
     engine = engine_at_rest(step)
