@@ -39,7 +39,7 @@ OWNERS = {  # in runtime, the modules that import a library
     "sentence_transformers": {"network.py", "reference.py", "varlen.py"},
     "transformers": {"network.py"},
     "tokenizers": {"encode.py"},
-    "starlette": {"app.py", "body.py", "errors.py", "server.py", "service.py"},
+    "starlette": {"app.py", "body.py", "errors.py", "ray.py", "server.py", "service.py"},
     "uvicorn": {"server.py"},
     "bm25s": {"bm25.py"},
     "regex": {"bm25.py"},

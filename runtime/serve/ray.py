@@ -42,7 +42,7 @@ class Options(BaseModel):
     threads: int = Field(default_factory=cores, ge=1)
     replicas: int = Field(default=1, ge=1)
     deadline: float = Field(default=60, gt=0)
-    longest_wait: float = Field(default=20, ge=0)
+    longest_wait: float = Field(default=20, gt=0)
 
 
 class _Replica:
