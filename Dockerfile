@@ -15,7 +15,8 @@ RUN pip --python /venv/bin/python install --no-cache-dir --no-deps /xopt
 
 FROM python:3.11-slim
 COPY --from=build /venv /venv
-ENV PATH=/venv/bin:$PATH
+# OpenVINO does not start where nobody has a home.
+ENV PATH=/venv/bin:$PATH HOME=/tmp
 USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --start-period=2m CMD ["python", "-c", "import urllib.request as web; \
