@@ -38,7 +38,13 @@ def _lazy(module: str, name: str) -> Callable[..., Any]:
     """Return a function that imports its module when it is called."""
 
     def call(*arguments: Any) -> Any:
-        imported = importlib.import_module(f"xopt.runtime.scoring.backends.{module}")
+        try:
+            imported = importlib.import_module(f"xopt.runtime.scoring.backends.{module}")
+        except ModuleNotFoundError as error:
+            raise BadInput(
+                f"variants of {module} need the package {error.name}, which is not installed; "
+                "install it, or name another variant"
+            ) from error
         return getattr(imported, name)(*arguments)
 
     return call

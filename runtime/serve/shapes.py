@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.ranking import ranked
@@ -95,8 +94,13 @@ class Scored:
         finite = np.isfinite(self.logits)
         lowest = self.logits[finite].min()
         logits = np.where(finite, self.logits, lowest).astype(np.float64)
-        values: list[float] = (logits if raw else expit(logits)).tolist()
+        values: list[float] = (logits if raw else _sigmoid(logits)).tolist()
         return values
+
+
+def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    # No exp() of a large number, which would overflow.
+    return np.exp(-np.logaddexp(0, -logits))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import importlib.metadata
 import json
 import os
 import re
@@ -21,6 +23,8 @@ from typing import Any
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from xopt.cli.commands.serve import read_keys
 from xopt.runtime.errors import BadInput
@@ -37,6 +41,16 @@ def broken(*_):
 PlannedScorer.run = broken
 """
 LACK = "import sys; sys.modules['{}'] = None; "
+# All that an image of the server lacks.
+REFUSE = """
+import sys
+class Refusing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refusing())
+"""
+REQUIREMENTS = Path(__file__).parents[3] / "docs" / "deploy" / "requirements.txt"
 
 
 def command(code: str, *options: str) -> list[str]:
@@ -49,10 +63,13 @@ def environment() -> dict[str, str]:
 
 @contextmanager
 def started(
-    folder: ModelFolder, code: str = RUN, options: tuple[str, ...] = ()
+    folder: ModelFolder,
+    code: str = RUN,
+    variant: str = "onnx-fp32",
+    options: tuple[str, ...] = (),
 ) -> Iterator[tuple[Any, str]]:
     """Yield the process of a server, and its address."""
-    options = (str(folder.path), "--port", "0", "--variant", "onnx-fp32", *options)
+    options = (str(folder.path), "--port", "0", "--variant", variant, *options)
     with subprocess.Popen(
         command(code, *options), stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
@@ -61,6 +78,23 @@ def started(
             yield process, next(match[0] for match in found if match)
         finally:
             process.kill()
+
+
+def needed(names: list[str]) -> set[str]:
+    """Return packages and what they need, of those that are installed."""
+    found: set[str] = set()
+    left = [*names]
+    while left:
+        name = canonicalize_name(left.pop())
+        if name in found:
+            continue
+        found.add(name)
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            for line in importlib.metadata.requires(name) or ():
+                requirement = Requirement(line)
+                if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                    left.append(requirement.name)
+    return found
 
 
 def asked(clients: ThreadPoolExecutor, address: str, documents: int) -> Future[httpx.Response]:
@@ -128,6 +162,23 @@ def test_its_log_is_json_on_request(tiny):
     assert [line.get("status") for line in lines] == [200, None]
     assert "no longer ready" in lines[1]["message"]
     assert lines[0]["documents"] == 3
+
+
+@pytest.mark.parametrize(
+    ("variant", "library"), [("onnx-int8", "onnxruntime"), ("openvino-fp32", "openvino")]
+)
+def test_it_needs_no_more_than_its_image_has(tiny, variant, library):
+    there = needed([*REQUIREMENTS.read_text(encoding="utf-8").split(), library])
+    owners = importlib.metadata.packages_distributions()
+    absent = {
+        module
+        for module, names in owners.items()
+        if module != "xopt" and there.isdisjoint(map(canonicalize_name, names))
+    }
+    assert {"torch", "transformers", "sentence_transformers", "daft", "onnx", "scipy"} <= absent
+    code = REFUSE.format(absent=absent) + RUN
+    with started(tiny, code, variant) as (_, address), ThreadPoolExecutor(1) as clients:
+        assert asked(clients, address, 10).result().status_code == 200
 
 
 @pytest.mark.slow
@@ -221,6 +272,19 @@ def test_the_last_spans_are_sent_before_it_ends(tiny, monkeypatch):
     assert path == "/v1/traces"
     assert b"reranker.model_name" in spans
     assert b"how to copy" not in spans
+
+
+def test_a_variant_whose_library_is_absent_is_one_line(tiny):
+    code = LACK.format("openvino") + RUN
+    options = (str(tiny.path), "--port", "0", "--variant", "openvino-fp32")
+    ended = subprocess.run(
+        command(code, *options), capture_output=True, text=True, env=environment(), check=False
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == (
+        "Error: variants of openvino need the package openvino, which is not installed; "
+        "install it, or name another variant"
+    )
 
 
 def test_keys_are_read_from_an_option_and_a_file(tmp_path: Path):
