@@ -40,7 +40,7 @@ OPEN_SHARE = 0.8
 INFINITY = (
     # The last ones with what it imports.
     "infinity-emb[server,torch,optimum]==0.0.78 torch==2.13.0 sentence-transformers<4 "
-    "transformers<4.50 optimum<1.25 click<8.2"
+    "transformers<4.50 optimum<1.25 click<8.2 pyarrow<20 datasets<3.5"
 )
 
 LLAMA = "xllamacpp gguf safetensors"
