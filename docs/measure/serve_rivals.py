@@ -104,7 +104,8 @@ def infinity(kept: Kept, engine: str, batch: int, *more: str) -> Rival:
     """Michael Feil's infinity: batches of rows, sorted by length."""
     folder = kept.quantized() if engine == "optimum" else kept.peers()
     python = kept.python("infinity", INFINITY, alone=True)
-    command = [python, "-m", "infinity_emb", "v2", "--model-id", str(folder), "--engine", engine]
+    program = str(Path(python).with_name("infinity_emb"))
+    command = [program, "v2", "--model-id", str(folder), "--engine", engine]
     command += ["--device", "cpu", "--batch-size", str(batch), "--served-model-name", "default"]
     variables = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     return Rival(
