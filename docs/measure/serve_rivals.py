@@ -119,7 +119,7 @@ def fastapi(kept: Kept, backend: str, batch: int, at_once: int, workers: int = 1
     """FastAPI around sentence-transformers, with its INT8 files."""
     openvino = "openvino/openvino_model_qint8_quantized.xml"
     files = {"onnx": kept.onnx_int8(), "openvino": openvino}
-    python = kept.python("fastapi", "fastapi")
+    python = kept.python("fastapi", "fastapi optimum-intel")
     command = [python, "-m", "uvicorn", "rival_server:app", "--app-dir", str(HERE)]
     command += ["--workers", str(workers), "--log-level", "warning"]
     variables = {"MODEL": str(kept.peers()), "BACKEND": backend, "FILE": files[backend]}
