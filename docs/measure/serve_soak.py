@@ -351,7 +351,7 @@ def main() -> None:
     for what, count in sorted(state.statuses.items()):
         print(f"{what}: {count:,}")
     print(f"{state.compared:,} scores differ by at most {state.worst:.1e} from the scorer's")
-    print("memory in MiB:", *series)
+    print(f"memory in MiB, {max(series):,} at most:", *series)
     result = {"statuses": state.statuses, "worst": state.worst, "rss_mib": series}
     if given.minutes >= WARM_MINUTES + 2 * COMPARED_MINUTES and not state.faults:
         early, late = growth(series)

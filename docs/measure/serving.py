@@ -69,7 +69,7 @@ class Case:
 
     def times(self, count: int) -> int:
         """Return how often to do what is done `count` times."""
-        return max(2, round(count * self.scale))
+        return max(1, round(count * self.scale))
 
 
 def requests(documents: int, count: int = REQUESTS) -> list[Request]:
@@ -103,7 +103,7 @@ def rate(case: Case) -> dict[str, Any]:
             rates.setdefault("scorer", []).append(len(pairs) / pass_s)
             for clients in CLIENTS:
                 # As long as the scorer takes for all pairs, so that both see the same ones.
-                seconds = pass_s * case.times(4) / 2
+                seconds = pass_s * case.times(2)
                 warm_up_s = 2 * pass_s * clients / REQUESTS
                 load = closed_loop(
                     target(server), sent, clients=clients, seconds=seconds, warm_up_s=warm_up_s
