@@ -41,6 +41,7 @@ OWNERS = {  # in runtime, the modules that import a library
     "tokenizers": {"encode.py"},
     "starlette": {"app.py", "body.py", "errors.py", "server.py", "service.py"},
     "uvicorn": {"server.py"},
+    "aiohttp": {"load.py"},
     "bm25s": {"bm25.py"},
     "regex": {"bm25.py"},
 }

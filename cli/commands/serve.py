@@ -10,9 +10,10 @@ import click
 from xopt.cli import options
 
 if TYPE_CHECKING:
+    from xopt.runtime.errors import BadInput
     from xopt.runtime.folder import ModelFolder
 
-__all__ = ["serve"]
+__all__ = ["lacks_extra", "serve"]
 
 
 @click.command()
@@ -84,17 +85,12 @@ def serve(
     OpenVINO Model Server on one port, each in its own shape. /docs describes the requests,
     /ready and /metrics the server. SIGTERM ends it when all requests are answered.
     """
-    from xopt.runtime.errors import BadInput
-
     try:
         from xopt.runtime.serve import Settings, app
         from xopt.runtime.serve.server import bound
         from xopt.runtime.serve.server import serve as run
     except ModuleNotFoundError as error:
-        raise BadInput(
-            f"xopt serve: lacks {str(error.name).partition('.')[0]}; it needs the extra serve "
-            "(pip install 'xopt-rerank[serve]')"
-        ) from error
+        raise lacks_extra("xopt serve", error) from error
     settings = Settings(
         api_keys=read_keys(api_key, api_key_file),
         root_path=root_path,
@@ -107,6 +103,16 @@ def serve(
         application = app(model, variant, threads=threads, settings=settings)
         code = run(application, place)
     click.get_current_context().exit(code)
+
+
+def lacks_extra(command: str, error: ModuleNotFoundError) -> BadInput:
+    """Return what to raise where the extra `serve` is not installed."""
+    from xopt.runtime.errors import BadInput
+
+    return BadInput(
+        f"{command}: lacks {str(error.name).partition('.')[0]}; it needs the extra serve "
+        "(pip install 'xopt-rerank[serve]')"
+    )
 
 
 def read_keys(api_key: str | None, api_key_file: Path | None) -> tuple[str, ...]:
