@@ -130,10 +130,10 @@ def run_served(
     from xopt.runtime.scoring.default import default_variant
 
     try:
-        from xopt.runtime.bench.served import Plan, bench_server, bench_variants
+        from xopt.runtime.bench.served import LoadSettings, bench_server, bench_variants
     except ModuleNotFoundError as error:
         raise lacks_extra("xopt bench --serve", error) from error
-    plan = Plan(
+    settings = LoadSettings(
         sizes=asked["sizes"],
         clients=asked["clients"],
         seconds=asked["seconds"],
@@ -141,9 +141,9 @@ def run_served(
         p95_s=asked["p95"] / 1000 if asked["p95"] else None,
     )
     if asked["serve"] != HERE:
-        return bench_server(asked["serve"], candidates, plan)
+        return bench_server(asked["serve"], candidates, settings)
     variants = variants or [default_variant(model, "cpu")]
-    return bench_variants(model, candidates, variants, plan, threads=threads)
+    return bench_variants(model, candidates, variants, settings, threads=threads)
 
 
 def print_served(output: Output, result: Served) -> None:
@@ -157,18 +157,18 @@ def print_served(output: Output, result: Served) -> None:
             parts = [found.all_sizes] if len(found.sizes) > 1 else []
             sizes += [_size_row(server, load, each) for each in [*parts, *found.sizes]]
     title = (
-        f"requests over HTTP of {result.data}, {result.plan.seconds:g} s each load, "
+        f"requests over HTTP of {result.data}, {result.settings.seconds:g} s each load, "
         f"{result.cores} cores, which the load shares with a server of this machine"
     )
     output.table(title, loads)
     output.table("how long a request took from when it was to be sent, if it was answered", sizes)
     for server in result.served:
-        output.line(_finding(server, result.plan.p95_s))
+        output.line(_finding(server, result.settings.p95_s))
 
 
 def _load_row(server: Server, load: ServedLoad) -> dict[str, str]:
     found = load.summary
-    bare = server.bare_pairs_per_s
+    bare = server.bare_pairs_per_s if load.rate is None else None
     return {
         "server": server.name,
         "arrivals/s": _arrivals(load),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import random
 import re
@@ -34,24 +35,34 @@ from xopt.runtime.progress import progress
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.scorer import open_scorer
 
-__all__ = ["Plan", "Served", "ServedLoad", "Server", "bench_server", "bench_variants"]
+__all__ = [
+    "LoadSettings",
+    "Served",
+    "ServedLoad",
+    "Server",
+    "bench_server",
+    "bench_variants",
+    "requests_of",
+    "search",
+]
+
+log = logging.getLogger(__name__)
 
 # Of the highest rate, what a server is to stand well, and what it may have to stand.
 SHARES = (0.5, 0.8)
 # Each halves the gap in which the highest rate lies that keeps a time.
 HALVINGS = 4
 MOST_QUERIES = 200
-BARE_PAIRS = 1000
-WARM_PAIRS = 32
+BARE_PAIRS = 500
 # After so long a client gives up, as most do.
 PATIENCE_S = 60.0
 PATH = "/v1/rerank"
-ADDRESS = re.compile(r"http://\S+")
+ADDRESS = re.compile(r"http://127\.0\.0\.1:\d+(?=\n)")
 LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
-class Plan:
+class LoadSettings:
     """Which load to put on a server.
 
     sizes: documents a request; each size has an equal share of the requests.
@@ -101,7 +112,7 @@ class Served:
     """All servers, the load that they had, and what it ran on."""
 
     data: str
-    plan: Plan
+    settings: LoadSettings
     threads: int
     cores: int
     machine: str
@@ -113,7 +124,7 @@ def bench_variants(
     folder: ModelFolder,
     candidates: Candidates,
     variants: Sequence[str],
-    plan: Plan,
+    settings: LoadSettings,
     *,
     threads: int | None = None,
 ) -> Served:
@@ -124,17 +135,19 @@ def bench_variants(
 
     Raises BadInput where the candidates are too few, or a server does not start.
     """
-    requests = _requests(candidates, plan.sizes)
+    requests = requests_of(candidates, settings.sizes)
     servers = []
     for variant in variants:
-        with progress(f"{variant}, its scorer without a server"):
-            bare = _bare_rate(folder, variant, requests, threads)
+        bare = None
+        if settings.rate is None:  # else nothing finds the highest rate, to compare with
+            with _step(f"{variant}, its scorer without a server"):
+                bare = _bare_rate(folder, variant, requests, threads)
         with _started(folder, variant, threads) as address:
-            servers.append(_loaded(variant, address, requests, plan, bare))
-    return _result(candidates, plan, servers, threads)
+            servers.append(_loaded(variant, address, requests, settings, bare))
+    return _result(candidates, settings, servers, threads)
 
 
-def bench_server(url: str, candidates: Candidates, plan: Plan) -> Served:
+def bench_server(url: str, candidates: Candidates, settings: LoadSettings) -> Served:
     """Put the load on a server that runs, of any reranker that takes `documents`.
 
     The path is /v1/rerank unless the address has one. The key of the environment variable
@@ -142,16 +155,16 @@ def bench_server(url: str, candidates: Candidates, plan: Plan) -> Served:
 
     Raises BadInput where it cannot be reached or answers with an error.
     """
-    requests = _requests(candidates, plan.sizes)
-    return _result(candidates, plan, [_loaded(url, url, requests, plan, None)], None)
+    requests = requests_of(candidates, settings.sizes)
+    return _result(candidates, settings, [_loaded(url, url, requests, settings, None)], None)
 
 
 def _result(
-    candidates: Candidates, plan: Plan, servers: Sequence[Server], threads: int | None
+    candidates: Candidates, settings: LoadSettings, servers: Sequence[Server], threads: int | None
 ) -> Served:
     return Served(
         data=candidates.name,
-        plan=plan,
+        settings=settings,
         threads=threads or cores(),
         cores=cores(),
         machine=cpu_name(),
@@ -160,10 +173,18 @@ def _result(
     )
 
 
+@contextmanager
+def _step(title: str) -> Iterator[None]:
+    """Say what is done, and show it while it lasts."""
+    log.info("%s", title)
+    with progress(title):
+        yield
+
+
 # Requests
 
 
-def _requests(candidates: Candidates, sizes: Sequence[int]) -> list[Request]:
+def requests_of(candidates: Candidates, sizes: Sequence[int]) -> list[Request]:
     """Return a request of each size for each query, mixed, always in the same way."""
     texts = list(dict.fromkeys(row.text for row in candidates.rows))
     if len(texts) < max(sizes):
@@ -206,7 +227,7 @@ def _bare_rate(
             break
     pairs = list(distinct)[:BARE_PAIRS]
     scorer = open_scorer(folder, variant, threads=threads)
-    scorer.score(pairs[:WARM_PAIRS])
+    scorer.score(pairs)  # some backends compile for each new shape
     start_s = time.perf_counter()
     scorer.score(pairs)
     return len(pairs) / (time.perf_counter() - start_s)
@@ -225,9 +246,11 @@ def _started(folder: ModelFolder, variant: str, threads: int | None) -> Iterator
     if folder.trusted:
         command.append("--trust-remote-code")
     with tempfile.NamedTemporaryFile("w", prefix="xopt-bench-", suffix=".err") as errors:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=errors)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors
+        )
         try:
-            with progress(f"{variant}, its server starts"):
+            with _step(f"{variant}, its server starts"):
                 address = _address(process, Path(errors.name), variant)
             yield address
         finally:
@@ -270,47 +293,47 @@ def _target(url: str) -> Target:
 
 
 def _loaded(
-    name: str, address: str, requests: Sequence[Request], plan: Plan, bare: float | None
+    name: str, address: str, requests: Sequence[Request], settings: LoadSettings, bare: float | None
 ) -> Server:
     """Put all loads on a server."""
     target = _target(address)
     check_server(target, requests[0])
 
     def closed() -> ServedLoad:
-        with progress(f"{name}, {plan.clients} clients, each with its next request at once"):
-            load = closed_loop(target, requests, clients=plan.clients, seconds=plan.seconds)
-        return _figures(load, None, plan)
+        with _step(f"{name}, {settings.clients} clients, each with its next request at once"):
+            load = closed_loop(target, requests, clients=settings.clients, seconds=settings.seconds)
+        return _figures(load, None, settings)
 
     def at(rate: float) -> ServedLoad:
-        with progress(f"{name}, {rate:.1f} requests a second"):
-            load = open_loop(target, requests, rate=rate, seconds=plan.seconds)
-        return _figures(load, rate, plan)
+        with _step(f"{name}, {rate:.1f} requests a second"):
+            load = open_loop(target, requests, rate=rate, seconds=settings.seconds)
+        return _figures(load, rate, settings)
 
-    if plan.rate is not None:
-        return Server(name, bare, None, (at(plan.rate),))
+    if settings.rate is not None:
+        return Server(name, bare, None, (at(settings.rate),))
     first = closed()
     highest = first.summary.requests_per_s
     if not highest:
         raise BadInput(
-            f"{name}: answered no request in {plan.seconds:g} s; give `seconds=` more, or smaller "
-            "`sizes=`"
+            f"{name}: answered no request in {settings.seconds:g} s; give `seconds=` more, or "
+            "smaller `sizes=`"
         )
-    if plan.p95_s is None:
+    if settings.p95_s is None:
         opened = [at(share * highest) for share in SHARES]
         return Server(name, bare, None, (first, *opened))
-    opened = _search(at, highest)
+    opened = search(at, highest)
     kept = [load.rate for load in opened if load.p95_kept and load.rate is not None]
     return Server(name, bare, max(kept, default=None), (first, *opened))
 
 
-def _figures(load: Load, rate: float | None, plan: Plan) -> ServedLoad:
+def _figures(load: Load, rate: float | None, settings: LoadSettings) -> ServedLoad:
     kept = None
-    if rate is not None and plan.p95_s is not None:
-        kept = load.share_within(plan.p95_s) >= 0.95
+    if rate is not None and settings.p95_s is not None:
+        kept = load.share_within(settings.p95_s) >= 0.95
     return ServedLoad(rate, kept, summarise(load))
 
 
-def _search(at: Callable[[float], ServedLoad], highest: float) -> list[ServedLoad]:
+def search(at: Callable[[float], ServedLoad], highest: float) -> list[ServedLoad]:
     """Try rates by halving the gap between one that keeps the time and one that does not."""
     tried = []
     low = 0.0

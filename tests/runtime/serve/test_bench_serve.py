@@ -17,7 +17,7 @@ from click.testing import Result
 
 from xopt.optimize.report.page import read_results, render
 from xopt.runtime.bench.load import SizeSummary, Summary
-from xopt.runtime.bench.served import Plan, ServedLoad, _requests, _search, bench_variants
+from xopt.runtime.bench.served import LoadSettings, ServedLoad, bench_variants, requests_of, search
 from xopt.runtime.data.candidates import Candidates, Row
 from xopt.runtime.errors import BadInput
 
@@ -113,10 +113,9 @@ def test_what_makes_no_sense_is_one_line(bench_serve, options, message):
     assert_refused(bench_serve(*options), message)
 
 
-def test_a_server_that_does_not_start_says_why(tiny, docs, monkeypatch):
-    monkeypatch.setattr("xopt.runtime.bench.served._bare_rate", lambda *_: 1.0)
+def test_a_server_that_does_not_start_says_why(tiny, docs):
     with pytest.raises(BadInput, match=r"the server of no-such did not start: .*no-such"):
-        bench_variants(tiny, docs, ["no-such"], Plan(sizes=(1,)))
+        bench_variants(tiny, docs, ["no-such"], LoadSettings(sizes=(1,), rate=5.0))
 
 
 def test_ctrl_c_ends_the_command_and_its_server(tiny, rows):
@@ -141,9 +140,9 @@ def test_ctrl_c_ends_the_command_and_its_server(tiny, rows):
     assert "Traceback" not in rest
 
 
-def test_requests_hold_a_querys_own_documents_first_and_none_twice():
+def testrequests_of_hold_a_querys_own_documents_first_and_none_twice():
     rows = tuple(Row(f"q{n // 3}", f"query {n // 3}", str(n), f"text {n}") for n in range(9))
-    requests = _requests(Candidates("data", rows), [2, 5])
+    requests = requests_of(Candidates("data", rows), [2, 5])
     assert len(requests) == 6
     for request in requests:
         texts = [text for _, text in request.pairs]
@@ -153,11 +152,11 @@ def test_requests_hold_a_querys_own_documents_first_and_none_twice():
         assert len(set(texts)) == len(texts) == request.documents
         assert json.loads(request.body)["documents"] == texts
     with pytest.raises(BadInput, match="9 different documents"):
-        _requests(Candidates("data", rows), [10])
+        requests_of(Candidates("data", rows), [10])
 
 
-def test_the_search_ends_near_the_highest_rate_that_keeps_the_time():
+def test_thesearch_ends_near_the_highest_rate_that_keeps_the_time():
     nothing = SizeSummary(0, 0, 0, 0, 0, 0)
     summary = Summary(0, 0, 0, 0, 0, 0, 0, 0, nothing, (), 0, 0)
-    tried = _search(lambda rate: ServedLoad(rate, rate <= 30, summary), 64)
+    tried = search(lambda rate: ServedLoad(rate, rate <= 30, summary), 64)
     assert [load.rate for load in tried] == [32, 16, 24, 28]
