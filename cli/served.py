@@ -30,6 +30,25 @@ OF_SERVER = ("variants", "threads")
 Asked = dict[str, Any]  # what `run_served` needs of the options
 
 
+def _sizes(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]:
+    """Read numbers of documents, with commas between them."""
+    try:
+        sizes = tuple(int(part) for part in value.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise click.BadParameter(f"{value!r} are no numbers of documents; give some as in 1,10,100")
+    return tuple(dict.fromkeys(sizes))
+
+
+_OPTIONS = ("sizes", "clients", "rate", "seconds", "p95")
+# What the bench inside Daft is asked for.
+OTHERS = ("strategies", "device", "pairs", "repeat", "peers", "explain")
+OF_SERVER = ("variants", "threads")
+
+Asked = dict[str, Any]  # what `run_served` needs of the options
+
+
 class Sizes(click.ParamType):
     """Numbers of documents, with commas between them."""
 
@@ -62,7 +81,7 @@ _OPTIONS = (
     ),
     click.option(
         "--sizes",
-        type=Sizes(),
+        callback=_sizes,
         metavar="N,N",
         default="1,10,100",
         help="With --serve: documents a request. Each size has as many requests.",

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -24,10 +25,10 @@ import numpy as np
 from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import Pair
 
-try:
-    from uvloop import run
-except ModuleNotFoundError:  # it is not made for Windows
+if sys.platform == "win32":  # which uvloop is not made for
     from asyncio import run
+else:
+    from uvloop import run
 
 __all__ = [
     "Answer",
