@@ -41,35 +41,6 @@ def _sizes(_: click.Context, __: click.Parameter, value: str) -> tuple[int, ...]
     return tuple(dict.fromkeys(sizes))
 
 
-_OPTIONS = ("sizes", "clients", "rate", "seconds", "p95")
-# What the bench inside Daft is asked for.
-OTHERS = ("strategies", "device", "pairs", "repeat", "peers", "explain")
-OF_SERVER = ("variants", "threads")
-
-Asked = dict[str, Any]  # what `run_served` needs of the options
-
-
-class Sizes(click.ParamType):
-    """Numbers of documents, with commas between them."""
-
-    name = "sizes"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            sizes = tuple(int(part) for part in value.split(","))
-        except ValueError:
-            sizes = ()
-        if not sizes or min(sizes) < 1:
-            self.fail(
-                f"{value!r} are no numbers of documents; give some as in 1,10,100", param, ctx
-            )
-        return tuple(dict.fromkeys(sizes))
-
-
 _OPTIONS = (
     click.option(
         "--serve",
