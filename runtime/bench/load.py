@@ -271,7 +271,9 @@ def open_loop(
         sent = []
         for arrival_s in _arrivals(rate, ending_s, seed):
             await asyncio.sleep(max(0.0, arrival_s - sender.now_s()))
-            sent.append(asyncio.ensure_future(sender.send(next(following), arrival_s)))
+            # The loop's timer counts milliseconds, and may be early by one.
+            intended_s = min(arrival_s, sender.now_s())
+            sent.append(asyncio.ensure_future(sender.send(next(following), intended_s)))
         await asyncio.gather(*sent)
 
     return _run(target, drive, warm_up_s, ending_s)

@@ -97,8 +97,8 @@ class Server:
 
     name: the variant that it scores by, or its address.
     bare_pairs_per_s: the speed of the variant's scorer without a server, None where unknown.
-    best_rate: the most requests a second of which 95 % kept the time; None if it was not looked
-        for, or is lower than all that were tried.
+    best_rate: the most requests a second of which 95 % kept the time. None if no time was given,
+        or none of the rates kept it.
     """
 
     name: str
@@ -143,7 +143,7 @@ def bench_variants(
             with _step(f"{variant}, its scorer without a server"):
                 bare = _bare_rate(folder, variant, requests, threads)
         with _started(folder, variant, threads) as address:
-            servers.append(_loaded(variant, address, requests, settings, bare))
+            servers.append(_loaded(variant, _target(address), requests, settings, bare))
     return _result(candidates, settings, servers, threads)
 
 
@@ -155,8 +155,10 @@ def bench_server(url: str, candidates: Candidates, settings: LoadSettings) -> Se
 
     Raises BadInput where it cannot be reached or answers with an error.
     """
+    target = _target(url)
     requests = requests_of(candidates, settings.sizes)
-    return _result(candidates, settings, [_loaded(url, url, requests, settings, None)], None)
+    server = _loaded(url, target, requests, settings, None)
+    return _result(candidates, settings, [server], None)
 
 
 def _result(
@@ -293,10 +295,13 @@ def _target(url: str) -> Target:
 
 
 def _loaded(
-    name: str, address: str, requests: Sequence[Request], settings: LoadSettings, bare: float | None
+    name: str,
+    target: Target,
+    requests: Sequence[Request],
+    settings: LoadSettings,
+    bare: float | None,
 ) -> Server:
     """Put all loads on a server."""
-    target = _target(address)
     check_server(target, requests[0])
 
     def closed() -> ServedLoad:

@@ -106,7 +106,7 @@ def test_requests_arrive_as_a_poisson_process_always_the_same(slow):
         for _ in range(2)
     ]
     times = [sorted(answer.intended_s for answer in load.answers) for load in loads]
-    assert times[0] == times[1]
+    assert times[0] == pytest.approx(times[1], abs=0.005)  # the loop's timer is no better
     gaps = np.diff(times[0])
     assert 0.5 < gaps.std() / gaps.mean() < 1.5
     assert 25 < len(times[0]) < 80

@@ -105,8 +105,8 @@ def test_a_time_that_is_always_kept_leads_to_the_highest_rate(bench_serve, serve
         (("--serve", "--sizes", "1,0"), "are no numbers of documents"),
         (("--serve", "--sizes", "100000"), "different documents, and --sizes 100000 asks"),
         (("--serve", "models"), "--serve models: is no address"),
-        (("--serve", "http://127.0.0.1:1"), "cannot be reached"),
-        (("--serve", "--variant", "no-such"), "no-such"),
+        (("--serve", "http://127.0.0.1:1", "--sizes", "1"), "cannot be reached"),
+        (("--serve", "--variant", "no-such", "--sizes", "1"), "no variant 'no-such'"),
     ],
 )
 def test_what_makes_no_sense_is_one_line(bench_serve, options, message):
