@@ -232,10 +232,11 @@ _gate_options = (
 
 def refuse(options: Sequence[str], why: str) -> None:
     """Raise click.UsageError if one of these options was given on the command line."""
-    source_of = click.get_current_context().get_parameter_source
-    for name in options:
-        if source_of(name) is ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name.replace('_', '-')} {why}")
+    context = click.get_current_context()
+    for param in context.command.params:
+        given = context.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+        if param.name in options and given:
+            raise click.UsageError(f"{max(param.opts, key=len)} {why}")
 
 
 def model_folder(command: Function) -> Function:

@@ -51,6 +51,7 @@ OWNERS = {  # in runtime, the modules that import a library
     },
     "uvicorn": {"server.py"},
     "opentelemetry": {"tracing.py"},
+    "aiohttp": {"load.py"},
     "bm25s": {"bm25.py"},
     "regex": {"bm25.py"},
 }

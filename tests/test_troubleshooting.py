@@ -44,6 +44,7 @@ INTERNAL = {
 }
 # What is raised here was made elsewhere, where its message is collected.
 PASSED_ON = {
+    "cli/options.py": "`refuse` is given it",
     "optimize/steer.py": "`_why_none_passes` makes it",
     "runtime/bench/worker.py": "the bench's process gave it",
     "runtime/jobs/workers.py": "a worker gave it",

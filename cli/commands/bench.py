@@ -15,6 +15,7 @@ import numpy as np
 
 from xopt.cli import options
 from xopt.cli.output import Output, interval_text, json_option
+from xopt.cli.served import Asked, load_options, print_served, run_served
 
 if TYPE_CHECKING:
     from xopt.runtime.bench.bench import Bench, Case, Measured
@@ -30,6 +31,7 @@ EXAMPLES = """\b
 Examples:
   xopt bench models/minilm --explain --json bench.json
   xopt bench models/minilm --variant onnx-int8 --strategy planned --peers
+  xopt bench models/minilm --serve --p95 200
 """
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ MIB = 1 << 20
     is_flag=True,
     help="Also show where the time went, what held each case back, and what to change.",
 )
+@load_options
 @options.trust
 @json_option
 def bench(
@@ -88,18 +91,27 @@ def bench(
     repeat: int,
     peers: bool,
     explain: bool,
+    asked: Asked | None,
     output: Output,
 ) -> None:
-    """Time variants inside a Daft batch UDF.
+    """Time variants inside a Daft batch UDF, or a server under load.
 
     Each variant under each strategy is a case. It runs in fresh processes, interleaved with the
     others round by round. Speed is the ratio to the baseline, torch-fp32/default. CPU is that of
     the whole process tree. The column beside it has what a monitor of the parent process sees.
+
+    With --serve clients send requests over HTTP. First each sends its next one when it has an
+    answer, which finds the highest rate. Then requests arrive at random, at rates below it.
     """
     from xopt.runtime.bench.bench import bench as run
     from xopt.runtime.bench.rivals import fastest_rival
     from xopt.runtime.scoring.variants import variants_on
 
+    if asked is not None:
+        served = run_served(asked, model, read(), variants, threads)
+        output.json(served)
+        print_served(output, served)
+        return
     if peers and device != "cpu":
         raise click.UsageError(
             "--peers is for a CPU; on a GPU compare with the torch variants "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
 from xopt.cli import options
+from xopt.cli.extras import needs_extra
 from xopt.cli.logs import logged_as_json
 
 if TYPE_CHECKING:
@@ -114,12 +114,12 @@ def serve(
     with ExitStack() as around:
         if log_format == "json":
             around.enter_context(logged_as_json())
-        with needs_extra("serve"):
+        with needs_extra("xopt serve", "serve"):
             from xopt.runtime.serve import Settings, app
             from xopt.runtime.serve.server import bound
             from xopt.runtime.serve.server import serve as run
         if otel:
-            with needs_extra("otel"):
+            with needs_extra("xopt serve", "otel"):
                 from xopt.runtime.serve.tracing import exported
 
                 around.enter_context(exported())
@@ -138,20 +138,6 @@ def serve(
         application = app(model, variant, threads=threads, settings=settings)
         code = run(application, place)
     click.get_current_context().exit(code)
-
-
-@contextmanager
-def needs_extra(name: str) -> Iterator[None]:
-    """Turn a failed import into the extra to install."""
-    from xopt.runtime.errors import BadInput
-
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise BadInput(
-            f"xopt serve: lacks {str(error.name).partition('.')[0]}; it needs the extra {name} "
-            f"(pip install 'xopt-rerank[{name}]')"
-        ) from error
 
 
 def read_keys(api_key: str | None, api_key_file: Path | None) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ __all__ = ["Change", "compare", "gather", "load_template", "read_results", "rend
 Json = dict[str, Any]
 
 # Of `xopt bench`, `xopt validate` and `xopt optimize`.
-RESULT_KEYS = {"measured", "judged", "recommendation"}
+RESULT_KEYS = {"measured", "judged", "recommendation", "served"}
 VERDICTS = ("fail", "undecided", "pass")  # the worst first
 LEAST_NOISE = 0.10  # what idle machines differ by from one run to the next
 
@@ -73,12 +73,13 @@ def read_results(files: Sequence[Path]) -> Json:
 def gather(results: Sequence[Json]) -> Json:
     """Gather the JSON of `xopt bench`, `validate` and `optimize` by kind.
 
-    Returns lists of `benches` and `validations`, and the `recommendation` and `cascade`
-    of `xopt optimize`, or None.
+    Returns lists of `benches`, `validations` and `served`, the results of servers under load.
+    Also the `recommendation` and `cascade` of `xopt optimize`, or None.
     """
     found: Json = {
         "benches": [],
         "validations": [],
+        "served": [],
         "recommendation": None,
         "cascade": None,
     }
@@ -87,6 +88,8 @@ def gather(results: Sequence[Json]) -> Json:
             found["benches"].append(result)
         if "judged" in result:
             found["validations"].append(result)
+        if "served" in result:
+            found["served"].append(result)
         if "bench" in result:
             found["benches"].append(result["bench"])
         if "validation" in result:
@@ -159,6 +162,7 @@ def render(results: Json, baseline: Json | None, markdown: bool) -> str:
         validations=[{**v, "panels": gate_panels(v)} for v in results["validations"]],
         certified=results["cascade"] and results["cascade"]["certified"],
         cascades=_cascades(results),
+        served=results["served"],
         stages=STAGES,
         words=MEASURES,
         changes=compare(baseline, results) if baseline else None,

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -21,12 +22,13 @@ from typing import Literal
 import aiohttp
 import numpy as np
 
+from xopt.runtime.errors import BadInput
 from xopt.runtime.scoring.encode import Pair
 
-try:
-    from uvloop import run
-except ModuleNotFoundError:  # it is not made for Windows
+if sys.platform == "win32":  # which uvloop is not made for
     from asyncio import run
+else:
+    from uvloop import run
 
 __all__ = [
     "Answer",
@@ -35,6 +37,7 @@ __all__ = [
     "SizeSummary",
     "Summary",
     "Target",
+    "check_server",
     "closed_loop",
     "open_loop",
     "rerank_request",
@@ -42,7 +45,13 @@ __all__ = [
 ]
 
 Outcome = Literal["answered", "refused", "timed_out", "cancelled", "failed"]
-OUTCOMES = {200: "answered", 429: "refused", 503: "refused", 504: "timed_out"}
+OUTCOMES: dict[int, Outcome] = {
+    200: "answered",
+    429: "refused",
+    503: "refused",
+    504: "timed_out",
+}
+CANCELLED = "the client gave up"
 # More requests at once wait here, and that counts; a process may open some 1,000 files.
 MOST_CONNECTIONS = 512
 WARM_UP_S = 1.0
@@ -98,8 +107,8 @@ class Answer:
     @property
     def outcome(self) -> Outcome:
         if self.status is None:
-            return "cancelled" if self.fault == "cancelled" else "failed"
-        return OUTCOMES.get(self.status, "failed")  # type: ignore[return-value] # all are one
+            return "cancelled" if self.fault == CANCELLED else "failed"
+        return OUTCOMES.get(self.status, "failed")
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,21 @@ class Load:
     seconds: float
     wall_s: float
     cpu_s: float
+
+    @property
+    def counted(self) -> list[Answer]:
+        """The requests that were to be sent after the warm-up."""
+        return [answer for answer in self.answers if answer.intended_s >= self.warm_up_s]
+
+    def share_within(self, seconds: float) -> float:
+        """Return the share of the counted requests that were answered within so long."""
+        counted = self.counted
+        soon = [
+            answer
+            for answer in counted
+            if answer.outcome == "answered" and answer.took_s <= seconds
+        ]
+        return len(soon) / len(counted) if counted else 0.0
 
 
 @dataclass(frozen=True)
@@ -165,6 +189,41 @@ def rerank_request(query: str, texts: Sequence[str]) -> Request:
     return Request(json.dumps(body).encode(), tuple((query, text) for text in texts))
 
 
+def check_server(target: Target, request: Request) -> None:
+    """Send one request. Raises BadInput where no JSON comes back with status 200."""
+
+    async def first() -> tuple[int, bytes]:
+        async with (
+            _session(target) as session,
+            session.post(target.url, data=request.body) as reply,
+        ):
+            return reply.status, await reply.read()
+
+    try:
+        status, content = run(first())
+        text = content.decode(errors="replace")
+        if status == 200:
+            json.loads(text)
+    except asyncio.TimeoutError as error:
+        raise BadInput(
+            f"{target.url}: gives no answer in {target.timeout_s:g} s; is its server ready?"
+        ) from error
+    except (aiohttp.ClientError, OSError) as error:
+        raise BadInput(
+            f"{target.url}: cannot be reached ({error}); start its server, or check the address"
+        ) from error
+    except ValueError as error:
+        raise BadInput(
+            f"{target.url}: answers no JSON but {text[:60]!r}; give the path of a reranker, as in "
+            "http://HOST:PORT/v1/rerank"
+        ) from error
+    if status != 200:
+        raise BadInput(
+            f"{target.url}: answers with status {status} ({text[:200]}); check its path, and the "
+            "key in XOPT_API_KEY"
+        )
+
+
 def closed_loop(
     target: Target,
     requests: Sequence[Request],
@@ -212,7 +271,9 @@ def open_loop(
         sent = []
         for arrival_s in _arrivals(rate, ending_s, seed):
             await asyncio.sleep(max(0.0, arrival_s - sender.now_s()))
-            sent.append(asyncio.ensure_future(sender.send(next(following), arrival_s)))
+            # The loop's timer counts milliseconds, and may be early by one.
+            intended_s = min(arrival_s, sender.now_s())
+            sent.append(asyncio.ensure_future(sender.send(next(following), intended_s)))
         await asyncio.gather(*sent)
 
     return _run(target, drive, warm_up_s, ending_s)
@@ -250,7 +311,7 @@ class _Sender:
                 size = len(await reply.read())
                 status = reply.status
         except asyncio.TimeoutError:
-            fault = "cancelled"
+            fault = CANCELLED
         except (aiohttp.ClientError, OSError) as error:
             fault = str(error) or type(error).__name__
         self.answers.append(
@@ -297,7 +358,7 @@ def summarise(load: Load) -> Summary:
         for answer in load.answers
         if answer.outcome == "answered" and load.warm_up_s <= answer.ended_s < load.seconds
     ]
-    counted = [answer for answer in load.answers if answer.intended_s >= load.warm_up_s]
+    counted = load.counted
     outcomes = Counter(answer.outcome for answer in counted)
     sizes = sorted({answer.documents for answer in counted})
     by_size = []
