@@ -8,7 +8,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -103,7 +103,6 @@ def bench(
     With --serve clients send requests over HTTP. First each sends its next one when it has an
     answer, which finds the highest rate. Then requests arrive at random, at rates below it.
     """
-    from xopt.runtime.bench.bench import bench as run
     from xopt.runtime.bench.rivals import fastest_rival
     from xopt.runtime.scoring.variants import variants_on
 
@@ -119,26 +118,12 @@ def bench(
         )
     cascade = _cascade_to_time(model, strategies)
     candidates = read(first=cascade.certificate.column if cascade else None)
-    fitting = variants_on(model, device)
-    cases = _cases(variants, strategies, fitting, cascade)
-    with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
-        peer_folder = None
-        peer_cases: list[Case] = []
-        if peers:
-            peer_folder, peer_cases = _peers(model, candidates, fitting, threads, Path(scratch))
-        timed = candidates.head(pairs)
-        if any(case.strategy == "cascade" for case in cases):
-            timed = candidates.whole(pairs)
-        result = run(
-            model,
-            timed,
-            [*cases, *peer_cases],
-            threads=threads,
-            repeat=repeat,
-            device=device,
-            peers=peer_folder,
-            profiled=explain,
-        )
+    cases = _cases(variants, strategies, variants_on(model, device), cascade)
+    timed = candidates.head(pairs)
+    if any(case.strategy == "cascade" for case in cases):
+        timed = candidates.whole(pairs)
+    settings = {"threads": threads, "repeat": repeat, "device": device, "profiled": explain}
+    result, peer_cases = _timed(model, candidates, timed, cases, peers, settings)
     output.json(result)
     print_bench(output, result)
     if peer_cases:
@@ -146,6 +131,25 @@ def bench(
     print_cascaded(output, result)
     if explain:
         print_explained(output, result)
+
+
+def _timed(
+    model: ModelFolder,
+    candidates: Candidates,
+    timed: Candidates,
+    cases: list[Case],
+    peers: bool,
+    settings: dict[str, Any],
+) -> tuple[Bench, list[Case]]:
+    """Time cases, and those of other tools where they are asked for; return these, too."""
+    from xopt.runtime.bench.bench import bench as run
+
+    if not peers:
+        return run(model, timed, cases, **settings), []
+    with tempfile.TemporaryDirectory(prefix="xopt-peers-") as scratch:
+        threads = settings["threads"]
+        folder, peer_cases = _peers(model, candidates, threads, Path(scratch))
+        return run(model, timed, [*cases, *peer_cases], peers=folder, **settings), peer_cases
 
 
 def _cascade_to_time(model: ModelFolder, strategies: Sequence[str]) -> Cascade | None:
@@ -193,16 +197,17 @@ def _cases(
 def _peers(
     model: ModelFolder,
     candidates: Candidates,
-    fitting: Sequence[str],
     threads: int | None,
     scratch: Path,
 ) -> tuple[ModelFolder, list[Case]]:
-    """Make what a user would run instead; return its folder and its cases."""
+    """Make what a user would run instead on a CPU; return its folder and its cases."""
     from xopt.optimize.peers import make_peers
     from xopt.optimize.quantize import detect_target
     from xopt.runtime.bench.rivals import rivals
+    from xopt.runtime.scoring.variants import variants_on
 
     folder = make_peers(model, candidates, detect_target(), scratch / "model")
+    fitting = variants_on(model, "cpu")
     torch_variants = [name for name in fitting if model.variant(name).backend == "torch"]
     return folder, rivals(model, candidates, folder, torch_variants, threads)
 

@@ -109,9 +109,8 @@ def cascade(
 ) -> None:
     """Rank with fewer pairs, and certify what that loses.
 
-    Finds the cheapest order of a query's candidates, and the cheapest rule when to stop. The
-    expected loss on unseen queries is at most --max-loss. Both go into DIR with their certificate.
-    No labels are needed.
+    Finds the cheapest order of a query's candidates, and the cheapest rule when to stop, without
+    labels. The expected loss on unseen queries is at most --max-loss. Both go into DIR, certified.
 
     If no saving is safe, the command exits with 1 and changes nothing. With --check, it exits with
     0 if the certificate holds, 1 if it is violated, and 3 if the queries are too few to tell.
@@ -121,13 +120,12 @@ def cascade(
 
     if checking:
         _check(model, read, threads, device, output)
-    order, column = _order_and_column(first)
+    order = _order(first)
     certified = certify(
         model,
-        read(first=column),
+        read(first=order["column"]),
         variant or variant_to_certify(model, device),
-        first=order,
-        column=column,
+        **order,
         confidence=_confidence(confidence, in_expectation),
         threads=threads,
         device=device,
@@ -165,19 +163,19 @@ def _check(
     click.get_current_context().exit(EXIT_CODES[checked.result.verdict])
 
 
-def _order_and_column(first: str | None) -> tuple[str | None, str | None]:
+def _order(first: str | None) -> dict[str, str | None]:
     """Tell whether --first is an order or model folder, or a column; the other one is None."""
     from xopt.optimize.cascade.parts import ORDERS
     from xopt.runtime.errors import BadInput
     from xopt.runtime.folder import MANIFEST
 
     if first is None or first in ORDERS or (Path(first) / MANIFEST).is_file():
-        return first, None
+        return {"first": first, "column": None}
     if Path(first).is_dir():
         raise BadInput(
             f"--first {first}: no model folder; make one with `xopt export {first} -o SMALL`"
         )
-    return None, first
+    return {"first": None, "column": first}
 
 
 def print_certified(output: Output, certified: Certified) -> None:

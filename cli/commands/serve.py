@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -43,12 +43,14 @@ __all__ = ["serve"]
 )
 @click.option(
     "--deadline",
+    "deadline_s",
     type=options.Number(0, 3600, min_open=True),
     default=60,
     help="Seconds that a request may take. Its header X-Request-Timeout may ask for less.",
 )
 @click.option(
     "--longest-wait",
+    "longest_wait_s",
     type=options.Number(0, 3600, min_open=True),
     default=20,
     help="Refuse a request (429) if the work before it takes more seconds than this.",
@@ -95,15 +97,11 @@ def serve(
     port: int,
     api_key: str | None,
     api_key_file: Path | None,
-    root_path: str,
-    deadline: float,
-    longest_wait: float,
     max_body_mib: int,
-    refuse_cut: bool,
-    cors_origins: tuple[str, ...],
     log_format: str,
     otel: Literal["numbers", "texts"] | None,
     threads: int | None,
+    **others: Any,
 ) -> None:
     """Rerank over HTTP, for every client of a reranker.
 
@@ -120,24 +118,23 @@ def serve(
             from xopt.runtime.serve.server import serve as run
         if otel:
             with needs_extra("xopt serve", "otel"):
-                from xopt.runtime.serve.tracing import exported
-
-                around.enter_context(exported())
+                around.enter_context(_exported_spans())
         settings = Settings(
             api_keys=read_keys(api_key, api_key_file),
-            root_path=root_path,
-            deadline_s=deadline,
-            longest_wait_s=longest_wait,
             most_bytes=max_body_mib << 20,
-            refuse_cut=refuse_cut,
-            cors_origins=cors_origins,
             log_requests=log_format == "json",
             spans=otel,
+            **others,
         )
         place = around.enter_context(bound(host, port))
-        application = app(model, variant, threads=threads, settings=settings)
-        code = run(application, place)
+        code = run(app(model, variant, threads=threads, settings=settings), place)
     click.get_current_context().exit(code)
+
+
+def _exported_spans() -> AbstractContextManager[None]:
+    from xopt.runtime.serve.tracing import exported
+
+    return exported()
 
 
 def read_keys(api_key: str | None, api_key_file: Path | None) -> tuple[str, ...]:

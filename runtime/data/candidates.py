@@ -212,8 +212,7 @@ def read_candidates(
     are the dataset's own scored documents, or BM25's for the queries that the qrels judge. Each row
     of a table is a candidate.
 
-    Raises BadInput where the data is missing, empty or has a bad row. A warning counts what is left
-    out.
+    Raises BadInput where the data is missing, empty or has a bad row. Warns of what is left out.
     """
     name = shown(data)
     sources = _find_sources(data, run, split, columns)

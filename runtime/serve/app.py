@@ -70,25 +70,26 @@ def app(
     scorer = scorer.with_plan(replace(plan, tokens=min(plan.tokens, MOST_TOKENS)))
     settings = settings or Settings()
     service = Service(folder, scorer, variant, settings)
-
-    @asynccontextmanager
-    async def life(_: Starlette) -> AsyncIterator[None]:
-        await asyncio.to_thread(service.engine.start, WARM_UP)
-        service.ready = True
-        # The forwards have the cores; what a cascade reckons beside them takes one.
-        with threadpool_limits(1, user_api="blas") if service.cascade.ranker else nullcontext():
-            yield
-        service.ready = False
-        await asyncio.to_thread(service.engine.close)
-
     application = Starlette(
         routes=_routes(service),
-        lifespan=life,
+        lifespan=lambda _: _life(service),
         middleware=_middleware(settings),
         exception_handlers={HTTPException: service.elsewhere},
     )
     application.state.service = service
     return application
+
+
+@asynccontextmanager
+async def _life(service: Service) -> AsyncIterator[None]:
+    """Warm up, serve, and end the engine."""
+    await asyncio.to_thread(service.engine.start, WARM_UP)
+    service.ready = True
+    # The forwards have the cores; what a cascade reckons beside them takes one.
+    with threadpool_limits(1, user_api="blas") if service.cascade.ranker else nullcontext():
+        yield
+    service.ready = False
+    await asyncio.to_thread(service.engine.close)
 
 
 def _middleware(settings: Settings) -> list[Middleware]:
