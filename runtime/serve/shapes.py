@@ -21,7 +21,7 @@ from scipy.special import expit
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.ranking import ranked
 
-__all__ = ["PATHS", "Ask", "BadRequest", "Scored", "Shape", "shape_of"]
+__all__ = ["PATHS", "VOYAGE", "Ask", "BadRequest", "Scored", "Shape", "shape_of"]
 
 Body = dict[str, Any]
 RERANK_PATHS = (
@@ -97,13 +97,13 @@ class Scored:
 class Shape:
     """How a client asks and what it reads: `read` a body, `reply` to it.
 
-    tei_errors: errors are `{"error": text, "error_type": kind}`.
+    errors: the form of its errors, one of `errors.FORMS`.
     """
 
     name: str
     read: Callable[[Body], Ask]
     reply: Callable[[Ask, Scored], Any]
-    tei_errors: bool = False
+    errors: str = "common"
 
 
 def shape_of(path: str, body: Body) -> Shape:
@@ -328,6 +328,11 @@ def _cohere_2_reply(ask: Ask, scored: Scored) -> Body:
     return _cohere_reply(ask, scored, "2")
 
 
+def _infinity_reply(ask: Ask, scored: Scored) -> Body:
+    results = _results(ask, scored, as_text=True)
+    return {**_cohere_reply(ask, scored), "object": "rerank", "results": results}
+
+
 def _xinference_reply(ask: Ask, scored: Scored) -> Body:
     results = [{"document": None, **each} for each in _results(ask, scored, as_text=True)]
     return {**_cohere_reply(ask, scored), "results": results}
@@ -385,14 +390,15 @@ def _score_reply(ask: Ask, scored: Scored) -> Body:
     }
 
 
-COHERE = Shape("cohere, jina, vllm, infinity, llama.cpp", _rerank_ask, _cohere_reply)
+COHERE = Shape("cohere, jina, vllm, llama.cpp", _rerank_ask, _cohere_reply)
 COHERE_2 = Shape("cohere v2", _rerank_ask, _cohere_2_reply)
+INFINITY = Shape("infinity", _rerank_ask, _infinity_reply, errors="infinity")
 XINFERENCE = Shape("xinference", _rerank_ask, _xinference_reply)
-VOYAGE = Shape("voyage", _voyage_ask, _voyage_reply)
+VOYAGE = Shape("voyage", _voyage_ask, _voyage_reply, errors="voyage")
 OPENVINO = Shape("openvino", _rerank_ask, _openvino_reply)
 WEAVIATE = Shape("weaviate", _rerank_ask, _weaviate_reply)
-TEI = Shape("tei", _tei_ask, _tei_reply, tei_errors=True)
-PREDICT = Shape("tei /predict", _predict_ask, _predict_reply, tei_errors=True)
+TEI = Shape("tei", _tei_ask, _tei_reply, errors="tei")
+PREDICT = Shape("tei /predict", _predict_ask, _predict_reply, errors="tei")
 SCORE = Shape("vllm /score", _score_ask, _score_reply)
 
 BY_PATH = {
@@ -400,4 +406,10 @@ BY_PATH = {
     **dict.fromkeys(PREDICT_PATHS, PREDICT),
     "/v3/rerank": OPENVINO,
 }
-BY_KEY = {"texts": TEI, "property": WEAVIATE, "return_len": XINFERENCE}
+# infinity's own client always sends `raw_scores`.
+BY_KEY = {
+    "texts": TEI,
+    "property": WEAVIATE,
+    "return_len": XINFERENCE,
+    "raw_scores": INFINITY,
+}

@@ -1,0 +1,58 @@
+"""The server does what its OpenAPI says, whatever it is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from xopt.runtime.serve.openapi import described
+from xopt.runtime.serve.shapes import PATHS
+
+LACKS = "lacks the extra clients: pip install 'xopt-rerank[clients]'"
+OPERATIONS = [
+    (path, method) for path, methods in described()["paths"].items() for method in methods
+]
+
+
+def test_every_path_is_described():
+    assert set(PATHS) < set(described()["paths"])
+
+
+@pytest.mark.slow
+def test_the_description_is_openapi():
+    validator = pytest.importorskip("openapi_spec_validator", reason=LACKS)
+    validator.validate(described())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the fuzzer's own
+@pytest.mark.parametrize("valid", [True, False])
+@pytest.mark.parametrize(("path", "method"), OPERATIONS)
+def test_every_reply_is_as_described(client: Any, path: str, method: str, valid: bool):
+    schemathesis = pytest.importorskip("schemathesis", reason=LACKS)
+    if not valid and method == "get":
+        pytest.skip("it has nothing that can be wrong")
+    operation = schemathesis.openapi.from_dict(described())[path][method.upper()]
+    modes = schemathesis.GenerationMode
+    cases = operation.as_strategy(modes.POSITIVE if valid else modes.NEGATIVE)
+    address = str(client.base_url)
+
+    @given(cases)
+    @settings(
+        max_examples=25 if method == "post" else 2,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),  # bodies are slow to make
+    )
+    def asked(case: Any) -> None:
+        reply = case.call(base_url=address)
+        assert reply.status_code < 500
+        assert reply.status_code == 200 or not valid, reply.text
+        case.operation.validate_response(reply)
+        described_types = case.operation.definition.raw["responses"]
+        content = described_types[str(reply.status_code)]["content"]
+        assert reply.headers["content-type"][0].partition(";")[0] in content
+
+    asked()
