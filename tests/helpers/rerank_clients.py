@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
-# No client may look for anything but the server.
-os.environ |= {
+# The environment in which no client looks for anything but the server.
+OFFLINE = {
     "HAYSTACK_TELEMETRY_ENABLED": "False",
     "HF_HUB_OFFLINE": "1",
     "LANGSMITH_TRACING": "false",

@@ -6,22 +6,23 @@ import importlib.util
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.rerank_clients import CLIENTS, KEYLESS, WITHOUT_TEXTS
+from helpers.rerank_clients import CLIENTS, KEYLESS, OFFLINE, WITHOUT_TEXTS
 from scipy.special import expit
 
 from xopt.runtime import open_scorer
 from xopt.runtime.folder import ModelFolder
 
 TESTS = Path(__file__).parents[2]
+GUIDE = TESTS.parent / "docs" / "guides" / "serve.md"
 QUERY = "how to copy a file"
 TEXTS = ["ranking query", "search engine", "os.remove(path)", "index of the data", "file " * 3000]
 Answer = dict[str, Any]
@@ -35,26 +36,32 @@ pytestmark = [
 ]
 
 
+def run(*arguments: str, given: str = "") -> str:
+    """Return what a fresh process of Python prints."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        input=given,
+        capture_output=True,
+        text=True,
+        cwd=TESTS,
+        env={**os.environ, **OFFLINE},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
 def asked(address: object, clients: list[str], key: str, top_n: int = 3) -> dict[str, Answer]:
     """Return what each client answers, all in one fresh process."""
     question = {"address": str(address).rstrip("/"), "query": QUERY, "texts": TEXTS}
     questions = [{"client": client, "key": key, "top_n": top_n, **question} for client in clients]
-    ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "helpers.rerank_clients"],
-        input=json.dumps(questions),
-        capture_output=True,
-        text=True,
-        cwd=TESTS,
-        env=os.environ,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    answers = json.loads(ended.stdout.splitlines()[-1])
+    printed = run("-m", "helpers.rerank_clients", given=json.dumps(questions))
+    answers = json.loads(printed.splitlines()[-1])
     return dict(zip(clients, answers, strict=True))
 
 
 @pytest.fixture(scope="module")
-def answers(serve: Any) -> Iterator[dict[tuple[str, str, int], Answer]]:
+def answers(serve: Any) -> dict[tuple[str, str, int], Answer]:
     """What each client answers with a right key, and with a wrong one."""
     found = {}
     with serve(api_keys=("right",)) as client:
@@ -64,7 +71,7 @@ def answers(serve: Any) -> Iterator[dict[tuple[str, str, int], Answer]]:
                 found[name, key, top_n] = answer
     with serve() as client:
         for top_n in (3, len(TEXTS)):
-            for name, answer in asked(client.base_url, KEYLESS, "", top_n).items():
+            for name, answer in asked(client.base_url, KEYLESS, "any", top_n).items():
                 found[name, "right", top_n] = answer
     return found
 
@@ -114,6 +121,16 @@ def test_a_client_comes_again_where_it_is_told_to(serve, name):
 
         releasing = threading.Thread(target=release_when_refused)
         releasing.start()
-        answer = asked(client.base_url, [name], "")[name]
+        answer = asked(client.base_url, [name], "any")[name]
         releasing.join()
         assert len(answer["ranking"]) == 3
+
+
+def test_the_lines_of_the_guide_work(client):
+    guide = GUIDE.read_text(encoding="utf-8")
+    before, *blocks = re.findall(r"```python\n(query = .+?|import .+?|from .+?)```", guide, re.S)
+    asking = [block for block in blocks if "http://127.0.0.1:8000" in block]
+    assert len(asking) == 5
+    for block in asking:
+        lines = block.replace("http://127.0.0.1:8000", str(client.base_url).rstrip("/"))
+        run("-c", f"{before}\n{lines}\nassert results")
