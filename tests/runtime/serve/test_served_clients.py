@@ -111,18 +111,24 @@ def test_a_client_says_that_its_key_is_wrong(answers, name):
 @pytest.mark.parametrize("name", ["cohere 1", "cohere 2", "haystack tei", "voyageai"])
 def test_a_client_comes_again_where_it_is_told_to(serve, name):
     with serve(longest_wait_s=0.5) as client:
-        before = client.engine.admit([(QUERY, "file " * 1000)] * 10, math.inf)
+        before = client.engine.admit([(QUERY, text) for text in TEXTS], math.inf)
         client.engine.tokens_per_s = before.left_tokens / 1.2
+        answered = threading.Event()
 
         def release_when_refused() -> None:
             while "xopt_refused_total 0.0" in client.get("/metrics").text:
-                pass
+                if answered.wait(0.01):
+                    return
             client.engine.release(before)
 
         releasing = threading.Thread(target=release_when_refused)
         releasing.start()
-        answer = asked(client.base_url, [name], "any")[name]
-        releasing.join()
+        try:
+            answer = asked(client.base_url, [name], "any")[name]
+        finally:
+            answered.set()
+            releasing.join()
+        assert 'xopt_requests_total{status="429"} 1.0' in client.get("/metrics").text
         assert len(answer["ranking"]) == 3
 
 
