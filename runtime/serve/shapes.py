@@ -187,7 +187,9 @@ def _flag(body: Body, name: str, default: bool = False) -> bool:
 def _count(body: Body, name: str) -> int | None:
     """Return how many documents to return; None, as 0 is read, for all."""
     value = body.get(name)
-    if isinstance(value, str) and value.isdigit():
+    as_text = isinstance(value, str) and value.isdigit()
+    as_decimal = isinstance(value, float) and value.is_integer()  # 2.0 is whole in JSON
+    if as_text or as_decimal:
         value = int(value)
     if value is None or value is False or value == 0:
         return None
