@@ -46,7 +46,7 @@ clean:
 	rm -rf .venv .venv5 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): EXTRAS := demo,optimum
-$(DEVELOPED): EXTRAS := demo,dev,docs,optimum,ray
+$(DEVELOPED): EXTRAS := clients,demo,dev,docs,optimum,ray
 $(DEVELOPED5): EXTRAS := demo,dev
 $(INSTALLED) $(DEVELOPED): CONSTRAINTS := constraints.txt
 $(DEVELOPED5): CONSTRAINTS := constraints-transformers5.txt

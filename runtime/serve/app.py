@@ -127,6 +127,8 @@ def _routes(service: Service) -> list[Route]:
         "/metrics": service.metrics_text,
         "/info": service.info,
         "/v1/models": service.models,
+        "/v1/models/{name:path}": service.model,
+        "/v1/cluster/auth": service.asks_for_key,
         "/openapi.json": service.openapi,
         "/docs": service.docs,
         "/.well-known/live": service.is_live_for_weaviate,

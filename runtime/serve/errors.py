@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -13,7 +14,9 @@ from xopt.runtime.errors import BadInput, NotFinite
 from xopt.runtime.serve.engine import Closed, Overloaded, TimedOut
 from xopt.runtime.serve.shapes import BadRequest
 
-__all__ = ["error_reply"]
+__all__ = ["FORMS", "error_reply"]
+
+Body = dict[str, Any]
 
 # What TEI's clients read beside the text of an error.
 TEI_KINDS = {
@@ -33,16 +36,43 @@ ELSEWHERE = {
 }
 
 
-def error_reply(error: Exception, as_tei: bool) -> Response:
-    """Return the answer to a request that failed, in TEI's form or in one for all others."""
+def error_reply(error: Exception, form: str = "common") -> Response:
+    """Return the answer to a request that failed, in one of `FORMS`."""
     status, message, headers = _status(error)
-    if as_tei:
-        content: Any = {"error": message, "error_type": TEI_KINDS.get(status, "backend")}
-    else:
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        read_by_openai = {"message": message, "type": kind, "code": status, "param": None}
-        content = {"error": read_by_openai, "message": message, "detail": message}
+    content = FORMS[form](status, message)
     return Response(orjson.dumps(content), status, headers, "application/json")
+
+
+def _common(status: int, message: str) -> Body:
+    """Each client finds the message where it looks: in `error`, `message` or `detail`."""
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    read_by_openai = {"message": message, "type": kind, "code": status, "param": None}
+    return {"error": read_by_openai, "message": message, "detail": message}
+
+
+def _tei(status: int, message: str) -> Body:
+    return {"error": message, "error_type": TEI_KINDS.get(status, "backend")}
+
+
+def _voyage(_: int, message: str) -> Body:
+    """Voyage's client fails on an `error` that is an object."""
+    return {"message": message, "detail": message}
+
+
+def _infinity(status: int, message: str) -> Body:
+    """Return the list of FastAPI, which infinity's client reads where a value is wrong."""
+    content = _common(status, message)
+    if status == 422:
+        content["detail"] = [{"loc": ["body"], "msg": message, "type": "value_error"}]
+    return content
+
+
+FORMS: dict[str, Callable[[int, str], Body]] = {
+    "common": _common,
+    "tei": _tei,
+    "voyage": _voyage,
+    "infinity": _infinity,
+}
 
 
 def _status(error: Exception) -> tuple[int, str, dict[str, str]]:

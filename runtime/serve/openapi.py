@@ -13,11 +13,13 @@ __all__ = ["described", "page"]
 Json = dict[str, Any]
 TEXT: Json = {"type": "string"}
 TEXTS: Json = {"type": "array", "items": TEXT, "minItems": 1}
+PAIR: Json = {"type": "array", "items": TEXT, "minItems": 2, "maxItems": 2}
 SCORE: Json = {"type": "number"}
 INDEX: Json = {"type": "integer", "minimum": 0}
 # Clients send options as null, and true and false as texts.
 FLAG: Json = {"enum": [True, False, "true", "false", None]}
-COUNT: Json = {"type": ["integer", "null"], "minimum": 0}
+# Larger ones are no integers in JSON.
+COUNT: Json = {"type": ["integer", "null"], "minimum": 0, "maximum": 2**53 - 1}
 QUERY: Json = {"type": "string", "pattern": r"\S"}
 DOCUMENT: Json = {
     "anyOf": [TEXT, {"type": "object", "properties": {"text": TEXT}, "required": ["text"]}]
@@ -36,6 +38,7 @@ ASKS: Json = {
             "documents": DOCUMENTS,
             "model": {"type": ["string", "null"]},
             "top_n": COUNT,
+            "top_k": COUNT,
             "return_documents": FLAG,
             "raw_scores": FLAG,
         },
@@ -53,56 +56,90 @@ ASKS: Json = {
         ["query", "texts"],
     ),
     "Score": _object(
-        {"text_1": {"anyOf": [TEXT, TEXTS]}, "text_2": {"anyOf": [TEXT, TEXTS]}},
+        {"text_1": TEXT, "text_2": {"anyOf": [TEXT, TEXTS]}, "use_activation": FLAG},
         ["text_1", "text_2"],
     ),
     "Predict": _object(
         {
-            "inputs": {
-                "type": "array",
-                "items": {"type": "array", "items": TEXT, "minItems": 2, "maxItems": 2},
-                "minItems": 1,
-            },
+            "inputs": {"anyOf": [PAIR, {"type": "array", "items": PAIR, "minItems": 1}]},
             "raw_scores": FLAG,
             "truncate": FLAG,
         },
         ["inputs"],
     ),
 }
-RESULT = _object({"index": INDEX, "relevance_score": SCORE, "document": {}}, [])
+
+
+def _reply(optional: Json | None = None, **required: Json) -> Json:
+    """Describe an object with these keys and no others."""
+    properties = {**required, **(optional or {})}
+    return {**_object(properties, list(required)), "additionalProperties": False}
+
+
+def _list(items: Json) -> Json:
+    return {"type": "array", "items": items}
+
+
+COUNTED: Json = {"type": "integer", "minimum": 0}
+TOTAL = _reply({"prompt_tokens": COUNTED}, total_tokens=COUNTED)
+META = _reply(
+    {"scored": COUNTED, "warnings": _list(TEXT)},
+    api_version=_reply(version=TEXT),
+    billed_units=_reply(search_units=COUNTED),
+    tokens=_reply(input_tokens=COUNTED, output_tokens=COUNTED),
+)
+# A text, or an object with one, as the client knows it.
+GIVEN_BACK: Json = {"anyOf": [{"type": ["string", "null"]}, _reply(text=TEXT)]}
+RESULT = _reply({"document": GIVEN_BACK}, index=INDEX, relevance_score=SCORE)
+PREDICTED = _list(_reply(score=SCORE, label=TEXT))
+MODEL = _reply(id=TEXT, object=TEXT, created=COUNTED, owned_by=TEXT, model_type=TEXT)
+OPENAI_ERROR = _reply(message=TEXT, type=TEXT, code=COUNTED, param={"type": "null"})
 REPLIES: Json = {
-    "Ranking": _object(
-        {
-            "id": TEXT,
-            "object": TEXT,
-            "model": TEXT,
-            "results": {"type": "array", "items": RESULT},
-            "data": {"type": "array", "items": RESULT},
-            "usage": {"type": "object"},
-            "meta": {"type": "object"},
-        },
-        [],
+    "Ranking": _reply(
+        id=TEXT, object=TEXT, model=TEXT, results=_list(RESULT), usage=TOTAL, meta=META
     ),
-    "RankedTexts": {
-        "type": "array",
-        "items": _object({"index": INDEX, "score": SCORE, "text": TEXT}, ["index", "score"]),
-    },
-    "Scores": _object(
-        {
-            "data": {
-                "type": "array",
-                "items": _object({"index": INDEX, "score": SCORE}, ["index", "score"]),
-            },
-            "usage": {"type": "object"},
-        },
-        ["data"],
+    "RankingForVoyage": _reply(object=TEXT, data=_list(RESULT), model=TEXT, usage=TOTAL),
+    "RankingForOpenVINO": _reply(results=_list(RESULT)),
+    "ScoresForWeaviate": _reply(
+        query=TEXT,
+        scores=_list(_reply(document=TEXT, score=SCORE)),
+        property=TEXT,
+        score={"type": "null"},
     ),
-    "Predictions": {"type": "array"},
-    "Error": {
-        "type": "object",
-        "properties": {"error": {}, "message": TEXT, "detail": TEXT, "error_type": TEXT},
-        "required": ["error"],
-    },
+    "RankedTexts": _list(_reply({"text": TEXT}, index=INDEX, score=SCORE)),
+    "Scores": _reply(
+        id=TEXT,
+        object=TEXT,
+        created=COUNTED,
+        model=TEXT,
+        data=_list(_reply(index=INDEX, object=TEXT, score=SCORE)),
+        usage=TOTAL,
+    ),
+    "Predictions": {"anyOf": [PREDICTED, _list(PREDICTED)]},
+    "Error": _reply(error=OPENAI_ERROR, message=TEXT, detail={"type": ["string", "array"]}),
+    "ErrorForTEI": _reply(error=TEXT, error_type=TEXT),
+    "ErrorForVoyage": _reply(message=TEXT, detail=TEXT),
+    "Alive": _reply(status=TEXT),
+    "Ready": _reply(ready={"type": "boolean"}),
+    "Info": _object(
+        {
+            "model_id": TEXT,
+            "variant": TEXT,
+            "max_input_length": COUNTED,
+            "max_body_bytes": COUNTED,
+            "max_client_batch_size": {"type": "null"},
+            "auto_truncate": {"type": "boolean"},
+            "deadline_s": {"type": "number"},
+            "agreement": {"type": "object"},
+            "cascade": {"type": ["object", "null"]},
+            "tokens_per_s": COUNTED,
+        },
+        ["model_id", "variant", "max_input_length", "max_body_bytes", "agreement"],
+    ),
+    "Models": _reply(object=TEXT, data=_list(MODEL)),
+    "Model": MODEL,
+    "Meta": _reply(model=TEXT, variant=TEXT),
+    "AsksForKey": _reply(auth={"type": "boolean"}),
 }
 CASCADE: Json = {
     "name": "X-Cascade",
@@ -116,6 +153,8 @@ SCORED: Json = {
         "schema": INDEX,
     }
 }
+RANKINGS = ("Ranking", "RankingForVoyage", "ScoresForWeaviate", "RankedTexts")
+FAILURES = ("Error", "ErrorForTEI", "ErrorForVoyage")
 ERRORS = {
     "400": "No JSON, or nothing to rank",
     "401": "The API key is missing or wrong",
@@ -141,9 +180,19 @@ def _content(*names: str) -> Json:
 def _post(summary: str, asks: tuple[str, ...], replies: tuple[str, ...]) -> Json:
     responses: Json = {"200": {"description": "Scores", "content": _content(*replies)}}
     for status, description in ERRORS.items():
-        responses[status] = {"description": description, "content": _content("Error")}
+        responses[status] = {"description": description, "content": _content(*FAILURES)}
+    responses["429"]["headers"] = {"Retry-After": {"description": "Seconds", "schema": COUNTED}}
     body = {"required": True, "content": _content(*asks)}
-    return {"post": {"summary": summary, "requestBody": body, "responses": responses}}
+    # Only a server that has keys asks for one.
+    security: list[Json] = [{}, {"key": []}]
+    return {
+        "post": {
+            "summary": summary,
+            "requestBody": body,
+            "responses": responses,
+            "security": security,
+        }
+    }
 
 
 def _probe(summary: str, also: tuple[str, ...] = ()) -> Json:
@@ -151,11 +200,19 @@ def _probe(summary: str, also: tuple[str, ...] = ()) -> Json:
     return {"get": {"summary": summary, "responses": responses}}
 
 
-def _get(summary: str, media: str = "application/json", also: tuple[str, ...] = ()) -> Json:
+def _get(summary: str, content: Json, also: tuple[str, ...] = ()) -> Json:
     responses: Json = {}
     for status in ("200", *also):
-        responses[status] = {"description": summary, "content": {media: {}}}
+        responses[status] = {"description": summary, "content": content}
     return {"get": {"summary": summary, "responses": responses}}
+
+
+def _named_get(summary: str, name: str) -> Json:
+    """Describe a path that has a model's name at its end."""
+    get = _get(summary, _content(name))
+    parameter = {"name": "name", "in": "path", "required": True, "schema": TEXT}
+    get["get"]["parameters"] = [parameter]
+    return get
 
 
 def described() -> Json:
@@ -163,24 +220,33 @@ def described() -> Json:
     paths: Json = {}
     for path in RERANK_PATHS:
         asks = ("Rerank", "RerankTexts")
-        paths[path] = _post("Rank documents for a query", asks, ("Ranking", "RankedTexts"))
+        paths[path] = _post("Rank documents for a query", asks, RANKINGS)
+    paths["/v3/rerank"] = _post(
+        "Rank documents as OpenVINO Model Server does", ("Rerank",), ("RankingForOpenVINO",)
+    )
+    for path in RERANK_PATHS:
         paths[path]["post"]["parameters"] = [CASCADE]
         paths[path]["post"]["responses"]["200"]["headers"] = SCORED
     for path in SCORE_PATHS:
         paths[path] = _post("Score pairs, in their order", ("Score",), ("Scores",))
     for path in PREDICT_PATHS:
         paths[path] = _post("Score pairs as TEI does", ("Predict",), ("Predictions",))
-    paths["/"] |= _get("Alive")
+    text: Json = {"schema": TEXT}
+    paths["/"] |= _get("Alive", _content("Alive"))
     paths |= {
-        "/health": _get("Alive"),
-        "/ping": _get("Alive"),
-        "/ready": _get("Ready for requests", also=("503",)),
-        "/info": _get("Model, variant, agreement, cascade and limits"),
-        "/metrics": _get("Counters for Prometheus", "text/plain"),
-        "/v1/models": _get("The model"),
+        "/health": _get("Alive", _content("Alive")),
+        "/ping": _get("Alive", _content("Alive")),
+        "/ready": _get("Ready for requests", _content("Ready"), also=("503",)),
+        "/info": _get("Model, variant, agreement, cascade and limits", _content("Info")),
+        "/metrics": _get("Counters for Prometheus", {"text/plain": text}),
+        "/v1/models": _get("The model", _content("Models")),
+        "/v1/models/{name}": _named_get("The model, by any name", "Model"),
+        "/v1/cluster/auth": _get("Whether requests need a key", _content("AsksForKey")),
+        "/docs": _get("This list as a page", {"text/html": text}),
+        "/openapi.json": _get("This list as OpenAPI", {"application/json": {}}),
         "/.well-known/live": _probe("Alive, for Weaviate"),
         "/.well-known/ready": _probe("Ready for requests, for Weaviate", also=("503",)),
-        "/meta": _get("The model, for Weaviate"),
+        "/meta": _get("The model, for Weaviate", _content("Meta")),
     }
     return {
         "openapi": "3.1.0",

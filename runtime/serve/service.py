@@ -30,7 +30,7 @@ from xopt.runtime.serve.errors import error_reply
 from xopt.runtime.serve.metrics import Metrics
 from xopt.runtime.serve.openapi import described, page
 from xopt.runtime.serve.record import Record, log_request
-from xopt.runtime.serve.shapes import Ask, BadRequest, Scored, Shape, shape_of
+from xopt.runtime.serve.shapes import VOYAGE, Ask, BadRequest, Scored, Shape, shape_of
 
 __all__ = ["Service", "Settings"]
 
@@ -40,6 +40,7 @@ DEADLINE_HEADER = "x-request-timeout"
 CASCADE_HEADER = "x-cascade"
 WARNINGS_HEADER = "x-warnings"
 SCORED_HEADER = "x-scored"
+VOYAGE_HEADER = "x-voyage-client-user-agent"
 # Of the documents that a warning is about, so many are named.
 MOST_NAMED = 20
 T = TypeVar("T")
@@ -246,8 +247,8 @@ class Service:
             self.metrics.timed_out.inc()
         if isinstance(error, Overloaded):
             self.metrics.refused.inc()
-        shape = record.shape or shape_of(record.path, {})
-        reply = error_reply(error, shape.tei_errors)
+        shape = record.shape or _shape_of_unread(record.request)
+        reply = error_reply(error, shape.errors)
         if reply.status_code == 500:
             record.error = error
             log.error("a request failed", exc_info=error)
@@ -255,7 +256,7 @@ class Service:
 
     async def elsewhere(self, request: Request, error: Exception) -> Response:
         """Answer a request for a path or a method that is not there."""
-        reply = error_reply(error, as_tei=False)
+        reply = error_reply(error)
         self._tell(Record(request, self.metrics), reply)
         return reply
 
@@ -285,8 +286,25 @@ class Service:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
     async def models(self, _: Request) -> Response:
-        model = {"id": self.folder.path.name, "object": "model", "created": 0, "owned_by": "xopt"}
-        return _json({"object": "list", "data": [model]})
+        return _json({"object": "list", "data": [self._described_model()]})
+
+    async def model(self, _: Request) -> Response:
+        """Describe the model, whatever it is called; Xinference's client asks first."""
+        return _json(self._described_model())
+
+    async def asks_for_key(self, _: Request) -> Response:
+        """Tell whether requests need a key; Xinference's client sends none otherwise."""
+        return _json({"auth": bool(self.settings.api_keys)})
+
+    def _described_model(self) -> dict[str, Any]:
+        """Return what the clients of OpenAI and of Xinference read."""
+        return {
+            "id": self.folder.path.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "xopt",
+            "model_type": "rerank",
+        }
 
     async def openapi(self, _: Request) -> Response:
         return _json(described())
@@ -330,6 +348,13 @@ def _listeners(folder: ModelFolder, settings: Settings) -> list[Callable[[Record
         tracer = Tracer(folder.path.name, with_texts=settings.spans == "texts")
         listeners.append(tracer.trace)
     return listeners
+
+
+def _shape_of_unread(request: Request) -> Shape:
+    """Return whose shape a request has whose body was not read."""
+    if VOYAGE_HEADER in request.headers:
+        return VOYAGE
+    return shape_of(request.scope["path"], {})
 
 
 def _end_process() -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.ranking import ranked
 
-__all__ = ["PATHS", "Ask", "BadRequest", "Scored", "Shape", "shape_of"]
+__all__ = ["PATHS", "VOYAGE", "Ask", "BadRequest", "Scored", "Shape", "shape_of"]
 
 Body = dict[str, Any]
 RERANK_PATHS = (
@@ -107,13 +107,13 @@ def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 class Shape:
     """How a client asks and what it reads: `read` a body, `reply` to it.
 
-    tei_errors: errors are `{"error": text, "error_type": kind}`.
+    errors: the form of its errors, one of `errors.FORMS`.
     """
 
     name: str
     read: Callable[[Body], Ask]
     reply: Callable[[Ask, Scored], Any]
-    tei_errors: bool = False
+    errors: str = "common"
 
 
 def shape_of(path: str, body: Body) -> Shape:
@@ -197,7 +197,9 @@ def _flag(body: Body, name: str, default: bool = False) -> bool:
 def _count(body: Body, name: str) -> int | None:
     """Return how many documents to return; None, as 0 is read, for all."""
     value = body.get(name)
-    if isinstance(value, str) and value.isdigit():
+    as_text = isinstance(value, str) and value.isdigit()
+    as_decimal = isinstance(value, float) and value.is_integer()  # 2.0 is whole in JSON
+    if as_text or as_decimal:
         value = int(value)
     if value is None or value is False or value == 0:
         return None
@@ -346,6 +348,11 @@ def _cohere_2_reply(ask: Ask, scored: Scored) -> Body:
     return _cohere_reply(ask, scored, "2")
 
 
+def _infinity_reply(ask: Ask, scored: Scored) -> Body:
+    results = _results(ask, scored, as_text=True)
+    return {**_cohere_reply(ask, scored), "object": "rerank", "results": results}
+
+
 def _xinference_reply(ask: Ask, scored: Scored) -> Body:
     results = [{"document": None, **each} for each in _results(ask, scored, as_text=True)]
     return {**_cohere_reply(ask, scored), "results": results}
@@ -403,14 +410,15 @@ def _score_reply(ask: Ask, scored: Scored) -> Body:
     }
 
 
-COHERE = Shape("cohere, jina, vllm, infinity, llama.cpp", _rerank_ask, _cohere_reply)
+COHERE = Shape("cohere, jina, vllm, llama.cpp", _rerank_ask, _cohere_reply)
 COHERE_2 = Shape("cohere v2", _rerank_ask, _cohere_2_reply)
+INFINITY = Shape("infinity", _rerank_ask, _infinity_reply, errors="infinity")
 XINFERENCE = Shape("xinference", _rerank_ask, _xinference_reply)
-VOYAGE = Shape("voyage", _voyage_ask, _voyage_reply)
+VOYAGE = Shape("voyage", _voyage_ask, _voyage_reply, errors="voyage")
 OPENVINO = Shape("openvino", _rerank_ask, _openvino_reply)
 WEAVIATE = Shape("weaviate", _weaviate_ask, _weaviate_reply)
-TEI = Shape("tei", _tei_ask, _tei_reply, tei_errors=True)
-PREDICT = Shape("tei /predict", _predict_ask, _predict_reply, tei_errors=True)
+TEI = Shape("tei", _tei_ask, _tei_reply, errors="tei")
+PREDICT = Shape("tei /predict", _predict_ask, _predict_reply, errors="tei")
 SCORE = Shape("vllm /score", _score_ask, _score_reply)
 
 BY_PATH = {
@@ -418,4 +426,10 @@ BY_PATH = {
     **dict.fromkeys(PREDICT_PATHS, PREDICT),
     "/v3/rerank": OPENVINO,
 }
-BY_KEY = {"texts": TEI, "property": WEAVIATE, "return_len": XINFERENCE}
+# infinity's own client always sends `raw_scores`.
+BY_KEY = {
+    "texts": TEI,
+    "property": WEAVIATE,
+    "return_len": XINFERENCE,
+    "raw_scores": INFINITY,
+}

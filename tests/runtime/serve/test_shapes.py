@@ -92,7 +92,7 @@ def test_scores_stay_in_their_order(path):
 
 @pytest.mark.parametrize(
     ("top_n", "expected"),
-    [(None, 3), (0, 3), (1, 1), (3, 3), (99, 3), ("2", 2)],
+    [(None, 3), (0, 3), (1, 1), (3, 3), (99, 3), ("2", 2), (2.0, 2), (0.0, 3)],
 )
 def test_top_n_as_clients_send_it(top_n, expected):
     assert len(asked("/rerank", body_with(top_n=top_n))["results"]) == expected
