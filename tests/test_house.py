@@ -48,6 +48,7 @@ OWNERS = {  # in runtime, the modules that import a library
         "record.py",
         "server.py",
         "service.py",
+        "status.py",
     },
     "uvicorn": {"server.py"},
     "opentelemetry": {"tracing.py"},

@@ -222,27 +222,23 @@ def forwards(server: Server) -> np.ndarray:
 
 
 def same(case: Case) -> dict[str, Any]:
-    """Compare replies alone with those among 64 clients, byte by byte but for the id."""
+    """Compare replies alone with those among 64 clients, byte by byte."""
     sent = requests(DOCUMENTS)
     asked = sent[: case.times(20)]
     with case.served() as server:
         connection = http.client.HTTPConnection(HOST, server.port)
-        alone = [without_id(answer(connection, each.body)) for each in asked]
+        alone = [answer(connection, each.body) for each in asked]
         seconds = 180 * case.scale
         crowded: list[bytes] = []
         with beside(server, sent[::-1], clients=63, seconds=seconds):
             ends_s = time.monotonic() + seconds - 30
             for each in asked:
-                crowded.append(without_id(answer(connection, each.body)))
+                crowded.append(answer(connection, each.body))
                 if time.monotonic() > ends_s:
                     break
     equal = sum(map(bytes.__eq__, alone, crowded))
     print(f"{equal} of {len(crowded)} replies among 64 clients are those alone, byte by byte")
     return {"equal": equal, "of": len(crowded)}
-
-
-def without_id(reply: bytes) -> bytes:
-    return re.sub(rb'^\{"id":"[^"]*",', b"{", reply)
 
 
 MEASURES = {"rate": rate, "latency": latency, "fair": fair, "same": same}

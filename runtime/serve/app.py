@@ -23,8 +23,10 @@ from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.default import default_variant
 from xopt.runtime.scoring.scorer import open_scorer
-from xopt.runtime.serve.service import Service, Settings
+from xopt.runtime.serve.service import Service
+from xopt.runtime.serve.settings import Settings
 from xopt.runtime.serve.shapes import PATHS
+from xopt.runtime.serve.status import Status
 
 __all__ = ["app"]
 
@@ -119,21 +121,22 @@ def _check_origin(origin: str) -> None:
 
 
 def _routes(service: Service) -> list[Route]:
+    status = Status(service)
     gets = {
-        "/": service.health,
-        "/health": service.health,
-        "/ping": service.health,
-        "/ready": service.is_ready,
-        "/metrics": service.metrics_text,
-        "/info": service.info,
-        "/v1/models": service.models,
-        "/v1/models/{name:path}": service.model,
-        "/v1/cluster/auth": service.asks_for_key,
-        "/openapi.json": service.openapi,
-        "/docs": service.docs,
-        "/.well-known/live": service.is_live_for_weaviate,
-        "/.well-known/ready": service.is_ready_for_weaviate,
-        "/meta": service.meta,
+        "/": status.health,
+        "/health": status.health,
+        "/ping": status.health,
+        "/ready": status.is_ready,
+        "/metrics": status.metrics_text,
+        "/info": status.info,
+        "/v1/models": status.models,
+        "/v1/models/{name:path}": status.model,
+        "/v1/cluster/auth": status.asks_for_key,
+        "/openapi.json": status.openapi,
+        "/docs": status.docs,
+        "/.well-known/live": status.is_live_for_weaviate,
+        "/.well-known/ready": status.is_ready_for_weaviate,
+        "/meta": status.meta,
     }
     routes = [Route(path, service.rerank, methods=["POST"]) for path in PATHS]
     routes += [Route(path, answer, methods=["GET"]) for path, answer in gets.items()]

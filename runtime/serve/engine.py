@@ -27,7 +27,7 @@ from xopt.runtime.scoring.plan import WIDTH_STEP, Forward
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.serve.metrics import Metrics
 
-__all__ = ["Closed", "Engine", "Overloaded", "TimedOut", "Work"]
+__all__ = ["Closed", "Engine", "Overloaded", "QueuedRequest", "TimedOut"]
 
 # The measured rate follows that of the last forwards, which took about so long.
 FOLLOWING_S = 5.0
@@ -64,7 +64,7 @@ def _no_tokens() -> Tokens:
 
 
 @dataclass(eq=False)
-class Work:
+class QueuedRequest:
     """One request's distinct pairs on their way through the engine.
 
     deadline_s: when its time is over, by time.monotonic.
@@ -107,15 +107,15 @@ class _Batch:
     alone: nothing else runs or waits, so that it may have all threads.
     """
 
-    members: list[tuple[Work, int]]
+    members: list[tuple[QueuedRequest, int]]
     width: int
     alone: bool
 
     @property
     def tokens(self) -> Tokens:
         """The tokens of its pairs, in their order."""
-        ids = [work.tokens.ids[row] for work, row in self.members]
-        type_ids = [work.tokens.type_ids[row] for work, row in self.members]
+        ids = [queued.tokens.ids[row] for queued, row in self.members]
+        type_ids = [queued.tokens.type_ids[row] for queued, row in self.members]
         return Tokens(ids, type_ids, np.array([len(each) for each in ids], np.int64))
 
     def parts(self) -> list[_Batch]:
@@ -142,8 +142,8 @@ class Engine:
         self.tokens_per_s = 1.0
         self._on_death = on_death
         self._tokens_per_character = FIRST_TOKENS_PER_CHARACTER
-        self._admitted: set[Work] = set()
-        self._waiting: list[Work] = []  # of those admitted, the ones with pairs that wait
+        self._admitted: set[QueuedRequest] = set()
+        self._waiting: list[QueuedRequest] = []  # of those admitted, the ones with pairs that wait
         self._rows: Counter[int] = Counter()  # pairs that wait, by width
         self._running = 0
         self._virtual = 0.0  # tokens that the leading request had had
@@ -173,8 +173,8 @@ class Engine:
     def _shut(self) -> None:
         with self._changed:
             self._closed = True
-            for work in self._admitted:
-                work.fail(Closed())
+            for queued in self._admitted:
+                queued.fail(Closed())
             self._waiting = []
             self._changed.notify_all()
 
@@ -182,13 +182,13 @@ class Engine:
     def queued_tokens(self) -> int:
         """The tokens of all requests that are let in and not scored yet."""
         with self._changed:
-            return sum(work.left_tokens for work in self._admitted)
+            return sum(queued.left_tokens for queued in self._admitted)
 
     @property
     def queued_requests(self) -> int:
         return len(self._admitted)
 
-    def admit(self, pairs: Sequence[Pair], deadline_s: float) -> Work:
+    def admit(self, pairs: Sequence[Pair], deadline_s: float) -> QueuedRequest:
         """Let a request in. Raises Overloaded where it would wait too long, and Closed.
 
         Of each request before it no more tokens are scored first than it has itself. They may not
@@ -202,20 +202,20 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise Closed
-            before = sum(min(own, work.left_tokens) for work in self._admitted)
+            before = sum(min(own, queued.left_tokens) for queued in self._admitted)
             before_s = before / self.tokens_per_s
             late_s = before_s + own / self.tokens_per_s - (deadline_s - time.monotonic())
             if before and (before_s > self.longest_wait_s or late_s > 0):
                 raise Overloaded(max(1.0, late_s, before_s - self.longest_wait_s))
-            work = Work(deadline_s, own)
-            self._admitted.add(work)
-        return work
+            queued = QueuedRequest(deadline_s, own)
+            self._admitted.add(queued)
+        return queued
 
-    def release(self, work: Work) -> None:
+    def release(self, queued: QueuedRequest) -> None:
         """Forget a request that has ended, however it did."""
-        work.done.cancel()
+        queued.done.cancel()
         with self._changed:
-            self._admitted.discard(work)
+            self._admitted.discard(queued)
 
     def tokenise(self, pairs: Sequence[Pair]) -> Tokens:
         """Tokenise pairs, and learn how many tokens characters make."""
@@ -226,29 +226,29 @@ class Engine:
             self._tokens_per_character += FOLLOWING * (rate - self._tokens_per_character)
         return tokens
 
-    def submit(self, work: Work, tokens: Tokens) -> None:
+    def submit(self, queued: QueuedRequest, tokens: Tokens) -> None:
         """Let a request's tokenised pairs wait for their forwards. Raises Closed.
 
-        A request may bring more when all that it brought are scored; each time `work.done` is
+        A request may bring more when all that it brought are scored; each time `queued.done` is
         another one.
         """
         labels = self.scorer.labels
         rows = len(tokens.ids)
-        work.tokens = tokens
-        work.logits = np.empty(rows if labels == 1 else (rows, labels), np.float32)
-        work.left_rows = rows
+        queued.tokens = tokens
+        queued.logits = np.empty(rows if labels == 1 else (rows, labels), np.float32)
+        queued.left_rows = rows
         for row in np.argsort(-tokens.lengths, kind="stable"):
             width = self._width(int(tokens.lengths[row]))
-            work.waiting.setdefault(width, deque()).append(int(row))
+            queued.waiting.setdefault(width, deque()).append(int(row))
         with self._changed:
             if self._closed:
                 raise Closed
-            if work.done.done():
-                work.done = Future()
-            work.left_tokens = int(tokens.lengths.sum())
-            work.served = max(work.served, self._virtual)
-            self._waiting.append(work)
-            self._rows.update({width: len(rows) for width, rows in work.waiting.items()})
+            if queued.done.done():
+                queued.done = Future()
+            queued.left_tokens = int(tokens.lengths.sum())
+            queued.served = max(queued.served, self._virtual)
+            self._waiting.append(queued)
+            self._rows.update({width: len(rows) for width, rows in queued.waiting.items()})
             self._changed.notify_all()
 
     def _width(self, length: int) -> int:
@@ -287,42 +287,42 @@ class Engine:
         self._drop_what_is_over()
         if not self._waiting:
             return None
-        works = sorted(self._waiting, key=lambda work: work.served)
-        self._virtual = works[0].served
-        members = self._fitting(works)
-        lengths = np.array([work.tokens.lengths[row] for work, row in members])
+        requests = sorted(self._waiting, key=lambda queued: queued.served)
+        self._virtual = requests[0].served
+        members = self._fitting(requests)
+        lengths = np.array([queued.tokens.lengths[row] for queued, row in members])
         # The planner says how many of them may run together on this backend.
         forward = self.scorer.planned(lengths)[0]
         members = members[: len(forward.rows)]
-        for work, row in members:
-            self._take(work, row)
-        self._waiting = [work for work in self._waiting if work.waiting]
+        for queued, row in members:
+            self._take(queued, row)
+        self._waiting = [queued for queued in self._waiting if queued.waiting]
         alone = not self._waiting and not self._running
         return _Batch(members, forward.width, alone)
 
-    def _fitting(self, works: list[Work]) -> list[tuple[Work, int]]:
+    def _fitting(self, requests: list[QueuedRequest]) -> list[tuple[QueuedRequest, int]]:
         """Return pairs that fit into a forward with the first request's.
 
         First come those of one width, whosever they are, then narrower ones of its own, where the
         backend runs them together.
         """
-        lead = works[0]
+        lead = requests[0]
         width = self._fullest(lead)
         room = self._room(width)
-        wanted = [(work, width) for work in works]
+        wanted = [(queued, width) for queued in requests]
         if not self.scorer.backend.step:
             wanted += [(lead, each) for each in lead.waiting if each < width]
-        members: list[tuple[Work, int]] = []
-        for work, each in wanted:
-            rows = itertools.islice(work.waiting.get(each, ()), room - len(members))
-            members += [(work, row) for row in rows]
+        members: list[tuple[QueuedRequest, int]] = []
+        for queued, each in wanted:
+            rows = itertools.islice(queued.waiting.get(each, ()), room - len(members))
+            members += [(queued, row) for row in rows]
         return members
 
     def _room(self, width: int) -> int:
         """Return how many pairs of a width a forward takes."""
         return max(1, self.scorer.plan.tokens // width)
 
-    def _fullest(self, lead: Work) -> int:
+    def _fullest(self, lead: QueuedRequest) -> int:
         """Return which of a request's widths fills a forward best; of equal ones the widest.
 
         A backend that pads takes the widest: the others fill up its forwards.
@@ -333,27 +333,27 @@ class Engine:
             lead.waiting, key=lambda width: width * min(self._rows[width], self._room(width))
         )
 
-    def _take(self, work: Work, row: int) -> None:
+    def _take(self, queued: QueuedRequest, row: int) -> None:
         """Take a pair, the first of its width, out of those that wait."""
-        length = int(work.tokens.lengths[row])
+        length = int(queued.tokens.lengths[row])
         width = self._width(length)
-        work.waiting[width].popleft()
+        queued.waiting[width].popleft()
         self._rows[width] -= 1
-        if not work.waiting[width]:
-            del work.waiting[width]
-        work.served += length
+        if not queued.waiting[width]:
+            del queued.waiting[width]
+        queued.served += length
 
     def _drop_what_is_over(self) -> None:
         """Forget requests that were given up or have failed, and end those whose time is over."""
         now_s = time.monotonic()
         still_waiting = []
-        for work in self._waiting:
-            if work.deadline_s < now_s:
-                work.fail(TimedOut())
-            if work.done.done():
-                self._rows.subtract({width: len(rows) for width, rows in work.waiting.items()})
+        for queued in self._waiting:
+            if queued.deadline_s < now_s:
+                queued.fail(TimedOut())
+            if queued.done.done():
+                self._rows.subtract({width: len(rows) for width, rows in queued.waiting.items()})
             else:
-                still_waiting.append(work)
+                still_waiting.append(queued)
         self._waiting = still_waiting
 
     def _run(self, batch: _Batch) -> None:
@@ -372,8 +372,8 @@ class Engine:
                 self._run(part)
             return
         with self._changed:
-            for (work, row), logit in zip(batch.members, logits, strict=True):
-                work.deliver(row, logit)
+            for (queued, row), logit in zip(batch.members, logits, strict=True):
+                queued.deliver(row, logit)
         self._measure(batch, int(tokens.lengths.sum()), time.monotonic() - start_s)
 
     def _measure(self, batch: _Batch, tokens: int, seconds: float) -> None:

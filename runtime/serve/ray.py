@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 
 from xopt.runtime.machine import cores
 from xopt.runtime.serve.app import app
-from xopt.runtime.serve.service import Settings
+from xopt.runtime.serve.settings import Settings
 
 __all__ = ["Options", "build"]
 

@@ -9,30 +9,29 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 
 from xopt.runtime.errors import NotFinite
 from xopt.runtime.folder import ModelFolder
-from xopt.runtime.machine import machine_name
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.serve.body import LARGE_BYTES, read_body
 from xopt.runtime.serve.cascade import ServedCascade, is_asked
-from xopt.runtime.serve.engine import Engine, Overloaded, TimedOut, Work
+from xopt.runtime.serve.engine import Engine, Overloaded, QueuedRequest, TimedOut
 from xopt.runtime.serve.errors import error_reply
 from xopt.runtime.serve.metrics import Metrics
-from xopt.runtime.serve.openapi import described, page
 from xopt.runtime.serve.record import Record, log_request
+from xopt.runtime.serve.settings import Settings
 from xopt.runtime.serve.shapes import VOYAGE, Ask, BadRequest, Scored, Shape, shape_of
 
-__all__ = ["Service", "Settings"]
+__all__ = ["Service"]
 
 log = logging.getLogger(__name__)
 
@@ -44,32 +43,6 @@ VOYAGE_HEADER = "x-voyage-client-user-agent"
 # Of the documents that a warning is about, so many are named.
 MOST_NAMED = 20
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a server treats its clients.
-
-    api_keys: any of them opens the door; none for everybody.
-    root_path: a prefix that paths may have.
-    deadline_s: how long a request may take that names no time of its own.
-    longest_wait_s: how much work may lie before a request that is let in.
-    most_bytes: of a body, also when unpacked.
-    refuse_cut: answer 422 where a client sends `truncate: false` and a document is too long.
-    cors_origins: sites whose pages may ask, such as https://example.com; "*" for all.
-    log_requests: log a line for each request for scores.
-    spans: "numbers" for a span of each by OpenTelemetry, "texts" for one with the texts in it.
-    """
-
-    api_keys: tuple[str, ...] = ()
-    root_path: str = ""
-    deadline_s: float = 60.0
-    longest_wait_s: float = 20.0
-    most_bytes: int = 64 << 20
-    refuse_cut: bool = False
-    cors_origins: tuple[str, ...] = ()
-    log_requests: bool = False
-    spans: Literal["numbers", "texts"] | None = None
 
 
 class Service:
@@ -93,8 +66,6 @@ class Service:
         self.ready = False
         log.error("scoring failed, and the server ends: %s: %s", type(error).__name__, error)
         self.on_death()
-
-    # A request for scores
 
     async def rerank(self, request: Request) -> Response:
         """Answer a request in the shape that it came in."""
@@ -124,12 +95,12 @@ class Service:
         why_all = self.cascade.why_all(ask) if cascade_asked else ""
         by_cascade = cascade_asked and not why_all
         expected = self.cascade.expected(ask.pairs) if by_cascade else ask.pairs
-        work = self.engine.admit(expected, deadline_s)
+        queued = self.engine.admit(expected, deadline_s)
         try:
             way = self._cascaded if by_cascade else self._scored
-            scored = await _in_time(request, way(work, record, ask, is_large), deadline_s)
+            scored = await _in_time(request, way(queued, record, ask, is_large), deadline_s)
         finally:
-            self.engine.release(work)
+            self.engine.release(queued)
         if why_all:
             warnings = [*scored.warnings, why_all]
             scored = replace(scored, warnings=warnings, count=len(ask.pairs))
@@ -138,7 +109,9 @@ class Service:
             content = await _beside(is_large, _reply_bytes, shape, ask, scored)
         return _response(content, scored, record.milliseconds())
 
-    async def _scored(self, work: Work, record: Record, ask: Ask, is_large: bool) -> Scored:
+    async def _scored(
+        self, queued: QueuedRequest, record: Record, ask: Ask, is_large: bool
+    ) -> Scored:
         """Tokenise and score an ask's pairs, identical ones once."""
         with record.stage("tokenise"):
             tokens, rows = await _beside(is_large, self._tokenised, ask)
@@ -148,13 +121,13 @@ class Service:
             self.metrics.cut.inc(len(cut))
             self._check_cut(ask, cut)
         with record.stage("queue_and_score"):
-            self.engine.submit(work, tokens)
-            logits = self.folder.manifest.ranking(await asyncio.wrap_future(work.done))[rows]
+            self.engine.submit(queued, tokens)
+            logits = self.folder.manifest.ranking(await asyncio.wrap_future(queued.done))[rows]
         broken = np.flatnonzero(~np.isfinite(logits)).tolist()
         warnings = self._warnings(cut, broken, logits)
         return Scored(logits, int(tokens.lengths[rows].sum()), warnings)
 
-    async def _cascaded(self, work: Work, record: Record, ask: Ask, _: bool) -> Scored:
+    async def _cascaded(self, queued: QueuedRequest, record: Record, ask: Ask, _: bool) -> Scored:
         """Score those of an ask's documents that the cascade asks for, block by block."""
         with record.stage("tokenise"):
             run = await asyncio.to_thread(self.cascade.run, ask)
@@ -163,8 +136,8 @@ class Service:
             while block is not None:
                 if run.cut:
                     self._check_cut(ask, run.cut)
-                self.engine.submit(work, block)
-                scores = self.folder.manifest.ranking(await asyncio.wrap_future(work.done))
+                self.engine.submit(queued, block)
+                scores = self.folder.manifest.ranking(await asyncio.wrap_future(queued.done))
                 block = await asyncio.to_thread(run.next_block, scores)
         record.cut = len(run.cut)
         self.metrics.cut.inc(len(run.cut))
@@ -260,82 +233,6 @@ class Service:
         self._tell(Record(request, self.metrics), reply)
         return reply
 
-    # Operation
-
-    async def health(self, _: Request) -> Response:
-        """Tell that the process is alive; no queue is asked."""
-        return _json({"status": "ok"})
-
-    async def is_ready(self, _: Request) -> Response:
-        return _json({"ready": self.ready}, 200 if self.ready else 503)
-
-    async def is_live_for_weaviate(self, _: Request) -> Response:
-        return Response(status_code=204)
-
-    async def is_ready_for_weaviate(self, _: Request) -> Response:
-        return Response(status_code=204 if self.ready else 503)
-
-    async def meta(self, _: Request) -> Response:
-        """Tell Weaviate of the model, which hands it on as it is."""
-        return _json({"model": self.folder.path.name, "variant": self.variant})
-
-    async def metrics_text(self, _: Request) -> Response:
-        self.metrics.queue_requests.set(self.engine.queued_requests)
-        self.metrics.queue_tokens.set(self.engine.queued_tokens)
-        self.metrics.rate.set(self.engine.tokens_per_s)
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
-
-    async def models(self, _: Request) -> Response:
-        return _json({"object": "list", "data": [self._described_model()]})
-
-    async def model(self, _: Request) -> Response:
-        """Describe the model, whatever it is called; Xinference's client asks first."""
-        return _json(self._described_model())
-
-    async def asks_for_key(self, _: Request) -> Response:
-        """Tell whether requests need a key; Xinference's client sends none otherwise."""
-        return _json({"auth": bool(self.settings.api_keys)})
-
-    def _described_model(self) -> dict[str, Any]:
-        """Return what the clients of OpenAI and of Xinference read."""
-        return {
-            "id": self.folder.path.name,
-            "object": "model",
-            "created": 0,
-            "owned_by": "xopt",
-            "model_type": "rerank",
-        }
-
-    async def openapi(self, _: Request) -> Response:
-        return _json(described())
-
-    async def docs(self, _: Request) -> Response:
-        return HTMLResponse(page())
-
-    async def info(self, _: Request) -> Response:
-        """Tell what a client may want to know of the model and the limits."""
-        manifest = self.folder.manifest
-        measured = manifest.measured.get(machine_name("cpu"), {})
-        judged = measured.get("variants", {}).get(self.variant, {})
-        return _json(
-            {
-                "model_id": self.folder.path.name,
-                "variant": self.variant,
-                "max_input_length": manifest.max_length,
-                "max_body_bytes": self.settings.most_bytes,
-                "max_client_batch_size": None,
-                "auto_truncate": not self.settings.refuse_cut,
-                "deadline_s": self.settings.deadline_s,
-                "agreement": {
-                    "verdict": judged.get("verdict"),
-                    "queries": measured.get("queries"),
-                    "measures": judged.get("measures", {}),
-                },
-                "cascade": self.cascade.described(),
-                "tokens_per_s": round(self.engine.tokens_per_s),
-            }
-        )
-
 
 def _listeners(folder: ModelFolder, settings: Settings) -> list[Callable[[Record], None]]:
     """Return what is told of each request that was answered."""
@@ -362,9 +259,9 @@ def _end_process() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _in_time(request: Request, work: Coroutine[Any, Any, T], deadline_s: float) -> T:
-    """Wait for work as long as its client does and its time lasts, and then cancel it."""
-    scored = asyncio.ensure_future(work)
+async def _in_time(request: Request, queued: Coroutine[Any, Any, T], deadline_s: float) -> T:
+    """Wait for queued as long as its client does and its time lasts, and then cancel it."""
+    scored = asyncio.ensure_future(queued)
     left = asyncio.ensure_future(_client_left(request))
     try:
         await asyncio.wait(
@@ -409,10 +306,6 @@ def _response(content: bytes, scored: Scored, milliseconds: int) -> Response:
     if scored.count is not None:
         headers[SCORED_HEADER] = str(scored.count)
     return Response(content, media_type="application/json", headers=headers)
-
-
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
 
 
 def _named(documents: list[int]) -> str:

@@ -8,6 +8,7 @@ from the scores to a reply.
 
 from __future__ import annotations
 
+import hashlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -79,6 +80,12 @@ class Scored:
     tokens: int
     warnings: list[str] = field(default_factory=list)
     count: int | None = None
+
+    @property
+    def id(self) -> str:
+        """Name the scores: equal ones have the same name, so that replies are the same bytes."""
+        digest = hashlib.blake2b(self.logits.tobytes(), digest_size=16).digest()
+        return str(uuid.UUID(bytes=digest, version=4))
 
     def best(self, ask: Ask) -> list[tuple[int, float]]:
         """Return the index and the score of the best documents; ties by index."""
@@ -335,7 +342,7 @@ def _results(ask: Ask, scored: Scored, as_text: bool = False) -> list[Body]:
 
 def _cohere_reply(ask: Ask, scored: Scored, version: str = "1") -> Body:
     return {
-        "id": str(uuid.uuid4()),
+        "id": scored.id,
         "object": "list",
         "model": ask.model,
         "results": _results(ask, scored),
@@ -401,7 +408,7 @@ def _score_reply(ask: Ask, scored: Scored) -> Body:
         for index, value in enumerate(scored.values(ask.raw))
     ]
     return {
-        "id": f"score-{uuid.uuid4()}",
+        "id": f"score-{scored.id}",
         "object": "list",
         "created": int(time.time()),
         "model": ask.model,

@@ -17,7 +17,7 @@ from xopt.runtime import open_scorer
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder, Plan
 from xopt.runtime.scoring.scorer import PlannedScorer
-from xopt.runtime.serve.engine import Closed, Engine, Overloaded, TimedOut, Work
+from xopt.runtime.serve.engine import Closed, Engine, Overloaded, QueuedRequest, TimedOut
 from xopt.runtime.serve.metrics import Metrics
 
 QUERY = "how to copy a file"
@@ -54,10 +54,10 @@ def engine(tiny: ModelFolder, engine_of: Callable[[PlannedScorer], Engine]) -> E
     return engine_of(opened(tiny))
 
 
-def submitted(engine: Engine, pairs: list[Any]) -> Work:
-    work = engine.admit(pairs, FOREVER_S)
-    engine.submit(work, engine.tokenise(pairs))
-    return work
+def submitted(engine: Engine, pairs: list[Any]) -> QueuedRequest:
+    queued = engine.admit(pairs, FOREVER_S)
+    engine.submit(queued, engine.tokenise(pairs))
+    return queued
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -71,9 +71,9 @@ def test_requests_together_get_the_scorers_logits(engine, tiny):
     expected = opened(tiny).logits(PAIRS)
 
     def ask(first: int) -> float:
-        work = submitted(engine, PAIRS[first:])
-        logits = work.done.result(60)
-        engine.release(work)
+        queued = submitted(engine, PAIRS[first:])
+        logits = queued.done.result(60)
+        engine.release(queued)
         return float(np.abs(logits - expected[first:]).max())
 
     with ThreadPoolExecutor(8) as clients:
@@ -84,29 +84,31 @@ def test_requests_together_get_the_scorers_logits(engine, tiny):
 def test_a_request_may_bring_more_when_its_first_pairs_are_scored(engine, tiny):
     expected = opened(tiny).logits(PAIRS)
     before = engine._virtual
-    work = submitted(engine, PAIRS[:3])
-    found = [work.done.result(60)]
+    queued = submitted(engine, PAIRS[:3])
+    found = [queued.done.result(60)]
     more = engine.tokenise(PAIRS[3:])
-    served = int(work.tokens.lengths.sum() + more.lengths.sum())
-    engine.submit(work, more)
-    found.append(work.done.result(60))
+    served = int(queued.tokens.lengths.sum() + more.lengths.sum())
+    engine.submit(queued, more)
+    found.append(queued.done.result(60))
     assert np.abs(np.concatenate(found) - expected).max() < 1e-5
-    assert work.served - before == served  # or it would come first each time
-    engine.release(work)
+    assert queued.served - before == served  # or it would come first each time
+    engine.release(queued)
 
 
 @given(st.lists(st.integers(0, 70), min_size=1, max_size=40), st.sampled_from([0, 1, 8]))
 def test_a_forward_takes_each_pair_once_and_is_not_too_large(engine_at_rest, counts, step):
     engine = engine_at_rest(step)
     pairs = [(QUERY, "copies " * count) for count in counts]
-    works = [submitted(engine, pairs[::2] or pairs), submitted(engine, pairs[1::2] or pairs)]
+    requests = [submitted(engine, pairs[::2] or pairs), submitted(engine, pairs[1::2] or pairs)]
     taken = []
     while (batch := engine._next()) is not None:
         lengths = batch.tokens.lengths
         assert lengths.max() <= batch.width
         assert len(lengths) == 1 or len(lengths) * batch.width <= engine.scorer.plan.tokens
-        taken += [(works.index(work), row) for work, row in batch.members]
-    expected = [(number, row) for number, work in enumerate(works) for row in range(work.left_rows)]
+        taken += [(requests.index(queued), row) for queued, row in batch.members]
+    expected = [
+        (number, row) for number, queued in enumerate(requests) for row in range(queued.left_rows)
+    ]
     assert sorted(taken) == expected
 
 
@@ -214,8 +216,8 @@ def test_a_fault_in_a_forward_ends_everything_and_says_so(engine, monkeypatch, d
 
     waiting = engine.admit(PAIRS, FOREVER_S)
     monkeypatch.setattr(engine.scorer, "run", broken)
-    work = submitted(engine, PAIRS)
-    for each in (work, waiting):
+    queued = submitted(engine, PAIRS)
+    for each in (queued, waiting):
         with pytest.raises(Closed):
             each.done.result(60)
     wait_until(lambda: len(deaths) > 0)
