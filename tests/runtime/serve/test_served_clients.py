@@ -95,6 +95,7 @@ AUTHENTICATION = {
     "cohere": "UnauthorizedError",
     "langchain_cohere": "UnauthorizedError",
     "litellm": "AuthenticationError",
+    "llama_index cohere": "UnauthorizedError",
     "voyageai": "AuthenticationError",
 }
 
@@ -102,7 +103,7 @@ AUTHENTICATION = {
 @pytest.mark.parametrize("name", [name for name in CLIENTS if name not in KEYLESS])
 def test_a_client_says_that_its_key_is_wrong(answers, name):
     answer = answers[name, "wrong", 3]
-    kind = AUTHENTICATION.get(name.split()[0], "Exception")
+    kind = AUTHENTICATION.get(name, AUTHENTICATION.get(name.split()[0], "Exception"))
     assert kind in answer["kinds"]
     # Some keep the reply, some the message, and LlamaIndex' of TEI nothing.
     assert kind != "Exception" or name == "llama_index tei" or "API key" in answer["error"]
