@@ -5,6 +5,7 @@ Every name is imported when it is first used. `docs/guides/python.md` shows the 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,9 @@ __all__ = [
     "tune",
     "validate",
 ]
+
+# onnxruntime sends usage data to its maker otherwise, and heeds this as it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The module of each name. `xopt.optimize` is a package, so what it does as a whole is
 # `optimize_model`.

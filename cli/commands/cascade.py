@@ -163,7 +163,7 @@ def _check(
     click.get_current_context().exit(EXIT_CODES[checked.result.verdict])
 
 
-def _order(first: str | None) -> dict[str, str | None]:
+def _order(first: str | None) -> dict[str, Any]:
     """Tell whether --first is an order or model folder, or a column; the other one is None."""
     from xopt.optimize.cascade.parts import ORDERS
     from xopt.runtime.errors import BadInput

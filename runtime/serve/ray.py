@@ -71,12 +71,11 @@ def build(options: Options) -> Application:
         )
         return app(options.model, options.variant, threads=options.threads, settings=settings)
 
-    deployment = serve.deployment(
-        serve.ingress(application)(_Replica),
+    deployed = serve.deployment(
         name="xopt",
         num_replicas=options.replicas,
         ray_actor_options={"num_cpus": options.threads},
         max_ongoing_requests=MOST_REQUESTS,
         graceful_shutdown_timeout_s=options.deadline + WRITING_S,
     )
-    return deployment.bind()
+    return deployed(serve.ingress(application)(_Replica)).bind()
