@@ -9,6 +9,7 @@ from the scores to a reply.
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -204,9 +205,9 @@ def _flag(body: Body, name: str, default: bool = False) -> bool:
 def _count(body: Body, name: str) -> int | None:
     """Return how many documents to return; None, as 0 is read, for all."""
     value = body.get(name)
-    as_text = isinstance(value, str) and value.isdigit()
-    as_decimal = isinstance(value, float) and value.is_integer()  # 2.0 is whole in JSON
-    if as_text or as_decimal:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}", value):
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():  # 2.0 is whole in JSON
         value = int(value)
     if value is None or value is False or value == 0:
         return None
