@@ -34,6 +34,8 @@ Report = pytest.TestReport
 settings.register_profile("xopt", deadline=None)
 settings.load_profile("xopt")
 os.environ["DAFT_PROGRESS_BAR"] = "0"
+# rerankers imports it where it is installed, and it would ask the network for prices.
+os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
 
 
 @pytest.hookimpl(wrapper=True)

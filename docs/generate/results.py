@@ -27,6 +27,12 @@ RUNS = {
     "long-pairs": "PYTHONPATH=tests python docs/measure/memory.py",
     "files": "python docs/measure/jobs.py rate DIR",
     "many-pairs": "python docs/measure/jobs.py memory DIR 1000000",
+    "serve-rate": "python docs/measure/serving.py rate DIR",
+    "serve-latency": "python docs/measure/serving.py latency DIR",
+    "serve-fair": "python docs/measure/serving.py fair DIR",
+    "serve-same": "python docs/measure/serving.py same DIR",
+    "serve-soak": "python docs/measure/serve_soak.py DIR",
+    "servers": "python docs/measure/serve_rivals.py DIR",
 }
 # What tells processors apart for this project; see docs/reference/limits.md.
 INSTRUCTION_SETS = {

@@ -10,7 +10,9 @@ too. `--check` writes nothing, names the pages that differ, and ends with exit c
 from __future__ import annotations
 
 import argparse
+import math
 import re
+import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -309,6 +311,76 @@ def files(kept: list[Run]) -> str:
     return f"{table(['', ''], rows)}\n\n{source(rate)}\n{source(many)}"
 
 
+def median_of(kept: list[Run], run: str, *keys: str) -> float:
+    """Return the median of values in the newest run of a name."""
+    found = newest(run, kept).result
+    for key in keys:
+        found = found[key]
+    return statistics.median(found)
+
+
+def serving(kept: list[Run]) -> str:
+    """What HTTP costs beside the scorer, and what a server keeps to under load."""
+    rows = []
+    bare = median_of(kept, "serve-rate", "pairs_per_s", "scorer")
+    for clients in ("16 clients", "64 clients"):
+        rate = median_of(kept, "serve-rate", "pairs_per_s", clients)
+        what = f"pairs/s of {clients} with 20 documents each, of the scorer's alone"
+        rows.append([what, f"{rate / bare:.2f}"])
+    for count, documents in (("1", "one document"), ("10", "10 documents")):
+        served_ms = 1000 * median_of(kept, "serve-latency", count, "server")
+        scorer_ms = 1000 * median_of(kept, "serve-latency", count, "scorer")
+        what = f"median time of a request of {documents}, and of the scorer's call"
+        rows.append([what, f"{served_ms:.1f} ms, {scorer_ms:.1f} ms"])
+    fair = newest("serve-fair", kept).result
+    alone_s, beside_s = (nearest_rank(fair[name], 0.99) for name in ("alone_s", "beside_s"))
+    rows += [
+        ["p99 of 10 documents, nothing else asked", f"{1000 * alone_s:,.0f} ms"],
+        ["p99 of 10 documents, beside requests of 1,000", f"{1000 * beside_s:,.0f} ms"],
+        ["a forward beside them", f"{1000 * fair['forward_s']:,.0f} ms"],
+    ]
+    same = newest("serve-same", kept).result
+    what = "replies among 64 clients that are those alone, byte by byte"
+    rows.append([what, f"{same['equal']} of {same['of']}"])
+    soak = newest("serve-soak", kept).result
+    rows += [
+        ["answers in an hour of all sizes, malformed ones included", f"{answers_of(soak):,}"],
+        ["memory after its first ten minutes", f"{soak['early_mib']:,.0f} MiB"],
+        ["memory at its end", f"{soak['late_mib']:,.0f} MiB"],
+    ]
+    runs_of_it = ("serve-rate", "serve-latency", "serve-fair", "serve-same", "serve-soak")
+    sources = [source(newest(run, kept)) for run in runs_of_it]
+    return table(["", ""], rows) + "\n\n" + "\n".join(sources)
+
+
+def answers_of(soak: dict[str, Any]) -> int:
+    return sum(soak["statuses"].values())
+
+
+def nearest_rank(values: list[float], share: float) -> float:
+    """Return the value that a share of all reaches at most."""
+    return sorted(values)[math.ceil(share * len(values)) - 1]
+
+
+def servers(kept: list[Run]) -> str:
+    """Each server at its best rate, and at 0.8 of it."""
+    run = newest("servers", kept)
+    rows = []
+    for each in sorted(run.result["rows"], key=lambda each: each["pairs_per_s"]):
+        cells = [
+            each["server"],
+            f"{each['pairs_per_s']:.1f}",
+            f"{each['p95_s']:.2f} s",
+            f"{each['open_p95_s']:.2f} s",
+            f"{each['rss_mib']:,.0f}",
+            f"{each['tau']:.3f}",
+        ]
+        rows.append(bold(cells) if cells[0].startswith("xopt") else cells)
+    heads = ["", "pairs/s", "p95", "p95 at 0.8 of it", "MiB", "tau-b"]
+    said = f"{run.result['threads']} threads, requests of 20 documents, medians of the rounds."
+    return f"{table(heads, rows)}\n\n{source(run, said)}"
+
+
 TABLES: dict[str, Callable[[list[Run]], str]] = {
     "agreement": agreement,
     "by-processor": by_processor,
@@ -321,6 +393,8 @@ TABLES: dict[str, Callable[[list[Run]], str]] = {
     "one-query": one_query,
     "peers": peers,
     "recommendation": recommendation,
+    "servers": servers,
+    "serving": serving,
 }
 
 

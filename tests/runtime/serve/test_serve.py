@@ -82,13 +82,13 @@ def test_many_clients_at_once_get_what_one_alone_gets(client):
         (b'{"query": "a", "documents": ["\\ud800"]}', {}, 400),
         (b'{"query": "a", "documents": ["b"], "query": "c"}', {}, 422),
         (b'{"query": "a", "documents": [{"text": "b", "text": "c"}]}', {}, 422),
-        (b'{"query": "a", "documents": ["b"], "top_n": ' + b"1" * 5000 + b"}", {}, 400),
-        (b"[" * 2000 + b"]" * 2000, {}, 400),
-        (b'{"a":' * 900 + b"1" + b"}" * 900, {}, 422),
+        pytest.param(b'{"top_n": ' + b"1" * 5000 + b"}", {}, 400, id="a number too long"),
+        pytest.param(b"[" * 2000 + b"]" * 2000, {}, 400, id="lists too deep"),
+        pytest.param(b'{"a":' * 900 + b"1" + b"}" * 900, {}, 422, id="objects deep"),
         (b"{}", {"content-type": "text/plain"}, 415),
         (b"{}", {"content-encoding": "br"}, 415),
         (b"no gzip", {"content-encoding": "gzip"}, 400),
-        (gzip.compress(b'{"query": "a"}')[:-9], {"content-encoding": "gzip"}, 400),
+        (gzip.compress(b'{"query": "a"}', mtime=0)[:-9], {"content-encoding": "gzip"}, 400),
     ],
 )
 def test_an_odd_body_is_an_error_that_clients_can_read(client, content, headers, status):

@@ -127,7 +127,7 @@ def test_documents_may_be_objects():
         ({"query": "a", "documents": ["b"], "top_n": -1}, 422),
         ({"query": "a", "documents": ["b"], "top_n": 1.5}, 422),
         ({"query": "a", "documents": ["b"], "top_n": "²"}, 422),
-        ({"query": "a", "documents": ["b"], "top_n": "9" * 5000}, 422),
+        ({"query": "a", "documents": ["b"], "top_n": "9" * 50}, 422),
         ({"query": "a", "documents": ["b"], "return_documents": "perhaps"}, 422),
         ({"query": "a", "texts": []}, 400),
     ],
