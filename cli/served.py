@@ -119,7 +119,7 @@ def run_served(
     """Put the load on the servers that the options ask for."""
     from xopt.runtime.scoring.default import default_variant
 
-    with needs_extra("xopt bench --serve", "serve"):
+    with needs_extra("xopt bench --serve", "load"):
         from xopt.runtime.bench.served import LoadSettings, bench_server, bench_variants
     settings = LoadSettings(
         sizes=asked["sizes"],

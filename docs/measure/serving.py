@@ -78,8 +78,9 @@ def requests(documents: int, count: int = REQUESTS) -> list[Request]:
     texts = [row.text for row in candidates.rows]
     made = []
     for rows in itertools.islice(candidates.groups().values(), count):
-        ring = itertools.islice(itertools.cycle(texts), rows.start, rows.start + documents)
-        made.append(rerank_request(candidates.rows[rows.start].query, list(ring)))
+        own = [row.text for row in candidates.rows[rows]]
+        distinct = list(dict.fromkeys([*own, *texts]))  # equal ones are scored once
+        made.append(rerank_request(candidates.rows[rows.start].query, distinct[:documents]))
     return made
 
 

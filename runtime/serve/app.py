@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -17,7 +18,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from threadpoolctl import threadpool_limits
 
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
@@ -87,15 +87,22 @@ async def _life(service: Service) -> AsyncIterator[None]:
     """Warm up, serve, and end the engine."""
     await asyncio.to_thread(service.engine.start, WARM_UP)
     service.ready = True
-    # The forwards have the cores; what a cascade reckons beside them takes one.
-    with threadpool_limits(1, user_api="blas") if service.cascade.ranker else nullcontext():
+    with _one_thread_for_numpy() if service.cascade.ranker else nullcontext():
         yield
     service.ready = False
     await asyncio.to_thread(service.engine.close)
 
 
+def _one_thread_for_numpy() -> AbstractContextManager[Any]:
+    """Leave the cores to the forwards; what a cascade reckons beside them takes one."""
+    from threadpoolctl import threadpool_limits  # which an image without cascades lacks
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
+
+
 def _middleware(settings: Settings) -> list[Middleware]:
-    middleware = [Middleware(_Paths, prefix=settings.root_path.rstrip("/"))]
+    middleware = [Middleware(_Paths, prefix=_prefix(settings.root_path))]
     if settings.cors_origins:
         for origin in settings.cors_origins:
             _check_origin(origin)
@@ -109,6 +116,12 @@ def _middleware(settings: Settings) -> list[Middleware]:
         )
         middleware.insert(0, cors)
     return middleware
+
+
+def _prefix(root_path: str) -> str:
+    """Return a prefix as paths begin with it."""
+    name = root_path.strip("/")
+    return f"/{name}" if name else ""
 
 
 def _check_origin(origin: str) -> None:

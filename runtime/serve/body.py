@@ -11,37 +11,63 @@ from typing import Any
 import orjson
 from starlette.requests import Request
 
+from xopt.runtime.serve.engine import Overloaded
 from xopt.runtime.serve.shapes import BadRequest
 
-__all__ = ["LARGE_BYTES", "read_body"]
+__all__ = ["LARGE_BYTES", "Bodies"]
 
-# Bodies from here on are parsed, tokenised and answered in a thread.
+Body = dict[str, Any]
+# Bodies from here on are parsed and answered in a thread.
 LARGE_BYTES = 1 << 15
+# Of all requests together, so many times what one may have.
+BODIES_HELD = 4
 
 
-async def read_body(request: Request, most_bytes: int) -> tuple[dict[str, Any], int]:
-    """Return a request's JSON object and its size in bytes.
+class Bodies:
+    """Reads bodies, and bounds what those of all requests hold together."""
 
-    Raises BadRequest where it is larger than `most_bytes`, also when unpacked, or no JSON object.
-    """
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self.held_bytes = 0
+        # A large body's JSON may take forty times its size, so one is parsed at a time.
+        self._parsing = asyncio.Semaphore()
+
+    async def read(self, request: Request) -> tuple[Body, int]:
+        """Return a request's JSON object and its size in bytes.
+
+        Raises BadRequest where it is larger than `most_bytes`, also when unpacked, or no JSON
+        object. Raises Overloaded where others hold the memory for it.
+        """
+        _check_type(request)
+        packed = bytearray()
+        try:
+            async for chunk in request.stream():
+                packed += chunk
+                self.held_bytes += len(chunk)
+                if len(packed) > self.most_bytes:
+                    raise _too_large(self.most_bytes)
+                if self.held_bytes > BODIES_HELD * self.most_bytes:
+                    raise Overloaded(retry_s=1)
+            return await self._parsed(bytes(packed), request)
+        finally:
+            self.held_bytes -= len(packed)
+
+    async def _parsed(self, data: bytes, request: Request) -> tuple[Body, int]:
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        if encoding in {"gzip", "deflate"}:
+            data = await asyncio.to_thread(_unpacked, data, self.most_bytes)
+        elif encoding not in {"", "identity"}:
+            raise BadRequest(f"content-encoding is {encoding:.80}; send gzip, or none", 415)
+        if len(data) < LARGE_BYTES:
+            return _parsed(data), len(data)
+        async with self._parsing:
+            return await asyncio.to_thread(_parsed, data), len(data)
+
+
+def _check_type(request: Request) -> None:
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     if kind and not kind.lower().endswith("json"):
-        raise BadRequest(f"content-type is {kind}; send application/json", status=415)
-    packed = bytearray()
-    async for chunk in request.stream():
-        packed += chunk
-        if len(packed) > most_bytes:
-            raise _too_large(most_bytes)
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-    if encoding in {"", "identity"}:
-        data = bytes(packed)
-    elif encoding in {"gzip", "deflate"}:
-        data = await asyncio.to_thread(_unpacked, bytes(packed), most_bytes)
-    else:
-        raise BadRequest(f"content-encoding is {encoding}; send gzip, or none", status=415)
-    if len(data) < LARGE_BYTES:
-        return _parsed(data), len(data)
-    return await asyncio.to_thread(_parsed, data), len(data)
+        raise BadRequest(f"content-type is {kind:.80}; send application/json", 415)
 
 
 def _too_large(most_bytes: int) -> BadRequest:

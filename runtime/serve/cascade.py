@@ -10,18 +10,19 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from xopt.runtime.cascade.cascade import Cascade, CascadeScorer, open_lexicon
-from xopt.runtime.cascade.evidence import EvidenceSource, Lists
 from xopt.runtime.errors import BadInput
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Pair, Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.serve.shapes import Ask, BadRequest
+
+if TYPE_CHECKING:
+    from xopt.runtime.cascade.cascade import Cascade, CascadeScorer
 
 __all__ = ["CascadeRun", "ServedCascade", "is_asked"]
 
@@ -61,6 +62,8 @@ class ServedCascade:
         if not folder.manifest.cascade:
             refusal = f"the model has no cascade; {LEAVE_OUT}, or make one with `xopt cascade`"
             return ServedCascade(refusal=refusal)
+        from xopt.runtime.cascade.cascade import Cascade
+
         cascade = None
         try:
             cascade = Cascade.of(folder)
@@ -81,7 +84,7 @@ class ServedCascade:
             raise BadRequest(self.refusal)
         if ask.top_n is None or ask.top_n >= len(ask.pairs):
             return NOT_SMALLER
-        beyond = self.cascade.beyond(ask.top_n)
+        beyond = self.cascade.beyond(ask.top_n) or self.cascade.too_deep(len(ask.pairs))
         return f"all were scored: {beyond}" if beyond else ""
 
     def run(self, ask: Ask) -> CascadeRun:
@@ -112,7 +115,6 @@ class CascadeRun:
     """One request's documents on their way through a cascade.
 
     partial: which of them are scored, and how.
-    warning: what to say of their number, or "".
     cut: the places of those that were scored and cut.
     token_count: how many tokens those scored have.
     """
@@ -124,11 +126,12 @@ class CascadeRun:
         scores: NDArray[np.float32] | None,
         top_n: int,
     ) -> None:
+        from xopt.runtime.cascade.evidence import Lists
+
         texts = [text for _, text in pairs]
         lists = Lists([pairs[0][0]], [texts], None if scores is None else [scores])
         ranker.check(lists)
         self.partial, self._tokens = ranker.begin(lists)[0]
-        self.warning = ranker.cascade.too_deep(len(pairs))
         self.cut: list[int] = []
         self.token_count = 0
         self._scorer = ranker.scorer
@@ -194,5 +197,8 @@ def _refusal(cascade: Cascade, variant: str) -> str:
 
 
 def _ranker(folder: ModelFolder, cascade: Cascade, scorer: PlannedScorer) -> CascadeScorer:
+    from xopt.runtime.cascade.cascade import CascadeScorer, open_lexicon
+    from xopt.runtime.cascade.evidence import EvidenceSource
+
     source = EvidenceSource(scorer, cascade.order.kind, open_lexicon(folder, cascade.order))
     return CascadeScorer(folder, scorer, source, cascade, threads=1)

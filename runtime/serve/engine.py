@@ -1,13 +1,17 @@
 """Scores the pairs of many requests: fair by tokens, in time, and only for who still waits.
 
 A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
-next forward. It leads off with the request that has had the fewest tokens so far (start-time fair
-queueing, Goyal, Vin and Cheng 1997). Pairs of the same width fill it up, whosever they are. So a
-small request passes between the forwards of a large one.
+next forward. It leads off with the request that has had the fewest tokens so far. Pairs of the same
+width fill it up, whosever they are. So a small request passes between the forwards of a large one.
+
+A request that comes counts from what each has had that waited all the time. That is the virtual
+time of fair queueing (Parekh and Gallager 1993). So small ones that come and go starve no large
+one.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import math
@@ -15,14 +19,16 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from xopt.runtime.errors import BadInput
-from xopt.runtime.scoring.encode import Pair, Tokens
+from xopt.runtime.machine import cores
+from xopt.runtime.scoring.encode import Pair, Tokens, windows
 from xopt.runtime.scoring.plan import WIDTH_STEP, Forward
 from xopt.runtime.scoring.scorer import PlannedScorer
 from xopt.runtime.serve.metrics import Metrics
@@ -35,6 +41,9 @@ FOLLOWING_S = 5.0
 FOLLOWING = 0.1
 # Tokens a character, before any text was seen.
 FIRST_TOKENS_PER_CHARACTER = 0.3
+
+
+T = TypeVar("T")
 
 
 class Overloaded(Exception):
@@ -146,9 +155,10 @@ class Engine:
         self._waiting: list[QueuedRequest] = []  # of those admitted, the ones with pairs that wait
         self._rows: Counter[int] = Counter()  # pairs that wait, by width
         self._running = 0
-        self._virtual = 0.0  # tokens that the leading request had had
+        self._virtual = 0.0  # tokens that a request has had which waited all the time
         self._changed = threading.Condition()
         self._closed = False
+        self._tokenisers = ThreadPoolExecutor(cores(), "xopt-tokeniser")
         self._callers = [
             threading.Thread(target=self._call, name=f"xopt-caller-{number}", daemon=True)
             for number in range(scorer.plan.callers)
@@ -167,6 +177,7 @@ class Engine:
     def close(self) -> None:
         """End the callers; what waits is not scored."""
         self._shut()
+        self._tokenisers.shutdown()
         for caller in self._callers:
             caller.join()
 
@@ -196,7 +207,7 @@ class Engine:
         Nothing is tokenised here.
         """
         longest = self.scorer.encoder.max_length
-        characters = np.array([len(query) + len(text) for query, text in pairs])
+        characters = np.array([len(query) + len(text) for query, text in set(pairs)])
         expected = np.minimum(characters * self._tokens_per_character + 1, longest)
         own = int(expected.sum())
         with self._changed:
@@ -217,20 +228,33 @@ class Engine:
         with self._changed:
             self._admitted.discard(queued)
 
-    def tokenise(self, pairs: Sequence[Pair]) -> Tokens:
-        """Tokenise pairs, and learn how many tokens characters make."""
-        tokens = self.scorer.encode(pairs)
+    async def beside(self, run: Callable[..., T], *arguments: Any) -> T:
+        """Run what tokenises in a thread that is there for that."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._tokenisers, run, *arguments)
+
+    def tokenise(self, queued: QueuedRequest, pairs: Sequence[Pair]) -> Tokens:
+        """Tokenise a request's pairs, and learn how many tokens characters make.
+
+        Raises TimedOut where it is given up on the way, or its time is over.
+        """
+        parts = []
+        for window in windows(pairs):
+            if queued.done.done() or queued.deadline_s < time.monotonic():
+                raise TimedOut
+            parts.append(self.scorer.encode(pairs[window]))
+        tokens = Tokens.joined(parts)
         characters = sum(len(query) + len(text) for query, text in pairs)
         if characters and not tokens.truncated:
             rate = int(tokens.lengths.sum()) / characters
             self._tokens_per_character += FOLLOWING * (rate - self._tokens_per_character)
         return tokens
 
-    def submit(self, queued: QueuedRequest, tokens: Tokens) -> None:
+    def submit(self, queued: QueuedRequest, tokens: Tokens, more_follow: bool = False) -> None:
         """Let a request's tokenised pairs wait for their forwards. Raises Closed.
 
-        A request may bring more when all that it brought are scored; each time `queued.done` is
-        another one.
+        Where `more_follow`, it may bring more when all that it brought are scored. Each time
+        `queued.done` is another one.
         """
         labels = self.scorer.labels
         rows = len(tokens.ids)
@@ -245,7 +269,8 @@ class Engine:
                 raise Closed
             if queued.done.done():
                 queued.done = Future()
-            queued.left_tokens = int(tokens.lengths.sum())
+            expected = queued.left_tokens if more_follow else 0
+            queued.left_tokens = max(expected, int(tokens.lengths.sum()))
             queued.served = max(queued.served, self._virtual)
             self._waiting.append(queued)
             self._rows.update({width: len(rows) for width, rows in queued.waiting.items()})
@@ -287,13 +312,14 @@ class Engine:
         self._drop_what_is_over()
         if not self._waiting:
             return None
-        requests = sorted(self._waiting, key=lambda queued: queued.served)
-        self._virtual = requests[0].served
+        requests = sorted(self._waiting, key=lambda queued: (queued.served, queued.left_tokens))
         members = self._fitting(requests)
         lengths = np.array([queued.tokens.lengths[row] for queued, row in members])
         # The planner says how many of them may run together on this backend.
         forward = self.scorer.planned(lengths)[0]
         members = members[: len(forward.rows)]
+        token_count = int(lengths[: len(members)].sum())
+        self._virtual = max(self._virtual, requests[0].served) + token_count / len(requests)
         for queued, row in members:
             self._take(queued, row)
         self._waiting = [queued for queued in self._waiting if queued.waiting]
@@ -378,9 +404,8 @@ class Engine:
 
     def _measure(self, batch: _Batch, tokens: int, seconds: float) -> None:
         """Follow the rate of all callers together."""
-        callers = 1 if batch.alone else len(self._callers)
         self.metrics.forwarded(len(batch.members), tokens, seconds)
-        rate = callers * tokens / max(seconds, 1e-6)
         share = 1 - math.exp(-seconds / FOLLOWING_S)
         with self._changed:
+            rate = self._running * tokens / max(seconds, 1e-6)
             self.tokens_per_s += share * (rate - self.tokens_per_s)

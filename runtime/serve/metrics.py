@@ -36,7 +36,9 @@ class Metrics:
         self.forward_tokens = Histogram(
             "xopt_forward_tokens", "Tokens of a forward", buckets=TOKENS, registry=registry
         )
-        self.queue_requests = Gauge("xopt_queue_requests", "Requests that wait", registry=registry)
+        self.queue_requests = Gauge(
+            "xopt_queue_requests", "Requests let in and not answered yet", registry=registry
+        )
         self.queue_tokens = Gauge(
             "xopt_queue_tokens", "Tokens let in and not scored yet", registry=registry
         )

@@ -6,13 +6,13 @@ import html
 from typing import Any
 
 from xopt.runtime.machine import versions_here
-from xopt.runtime.serve.shapes import PREDICT_PATHS, RERANK_PATHS, SCORE_PATHS
+from xopt.runtime.serve.shapes import MOST_DOCUMENTS, PREDICT_PATHS, RERANK_PATHS, SCORE_PATHS
 
 __all__ = ["described", "page"]
 
 Json = dict[str, Any]
 TEXT: Json = {"type": "string"}
-TEXTS: Json = {"type": "array", "items": TEXT, "minItems": 1}
+TEXTS: Json = {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_DOCUMENTS}
 PAIR: Json = {"type": "array", "items": TEXT, "minItems": 2, "maxItems": 2}
 SCORE: Json = {"type": "number"}
 INDEX: Json = {"type": "integer", "minimum": 0}
@@ -24,7 +24,7 @@ QUERY: Json = {"type": "string", "pattern": r"\S"}
 DOCUMENT: Json = {
     "anyOf": [TEXT, {"type": "object", "properties": {"text": TEXT}, "required": ["text"]}]
 }
-DOCUMENTS: Json = {"type": "array", "items": DOCUMENT, "minItems": 1}
+DOCUMENTS: Json = {"type": "array", "items": DOCUMENT, "minItems": 1, "maxItems": MOST_DOCUMENTS}
 
 
 def _object(properties: Json, required: list[str]) -> Json:
@@ -40,7 +40,11 @@ ASKS: Json = {
             "top_n": COUNT,
             "top_k": COUNT,
             "return_documents": FLAG,
+            "return_len": FLAG,
             "raw_scores": FLAG,
+            "use_activation": FLAG,
+            "truncation": FLAG,
+            "property": TEXT,
         },
         ["query", "documents"],
     ),
@@ -61,7 +65,12 @@ ASKS: Json = {
     ),
     "Predict": _object(
         {
-            "inputs": {"anyOf": [PAIR, {"type": "array", "items": PAIR, "minItems": 1}]},
+            "inputs": {
+                "anyOf": [
+                    PAIR,
+                    {"type": "array", "items": PAIR, "minItems": 1, "maxItems": MOST_DOCUMENTS},
+                ]
+            },
             "raw_scores": FLAG,
             "truncate": FLAG,
         },
@@ -127,7 +136,7 @@ REPLIES: Json = {
             "variant": TEXT,
             "max_input_length": COUNTED,
             "max_body_bytes": COUNTED,
-            "max_client_batch_size": {"type": "null"},
+            "max_client_batch_size": COUNTED,
             "auto_truncate": {"type": "boolean"},
             "deadline_s": {"type": "number"},
             "agreement": {"type": "object"},
@@ -140,6 +149,12 @@ REPLIES: Json = {
     "Model": MODEL,
     "Meta": _reply(model=TEXT, variant=TEXT),
     "AsksForKey": _reply(auth={"type": "boolean"}),
+}
+TIMEOUT: Json = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds that the request may take",
+    "schema": {"type": "number", "minimum": 1},
 }
 CASCADE: Json = {
     "name": "X-Cascade",
@@ -158,7 +173,8 @@ FAILURES = ("Error", "ErrorForTEI", "ErrorForVoyage")
 ERRORS = {
     "400": "No JSON, or nothing to rank",
     "401": "The API key is missing or wrong",
-    "413": "The body is too large",
+    "408": "The body did not come in time",
+    "413": "The body is too large, or has too many documents",
     "415": "The body is no JSON by its headers",
     "422": "A value is not what it should be",
     "424": "The model gives no document a finite score",
@@ -189,6 +205,7 @@ def _post(summary: str, asks: tuple[str, ...], replies: tuple[str, ...]) -> Json
         "post": {
             "summary": summary,
             "requestBody": body,
+            "parameters": [TIMEOUT],
             "responses": responses,
             "security": security,
         }
@@ -225,7 +242,7 @@ def described() -> Json:
         "Rank documents as OpenVINO Model Server does", ("Rerank",), ("RankingForOpenVINO",)
     )
     for path in RERANK_PATHS:
-        paths[path]["post"]["parameters"] = [CASCADE]
+        paths[path]["post"]["parameters"] = [TIMEOUT, CASCADE]
         paths[path]["post"]["responses"]["200"]["headers"] = SCORED
     for path in SCORE_PATHS:
         paths[path] = _post("Score pairs, in their order", ("Score",), ("Scores",))

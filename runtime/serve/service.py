@@ -22,7 +22,7 @@ from xopt.runtime.errors import NotFinite
 from xopt.runtime.folder import ModelFolder
 from xopt.runtime.scoring.encode import Tokens
 from xopt.runtime.scoring.scorer import PlannedScorer
-from xopt.runtime.serve.body import LARGE_BYTES, read_body
+from xopt.runtime.serve.body import LARGE_BYTES, Bodies
 from xopt.runtime.serve.cascade import ServedCascade, is_asked
 from xopt.runtime.serve.engine import Engine, Overloaded, QueuedRequest, TimedOut
 from xopt.runtime.serve.errors import error_reply
@@ -40,6 +40,8 @@ CASCADE_HEADER = "x-cascade"
 WARNINGS_HEADER = "x-warnings"
 SCORED_HEADER = "x-scored"
 VOYAGE_HEADER = "x-voyage-client-user-agent"
+# Texts from here on are tokenised in a thread.
+LARGE_CHARACTERS = 1 << 14
 # Of the documents that a warning is about, so many are named.
 MOST_NAMED = 20
 T = TypeVar("T")
@@ -55,6 +57,7 @@ class Service:
         self.variant = variant
         self.settings = settings
         self.metrics = Metrics()
+        self.bodies = Bodies(settings.most_bytes)
         self.cascade = ServedCascade.of(folder, scorer)
         self.engine = Engine(scorer, self.metrics, settings.longest_wait_s, self._died)
         self.on_death: Callable[[], None] = _end_process
@@ -79,7 +82,8 @@ class Service:
         except Exception as error:  # whatever it was, the client reads an answer
             reply = self._failed(record, error)
         self._tell(record, reply)
-        if not self.ready:  # so that the client does not ask on a connection that is to end
+        # So that the client asks no more on a connection that is to end, or that is out of step.
+        if not self.ready or reply.status_code == 408:
             reply.headers["connection"] = "close"
         return reply
 
@@ -87,7 +91,7 @@ class Service:
         request = record.request
         deadline_s = record.started_s + self._seconds(request)
         with record.stage("read"):
-            body, size = await read_body(request, self.settings.most_bytes)
+            body, size = await self._read(request, deadline_s)
             record.shape = shape = shape_of(record.path, body)
             is_large = size >= LARGE_BYTES
             record.ask = ask = await _beside(is_large, shape.read, body)
@@ -98,7 +102,7 @@ class Service:
         queued = self.engine.admit(expected, deadline_s)
         try:
             way = self._cascaded if by_cascade else self._scored
-            scored = await _in_time(request, way(queued, record, ask, is_large), deadline_s)
+            scored = await _in_time(request, way(queued, record, ask), deadline_s)
         finally:
             self.engine.release(queued)
         if why_all:
@@ -109,17 +113,26 @@ class Service:
             content = await _beside(is_large, _reply_bytes, shape, ask, scored)
         return _response(content, scored, record.milliseconds())
 
-    async def _scored(
-        self, queued: QueuedRequest, record: Record, ask: Ask, is_large: bool
-    ) -> Scored:
+    async def _read(self, request: Request, deadline_s: float) -> tuple[dict[str, Any], int]:
+        """Return the body and its size. Raises BadRequest where it does not come in time."""
+        left_s = deadline_s - time.monotonic()
+        try:
+            return await asyncio.wait_for(self.bodies.read(request), left_s)
+        except asyncio.TimeoutError as error:
+            message = "the body did not come within the time of the request; send it at once"
+            raise BadRequest(message, 408) from error
+
+    async def _scored(self, queued: QueuedRequest, record: Record, ask: Ask) -> Scored:
         """Tokenise and score an ask's pairs, identical ones once."""
+        characters = sum(len(query) + len(text) for query, text in ask.pairs)
         with record.stage("tokenise"):
-            tokens, rows = await _beside(is_large, self._tokenised, ask)
+            if characters < LARGE_CHARACTERS:
+                tokens, rows = self._tokenised(queued, ask)
+            else:
+                tokens, rows = await self.engine.beside(self._tokenised, queued, ask)
         cut = np.flatnonzero(np.isin(rows, tokens.cut)).tolist()
-        record.cut = len(cut)
-        if cut:
-            self.metrics.cut.inc(len(cut))
-            self._check_cut(ask, cut)
+        self._count_cut(record, cut)
+        self._check_cut(ask, cut)
         with record.stage("queue_and_score"):
             self.engine.submit(queued, tokens)
             logits = self.folder.manifest.ranking(await asyncio.wrap_future(queued.done))[rows]
@@ -127,25 +140,21 @@ class Service:
         warnings = self._warnings(cut, broken, logits)
         return Scored(logits, int(tokens.lengths[rows].sum()), warnings)
 
-    async def _cascaded(self, queued: QueuedRequest, record: Record, ask: Ask, _: bool) -> Scored:
+    async def _cascaded(self, queued: QueuedRequest, record: Record, ask: Ask) -> Scored:
         """Score those of an ask's documents that the cascade asks for, block by block."""
         with record.stage("tokenise"):
-            run = await asyncio.to_thread(self.cascade.run, ask)
+            run = await self.engine.beside(self.cascade.run, ask)
         with record.stage("queue_and_score"):
-            block = await asyncio.to_thread(run.next_block)
+            block = await self.engine.beside(run.next_block)
             while block is not None:
-                if run.cut:
-                    self._check_cut(ask, run.cut)
-                self.engine.submit(queued, block)
+                self._check_cut(ask, run.cut)
+                self.engine.submit(queued, block, more_follow=True)
                 scores = self.folder.manifest.ranking(await asyncio.wrap_future(queued.done))
-                block = await asyncio.to_thread(run.next_block, scores)
-        record.cut = len(run.cut)
-        self.metrics.cut.inc(len(run.cut))
+                block = await self.engine.beside(run.next_block, scores)
+        self._count_cut(record, run.cut)
         self.metrics.cascaded(run.count, len(ask.pairs) - run.count)
         broken = sorted(run.partial.not_finite.tolist())
         warnings = self._warnings(sorted(run.cut), broken, run.partial.scores)
-        if run.warning:
-            warnings.append(run.warning)
         return Scored(run.partial.scores, run.token_count, warnings, run.count)
 
     def _warnings(
@@ -165,14 +174,18 @@ class Service:
             warnings.append(f"last, since their scores are not finite: {_named(broken)}")
         return warnings
 
-    def _tokenised(self, ask: Ask) -> tuple[Tokens, NDArray[np.intp]]:
+    def _tokenised(self, queued: QueuedRequest, ask: Ask) -> tuple[Tokens, NDArray[np.intp]]:
         """Return the tokens of the distinct pairs, and the row in them of each pair."""
         distinct: dict[tuple[str, str], int] = {}
         rows = [distinct.setdefault(pair, len(distinct)) for pair in ask.pairs]
-        return self.engine.tokenise(list(distinct)), np.array(rows)
+        return self.engine.tokenise(queued, list(distinct)), np.array(rows)
+
+    def _count_cut(self, record: Record, cut: list[int]) -> None:
+        record.cut = len(cut)
+        self.metrics.cut.inc(len(cut))
 
     def _check_cut(self, ask: Ask, cut: list[int]) -> None:
-        if ask.refuses_cut and self.settings.refuse_cut:
+        if cut and ask.refuses_cut and self.settings.refuse_cut:
             raise BadRequest(
                 f"document {cut[0]} is longer than {self.folder.manifest.max_length} tokens with "
                 "the query; shorten it, or let it be cut with truncate: true"

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from xopt.runtime.scoring.encode import Pair
 from xopt.runtime.scoring.ranking import ranked
 
-__all__ = ["PATHS", "VOYAGE", "Ask", "BadRequest", "Scored", "Shape", "shape_of"]
+__all__ = ["MOST_DOCUMENTS", "PATHS", "VOYAGE", "Ask", "BadRequest", "Scored", "Shape", "shape_of"]
 
 Body = dict[str, Any]
 RERANK_PATHS = (
@@ -35,6 +35,8 @@ RERANK_PATHS = (
     "/invocations",
     "/",
 )
+# Of one request, as Cohere has it.
+MOST_DOCUMENTS = 10_000
 SCORE_PATHS = ("/score", "/v1/score")
 PREDICT_PATHS = ("/predict",)
 PATHS = (*RERANK_PATHS, *SCORE_PATHS, *PREDICT_PATHS)
@@ -162,9 +164,16 @@ def _documents(body: Body, name: str = "documents") -> list[Any]:
     documents = body.get(name)
     if not isinstance(documents, list):
         raise BadRequest(f"{name} is {_kind(documents)}; send a list of texts")
-    if not documents:
-        raise BadRequest(f"{name} is empty; send one text or more", status=400)
+    _check_count(documents, name)
     return documents
+
+
+def _check_count(values: list[Any], name: str) -> None:
+    """Refuse none, and more than a client may send at once."""
+    if not values:
+        raise BadRequest(f"{name} is empty; send one text or more", status=400)
+    if len(values) > MOST_DOCUMENTS:
+        raise BadRequest(f"{name} has {len(values):,} texts; send {MOST_DOCUMENTS:,} at most", 413)
 
 
 def _texts(documents: Sequence[Any], body: Body, name: str = "documents") -> list[str]:
@@ -199,7 +208,7 @@ def _flag(body: Body, name: str, default: bool = False) -> bool:
         return value.lower() == "true"
     if isinstance(value, (bool, int)):
         return bool(value)
-    raise BadRequest(f"{name} is {value!r}; send true or false")
+    raise BadRequest(f"{name} is {value!r:.80}; send true or false")
 
 
 def _count(body: Body, name: str) -> int | None:
@@ -213,7 +222,7 @@ def _count(body: Body, name: str) -> int | None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise BadRequest(
-            f"{name} is {value!r}; send a whole number from 1, or leave it out for all"
+            f"{name} is {value!r:.80}; send a whole number from 1, or leave it out for all"
         )
     return value
 
@@ -262,10 +271,9 @@ def _tei_ask(body: Body) -> Ask:
 
 def _predict_ask(body: Body) -> Ask:
     inputs = body.get("inputs")
-    if isinstance(inputs, str):
-        inputs = [inputs]
-    if not isinstance(inputs, list) or not inputs:
+    if not isinstance(inputs, list):
         raise BadRequest(f"inputs is {_kind(inputs)}; send a pair, or a list of pairs")
+    _check_count(inputs, "inputs")
     groups = isinstance(inputs[0], list)
     pairs = []
     for number, each in enumerate(inputs if groups else [inputs]):
@@ -305,8 +313,7 @@ def _score_ask(body: Body) -> Ask:
 
 def _listed(value: Any, name: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    if not values:
-        raise BadRequest(f"{name} is empty; send one text or more", status=400)
+    _check_count(values, name)
     return [_text(each, f"{name}[{number}]") for number, each in enumerate(values)]
 
 

@@ -11,6 +11,7 @@ from starlette.responses import HTMLResponse, Response
 from xopt.runtime.machine import machine_name
 from xopt.runtime.serve.openapi import described, page
 from xopt.runtime.serve.service import Service
+from xopt.runtime.serve.shapes import MOST_DOCUMENTS
 
 __all__ = ["Status"]
 
@@ -82,7 +83,7 @@ class Status:
                 "variant": self.service.variant,
                 "max_input_length": manifest.max_length,
                 "max_body_bytes": self.service.settings.most_bytes,
-                "max_client_batch_size": None,
+                "max_client_batch_size": MOST_DOCUMENTS,
                 "auto_truncate": not self.service.settings.refuse_cut,
                 "deadline_s": self.service.settings.deadline_s,
                 "agreement": {

@@ -83,7 +83,7 @@ def test_a_closed_loop_asks_again_when_it_is_answered(slow):
     at_once = np.cumsum([change for _, change in sorted(times)])
     assert at_once.max() == 2
     assert all(answer.took_s >= BUSY_S for answer in load.answers)
-    assert summarise(load).requests_per_s <= 1 / BUSY_S + 1
+    assert summarise(load).requests_per_s <= 1.5 / BUSY_S  # some end together
 
 
 def test_an_open_loop_counts_waiting(slow):

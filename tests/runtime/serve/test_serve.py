@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -156,9 +157,9 @@ def test_time_that_tokenising_takes_counts(client, monkeypatch):
     tokenise = client.engine.tokenise
     answered = threading.Event()
 
-    def slowly(pairs):
+    def slowly(*arguments):
         assert answered.wait(60)
-        return tokenise(pairs)
+        return tokenise(*arguments)
 
     monkeypatch.setattr(client.engine, "tokenise", slowly)
     # A large body is tokenised in a thread, which nobody waits for any longer.
@@ -166,6 +167,43 @@ def test_time_that_tokenising_takes_counts(client, monkeypatch):
     late = client.post("/v1/rerank", json=body, headers={"x-request-timeout": "0.2"})
     answered.set()
     assert late.status_code == 504
+
+
+def test_a_query_that_is_long_for_each_document_holds_nobody_up(client, monkeypatch):
+    tokenise = client.engine.tokenise
+    asked = threading.Event()
+
+    def slowly(*arguments):
+        assert asked.wait(60)
+        return tokenise(*arguments)
+
+    monkeypatch.setattr(client.engine, "tokenise", slowly)
+    body = {"query": "file " * 1000, "documents": ["a", "b", "c", "d"]}  # a small body
+    with ThreadPoolExecutor(1) as clients:
+        reply = clients.submit(client.post, "/v1/rerank", json=body)
+        assert httpx.get(f"{client.base_url}/health").status_code == 200
+        asked.set()
+        assert reply.result().status_code == 200
+
+
+def test_a_body_that_does_not_come_is_given_up(client):
+    address = (client.base_url.host, client.base_url.port)
+    head = "POST /v1/rerank HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\nx-request-timeout: 0.1\r\n"
+    with socket.create_connection(address) as connection:
+        connection.sendall(f"{head}\r\n{{".encode())
+        reply = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in reply
+
+
+def test_bodies_together_have_a_limit(serve):
+    body = {"query": QUERY, "documents": ["b"]}
+    with serve(most_bytes=1000) as client:
+        client.service.bodies.held_bytes = 3990
+        assert client.post("/v1/rerank", json=body).status_code == 429
+        assert client.service.bodies.held_bytes == 3990
+        client.service.bodies.held_bytes = 0
+        assert client.post("/v1/rerank", json=body).is_success
 
 
 def test_a_client_that_leaves_is_forgotten(client, held):
@@ -186,7 +224,7 @@ def test_scores_that_are_not_finite_fail_no_neighbour(client, monkeypatch):
 
     def broken(tokens, *arguments):
         logits = run(tokens, *arguments).copy()
-        ids = client.engine.tokenise([(QUERY, "query ranking")]).ids[0]
+        ids = client.engine.scorer.encode([(QUERY, "query ranking")]).ids[0]
         for row, each in enumerate(tokens.ids):
             if each.tolist() == ids.tolist():
                 logits[row] = np.nan

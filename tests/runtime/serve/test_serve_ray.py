@@ -37,10 +37,10 @@ def break_engine():
 
     tokenise = Engine.tokenise
 
-    def breaking(engine, pairs):
+    def breaking(engine, queued, pairs):
         if pairs[0][1] == {BREAKING!r}:
             engine.scorer.run = None
-        return tokenise(engine, pairs)
+        return tokenise(engine, queued, pairs)
 
     Engine.tokenise = breaking
 

@@ -130,6 +130,7 @@ def test_documents_may_be_objects():
         ({"query": "a", "documents": ["b"], "top_n": "9" * 50}, 422),
         ({"query": "a", "documents": ["b"], "return_documents": "perhaps"}, 422),
         ({"query": "a", "texts": []}, 400),
+        ({"query": "a", "texts": [""] * 10_001}, 413),
     ],
 )
 def test_what_silence_would_hurt_is_refused(body, status):
