@@ -54,6 +54,11 @@ def _tei(status: int, message: str) -> Body:
     return {"error": message, "error_type": TEI_KINDS.get(status, "backend")}
 
 
+def _unread(status: int, message: str) -> Body:
+    """Answer who is unknown, as no body was read: in `error` all clients can read a text."""
+    return {**_tei(status, message), "message": message, "detail": message}
+
+
 def _voyage(_: int, message: str) -> Body:
     """Voyage's client fails on an `error` that is an object."""
     return {"message": message, "detail": message}
@@ -70,6 +75,7 @@ def _infinity(status: int, message: str) -> Body:
 FORMS: dict[str, Callable[[int, str], Body]] = {
     "common": _common,
     "tei": _tei,
+    "unread": _unread,
     "voyage": _voyage,
     "infinity": _infinity,
 }

@@ -128,6 +128,7 @@ REPLIES: Json = {
     "Error": _reply(error=OPENAI_ERROR, message=TEXT, detail={"type": ["string", "array"]}),
     "ErrorForTEI": _reply(error=TEXT, error_type=TEXT),
     "ErrorForVoyage": _reply(message=TEXT, detail=TEXT),
+    "ErrorUnread": _reply(error=TEXT, error_type=TEXT, message=TEXT, detail=TEXT),
     "Alive": _reply(status=TEXT),
     "Ready": _reply(ready={"type": "boolean"}),
     "Info": _object(
@@ -169,7 +170,7 @@ SCORED: Json = {
     }
 }
 RANKINGS = ("Ranking", "RankingForVoyage", "ScoresForWeaviate", "RankedTexts")
-FAILURES = ("Error", "ErrorForTEI", "ErrorForVoyage")
+FAILURES = ("Error", "ErrorForTEI", "ErrorForVoyage", "ErrorUnread")
 ERRORS = {
     "400": "No JSON, or nothing to rank",
     "401": "The API key is missing or wrong",

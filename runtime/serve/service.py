@@ -29,7 +29,7 @@ from xopt.runtime.serve.errors import error_reply
 from xopt.runtime.serve.metrics import Metrics
 from xopt.runtime.serve.record import Record, log_request
 from xopt.runtime.serve.settings import Settings
-from xopt.runtime.serve.shapes import VOYAGE, Ask, BadRequest, Scored, Shape, shape_of
+from xopt.runtime.serve.shapes import Ask, BadRequest, Scored, Shape, shape_of
 
 __all__ = ["Service"]
 
@@ -39,7 +39,6 @@ DEADLINE_HEADER = "x-request-timeout"
 CASCADE_HEADER = "x-cascade"
 WARNINGS_HEADER = "x-warnings"
 SCORED_HEADER = "x-scored"
-VOYAGE_HEADER = "x-voyage-client-user-agent"
 # Texts from here on are tokenised in a thread.
 LARGE_CHARACTERS = 1 << 14
 # Of the documents that a warning is about, so many are named.
@@ -233,8 +232,7 @@ class Service:
             self.metrics.timed_out.inc()
         if isinstance(error, Overloaded):
             self.metrics.refused.inc()
-        shape = record.shape or _shape_of_unread(record.request)
-        reply = error_reply(error, shape.errors)
+        reply = error_reply(error, record.shape.errors if record.shape else "unread")
         if reply.status_code == 500:
             record.error = error
             log.error("a request failed", exc_info=error)
@@ -258,13 +256,6 @@ def _listeners(folder: ModelFolder, settings: Settings) -> list[Callable[[Record
         tracer = Tracer(folder.path.name, with_texts=settings.spans == "texts")
         listeners.append(tracer.trace)
     return listeners
-
-
-def _shape_of_unread(request: Request) -> Shape:
-    """Return whose shape a request has whose body was not read."""
-    if VOYAGE_HEADER in request.headers:
-        return VOYAGE
-    return shape_of(request.scope["path"], {})
 
 
 def _end_process() -> None:

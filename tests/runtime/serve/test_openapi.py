@@ -60,10 +60,14 @@ def test_every_reply_is_as_described(client: Any, path: str, method: str, valid:
     def asked(case: Any) -> None:
         reply = case.call(base_url=address)
         assert reply.status_code < 500
-        assert reply.status_code == 200 or not valid, reply.text
+        # No schema tells whether the model folder has a cascade.
+        by_cascade = (case.headers or {}).get("X-Cascade") == "true"
+        assert reply.status_code < 300 or by_cascade or not valid, reply.text
         case.operation.validate_response(reply)
         described_types = case.operation.definition.raw["responses"]
-        content = described_types[str(reply.status_code)]["content"]
-        assert reply.headers["content-type"][0].partition(";")[0] in content
+        described_reply = described_types[str(reply.status_code)]
+        if "content" in described_reply:
+            media_type = reply.headers["content-type"][0].partition(";")[0]
+            assert media_type in described_reply["content"]
 
     asked()

@@ -101,7 +101,7 @@ def test_tei_predicts_one_pair_and_many(client):
         assert predictions[0]["score"] == pytest.approx(scores[index], abs=1e-6)
 
 
-@pytest.mark.parametrize("inputs", [None, [], "one text", [["a"]], [["a", "b", "c"]], [["a", 1]]])
+@pytest.mark.parametrize("inputs", [None, "one text", [["a"]], [["a", "b", "c"]], [["a", 1]]])
 def test_tei_predicts_nothing_but_pairs(client, inputs):
     reply = tei(client, "/predict", status=422, inputs=inputs)
     assert reply["error_type"] == "validation"
@@ -148,10 +148,11 @@ def test_voyage_gets_no_error_object(serve):
         headers = {"authorization": "Bearer right"}
         replies = [
             client.post("/v1/rerank", json=body, headers=headers),
-            client.post("/v1/rerank", json=body, headers={"x-voyage-client-user-agent": "{}"}),
+            client.post("/v1/rerank", json=body),
         ]
     assert [reply.status_code for reply in replies] == [400, 401]
-    assert all(sorted(reply.json()) == ["detail", "message"] for reply in replies)
+    assert not any(isinstance(reply.json().get("error"), dict) for reply in replies)
+    assert all(reply.json()["detail"] for reply in replies)
 
 
 def test_xinference_finds_the_model_and_whether_it_needs_a_key(client, serve):
