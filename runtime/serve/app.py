@@ -31,7 +31,7 @@ from xopt.runtime.serve.status import Status
 __all__ = ["app"]
 
 # Of a forward: a request that comes waits for those under way. Larger ones gain little on a CPU.
-MOST_TOKENS = 1024
+MOST_TOKENS = 512
 # Of replies, what scripts on other sites may read.
 READABLE_HEADERS = (
     "Retry-After",

@@ -62,15 +62,15 @@ class ServedCascade:
         if not folder.manifest.cascade:
             refusal = f"the model has no cascade; {LEAVE_OUT}, or make one with `xopt cascade`"
             return ServedCascade(refusal=refusal)
-        from xopt.runtime.cascade.cascade import Cascade
-
         cascade = None
         try:
+            from xopt.runtime.cascade.cascade import Cascade
+
             cascade = Cascade.of(folder)
             refusal = _refusal(cascade, scorer.variant)
             if not refusal:
                 return ServedCascade(cascade, _ranker(folder, cascade, scorer))
-        except BadInput as error:
+        except (BadInput, ModuleNotFoundError) as error:  # an image may lack scipy
             log.warning("the cascade is not served: %s", error)
             refusal = f"the cascade cannot be opened, and the server's log says why; {LEAVE_OUT}"
         return ServedCascade(cascade, refusal=refusal)

@@ -1,8 +1,9 @@
 """Scores the pairs of many requests: fair by tokens, in time, and only for who still waits.
 
 A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
-next forward. It leads off with the request that has had the fewest tokens so far. Pairs of the same
-width fill it up, whosever they are. So a small request passes between the forwards of a large one.
+next forward. One leads off with the request that has had the fewest tokens so far, and the next one
+with the request that has the fewest left. Pairs of the same width fill it up, whosever they are. So
+a small request passes between the forwards of large ones, however many these are.
 
 A request that comes counts from what each has had that waited all the time. That is the virtual
 time of fair queueing (Parekh and Gallager 1993). So small ones that come and go starve no large
@@ -37,6 +38,8 @@ __all__ = ["Closed", "Engine", "Overloaded", "QueuedRequest", "TimedOut"]
 
 # The measured rate follows that of the last forwards, which took about so long.
 FOLLOWING_S = 5.0
+# A request rides in a forward of one that has so many times fewer tokens left, and no fewer.
+RIDING = 4
 # The share of a new value in the tokens a character.
 FOLLOWING = 0.1
 # Tokens a character, before any text was seen.
@@ -155,6 +158,7 @@ class Engine:
         self._waiting: list[QueuedRequest] = []  # of those admitted, the ones with pairs that wait
         self._rows: Counter[int] = Counter()  # pairs that wait, by width
         self._running = 0
+        self._is_turn_of_least_left = False
         self._virtual = 0.0  # tokens that a request has had which waited all the time
         self._changed = threading.Condition()
         self._closed = False
@@ -313,13 +317,17 @@ class Engine:
         if not self._waiting:
             return None
         requests = sorted(self._waiting, key=lambda queued: (queued.served, queued.left_tokens))
+        least_served = requests[0].served
+        self._is_turn_of_least_left = not self._is_turn_of_least_left
+        if self._is_turn_of_least_left:
+            requests.sort(key=lambda queued: queued.left_tokens)
         members = self._fitting(requests)
         lengths = np.array([queued.tokens.lengths[row] for queued, row in members])
         # The planner says how many of them may run together on this backend.
         forward = self.scorer.planned(lengths)[0]
         members = members[: len(forward.rows)]
         token_count = int(lengths[: len(members)].sum())
-        self._virtual = max(self._virtual, requests[0].served) + token_count / len(requests)
+        self._virtual = max(self._virtual, least_served) + token_count / len(requests)
         for queued, row in members:
             self._take(queued, row)
         self._waiting = [queued for queued in self._waiting if queued.waiting]
@@ -329,13 +337,14 @@ class Engine:
     def _fitting(self, requests: list[QueuedRequest]) -> list[tuple[QueuedRequest, int]]:
         """Return pairs that fit into a forward with the first request's.
 
-        First come those of one width, whosever they are, then narrower ones of its own, where the
-        backend runs them together.
+        First come those of one width, of all requests that hold up no far smaller one. Then come
+        narrower ones of its own, where the backend runs them together.
         """
         lead = requests[0]
         width = self._fullest(lead)
         room = self._room(width)
-        wanted = [(queued, width) for queued in requests]
+        most_left = RIDING * lead.left_tokens
+        wanted = [(queued, width) for queued in requests if queued.left_tokens <= most_left]
         if not self.scorer.backend.step:
             wanted += [(lead, each) for each in lead.waiting if each < width]
         members: list[tuple[QueuedRequest, int]] = []
