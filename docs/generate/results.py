@@ -32,7 +32,6 @@ RUNS = {
     "serve-fair": "python docs/measure/serving.py fair DIR",
     "serve-same": "python docs/measure/serving.py same DIR",
     "serve-soak": "python docs/measure/serve_soak.py DIR",
-    "servers": "python docs/measure/serve_rivals.py DIR",
 }
 # What tells processors apart for this project; see docs/reference/limits.md.
 INSTRUCTION_SETS = {

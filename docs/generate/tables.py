@@ -362,25 +362,6 @@ def nearest_rank(values: list[float], share: float) -> float:
     return sorted(values)[math.ceil(share * len(values)) - 1]
 
 
-def servers(kept: list[Run]) -> str:
-    """Each server at its best rate, and at 0.8 of it."""
-    run = newest("servers", kept)
-    rows = []
-    for each in sorted(run.result["rows"], key=lambda each: each["pairs_per_s"]):
-        cells = [
-            each["server"],
-            f"{each['pairs_per_s']:.1f}",
-            f"{each['p95_s']:.2f} s",
-            f"{each['open_p95_s']:.2f} s",
-            f"{each['rss_mib']:,.0f}",
-            f"{each['tau']:.3f}",
-        ]
-        rows.append(bold(cells) if cells[0].startswith("xopt") else cells)
-    heads = ["", "pairs/s", "p95", "p95 at 0.8 of it", "MiB", "tau-b"]
-    said = f"{run.result['threads']} threads, requests of 20 documents, medians of the rounds."
-    return f"{table(heads, rows)}\n\n{source(run, said)}"
-
-
 TABLES: dict[str, Callable[[list[Run]], str]] = {
     "agreement": agreement,
     "by-processor": by_processor,
@@ -393,7 +374,6 @@ TABLES: dict[str, Callable[[list[Run]], str]] = {
     "one-query": one_query,
     "peers": peers,
     "recommendation": recommendation,
-    "servers": servers,
     "serving": serving,
 }
 

@@ -38,7 +38,7 @@ __all__ = ["Closed", "Engine", "Overloaded", "QueuedRequest", "TimedOut"]
 
 # The measured rate follows that of the last forwards, which took about so long.
 FOLLOWING_S = 5.0
-# A request rides in a forward of one that has so many times fewer tokens left, and no fewer.
+# A request rides in a forward of one that is so many times smaller, and of no smaller one.
 RIDING = 4
 # The share of a new value in the tokens a character.
 FOLLOWING = 0.1
@@ -80,7 +80,8 @@ class QueuedRequest:
     """One request's distinct pairs on their way through the engine.
 
     deadline_s: when its time is over, by time.monotonic.
-    left_tokens: what is not scored yet; an estimate until it is tokenised.
+    expected_tokens: how large it is, by an estimate.
+    left_tokens: what is not scored yet; the estimate until it is tokenised.
     done: the logits of what was submitted last. Whoever cancels it gives the request up.
     left_rows: how many pairs are not scored yet.
     waiting: of its pairs those that no forward has taken, by width, the widest first.
@@ -88,6 +89,7 @@ class QueuedRequest:
     """
 
     deadline_s: float
+    expected_tokens: int
     left_tokens: int
     done: Future[NDArray[np.float32]] = field(default_factory=Future)
     tokens: Tokens = field(default_factory=_no_tokens)
@@ -222,7 +224,7 @@ class Engine:
             late_s = before_s + own / self.tokens_per_s - (deadline_s - time.monotonic())
             if before and (before_s > self.longest_wait_s or late_s > 0):
                 raise Overloaded(max(1.0, late_s, before_s - self.longest_wait_s))
-            queued = QueuedRequest(deadline_s, own)
+            queued = QueuedRequest(deadline_s, own, own)
             self._admitted.add(queued)
         return queued
 
@@ -343,8 +345,8 @@ class Engine:
         lead = requests[0]
         width = self._fullest(lead)
         room = self._room(width)
-        most_left = RIDING * lead.left_tokens
-        wanted = [(queued, width) for queued in requests if queued.left_tokens <= most_left]
+        most = RIDING * lead.expected_tokens
+        wanted = [(queued, width) for queued in requests if queued.expected_tokens <= most]
         if not self.scorer.backend.step:
             wanted += [(lead, each) for each in lead.waiting if each < width]
         members: list[tuple[QueuedRequest, int]] = []
