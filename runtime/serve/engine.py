@@ -1,8 +1,8 @@
 """Scores the pairs of many requests: fair by tokens, in time, and only for who still waits.
 
 A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
-next forward. One leads off with the request that has had the fewest tokens so far, and the next one
-with the request that has the fewest left. Pairs of the same width fill it up, whosever they are. So
+next forward. In turn it leads off with the request that has had the fewest tokens so far, and with
+the one that has the fewest left. Pairs of the same width fill it up, whosever they are. So
 a small request passes between the forwards of large ones, however many these are.
 
 A request that comes counts from what each has had that waited all the time. That is the virtual
