@@ -82,6 +82,7 @@ def test_sentence_transformers_loads_the_folder_and_gives_our_scores(
     )
 
 
+@pytest.mark.slow  # on processors without AVX-512
 def test_bf16_is_close(demo: ModelFolder, docs: Candidates) -> None:
     pairs = docs.pairs[:32]  # where the processor has no bfloat16 products it is slow
     assert (
@@ -191,6 +192,7 @@ def test_a_damaged_file_is_refused_by_its_sha256(
         open_scorer(tiny_copy.path, variant)
 
 
+@pytest.mark.slow  # on processors without AVX-512
 def test_packed_torch_gives_the_reference_scores(demo: ModelFolder, docs: Candidates) -> None:
     pairs = docs.pairs[:32]
     expected = reference(demo, pairs)
