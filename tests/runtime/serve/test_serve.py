@@ -159,36 +159,34 @@ def test_a_request_whose_time_is_over_is_told_so(client, held):
         assert bad.status_code == 400
 
 
-def test_time_that_tokenising_takes_counts(client, monkeypatch):
+@pytest.fixture
+def tokenising_held(client, monkeypatch):
+    """An event that all tokenising waits for."""
     tokenise = client.engine.tokenise
-    answered = threading.Event()
+    released = threading.Event()
 
     def slowly(*arguments):
-        assert answered.wait(60)
+        assert released.wait(60)
         return tokenise(*arguments)
 
     monkeypatch.setattr(client.engine, "tokenise", slowly)
+    return released
+
+
+def test_time_that_tokenising_takes_counts(client, tokenising_held):
     # A large body is tokenised in a thread, which nobody waits for any longer.
     body = {"query": QUERY, "documents": ["file " * 10_000]}
     late = client.post("/v1/rerank", json=body, headers={"x-request-timeout": "0.2"})
-    answered.set()
+    tokenising_held.set()
     assert late.status_code == 504
 
 
-def test_a_query_that_is_long_for_each_document_holds_nobody_up(client, monkeypatch):
-    tokenise = client.engine.tokenise
-    asked = threading.Event()
-
-    def slowly(*arguments):
-        assert asked.wait(60)
-        return tokenise(*arguments)
-
-    monkeypatch.setattr(client.engine, "tokenise", slowly)
+def test_a_query_that_is_long_for_each_document_holds_nobody_up(client, tokenising_held):
     body = {"query": "file " * 1000, "documents": ["a", "b", "c", "d"]}  # a small body
     with ThreadPoolExecutor(1) as clients:
         reply = clients.submit(client.post, "/v1/rerank", json=body)
         assert httpx.get(f"{client.base_url}/health").status_code == 200
-        asked.set()
+        tokenising_held.set()
         assert reply.result().status_code == 200
 
 
