@@ -280,7 +280,8 @@ class Engine:
             queued.served = max(queued.served, self._virtual)
             self._waiting.append(queued)
             self._rows.update({width: len(rows) for width, rows in queued.waiting.items()})
-            self._changed.notify_all()
+            # For one pair one caller: another would wake for nothing.
+            self._changed.notify(rows)
 
     def _width(self, length: int) -> int:
         multiple = self.scorer.backend.step or WIDTH_STEP
