@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from xopt.runtime.bench.ceilings import Ceilings
 from xopt.runtime.bench.shape import ModelShape
@@ -18,6 +18,7 @@ from xopt.runtime.scoring.stages import Stages
 
 __all__ = ["STAGES", "Explained", "Finding", "Observed", "Split", "explain", "outlook"]
 
+NAMED = 0.04  # of a forward: what takes less is not named
 WORTH = 1.15  # a change that gives less is not named
 IDLE = 0.8  # of the cores: where fewer are busy, some are idle
 EFFICIENT = 0.5  # of the ceiling: what planned forwards reach
@@ -47,7 +48,7 @@ ADVICE = {
     "threads for all of them, or let `xopt tune` find callers x threads.",
     "memory": "Forwards are so small that reading the weights takes the time: score more pairs "
     "in a call.",
-    "batching": "The products reach {of_ceiling:.0%} of what the cores can do: large padded "
+    "batching": "Forwards reach {of_ceiling:.0%} of what the cores can do: large padded "
     "batches spill the caches and wait at every operator. Use `planned`: forwards of some 512 "
     "tokens, a caller a core.",
 }
@@ -171,23 +172,23 @@ def explain(
         of_ceiling = gflops / ceiling
         read_bytes = run.stages.forwards * shape.weights * BYTES[run.variant.precision]
         memory_gbs = read_bytes / split.busy_s / 1e9
-    findings = _findings(run, split, ceilings, of_ceiling, memory_gbs)
-    if not findings:
-        findings = [_compute(run, ceilings, of_ceiling)]
     products_of_ceiling = None
     if profiled is not None and shape is not None and profiled.seconds.get("products"):
         operations = 2 * profiled.padded_tokens * shape.weights
         available = ceiling * profiled.threads / ceilings.threads
         products_of_ceiling = operations / profiled.seconds["products"] / 1e9 / available
-    return Explained(
+    explained = Explained(
         split=split,
         gflops=gflops,
         of_ceiling=of_ceiling,
         memory_gbs=memory_gbs,
-        findings=tuple(findings),
+        findings=tuple(_findings(run, split, ceilings, of_ceiling, memory_gbs)),
         kinds=profiled.shares if profiled else {},
         products_of_ceiling=products_of_ceiling,
     )
+    if explained.findings:
+        return explained
+    return replace(explained, findings=(_compute(run, explained, ceilings),))
 
 
 def outlook(case: str, findings: Sequence[tuple[str, float]], speeds: Mapping[str, float]) -> str:
@@ -268,9 +269,7 @@ def _findings(
     memory_gbs: float | None,
 ) -> list[Finding]:
     """Return what would speed the run up by `WORTH` at least, the largest gain first."""
-    total_s = split.total_s
-    if not run.reopened:
-        total_s -= split.start_up_s  # what is opened once is no part of a long job
+    total_s = _lasting_s(run, split)
     facts = {
         "tokenising": split.tokenise_s / total_s,
         "padding": split.padding_s / max(split.busy_s, TINY),
@@ -316,14 +315,40 @@ def _slow_parts(
     return parts
 
 
-def _compute(run: Observed, ceilings: Ceilings, of_ceiling: float | None) -> Finding:
-    """Return what helps where nothing else holds the run back."""
-    reached = ""
-    if of_ceiling is not None:
-        reached = f"The products reach {of_ceiling:.0%} of what the cores can do. "
-    gain = ceilings.int8_gflops / ceilings.fp32_gflops
+def _compute(run: Observed, explained: Explained, ceilings: Ceilings) -> Finding:
+    """Return what helps where nothing else holds the run back.
+
+    INT8 makes the products faster, and nothing else. Where no profile tells their share, it is
+    taken for all of a forward.
+    """
+    times = ceilings.int8_gflops / ceilings.fp32_gflops
+    total_s = _lasting_s(run, explained.split)
+    part_s = explained.split.busy_s * explained.kinds.get("products", 1.0)
+    gain = total_s / max(total_s - part_s + part_s / times, TINY)  # Amdahl 1967
     if run.variant.precision == "fp32" and gain >= WORTH:
-        advice = f"INT8 products are {gain:.1f} times as fast here: `xopt quantize --int8`."
-        return Finding("compute", gain, reached + advice)
-    advice = "Fewer candidates, a smaller model or a GPU would help; threads will not."
-    return Finding("compute", 1.0, reached + advice)
+        advice = f"INT8 products are {times:.1f} times as fast here: `xopt quantize --int8`."
+    else:
+        gain = 1.0
+        advice = "Fewer candidates, a smaller model or a GPU would help; threads will not."
+    return Finding("compute", gain, f"{_reached(explained)}{advice}")
+
+
+def _reached(explained: Explained) -> str:
+    """Say what a forward's time goes into, and how near it comes to the ceiling."""
+    kinds = dict(explained.kinds)
+    if explained.products_of_ceiling is None:
+        if explained.of_ceiling is None:
+            return ""
+        return f"Forwards reach {explained.of_ceiling:.0%} of what the cores can do. "
+    products = kinds.pop("products")
+    rest = [f"{kind} {share:.0%}" for kind, share in kinds.items() if share >= NAMED]
+    said = (
+        f"Products take {products:.0%} of a forward, at {explained.products_of_ceiling:.0%} of "
+        "what the cores can do. "
+    )
+    return said + (f"The rest is {', '.join(rest)}. " if rest else "")
+
+
+def _lasting_s(run: Observed, split: Split) -> float:
+    """Return the time of a long job: what is opened once is no part of it."""
+    return split.total_s if run.reopened else split.total_s - split.start_up_s
