@@ -27,6 +27,7 @@ RUNS = {
     "long-pairs": "PYTHONPATH=tests python docs/measure/memory.py",
     "files": "python docs/measure/jobs.py rate DIR",
     "many-pairs": "python docs/measure/jobs.py memory DIR 1000000",
+    "servers": "python docs/measure/serve_rivals.py DIR",
     "serve-rate": "python docs/measure/serving.py rate DIR",
     "serve-latency": "python docs/measure/serving.py latency DIR",
     "serve-fair": "python docs/measure/serving.py fair DIR",

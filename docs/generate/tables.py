@@ -353,6 +353,25 @@ def serving(kept: list[Run]) -> str:
     return table(["", ""], rows) + "\n\n" + "\n".join(sources)
 
 
+def servers(kept: list[Run]) -> str:
+    """Other servers of the same model, the fastest first."""
+    run = newest("servers", kept)
+    found = sorted(run.result["rows"], key=lambda each: -each["pairs_per_s"])
+    rows = [
+        [
+            each["server"],
+            f"{each['pairs_per_s']:.1f}",
+            f"{each['p95_s']:.1f} s",
+            f"{each['open_p95_s']:.1f} s",
+            f"{each['tau']:.3f}",
+            f"{each['rss_mib']:,.0f}",
+        ]
+        for each in found
+    ]
+    heads = ["server", "pairs/s", "p95", "p95 at 0.8 of its rate", "tau-b", "MiB"]
+    return table(heads, rows) + "\n\n" + source(run)
+
+
 def answers_of(soak: dict[str, Any]) -> int:
     return sum(soak["statuses"].values())
 
@@ -374,6 +393,7 @@ TABLES: dict[str, Callable[[list[Run]], str]] = {
     "one-query": one_query,
     "peers": peers,
     "recommendation": recommendation,
+    "servers": servers,
     "serving": serving,
 }
 

@@ -3,14 +3,17 @@
     MODEL=DIR python -m uvicorn rival_server:app --app-dir docs/measure
 
 BACKEND is torch, onnx or openvino, and FILE one of the model's files for it. BATCH pairs make a
-batch. AT_ONCE requests are scored at a time; others wait in FastAPI's threads.
+batch. AT_ONCE requests are scored at a time, each on THREADS threads; others wait in FastAPI's.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
+import onnxruntime
+import torch
 from fastapi import FastAPI
 from pydantic import BaseModel
 from sentence_transformers import CrossEncoder
@@ -19,6 +22,7 @@ BACKEND = os.environ.get("BACKEND", "torch")
 FILE = os.environ.get("FILE")
 BATCH = int(os.environ.get("BATCH", "32"))
 AT_ONCE = threading.Semaphore(int(os.environ.get("AT_ONCE", "1")))
+THREADS = int(os.environ.get("THREADS", "2"))
 
 
 class Rerank(BaseModel):
@@ -29,13 +33,23 @@ class Rerank(BaseModel):
     top_n: int | None = None
 
 
+def settings() -> dict[str, Any]:
+    """Return what makes the backend keep to its threads."""
+    if BACKEND == "openvino":
+        return {"ov_config": {"INFERENCE_NUM_THREADS": THREADS}}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = THREADS
+    return {"session_options": options, "provider": "CPUExecutionProvider"}
+
+
 app = FastAPI()
+torch.set_num_threads(THREADS)
 model = CrossEncoder(
     os.environ["MODEL"],
     backend=BACKEND,
     device="cpu",
     local_files_only=True,
-    model_kwargs={"file_name": FILE} if FILE else {},
+    model_kwargs={"file_name": FILE, **settings()} if FILE else {},
 )
 
 

@@ -126,7 +126,12 @@ def fastapi(kept: Kept, backend: str, batch: int, at_once: int, workers: int = 1
     return Rival(
         f"FastAPI, sentence-transformers, {backend}",
         lambda port: [*command, "--host", HOST, "--port", str(port)],
-        variables={**variables, "BATCH": str(batch), "AT_ONCE": str(at_once)},
+        variables={
+            **variables,
+            "BATCH": str(batch),
+            "AT_ONCE": str(at_once),
+            "THREADS": str(THREADS // (at_once * workers)),
+        },
     )
 
 
@@ -150,10 +155,10 @@ def rivals(kept: Kept, variant: str) -> dict[str, Callable[[], Rival]]:
     """Return the servers with the settings that were best, by a short name."""
     return {
         "xopt": lambda: xopt(str(kept.model.path), variant),
-        "infinity-torch": lambda: infinity(kept, "torch", 32),
-        "infinity-onnx": lambda: infinity(kept, "optimum", 32),
-        "fastapi-onnx": lambda: fastapi(kept, "onnx", 8, 1),
-        "fastapi-openvino": lambda: fastapi(kept, "openvino", 8, 1),
+        "infinity-torch": lambda: infinity(kept, "torch", 8),
+        "infinity-onnx": lambda: infinity(kept, "optimum", 8),
+        "fastapi-onnx": lambda: fastapi(kept, "onnx", 1, 1),
+        "fastapi-openvino": lambda: fastapi(kept, "openvino", 1, 1),
         "llama": lambda: llama(kept, 4),
     }
 
@@ -168,7 +173,7 @@ def settings(kept: Kept) -> dict[str, list[Rival]]:
         "llama": [llama(kept, slots) for slots in (1, 4)],
     }
     # The batch, how many requests at once, and processes.
-    ways = [(1, 1, 1), (8, 1, 1), (32, 1, 1), (8, 2, 1), (8, 1, 2)]
+    ways = [(1, 1, 1), (1, 1, 2), (8, 1, 1), (8, 1, 2), (32, 1, 1)]
     for backend in ("onnx", "openvino"):
         found[f"fastapi-{backend}"] = [fastapi(kept, backend, *way) for way in ways]
     return found

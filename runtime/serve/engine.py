@@ -1,9 +1,10 @@
 """Scores the pairs of many requests: fair by tokens, in time, and only for who still waits.
 
 A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
-next forward. In turn it leads off with the request that has had the fewest tokens so far, and with
-the one that has the fewest left. Pairs of the same width fill it up, whosever they are. So
-a small request passes between the forwards of large ones, however many these are.
+next forward. Three of four lead off with the request that has the fewest tokens left. So requests
+of one size end in turn, and not all late. The fourth goes to the one that has had the fewest so
+far. Pairs of the same width fill it up, whosever they are. So a small request passes between the
+forwards of large ones, however many these are.
 
 A request that comes counts from what each has had that waited all the time. That is the virtual
 time of fair queueing (Parekh and Gallager 1993). So small ones that come and go starve no large
@@ -38,6 +39,8 @@ __all__ = ["Closed", "Engine", "Overloaded", "QueuedRequest", "TimedOut"]
 
 # The measured rate follows that of the last forwards, which took about so long.
 FOLLOWING_S = 5.0
+# Of so many forwards one goes to the request that has had least, the others to who has least left.
+FAIR_TURN = 4
 # A request rides in a forward of one that is so many times smaller, and of no smaller one.
 RIDING = 4
 # The share of a new value in the tokens a character.
@@ -160,7 +163,7 @@ class Engine:
         self._waiting: list[QueuedRequest] = []  # of those admitted, the ones with pairs that wait
         self._rows: Counter[int] = Counter()  # pairs that wait, by width
         self._running = 0
-        self._is_turn_of_least_left = False
+        self._turns = itertools.cycle(range(FAIR_TURN))
         self._virtual = 0.0  # tokens that a request has had which waited all the time
         self._changed = threading.Condition()
         self._closed = False
@@ -321,8 +324,7 @@ class Engine:
             return None
         requests = sorted(self._waiting, key=lambda queued: (queued.served, queued.left_tokens))
         least_served = requests[0].served
-        self._is_turn_of_least_left = not self._is_turn_of_least_left
-        if self._is_turn_of_least_left:
+        if next(self._turns):
             requests.sort(key=lambda queued: queued.left_tokens)
         members = self._fitting(requests)
         lengths = np.array([queued.tokens.lengths[row] for queued, row in members])
