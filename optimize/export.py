@@ -14,6 +14,7 @@ from xopt.optimize.graph.absorb import absorb_keys
 from xopt.optimize.graph.attention import fuse_attention
 from xopt.optimize.graph.gelu import reorder_gelu
 from xopt.optimize.graph.one_row import keep_one_row
+from xopt.optimize.graph.rms_norm import divide_by_root
 from xopt.optimize.graph.structure import write_graph
 from xopt.optimize.model.chat import asked_of
 from xopt.optimize.model.facts import encoder_facts, label_names, rank_label_of
@@ -191,6 +192,7 @@ def _write_onnx(
     inputs = [name for name in GRAPH_INPUTS if name in read]
     graph, made_by = export_graph(network, inputs, exporter)
     graph, _ = reorder_gelu(graph)
+    graph, _ = divide_by_root(graph)
     graph, narrowed = keep_one_row(graph)
     log.info("export: %d matrix products of the last layer now see one token a pair only", narrowed)
     graph, absorbed = absorb_keys(graph)
