@@ -21,6 +21,7 @@ import onnx
 import torch
 
 from xopt.optimize.graph.structure import read_graph
+from xopt.optimize.model.bands import use_bands
 from xopt.runtime.errors import BadInput, first_line
 from xopt.runtime.machine import has_module
 from xopt.runtime.scoring.backends.network import Network
@@ -43,8 +44,10 @@ def export_graph(
     """Return the graph of `network` over `inputs`, int64[batch, width], and its exporter.
 
     That is torch unless given, and optimum where torch fails. Raises BadInput where the
-    architecture cannot be exported.
+    architecture cannot be exported. DeBERTa's attentions change: see `use_bands`.
     """
+    banded = use_bands(network.encoder.model)
+    log.info("export: %d attentions make their scores by position in bands", banded)
     if exporter == "optimum":
         return _export_with_optimum(network), "optimum"
     try:

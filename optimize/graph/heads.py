@@ -37,6 +37,7 @@ class Core:
     `query` and `value`: [pairs, heads, tokens, channels]. `key`: [pairs, heads, channels, tokens].
     `query_rows`: the query's tokens, where their number is known.
     `scores`: [pairs, heads, query rows, tokens], to which `add_mask` adds `mask`.
+    `bias`: what was added to them before, of the same shape; empty where nothing was.
     """
 
     query: str
@@ -47,6 +48,7 @@ class Core:
     head_size: int
     scale: float
     scores: str
+    bias: str
     mask: str
     add_mask: NodeProto
     softmax: NodeProto
@@ -109,9 +111,12 @@ class AttentionIndex(GraphIndex):
         _check_order(transpose, order)
         return self.producer(transpose.input[0], "Reshape"), transpose
 
-    def score_nodes(self, add_mask: NodeProto) -> tuple[NodeProto, NodeProto, str]:
-        """The product of query and key, the node that scales it (or the product), the mask."""
-        for scores, mask in itertools.permutations(add_mask.input):
+    def scaled_product(self, add: NodeProto) -> tuple[NodeProto, NodeProto, str]:
+        """Return the product of query and key, the node that scales it, and what `add` adds.
+
+        Where nothing scales the product, it stands twice.
+        """
+        for scores, added in itertools.permutations(add.input):
             scaled = self.producers.get(scores)
             if scaled is None:
                 continue
@@ -119,7 +124,16 @@ class AttentionIndex(GraphIndex):
             if scaled.op_type in ("Div", "Mul"):
                 product = self.producers.get(scaled.input[0], scaled)
             if product.op_type == "MatMul":
-                return product, scaled, mask
+                return product, scaled, added
+        raise LookupError(add.output[0])
+
+    def biased(self, add_mask: NodeProto) -> tuple[NodeProto, str]:
+        """Return the node that adds a bias to scores, and the mask that is added then."""
+        for scores, mask in itertools.permutations(add_mask.input):
+            with contextlib.suppress(LookupError):
+                add_bias = self.producer(scores, "Add")
+                self.scaled_product(add_bias)
+                return add_bias, mask
         raise LookupError(add_mask.output[0])
 
     def without_other_consumers(self, nodes: Iterable[NodeProto]) -> tuple[NodeProto, ...]:
@@ -136,7 +150,16 @@ class AttentionIndex(GraphIndex):
 def _core_around(index: AttentionIndex, softmax: NodeProto) -> Core:
     """Read the attention around a softmax. Raises LookupError or ValueError for another shape."""
     add_mask = index.producer(softmax.input[0], "Add")
-    product, scaled, mask = index.score_nodes(add_mask)
+    nodes = [add_mask, softmax]
+    try:
+        product, scaled, mask = index.scaled_product(add_mask)
+        scores = scaled.output[0]
+        bias = ""
+    except LookupError:
+        add_bias, mask = index.biased(add_mask)
+        product, scaled, bias = index.scaled_product(add_bias)
+        scores = add_bias.output[0]
+        nodes.insert(0, add_bias)
     weighted = index.only_consumer(softmax, "MatMul")
     transpose = index.only_consumer(weighted, "Transpose")
     reshape = index.only_consumer(transpose, "Reshape")
@@ -155,17 +178,20 @@ def _core_around(index: AttentionIndex, softmax: NodeProto) -> Core:
         heads=heads,
         head_size=head_size,
         scale=_scale(index, product, scaled),
-        scores=scaled.output[0],
+        scores=scores,
+        bias=bias,
         mask=mask,
         add_mask=add_mask,
         softmax=softmax,
         join_heads=(transpose, reshape),
-        nodes=(product, scaled, add_mask, softmax, weighted, transpose, reshape),
+        nodes=(product, scaled, *nodes, weighted, transpose, reshape),
     )
 
 
 def _split_as_bert(index: AttentionIndex, core: Core) -> Attention:
     """Read where a core's heads come from. Raises LookupError where it is not as in BERT."""
+    if core.bias:
+        raise LookupError(core.bias)
     query = index.split_heads(core.query, HEADS_FIRST)
     key = index.split_heads(core.key, HEADS_AND_CHANNELS_FIRST)
     value = index.split_heads(core.value, HEADS_FIRST)

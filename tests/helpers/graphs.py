@@ -47,7 +47,7 @@ def graph_of(folder: Path, exporter: str = "torch") -> onnx.ModelProto:
 
 
 def as_bert(architecture: str) -> bool:
-    """Whether its attention has BERT's shape; the others add biases, windows or rotations."""
+    """Whether its attention has BERT's shape; others add biases or windows, or rotate."""
     alike = {"bert", "electra", "roberta", "xlm-roberta", "camembert"}
     return architecture in alike or (
         architecture == "distilbert" and not transformers.__version__.startswith("4.")

@@ -32,7 +32,7 @@ HEADS_FIRST = [0, 2, 1, 3]
 KEYS_TURNED = [0, 2, 3, 1]
 # Operators in the branches of an If that are never taken here, and their outputs. OpenVINO does not
 # read them in all the forms that onnxruntime does.
-UNREAD = {"RotaryEmbedding": 1, "GroupQueryAttention": 3}
+UNREAD = {"RotaryEmbedding": 1, "GroupQueryAttention": 3, "MultiHeadAttention": 1}
 # Of what is not INT8; with INT8 products bfloat16 between them where the processor multiplies it.
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "int8": "bf16" if has_bf16() else "f32"}
 
