@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from onnx import (
+    GraphProto,
     ModelProto,
     NodeProto,
     TensorProto,
@@ -27,17 +28,11 @@ from xopt.optimize.graph.sight import ATTENTION_MASK, EVERYTHING, Sight, sights_
 from xopt.optimize.graph.structure import (
     GraphIndex,
     GraphWriter,
-    branch_reads,
     copied,
     import_microsoft,
     rebuilt,
 )
-from xopt.optimize.graph.unmasked import (
-    SharedNodes,
-    branch,
-    write_row,
-    write_unmasked,
-)
+from xopt.optimize.graph.unmasked import SharedNodes, Unmasked, write_row, write_unmasked
 from xopt.runtime.scoring.backends.backend import UNPADDED
 
 __all__ = ["fuse_attention", "unfused"]
@@ -48,22 +43,22 @@ BROADCASTING = {"Add", "Slice", "Where"}
 
 @dataclass(frozen=True)
 class _Choice:
-    """A tensor that is made by other nodes where no pair is padded."""
+    """A tensor that is made by other nodes where `condition` is true."""
 
     output: str
     rank: int
-    unmasked: list[NodeProto]
+    unmasked: Unmasked
     padded: list[NodeProto]
 
     def as_if(self) -> NodeProto:
         """Write the choice as a node."""
         return helper.make_node(
             "If",
-            [UNPADDED],
+            [self.unmasked.condition],
             [self.output],
             f"{UNPADDED}{self.output}",
-            then_branch=branch("then_branch", self.unmasked),
-            else_branch=branch("else_branch", _ending_in(self.padded, f"{self.output}/padded")),
+            then_branch=_branch("then_branch", self.unmasked.nodes),
+            else_branch=_branch("else_branch", _ending_in(self.padded, f"{self.output}/padded")),
         )
 
     def as_value(self) -> ValueInfoProto:
@@ -74,7 +69,7 @@ def fuse_attention(model: ModelProto, max_length: int) -> tuple[ModelProto, int]
     """Give each attention a branch for forwards without padding, and count them.
 
     Outputs for pairs of up to `max_length` tokens are equal but for the order of floating-point
-    sums. Attention that adds biases of its own, or caps its scores, stays as it is.
+    sums. Attention that caps its scores stays as it is.
     """
     index = AttentionIndex(model)
     cores = find_cores(index)
@@ -90,7 +85,8 @@ def fuse_attention(model: ModelProto, max_length: int) -> tuple[ModelProto, int]
     masks = {}
     for core in cores:
         if core.output in attentions:
-            masks[core.mask] = sights[core.mask]
+            condition = attentions[core.output].unmasked.condition
+            masks[core.mask] = sights[core.mask], condition
     choices = attentions | _masks(model, index, attentions, masks, shared)
     return _with_choices(model, choices, shared), len(attentions)
 
@@ -99,8 +95,7 @@ def _attention(
     model: ModelProto, index: AttentionIndex, core: Core, sight: Sight, shared: SharedNodes
 ) -> _Choice:
     unmasked = write_unmasked(index, core, sight, shared, f"{core.output}/fused")
-    read = [{*node.input, *branch_reads(node)} for node in unmasked]
-    needed = shared.reads().union(*read)
+    needed = {name for node in unmasked.nodes for name in node.input} | shared.reads()
     return _Choice(core.output, 3, unmasked, _made_only_for(model, index, core.output, needed))
 
 
@@ -124,16 +119,16 @@ def _masks(
     model: ModelProto,
     index: AttentionIndex,
     attentions: Mapping[str, _Choice],
-    masks: Mapping[str, Sight],
+    masks: Mapping[str, tuple[Sight, str]],
     shared: SharedNodes,
 ) -> dict[str, _Choice]:
     """Make one row of each mask that is not read whole where no pair is padded.
 
-    `masks` has the sight of each one.
+    `masks` has the sight of each one, and the condition under which attentions do not read it.
     """
     moved = {node.output[0] for choice in attentions.values() for node in choice.padded}
     choices = {}
-    for mask, sight in masks.items():
+    for mask, (sight, condition) in masks.items():
         others = [node for node in index.consumers[mask] if node.output[0] not in moved]
         is_read_whole = not all(_reads_a_row(index, node, sight) for node in others)
         if mask in moved or is_read_whole or len(index.shapes[mask]) != 4:
@@ -141,7 +136,7 @@ def _masks(
         row = f"{mask}/row"
         made = helper.make_node("Identity", [write_row(sight, shared)], [row], row)
         padded = _made_only_for(model, index, mask)
-        choices[mask] = _Choice(mask, 4, [made], padded)
+        choices[mask] = _Choice(mask, 4, Unmasked(condition, [made]), padded)
     return choices
 
 
@@ -193,6 +188,11 @@ def unfused(model: ModelProto) -> ModelProto:
         elif not node.name.startswith(UNPADDED):
             nodes.append(node)
     return rebuilt(model, nodes)
+
+
+def _branch(name: str, nodes: Sequence[NodeProto]) -> GraphProto:
+    result = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, name, [], [result])
 
 
 def _ending_in(nodes: Sequence[NodeProto], output: str) -> list[NodeProto]:

@@ -2,8 +2,8 @@
 
 onnxruntime's MultiHeadAttention does that where a token sees all others, and its
 GroupQueryAttention where it sees those before it. Where it sees a window around it, blocks of
-queries are multiplied with the keys of their own block and of its two neighbours. In short pairs a
-bias hides what is outside the window.
+queries are multiplied with the keys of their own block and of its two neighbours. Where something
+else than a mask is added to scores, as DeBERTa does by position, they are all there anyway.
 The two operators want tokens before heads. They rotate nothing: RotaryEmbedding does.
 """
 
@@ -13,10 +13,11 @@ import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import GraphProto, NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, helper
 
 from xopt.optimize.graph.heads import (
     HEADS_AND_CHANNELS_FIRST,
@@ -30,7 +31,7 @@ from xopt.optimize.graph.sight import ATTENTION_MASK, EVERYTHING, Sight
 from xopt.optimize.graph.structure import GraphWriter
 from xopt.runtime.scoring.backends.backend import UNPADDED
 
-__all__ = ["SharedNodes", "branch", "write_row", "write_unmasked"]
+__all__ = ["SharedNodes", "Unmasked", "write_row", "write_unmasked"]
 
 MICROSOFT = "com.microsoft"
 KEYS_TURNED = [0, 1, 3, 2]
@@ -79,46 +80,35 @@ class SharedNodes:
         return output
 
 
+@dataclass(frozen=True)
+class Unmasked:
+    """Nodes that make an attention without its mask, where the tensor `condition` is true."""
+
+    condition: str
+    nodes: list[NodeProto]
+
+
 def write_unmasked(
     index: AttentionIndex, core: Core, sight: Sight, shared: SharedNodes, output: str
-) -> list[NodeProto]:
+) -> Unmasked:
     """Write nodes that make `output`, [pairs, query rows, heads x channels].
 
     Raises LookupError for an attention that they cannot make.
     """
     attention = _Attention(index, core, shared, output)
     if sight == EVERYTHING:
-        if core.bias and len(index.shapes[core.bias]) != 4:
-            raise LookupError(core.bias)
-        attention.see_everything(core.bias)
-        return attention.write.nodes
+        attention.see_everything()
+        return Unmasked(UNPADDED, attention.write.nodes)
     if core.bias or core.query_rows == 1 or (sight.causal and sight.window is not None):
         raise LookupError(core.output)
     if sight.causal:
         attention.see_before()
-        return attention.write.nodes
+        return Unmasked(UNPADDED, attention.write.nodes)
     if not sight.window:
         raise LookupError(core.output)
     blocks = _Blocks(shared, sight.window)
-    in_blocks = _Attention(index, core, shared, f"{output}/blocks")
-    in_blocks.see_window(blocks)
-    whole = _Attention(index, core, shared, f"{output}/whole")
-    whole.see_everything(blocks.unseen_of_all())
-    chosen = helper.make_node(
-        "If",
-        [blocks.pay_off()],
-        [output],
-        output,
-        then_branch=branch("then_branch", in_blocks.write.nodes),
-        else_branch=branch("else_branch", whole.write.nodes),
-    )
-    return [chosen]
-
-
-def branch(name: str, nodes: Sequence[NodeProto]) -> GraphProto:
-    """Write nodes, of which the last one makes the result, as a branch of an If."""
-    result = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)
-    return helper.make_graph(nodes, name, [], [result])
+    attention.see_window(blocks)
+    return Unmasked(blocks.pay_off(), attention.write.nodes)
 
 
 class _Attention:
@@ -135,19 +125,14 @@ class _Attention:
         label = f"{self.output}/{len(self.write.nodes)}_{operator}"
         return self.write.node(operator, inputs, label, **attributes)
 
-    def see_everything(self, bias: str = "") -> None:
-        """Write it in one operator, which adds a `bias` to scores.
-
-        That is [pairs, heads, query rows, tokens], or 1 for pairs and heads.
-        """
+    def see_everything(self) -> None:
         core = self.core
-        inputs = [
-            self.tokens_first(core.query),
-            self.key(core.heads),
-            self.tokens_first(core.value),
-        ]
-        if bias:
-            inputs += ["", "", bias]
+        query = self.tokens_first(core.query)
+        inputs = [query, self.key(core.heads), self.tokens_first(core.value)]
+        if core.bias:
+            if len(self.index.shapes[core.bias]) != 4:
+                raise LookupError(core.bias)
+            inputs += ["", "", core.bias]
         self.write.node(
             "MultiHeadAttention",
             inputs,
@@ -352,10 +337,11 @@ class _Blocks:
         return self.shared.node(ATTENTION_MASK, operator, inputs, **attributes)
 
     def pay_off(self) -> str:
-        """Write whether pairs are so long that blocks save work."""
+        """Write whether no pair is padded, and pairs are so long that blocks save work."""
         least = self.shared.integers(PAYING_BLOCKS * self.tokens)
         long = self.node("Greater", [_width(self.shared), least])
-        return self.node("Squeeze", [long])
+        scalar = self.node("Squeeze", [long])
+        return self.shared.node(UNPADDED, "And", [UNPADDED, scalar])
 
     def missing(self) -> str:
         """Write how many tokens the last block lacks."""
@@ -374,17 +360,6 @@ class _Blocks:
         after = self.node("Add", [self.missing(), integers(self.tokens)])
         parts = [integers(0, self.tokens, 0, 0), after, integers(0)]
         return self.node("Concat", parts, axis=0)
-
-    def unseen_of_all(self) -> str:
-        """Write what is added to scores of all tokens with all, [1, 1, tokens, tokens]."""
-        shared = self.shared
-        end = self.node("Squeeze", [_width(shared)])
-        places = self.node("Range", [shared.integer(0), end, shared.integer(1)])
-        rows = self.node("Unsqueeze", [places, shared.integers(1)])
-        away = self.node("Abs", [self.node("Sub", [rows, places])])
-        near = self.node("LessOrEqual", [away, shared.integers(self.tokens)])
-        values = [near, shared.number(0.0), shared.number(UNSEEN)]
-        return self.node("Unsqueeze", [self.node("Where", values), shared.integers(0, 1)])
 
     def unseen(self) -> str:
         """Write what is added to scores, [blocks, tokens, three times as many tokens]."""
