@@ -1,10 +1,10 @@
-"""How INT8 ranks in each kind of model: the second table of docs/notes/kinds.md.
+"""How INT8 ranks in each kind of model.
 
     python docs/measure/trained_kinds.py KIND... [--minutes N] [--kept FOLDER] [--json FILE]
 
 Random weights prove nothing. So a model of 4 layers of each kind learns the demo model's scores and
 layers' outputs, on the demo data, as `xopt shrink` does. Each INT8 variant is then judged against
-its own FP32 on queries that it has not seen.
+its own FP32 on queries that it has not seen. Two cores take an hour for each kind.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def judged(folder: ModelFolder, held_out: Candidates) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="+", metavar="KIND", help=f"of {', '.join(KINDS)}")
-    parser.add_argument("--minutes", type=float, default=5, help="of training for each kind")
+    parser.add_argument("--minutes", type=float, default=60, help="of training for each kind")
     parser.add_argument("--kept", type=Path, help="keep the models here")
     parser.add_argument("--json", type=Path, help="write the result here")
     given = parser.parse_args()

@@ -1,13 +1,13 @@
 """DeBERTa's scores by relative position, from one product each.
 
-DeBERTa adds two terms to the score of a query token i and a key token j: query i times a key for
-the distance i - j, and key j times a query for it (He et al., DeBERTa, 2021). transformers projects
-the embeddings of all distances in each forward, multiplies with all of them, and gathers a score
-for each two tokens.
+DeBERTa adds two terms to the score of a token i as the query and a token j as the key. One is the
+query times a key for the distance i - j. The other is the key times a query for that distance (He
+et al., DeBERTa, 2021). transformers projects the embeddings of all distances in each forward. It
+multiplies with all of them, and gathers a score for each two tokens.
 
 Here they are projected once. A forward takes those of the distances that it has, from the largest
-to the smallest. So each row of the product has the scores of its token side by side, and those of
-the next row begin one place before (Dai et al., Transformer-XL, 2019). Read with rows that are one
+to the smallest. So each row of the product has the scores of its token side by side. Those of the
+next row begin one place before (Dai et al., Transformer-XL, 2019). Read with rows that are one
 place shorter, they stand in columns.
 """
 
@@ -32,16 +32,20 @@ def use_bands(model: Any) -> int:
     from transformers.models.deberta_v2.modeling_deberta_v2 import DebertaV2Encoder
 
     count = 0
-    for encoder in model.modules():
-        if isinstance(encoder, DebertaV2Encoder) and encoder.relative_attention:
-            rows = _Rows(encoder)
-            encoder.get_attention_mask = _added_mask
-            encoder.get_rel_pos = rows
-            embeddings = encoder.get_rel_embedding().detach()
-            for layer in encoder.layer:
-                layer.attention.self = _BandedAttention(layer.attention.self, embeddings)
-                count += 1
+    for module in model.modules():
+        if isinstance(module, DebertaV2Encoder) and module.relative_attention:
+            count += _replaced(module)
     return count
+
+
+def _replaced(encoder: Any) -> int:
+    """Replace the attentions of a DebertaV2Encoder, and count them."""
+    embeddings = encoder.get_rel_embedding().detach()
+    encoder.get_attention_mask = _added_mask
+    encoder.get_rel_pos = _Rows(encoder)
+    for layer in encoder.layer:
+        layer.attention.self = _BandedAttention(layer.attention.self, embeddings)
+    return len(encoder.layer)
 
 
 def _added_mask(attention_mask: Tensor) -> Tensor:
@@ -77,7 +81,14 @@ class _Rows:
 
 
 class _BandedAttention(nn.Module):
-    """Takes the place of DisentangledSelfAttention, with its weights."""
+    """Takes the place of DisentangledSelfAttention, with its weights.
+
+    position_keys, position_queries: the embeddings projected, [distances, channels]; None where
+    the model has no such term.
+    """
+
+    position_keys: Tensor | None
+    position_queries: Tensor | None
 
     def __init__(self, attention: Any, embeddings: Tensor) -> None:
         super().__init__()
@@ -95,7 +106,7 @@ class _BandedAttention(nn.Module):
         self._keep("position_queries", queries if "p2c" in kinds else None, rows)
 
     def _keep(self, name: str, projection: nn.Module | None, rows: Tensor) -> None:
-        """Keep the projected embeddings, [distances, channels], as they are added to scores."""
+        """Keep the embeddings as they are added to scores, so with the scores' scale."""
         with torch.no_grad():
             projected = None if projection is None else projection(rows) * self.scale
         self.register_buffer(name, projected)

@@ -81,6 +81,21 @@ def test_rotated_windowed_and_causal_attention_is_fused(tmp_path: Path, kind: st
     check_same(plain, fused, lengths, left=is_decoder)
 
 
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_keys_of_fewer_heads_are_rotated_with_their_queries(tmp_path: Path, key_heads: int) -> None:
+    plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, "qwen2", num_key_value_heads=key_heads)))
+    fused, _ = fuse_attention(plain, MAX_LENGTH)
+    inside = [
+        node.op_type
+        for choice in fused.graph.node
+        for attribute in choice.attribute
+        if attribute.name == "then_branch"
+        for node in attribute.g.node
+    ]
+    assert inside.count("GroupQueryAttention") == 1  # the last layer has one query a pair
+    assert inside.count("RotaryEmbedding") >= 2
+
+
 @pytest.mark.parametrize("window", [301, 900])
 def test_a_long_window_is_seen_where_pairs_can_be_longer(tmp_path: Path, window: int) -> None:
     plain, _ = keep_one_row(graph_of(make_tiny(tmp_path, "mistral", sliding_window=window)))

@@ -90,7 +90,7 @@ def test_a_graph_that_openvino_does_not_take_is_left_out_with_the_reason(
         pytest.skip("OpenVINO takes the graphs of torch's exporter")
     monkeypatch.setattr("xopt.runtime.scoring.variants.has_bf16", lambda: True)
     made = export(
-        str(make_tiny(tmp_path / "model", "deberta-v2")), tmp_path / "out", exporter="optimum"
+        str(make_tiny(tmp_path / "model", "deberta")), tmp_path / "out", exporter="optimum"
     )
     assert {"openvino-fp32", "openvino-bf16"} <= set(made.manifest.variants)
     assert variants_on(made, "cpu") == ["torch-fp32", "torch-bf16", "onnx-fp32"]
