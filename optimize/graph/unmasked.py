@@ -130,8 +130,7 @@ class _Attention:
         query = self.tokens_first(core.query)
         inputs = [query, self.key(core.heads), self.tokens_first(core.value)]
         if core.bias:
-            if len(self.index.shapes[core.bias]) != 4:
-                raise LookupError(core.bias)
+            self.check_bias()
             inputs += ["", "", core.bias]
         self.write.node(
             "MultiHeadAttention",
@@ -141,6 +140,12 @@ class _Attention:
             num_heads=core.heads,
             scale=core.scale,
         )
+
+    def check_bias(self) -> None:
+        """Raise LookupError for a bias of one row for all rows, or one column for all columns."""
+        shape = self.index.shapes[self.core.bias]
+        if len(shape) != 4 or shape[3] == 1 or (shape[2] == 1 and self.core.query_rows != 1):
+            raise LookupError(self.core.bias)
 
     def see_before(self) -> None:
         core = self.core

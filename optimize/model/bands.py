@@ -33,13 +33,18 @@ def use_bands(model: Any) -> int:
 
     count = 0
     for module in model.modules():
-        if isinstance(module, DebertaV2Encoder) and module.relative_attention:
+        # A class of the model's own may do something else.
+        if type(module) is DebertaV2Encoder and module.relative_attention:
             count += _replaced(module)
     return count
 
 
 def _replaced(encoder: Any) -> int:
     """Replace the attentions of a DebertaV2Encoder, and count them."""
+    from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention
+
+    if any(type(layer.attention.self) is not DisentangledSelfAttention for layer in encoder.layer):
+        return 0
     embeddings = encoder.get_rel_embedding().detach()
     encoder.get_attention_mask = _added_mask
     encoder.get_rel_pos = _Rows(encoder)

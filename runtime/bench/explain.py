@@ -336,17 +336,16 @@ def _compute(run: Observed, explained: Explained, ceilings: Ceilings) -> Finding
 def _reached(explained: Explained) -> str:
     """Say what a forward's time goes into, and how near it comes to the ceiling."""
     kinds = dict(explained.kinds)
-    if explained.products_of_ceiling is None:
+    products = kinds.pop("products", None)
+    if products is None:
         if explained.of_ceiling is None:
             return ""
         return f"Forwards reach {explained.of_ceiling:.0%} of what the cores can do. "
-    products = kinds.pop("products")
+    said = f"Products take {products:.0%} of a forward"
+    if explained.products_of_ceiling is not None:
+        said += f", at {explained.products_of_ceiling:.0%} of what the cores can do"
     rest = [f"{kind} {share:.0%}" for kind, share in kinds.items() if share >= NAMED]
-    said = (
-        f"Products take {products:.0%} of a forward, at {explained.products_of_ceiling:.0%} of "
-        "what the cores can do. "
-    )
-    return said + (f"The rest is {', '.join(rest)}. " if rest else "")
+    return f"{said}. " + (f"The rest is {', '.join(rest)}. " if rest else "")
 
 
 def _lasting_s(run: Observed, split: Split) -> float:

@@ -48,6 +48,13 @@ def test_other_models_have_no_bands(tmp_path: Path) -> None:
     assert use_bands(load_encoder(make_tiny(tmp_path, "bert")).model) == 0
 
 
+def test_attention_of_its_own_stays(tmp_path: Path) -> None:
+    model = load_encoder(make_tiny(tmp_path, "deberta-v2")).model
+    attention = model.deberta.encoder.layer[1].attention
+    attention.self.__class__ = type("Own", (type(attention.self),), {})
+    assert use_bands(model) == 0
+
+
 def test_attention_without_relative_positions_stays(tmp_path: Path) -> None:
     make_tiny(tmp_path, "deberta-v2", relative_attention=False, position_biased_input=True)
     assert use_bands(load_encoder(tmp_path).model) == 0

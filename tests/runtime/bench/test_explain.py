@@ -206,6 +206,9 @@ def test_int8_speeds_up_the_products_alone() -> None:
         "Products take 50% of a forward, at 80% of what the cores can do. "
         "The rest is attention 30%, activation 19%. INT8 products are 3.0 times as fast here"
     )
+    unknown = explain(RUN, None, CEILINGS, profiled).bottleneck
+    assert unknown.gain == compute.gain
+    assert unknown.advice.startswith("Products take 50% of a forward. The rest is attention 30%")
 
 
 def test_the_work_of_a_forward_follows_from_the_models_shape(demo: ModelFolder) -> None:
