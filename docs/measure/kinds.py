@@ -113,6 +113,7 @@ def peers_of(folder: ModelFolder, kept: Path) -> ModelFolder | None:
     """Return the folder of what other tools run, or None where they cannot."""
     place = kept / f"{folder.path.name}-peers"
     if not (place / MANIFEST).is_file():
+        # Other tools do not export every kind.
         with contextlib.suppress(BadInput):
             return make_peers(folder, demo_candidates(), detect_target(), place)
         return None

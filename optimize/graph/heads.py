@@ -130,6 +130,7 @@ class AttentionIndex(GraphIndex):
     def biased(self, add_mask: NodeProto) -> tuple[NodeProto, str]:
         """Return the node that adds a bias to scores, and the mask that is added then."""
         for scores, mask in itertools.permutations(add_mask.input):
+            # The other input is the mask, which no Add of a product makes.
             with contextlib.suppress(LookupError):
                 add_bias = self.producer(scores, "Add")
                 self.scaled_product(add_bias)

@@ -72,6 +72,18 @@ def session_of(model: onnx.ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+def optimised(model: onnx.ModelProto, folder: Path) -> tuple[ort.InferenceSession, list[str]]:
+    """Open a session, and return it with the operators that onnxruntime makes of the graph."""
+    file = folder / "optimised.onnx"
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(file)
+    options.log_severity_level = 3  # that the file fits this machine alone
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return session, [node.op_type for node in onnx.load(file).graph.node]
+
+
 def logits(session: ort.InferenceSession, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
     values = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
     out: np.ndarray = session.run(

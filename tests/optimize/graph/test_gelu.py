@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from helpers.graphs import THERE, graph_of, logits, session_of
+from helpers.graphs import THERE, graph_of, logits, optimised, session_of
 from helpers.tiny import make_tiny
 
 from xopt.optimize.graph.gelu import reorder_gelu
@@ -24,14 +23,8 @@ def test_every_gelu_is_one_that_onnxruntime_knows_and_no_score_changes(
     reordered, count = reorder_gelu(graph)
     onnx.checker.check_model(reordered)
     assert count == (3 if exporter == "torch" else 0)  # tracing writes them so
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3  # that the file fits this machine alone
-    session = ort.InferenceSession(
-        reordered.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session, kinds = optimised(reordered, tmp_path)
     assert np.abs(logits(session, IDS, np.ones_like(IDS)) - before).max() < 1e-5
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert "Erf" not in kinds
     assert kinds.count("BiasGelu") + kinds.count("Gelu") == 3
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from helpers.graphs import graph_of, logits, session_of
+from helpers.graphs import graph_of, logits, optimised, session_of
 from helpers.tiny import make_tiny
 
 from xopt.optimize.graph.rms_norm import divide_by_root
@@ -23,14 +22,8 @@ def test_every_norm_is_one_operator_and_no_score_changes(tmp_path: Path, archite
     divided, count = divide_by_root(graph)
     onnx.checker.check_model(divided)
     assert count == NORMS[architecture]
-    options = ort.SessionOptions()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3  # that the file fits this machine alone
-    session = ort.InferenceSession(
-        divided.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session, kinds = optimised(divided, tmp_path)
     assert np.abs(logits(session, IDS, np.ones_like(IDS)) - before).max() < 1e-5
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("SimplifiedLayerNormalization") == count
 
 
