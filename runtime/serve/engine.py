@@ -1,14 +1,14 @@
 """Scores the pairs of many requests: fair by tokens, in time, and only for who still waits.
 
 A request's pairs wait by width. Each caller of the scorer's plan is a thread that asks for the
-next forward. Three of four lead off with the request that has the fewest tokens left. So requests
-of one size end in turn, and not all late. The fourth goes to the one that has had the fewest so
-far. Pairs of the same width fill it up, whosever they are. So a small request passes between the
-forwards of large ones, however many these are.
+next forward. Requests about as small as the smallest come first, in the order that they came in.
+So requests of one size end in turn, and not all late. Where larger ones wait too, every fourth
+forward goes to one of them: the one that has had the fewest tokens. Pairs of the same width fill
+it up, whosever they are. So a small request passes between the forwards of large ones, however
+many these are, and small ones starve no large one.
 
-A request that comes counts from what each has had that waited all the time. That is the virtual
-time of fair queueing (Parekh and Gallager 1993). So small ones that come and go starve no large
-one.
+A large request that comes counts from what each has had that waited all the time. That is the
+virtual time of fair queueing (Parekh and Gallager 1993).
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ __all__ = ["Closed", "Engine", "Overloaded", "QueuedRequest", "TimedOut"]
 
 # The measured rate follows that of the last forwards, which took about so long.
 FOLLOWING_S = 5.0
-# Of so many forwards one goes to the request that has had least, the others to who has least left.
-FAIR_TURN = 4
-# A request rides in a forward of one that is so many times smaller, and of no smaller one.
-RIDING = 4
+# Requests are of about one size up to so many times the smaller one. They come first in the order
+# that they came in, and a larger one does not ride in the forward of a smaller one.
+LARGER = 4
+# Of so many forwards one goes to a larger request, where one waits.
+LARGER_TURN = 4
 # The share of a new value in the tokens a character.
 FOLLOWING = 0.1
 # Tokens a character, before any text was seen.
@@ -85,6 +86,7 @@ class QueuedRequest:
     deadline_s: when its time is over, by time.monotonic.
     expected_tokens: how large it is, by an estimate.
     left_tokens: what is not scored yet; the estimate until it is tokenised.
+    came_s: when it was let in, by time.monotonic.
     done: the logits of what was submitted last. Whoever cancels it gives the request up.
     left_rows: how many pairs are not scored yet.
     waiting: of its pairs those that no forward has taken, by width, the widest first.
@@ -94,6 +96,7 @@ class QueuedRequest:
     deadline_s: float
     expected_tokens: int
     left_tokens: int
+    came_s: float = field(default_factory=time.monotonic)
     done: Future[NDArray[np.float32]] = field(default_factory=Future)
     tokens: Tokens = field(default_factory=_no_tokens)
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -163,7 +166,7 @@ class Engine:
         self._waiting: list[QueuedRequest] = []  # of those admitted, the ones with pairs that wait
         self._rows: Counter[int] = Counter()  # pairs that wait, by width
         self._running = 0
-        self._turns = itertools.cycle(range(FAIR_TURN))
+        self._turns = itertools.cycle(range(LARGER_TURN))
         self._virtual = 0.0  # tokens that a request has had which waited all the time
         self._changed = threading.Condition()
         self._closed = False
@@ -211,9 +214,8 @@ class Engine:
     def admit(self, pairs: Sequence[Pair], deadline_s: float) -> QueuedRequest:
         """Let a request in. Raises Overloaded where it would wait too long, and Closed.
 
-        Of each request before it no more tokens are scored first than it has itself. They may not
-        take longer than `longest_wait_s`, nor together with its own longer than its time.
-        Nothing is tokenised here.
+        What is scored before it may not take longer than `longest_wait_s`, nor together with its
+        own pairs longer than its time. Nothing is tokenised here.
         """
         longest = self.scorer.encoder.max_length
         characters = np.array([len(query) + len(text) for query, text in set(pairs)])
@@ -222,7 +224,7 @@ class Engine:
         with self._changed:
             if self._closed:
                 raise Closed
-            before = sum(min(own, queued.left_tokens) for queued in self._admitted)
+            before = self._tokens_before(own)
             before_s = before / self.tokens_per_s
             late_s = before_s + own / self.tokens_per_s - (deadline_s - time.monotonic())
             if before and (before_s > self.longest_wait_s or late_s > 0):
@@ -230,6 +232,20 @@ class Engine:
             queued = QueuedRequest(deadline_s, own, own)
             self._admitted.add(queued)
         return queued
+
+    def _tokens_before(self, own: int) -> float:
+        """Return how many tokens are scored before a request of `own` tokens ends.
+
+        Those are all of requests that are not larger, and what larger ones get in their turns.
+        """
+        of_first = 0
+        of_larger = 0
+        for queued in self._admitted:
+            if queued.expected_tokens > LARGER * own:
+                of_larger += queued.left_tokens
+            else:
+                of_first += queued.left_tokens
+        return of_first + min(of_larger, (of_first + own) / (LARGER_TURN - 1))
 
     def release(self, queued: QueuedRequest) -> None:
         """Forget a request that has ended, however it did."""
@@ -322,33 +338,44 @@ class Engine:
         self._drop_what_is_over()
         if not self._waiting:
             return None
-        requests = sorted(self._waiting, key=lambda queued: (queued.served, queued.left_tokens))
-        least_served = requests[0].served
-        if next(self._turns):
-            requests.sort(key=lambda queued: queued.left_tokens)
-        members = self._fitting(requests)
+        least_served = min(queued.served for queued in self._waiting)
+        members = self._fitting(self._in_turn())
         lengths = np.array([queued.tokens.lengths[row] for queued, row in members])
         # The planner says how many of them may run together on this backend.
         forward = self.scorer.planned(lengths)[0]
         members = members[: len(forward.rows)]
         token_count = int(lengths[: len(members)].sum())
-        self._virtual = max(self._virtual, least_served) + token_count / len(requests)
+        self._virtual = max(self._virtual, least_served) + token_count / len(self._waiting)
         for queued, row in members:
             self._take(queued, row)
         self._waiting = [queued for queued in self._waiting if queued.waiting]
         alone = not self._waiting and not self._running
         return _Batch(members, forward.width, alone)
 
+    def _in_turn(self) -> list[QueuedRequest]:
+        """Return the requests that wait, first the one whose turn it is."""
+        smallest = min(queued.expected_tokens for queued in self._waiting)
+        first: list[QueuedRequest] = []
+        larger: list[QueuedRequest] = []
+        for queued in self._waiting:
+            is_larger = queued.expected_tokens > LARGER * smallest
+            (larger if is_larger else first).append(queued)
+        first.sort(key=lambda queued: queued.came_s)
+        larger.sort(key=lambda queued: (queued.served, queued.came_s))
+        if larger and next(self._turns) == 0:
+            return larger + first
+        return first + larger
+
     def _fitting(self, requests: list[QueuedRequest]) -> list[tuple[QueuedRequest, int]]:
         """Return pairs that fit into a forward with the first request's.
 
-        First come those of one width, of all requests that hold up no far smaller one. Then come
-        narrower ones of its own, where the backend runs them together.
+        First come those of one width, of all requests that are not larger. Then come narrower
+        ones of its own, where the backend runs them together.
         """
         lead = requests[0]
         width = self._fullest(lead)
         room = self._room(width)
-        most = RIDING * lead.expected_tokens
+        most = LARGER * lead.expected_tokens
         wanted = [(queued, width) for queued in requests if queued.expected_tokens <= most]
         if not self.scorer.backend.step:
             wanted += [(lead, each) for each in lead.waiting if each < width]

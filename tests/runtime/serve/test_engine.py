@@ -181,9 +181,21 @@ def test_small_requests_that_come_and_go_starve_no_large_one(engine_at_rest):
         for number, each in enumerate(small):
             if not each.waiting:
                 small[number] = submitted(engine, [(QUERY, "copies " * number)])
-    assert forwards > 40  # nor does it starve them
+    # It takes ten, of which the first is the first of all, and then it has every fourth.
+    assert forwards == 37
     for _ in small:
         engine._next()
+
+
+def test_requests_of_about_one_size_end_in_the_order_that_they_came(engine_at_rest):
+    engine = engine_at_rest(1)
+    # Of lengths of their own, so that none rides along. The second and fourth are smaller.
+    shapes = [(30, 12), (20, 7), (25, 16), (15, 8), (35, 12)]
+    requests = [submitted(engine, [(QUERY, "copies " * count)] * rows) for count, rows in shapes]
+    ended = []
+    while engine._next() is not None:
+        ended += [each for each in requests if not each.waiting and each not in ended]
+    assert ended == requests
 
 
 def test_what_is_given_up_is_not_tokenised_on(engine):
@@ -273,3 +285,7 @@ def test_a_request_is_let_in_by_what_is_scored_before_it(tiny):
     assert engine.queued_tokens == 0
     # Where nothing waits, an estimate refuses nobody.
     engine.admit(many, time.monotonic() + 0.01)
+    # Of about its size, and so all of it ends before the next one does.
+    with pytest.raises(Overloaded) as refused:
+        engine.admit(many[:4], FOREVER_S)
+    assert refused.value.retry_s == pytest.approx(10 * tiny.manifest.max_length / 100 - 1)
