@@ -64,6 +64,8 @@ class OnnxBackend(PaddedArrays):
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # patterns are kept by shape, and would fill memory
         options.log_severity_level = 3
+        # Between forwards its threads sleep: waiting in a loop, they would hold up other programs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         return options
 
     def _session(self, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -17,7 +17,7 @@ from xopt.runtime.bench.reference import ReferenceScorer
 from xopt.runtime.data.candidates import Candidates
 from xopt.runtime.errors import BadInput, NotFinite
 from xopt.runtime.folder import ModelFolder, Plan
-from xopt.runtime.machine import has_module, machine_name
+from xopt.runtime.machine import cores, has_module, machine_name
 from xopt.runtime.scoring.backends.onnx import OnnxBackend
 from xopt.runtime.scoring.backends.packed import Packed
 from xopt.runtime.scoring.scorer import checked
@@ -312,3 +312,25 @@ def test_the_only_forward_of_a_call_has_the_threads_of_all_callers(
     one_caller = open_scorer(tiny, "onnx-fp32", plan=Plan(callers=1, threads=1, tokens=512))
     one_caller.score(docs.pairs[:1])
     assert not one_caller._wide  # it has all threads already
+
+
+CPU_TIME_AFTER = """
+import sys, time
+from xopt.runtime import open_scorer
+from xopt.runtime.folder import Plan
+
+scorer = open_scorer(sys.argv[1], "onnx-fp32", plan=Plan(callers=1, threads=2, tokens=4096))
+scorer.score([("data", "search index " * 100 + str(i)) for i in range(200)])
+used = time.process_time()
+time.sleep(0.2)
+print(time.process_time() - used)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.alone  # other tests' processes keep to one core each
+@pytest.mark.skipif(cores() < 2, reason="there is one core")
+def test_threads_sleep_between_forwards(tiny: ModelFolder) -> None:
+    command = [sys.executable, "-c", CPU_TIME_AFTER, str(tiny.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.02
