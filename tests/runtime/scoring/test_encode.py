@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+from helpers.fresh import number_of
 from helpers.tiny import make_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -245,9 +244,7 @@ print((time.process_time() - used) / (time.monotonic() - start))
 @pytest.mark.alone  # other tests' processes keep to one core each
 @pytest.mark.skipif(cores() < 2, reason="there is one core")
 def test_a_tokenizer_of_one_thread_uses_one_core(tiny: ModelFolder) -> None:
-    command = [sys.executable, "-c", CPU_TIME, str(tiny.path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1.3
+    assert number_of(CPU_TIME, tiny.path) < 1.3
 
 
 @pytest.mark.parametrize("threads", [1, 2])
